@@ -1,0 +1,44 @@
+/* What every C file shares: the index type, compiler glue, the status codes. Compiler extensions live here and in simd/ only. */
+#ifndef FA_BASE_H
+#define FA_BASE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef int64_t fa_index; /* every size, stride and subscript: signed, so that differences are safe */
+
+typedef enum {
+    FA_OK = 0,
+    FA_NOMEM,   /* scratch memory could not be had; outputs are not written */
+    FA_NOBLAS,  /* strategy "blas" asked for, but no BLAS provider is there */
+} fa_status;
+
+#if defined(__GNUC__) || defined(__clang__)
+#define FA_INLINE static inline __attribute__((always_inline))
+#define FA_NOINLINE static __attribute__((noinline))
+#define FA_HIDDEN __attribute__((visibility("hidden")))
+#define FA_EXPORT __attribute__((visibility("default")))
+#define FA_ALIGN(n) __attribute__((aligned(n)))
+#define FA_LIKELY(x) __builtin_expect(!!(x), 1)
+#define FA_UNLIKELY(x) __builtin_expect(!!(x), 0)
+#else
+#error "fastattn needs GCC or Clang: the vector types of simd/ are their extensions"
+#endif
+
+/* Unrolls the loop that follows completely (its bounds are small constants): register tiles live in arrays, and only
+   a full unroll lets the compiler keep each element in a register. Clang does so by itself and spells it otherwise. */
+#if defined(__clang__)
+#define FA_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define FA_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+#define FA_CONCAT_(a, b) a##b
+#define FA_CONCAT(a, b) FA_CONCAT_(a, b)
+
+FA_INLINE fa_index fa_min(fa_index a, fa_index b) { return a < b ? a : b; }
+FA_INLINE fa_index fa_max(fa_index a, fa_index b) { return a > b ? a : b; }
+FA_INLINE fa_index fa_ceil_div(fa_index a, fa_index b) { return (a + b - 1) / b; }
+FA_INLINE fa_index fa_round_up(fa_index a, fa_index b) { return fa_ceil_div(a, b) * b; }
+
+#endif

@@ -1,0 +1,63 @@
+#include "dispatch.h"
+
+#include <stdatomic.h>
+
+/* The build says which ISA-specific tables it has compiled (FA_HAVE_AVX2, FA_HAVE_AVX512). */
+#define DECLARE(isa)                                       \
+    FA_HIDDEN extern const fa_kernels_f32 fa_table_f32_##isa; \
+    FA_HIDDEN extern const fa_kernels_f64 fa_table_f64_##isa;
+DECLARE(baseline)
+#if FA_HAVE_AVX2
+DECLARE(avx2)
+#endif
+#if FA_HAVE_AVX512
+DECLARE(avx512)
+#endif
+
+static const struct {
+    const fa_kernels_f32 *f32;
+    const fa_kernels_f64 *f64;
+} tables[FA_ISA_COUNT] = {
+    [FA_ISA_BASELINE] = {&fa_table_f32_baseline, &fa_table_f64_baseline},
+#if FA_HAVE_AVX2
+    [FA_ISA_LEVEL_AVX2] = {&fa_table_f32_avx2, &fa_table_f64_avx2},
+#endif
+#if FA_HAVE_AVX512
+    [FA_ISA_LEVEL_AVX512] = {&fa_table_f32_avx512, &fa_table_f64_avx512},
+#endif
+};
+
+static _Atomic int in_force = FA_ISA_BASELINE;
+
+int fa_isa_usable(fa_isa isa) { return tables[isa].f32 && fa_cpu_allows(isa); }
+
+fa_isa fa_best_isa(void)
+{
+    int isa = FA_ISA_COUNT - 1;
+    while (!fa_isa_usable((fa_isa)isa)) isa--;
+    return (fa_isa)isa;
+}
+
+fa_isa fa_get_isa(void) { return (fa_isa)atomic_load_explicit(&in_force, memory_order_relaxed); }
+
+int fa_set_isa(fa_isa isa)
+{
+    if (!fa_isa_usable(isa)) return 0;
+    atomic_store(&in_force, (int)isa);
+    return 1;
+}
+
+const fa_kernels_f32 *fa_kernels_for_f32(fa_isa isa) { return tables[isa].f32; }
+const fa_kernels_f64 *fa_kernels_for_f64(fa_isa isa) { return tables[isa].f64; }
+const fa_kernels_f32 *fa_kernels_of_f32(void) { return tables[fa_get_isa()].f32; }
+const fa_kernels_f64 *fa_kernels_of_f64(void) { return tables[fa_get_isa()].f64; }
+
+const char *fa_kernel_name(int i)
+{
+    static const char *const names[] = {
+#define FA_KERNEL(name, arguments) #name,
+#include "kernels/kernels.def"
+#undef FA_KERNEL
+        NULL};
+    return names[i];
+}

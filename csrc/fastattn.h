@@ -1,0 +1,90 @@
+/* The C API: what the Python extension calls. Callers have checked shapes, types and ranges; functions return FA_OK, or another
+   status with the outputs untouched. Sizes and strides count elements unless said otherwise; every size may be 0. */
+#ifndef FASTATTN_H
+#define FASTATTN_H
+
+#include "activation.h"
+#include "base.h"
+#include "blas.h"
+#include "cpu.h"
+#include "dispatch.h"
+#include "scratch.h"
+#include "threads.h"
+
+typedef enum { FA_F32 = 0, FA_F64 } fa_dtype;
+
+/* Once, at import: CPU detection, fork handlers, the best ISA. */
+void fa_init(void);
+
+/* ---- element-wise: y[i] = f(x[i]), i < n; y == x allowed ---- */
+fa_status fa_map(fa_dtype dtype, fa_activation f, void *y, const void *x, fa_index n);
+
+/* ---- rows: y = softmax(scale x) or log_softmax(scale x) over n contiguous elements; y == x allowed with ldy == ldx ---- */
+fa_status fa_softmax_forward(fa_dtype dtype, int log, void *y, fa_index ldy, const void *x, fa_index ldx, fa_index rows,
+                             fa_index n, double scale);
+/* dx = scale y (dy - sum dy y), or scale (dy - e^y sum dy) for log; contiguous rows; dx == dy or dx == y allowed */
+fa_status fa_softmax_backward(fa_dtype dtype, int log, void *dx, const void *dy, const void *y, fa_index rows, fa_index n,
+                              double scale);
+
+/* ---- linear: y[M, N] = activation(x[M, K] w[N, K]' + bias[N]); bias may be NULL; no aliasing ---- */
+typedef enum { FA_LINEAR_NATIVE = 0, FA_LINEAR_BLAS } fa_linear_strategy;
+fa_status fa_linear_forward(fa_dtype dtype, void *y, fa_index ldy, const void *x, fa_index ldx, const void *w, fa_index ldw,
+                            const void *bias, fa_index M, fa_index N, fa_index K, fa_activation activation,
+                            fa_linear_strategy strategy);
+/* The same with w packed beforehand, under the ISA `isa` whose layout the buffer then has. */
+size_t fa_linear_packed_bytes(fa_dtype dtype, fa_isa isa, fa_index N, fa_index K);
+fa_status fa_linear_pack(fa_dtype dtype, fa_isa isa, void *packed, const void *w, fa_index ldw, fa_index N, fa_index K);
+fa_status fa_linear_forward_packed(fa_dtype dtype, fa_isa isa, void *y, fa_index ldy, const void *x, fa_index ldx,
+                                   const void *packed, const void *bias, fa_index M, fa_index N, fa_index K,
+                                   fa_activation activation);
+
+/* ---- attention: out = softmax(scale q k' + mask) v, per batch b and head h, the keys of head h being those of h / (H / Hk) ----
+   q[B, H, Lq, D], k[B, Hk, Lk, D], v[B, Hk, Lk, Dv], out[B, H, Lq, Dv] with strides of batch, head and row and contiguous last axes;
+   lse[B, H, Lq] contiguous, or NULL. out and lse overlap nothing.
+   Row i attends to the keys j < length with i + offset - left <= j <= i + offset + right that the mask does not exclude;
+   offset = 0 (aligned top-left) or k length - q length (bottom-right). Rows beyond their length are zero, lse -inf. */
+typedef enum { FA_MASK_NONE = 0, FA_MASK_BOOL, FA_MASK_ADD } fa_mask_kind;
+typedef enum { FA_ATTENTION_FUSED = 0, FA_ATTENTION_BLAS } fa_attention_strategy;
+#define FA_UNBOUNDED INT64_MAX
+typedef struct {
+    fa_index B, H, Hk, Lq, Lk, D, Dv;
+    const void *q, *k, *v;
+    void *out, *lse;
+    fa_index q_stride[3], k_stride[3], v_stride[3], out_stride[3];
+    fa_mask_kind mask_kind;
+    const void *mask; /* uint8 (0: excluded) or the dtype (added; -inf: excluded) */
+    fa_index mask_stride[4]; /* batch, head, row, key; 0 where broadcast */
+    fa_index left, right;    /* FA_UNBOUNDED, or a distance >= 0 */
+    int bottom_right;
+    const fa_index *q_lengths, *k_lengths; /* [B] in 0..L, or NULL */
+    double scale;
+    fa_attention_strategy strategy;
+} fa_attention_arguments;
+fa_status fa_attention_forward(fa_dtype dtype, const fa_attention_arguments *a);
+
+/* ---- one layer and direction of a recurrent network over a sequence ----
+   a_t = w_ih x_t + w_hh h_{t-1} + bias, then the cell (kernels/recurrent.c has the equations). Gate order as in PyTorch:
+   lstm i, f, g, o; gru r, z, n. x[T, B, I] and y[T, B, H] with strides of time and batch and contiguous last axes; h0, c0, h_out, c_out
+   [B, H] contiguous. h0 or c0 NULL: zeros. No output overlaps an input, but h_out may be h0 and c_out c0.
+   lengths NULL: all T. Otherwise sequence b ends after lengths[b] steps: y is zero beyond, h_out the state at its last step. `reverse`
+   runs each sequence from its end to its start. */
+typedef enum { FA_RNN = 0, FA_LSTM, FA_GRU, FA_GRU_RESET_BEFORE } fa_cell;
+typedef struct {
+    fa_cell cell;
+    fa_activation activation; /* of FA_RNN: FA_TANH, FA_RELU, FA_SIGMOID */
+    fa_index T, B, I, H;
+    const void *x;
+    fa_index x_stride[2];
+    void *y;
+    fa_index y_stride[2];
+    const void *h0, *c0;
+    void *h_out, *c_out;
+    const void *w_ih, *w_hh; /* [G H, I], [G H, H] contiguous */
+    const void *b_ih, *b_hh; /* [G H] or NULL */
+    const void *peephole;    /* [3, H] rows i, f, o, or NULL; FA_LSTM only */
+    const fa_index *lengths; /* [B] in 0..T, or NULL */
+    int reverse;
+} fa_recurrent_arguments;
+fa_status fa_recurrent_forward(fa_dtype dtype, const fa_recurrent_arguments *a);
+
+#endif

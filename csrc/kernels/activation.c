@@ -1,0 +1,49 @@
+/* y = f(x), element by element. The last, partial vector goes through the same f with masked loads and stores. */
+#include "common.h"
+
+#include "../activation.h"
+
+#define MAP(name, f)                                                                   \
+    void KERNEL(name)(real * y, const real *x, fa_index n)                             \
+    {                                                                                  \
+        fa_index i = 0;                                                                \
+        for (; i + VL <= n; i += VL) v_store(y + i, f(v_load(x + i)));                 \
+        if (i < n) v_store_n(y + i, f(v_load_n(x + i, n - i)), n - i);                 \
+    }
+
+MAP(map_exp, v_exp)
+MAP(map_tanh, v_tanh)
+MAP(map_sigmoid, v_sigmoid)
+MAP(map_relu, v_relu)
+MAP(map_gelu, v_gelu)
+MAP(map_gelu_tanh, v_gelu_tanh)
+MAP(map_silu, v_silu)
+
+FA_INLINE vreal identity(vreal x) { return x; }
+
+#define BIAS_ROWS(f)                                                                                                         \
+    for (fa_index i = 0; i < rows; i++) {                                                                                    \
+        real *row = c + i * ldc;                                                                                             \
+        fa_index j = 0;                                                                                                      \
+        for (; j + VL <= n; j += VL)                                                                                         \
+            v_store(row + j, f(bias ? v_add(v_load(row + j), v_load(bias + j)) : v_load(row + j)));                          \
+        if (j < n) {                                                                                                         \
+            const vreal x = v_load_n(row + j, n - j);                                                                        \
+            v_store_n(row + j, f(bias ? v_add(x, v_load_n(bias + j, n - j)) : x), n - j);                                    \
+        }                                                                                                                    \
+    }                                                                                                                        \
+    break;
+
+void KERNEL(bias_activation_rows)(real *c, fa_index ldc, const real *bias, fa_index rows, fa_index n, int activation)
+{
+    switch ((fa_activation)activation) {
+    case FA_IDENTITY: BIAS_ROWS(identity)
+    case FA_TANH: BIAS_ROWS(v_tanh)
+    case FA_SIGMOID: BIAS_ROWS(v_sigmoid)
+    case FA_RELU: BIAS_ROWS(v_relu)
+    case FA_GELU: BIAS_ROWS(v_gelu)
+    case FA_GELU_TANH: BIAS_ROWS(v_gelu_tanh)
+    case FA_SILU: BIAS_ROWS(v_silu)
+    case FA_EXP: BIAS_ROWS(v_exp)
+    }
+}

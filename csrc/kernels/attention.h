@@ -1,0 +1,10 @@
+/* Sizes of the blocks of attention; ops/attention.c makes its buffers by them. */
+#ifndef FA_ATTENTION_H
+#define FA_ATTENTION_H
+
+/* Row stride of a block of scores, a compile-time constant so that tiles address its rows without arithmetic: the most keys in a
+   block, and 16 to keep rows from falling on the same cache sets. */
+#define ATTENTION_KEYS 256
+#define ATTENTION_STRIDE (ATTENTION_KEYS + 16)
+
+#endif

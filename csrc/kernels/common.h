@@ -1,0 +1,17 @@
+/* What the files of this folder share: the vocabulary, and the name of a kernel in this compilation. */
+#ifndef FA_KERNELS_COMMON_H
+#define FA_KERNELS_COMMON_H
+
+#include "../simd/simd.h"
+#include "vmath.h"
+
+/* FA_SUFFIX, such as f32_avx2, comes from the build. */
+#define KERNEL_(name, suffix) fa_##name##_##suffix
+#define KERNEL__(name, suffix) KERNEL_(name, suffix)
+#define KERNEL(name) KERNEL__(name, FA_SUFFIX)
+
+#define FA_KERNEL(name, arguments) FA_HIDDEN void KERNEL(name) arguments;
+#include "kernels.def"
+#undef FA_KERNEL
+
+#endif

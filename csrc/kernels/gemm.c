@@ -1,0 +1,140 @@
+/* Packing, and the product of packed operands: c (+)= a b with a in tiles of rows, b in panels of columns (tile.h).
+
+   Sums over k are split at multiples of k_block, a constant of the ISA, type and panel width, because a panel of k_block rows
+   stays in the first-level cache while all tiles of a pass over it. Each part is a chain from zero; the parts are added in order.
+   That is also closer to the exact sum than one long chain. */
+#include "common.h"
+#include "gemm.h"
+#include "tile.h"
+
+/* NaNs become the default NaN, the only one whose low bits are 0: attention adds such bits to exponents (v_add_exponent). */
+FA_INLINE vreal plain_nan(vreal a)
+{
+    return v_select(v_is_nan(a), v_set1((real)__builtin_nanf("")), a);
+}
+
+void KERNEL(pack_columns)(real *dst, fa_index step, const real *src, fa_index ld, fa_index columns, fa_index k_size,
+                          fa_index k_padded)
+{
+    fa_index k = 0;
+    if (columns == VL) {
+        for (; k + VL <= k_size; k += VL) {
+            vreal t[VL];
+            FA_UNROLL
+            for (int i = 0; i < VL; i++) t[i] = plain_nan(v_load(src + i * ld + k));
+            v_transpose(t);
+            FA_UNROLL
+            for (int i = 0; i < VL; i++) v_store(dst + (k + i) * step, t[i]);
+        }
+    }
+    for (; k < k_size; k += VL) {
+        const fa_index count = fa_min(VL, k_size - k);
+        vreal t[VL];
+        for (int i = 0; i < VL; i++) t[i] = i < columns ? plain_nan(v_load_n(src + i * ld + k, count)) : v_zero();
+        v_transpose(t);
+        for (int i = 0; i < count; i++) v_store(dst + (k + i) * step, t[i]);
+    }
+    for (k = k_size; k < k_padded; k++) v_store(dst + k * step, v_zero());
+}
+
+/* One tile: dst[k * most + r] = rows[r][k]. Vectors of VL rows are stored whole, each over the end of the one before it, in
+   ascending k; what the last ones write beyond the tile is the padding that the contract asks for. */
+FA_INLINE void pack_tile(real *dst, const real *const *rows, fa_index mr, const fa_index most, fa_index k_size,
+                         fa_index k_padded)
+{
+    enum { MAX_GROUPS = (TILE_MAX_ROWS + 1) / 2 };
+    const fa_index groups = fa_ceil_div(most, VL);
+    for (fa_index k = 0; k < k_padded; k += VL) {
+        const fa_index count = fa_max(0, fa_min(VL, k_size - k));
+        vreal t[MAX_GROUPS][VL];
+        for (fa_index g = 0; g < groups; g++) {
+            for (int i = 0; i < VL; i++) {
+                const fa_index r = g * VL + i;
+                t[g][i] = r >= mr || count == 0 ? v_zero() : count == VL ? v_load(rows[r] + k) : v_load_n(rows[r] + k, count);
+            }
+            v_transpose(t[g]);
+        }
+        for (int i = 0; i < fa_min(VL, k_padded - k); i++)
+            for (fa_index g = 0; g < groups; g++) v_store(dst + (k + i) * most + g * VL, t[g][i]);
+    }
+}
+
+void KERNEL(pack_rows)(real *dst, const real *const *rows, fa_index m, fa_index nv, fa_index k_size, fa_index k_padded)
+{
+    const fa_index most = TILE_ROWS(nv);
+    const tile_deal deal = deal_rows(m, most);
+    for (fa_index t = 0; t < deal.tiles; t++, dst += most * k_padded) {
+        const fa_index mr = rows_of_tile(deal, t);
+        pack_tile(dst, rows, mr, most, k_size, k_padded);
+        rows += mr;
+    }
+}
+
+FA_INLINE void add_tile(real *c, fa_index ldc, tile_acc acc, const int mr, const int nv, fa_index columns, int accumulate)
+{
+    if (FA_LIKELY(columns >= nv * VL)) {
+        FA_UNROLL
+        for (int r = 0; r < mr; r++) {
+            FA_UNROLL
+            for (int v = 0; v < nv; v++) {
+                real *p = c + r * ldc + v * VL;
+                v_store(p, accumulate ? v_add(v_load(p), acc[r][v]) : acc[r][v]);
+            }
+        }
+        return;
+    }
+    for (int r = 0; r < mr; r++) {
+        for (int v = 0; v < nv; v++) {
+            const fa_index count = fa_min(VL, columns - v * VL);
+            real *p = c + r * ldc + v * VL;
+            if (count > 0) v_store_n(p, accumulate ? v_add(v_load_n(p, count), acc[r][v]) : acc[r][v], count);
+        }
+    }
+}
+
+/* One k block of one panel against all tiles. */
+#define DEFINE_PANEL(nv, SWITCH)                                                                                      \
+    FA_NOINLINE void panel_##nv(real *c, fa_index ldc, const real *a, fa_index a_tile, tile_deal deal, const real *b, \
+                                fa_index k_size, fa_index columns, int accumulate)                                    \
+    {                                                                                                                 \
+        for (fa_index t = 0; t < deal.tiles; t++, a += a_tile) {                                                      \
+            const fa_index mr = rows_of_tile(deal, t);                                                                \
+            tile_acc acc;                                                                                             \
+            SWITCH(mr, PANEL_TILE, nv)                                                                                \
+            c += mr * ldc;                                                                                            \
+        }                                                                                                             \
+    }
+#define PANEL_TILE(rows, nv)                                     \
+    tile_product(acc, rows, nv, a, 1, TILE_ROWS(nv), b, k_size); \
+    add_tile(c, ldc, acc, rows, nv, columns, accumulate)
+
+#if defined(FA_ISA_AVX512)
+DEFINE_PANEL(2, TILE_SWITCH_12)
+DEFINE_PANEL(3, TILE_SWITCH_8)
+DEFINE_PANEL(4, TILE_SWITCH_6)
+#else
+DEFINE_PANEL(2, TILE_SWITCH_6)
+DEFINE_PANEL(3, TILE_SWITCH_4)
+DEFINE_PANEL(4, TILE_SWITCH_3)
+#endif
+
+void KERNEL(gemm_panels)(real *c, fa_index ldc, fa_index c_panel, const real *a, fa_index m, const real *b,
+                         fa_index panel_stride, fa_index n_panels, fa_index last_columns, fa_index nv, fa_index k_size,
+                         int accumulate)
+{
+    const fa_index k_block = K_BLOCK(nv), most = TILE_ROWS(nv);
+    const tile_deal deal = deal_rows(m, most);
+    for (fa_index p = 0; p < n_panels; p++, b += panel_stride, c += c_panel) {
+        const fa_index columns = p + 1 < n_panels ? nv * VL : last_columns;
+        for (fa_index k = 0; k == 0 || k < k_size; k += k_block) {
+            const fa_index kb = fa_min(k_block, k_size - k);
+            const real *ak = a + k * most, *bk = b + k * nv * VL;
+            const int add = accumulate || k > 0;
+            switch (nv) {
+            case 2: panel_2(c, ldc, ak, most * k_size, deal, bk, kb, columns, add); break;
+            case 3: panel_3(c, ldc, ak, most * k_size, deal, bk, kb, columns, add); break;
+            default: panel_4(c, ldc, ak, most * k_size, deal, bk, kb, columns, add); break;
+            }
+        }
+    }
+}

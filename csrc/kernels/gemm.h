@@ -1,0 +1,14 @@
+/* Block sizes of the products; gemm.c applies them, table.c tells ops of them. */
+#ifndef FA_GEMM_H
+#define FA_GEMM_H
+
+/* k per pass over a panel of nv vectors: 16 KB of panel, half of the smallest first-level cache (32 KB); 32 KB for AVX-512, whose
+   tiles read a panel from the second level at half the rate that it sustains. */
+#if defined(FA_ISA_AVX512)
+#define PANEL_BYTES 32768
+#else
+#define PANEL_BYTES 16384
+#endif
+#define K_BLOCK(nv) (PANEL_BYTES / ((nv) * VL * (int)sizeof(real)) / 16 * 16)
+
+#endif

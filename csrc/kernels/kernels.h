@@ -1,0 +1,41 @@
+/* From kernels.def: the prototypes of this compilation's kernels (their names carry real type and ISA), and the tables that
+   ops/ calls through. */
+#ifndef FA_KERNELS_H
+#define FA_KERNELS_H
+
+#include "../base.h"
+
+/* Sizes that a kernel fixes for its ISA and type, and that ops need for buffers. */
+typedef struct {
+    const char *suffix;           /* real type and ISA, "f32_avx2" */
+    fa_index lanes;               /* VL */
+    fa_index panel_vectors;       /* FA_NV: vectors in a panel of linear and attention */
+    fa_index tile_rows[5];        /* [nv], rows that share a packed tile of a */
+    fa_index tile_k;              /* TILE_K: multiples that k is padded to */
+    fa_index k_block[5];          /* [nv], k per pass over a panel: sums are split here, whatever the sizes */
+    fa_index attention_rows;      /* rows of a tile of queries */
+    fa_index attention_stride;    /* row stride of a block of scores */
+    fa_index attention_keys;      /* most keys in a block */
+} fa_kernel_sizes;
+
+#define FA_TABLE_MEMBER(name, arguments) void(*name) arguments;
+
+#define real float
+typedef struct {
+    fa_kernel_sizes sizes;
+#define FA_KERNEL(name, arguments) FA_TABLE_MEMBER(name, arguments)
+#include "kernels.def"
+#undef FA_KERNEL
+} fa_kernels_f32;
+#undef real
+
+#define real double
+typedef struct {
+    fa_kernel_sizes sizes;
+#define FA_KERNEL(name, arguments) FA_TABLE_MEMBER(name, arguments)
+#include "kernels.def"
+#undef FA_KERNEL
+} fa_kernels_f64;
+#undef real
+
+#endif

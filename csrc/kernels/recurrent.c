@@ -1,0 +1,106 @@
+/* The element-wise half of the recurrent cells, for one panel of units and all rows of a step. `gates` holds the sums of the products,
+   row after row, a vector of units per gate; bias likewise, for one row.
+
+     rnn   h' = f(a)
+     lstm  i = s(a_i + p_i c), f = s(a_f + p_f c), g = tanh(a_g), c' = f c + i g, o = s(a_o + p_o c'), h' = o tanh(c')
+     gru   r = s(x_r + h_r), z = s(x_z + h_z), n = tanh(x_n + b_n + r (h_n + b_hn)), h' = n + z (h - n)
+           with reset before the product: n = tanh(x_n + (r h) W_n' + b_n), in two calls, for the product lies between them
+
+   with s the sigmoid. Gate orders: lstm i, f, g, o; gru r, z, n; bias of gru r, z, n, hn; peephole i, f, o. The states are rows of ld
+   that start at a multiple of VL; their lanes beyond `units` stay finite, being functions of zero weights. */
+#include "common.h"
+
+#include "../activation.h"
+
+FA_INLINE void store_units(real *y, vreal h, fa_index units)
+{
+    if (FA_LIKELY(units >= VL))
+        v_store(y, h);
+    else if (units > 0)
+        v_store_n(y, h, units);
+}
+
+FA_INLINE vreal biased(const real *gates, const real *bias, int gate)
+{
+    return v_add(v_load(gates + gate * VL), v_load(bias + gate * VL));
+}
+
+FA_INLINE vreal rnn_activation(vreal a, int activation)
+{
+    return activation == FA_TANH ? v_tanh(a) : activation == FA_RELU ? v_relu(a) : v_sigmoid(a);
+}
+
+void KERNEL(rnn_gates)(real *const *y, real *h, fa_index ld, const real *gates, const real *bias, fa_index rows,
+                       fa_index first, fa_index units, int activation)
+{
+    for (fa_index r = 0; r < rows; r++, gates += 2 * VL)
+        for (int v = 0; v < 2; v++) {
+            const vreal next = rnn_activation(biased(gates, bias, v), activation);
+            v_store(h + r * ld + first + v * VL, next);
+            store_units(y[r] + first + v * VL, next, units - v * VL);
+        }
+}
+
+void KERNEL(lstm_gates)(real *const *y, real *h, real *c, fa_index ld, const real *gates, const real *bias,
+                        const real *peephole, fa_index rows, fa_index first, fa_index units)
+{
+    const vreal peep_i = peephole ? v_load(peephole) : v_zero();
+    const vreal peep_f = peephole ? v_load(peephole + VL) : v_zero();
+    const vreal peep_o = peephole ? v_load(peephole + 2 * VL) : v_zero();
+    for (fa_index r = 0; r < rows; r++, gates += 4 * VL) {
+        real *cell = c + r * ld + first;
+        const vreal before = v_load(cell);
+        vreal i = biased(gates, bias, 0), f = biased(gates, bias, 1), o = biased(gates, bias, 3);
+        if (peephole) {
+            i = v_fma(peep_i, before, i);
+            f = v_fma(peep_f, before, f);
+        }
+        const vreal g = v_tanh(biased(gates, bias, 2));
+        const vreal after = v_fma(v_sigmoid(i), g, v_mul(v_sigmoid(f), before));
+        if (peephole) o = v_fma(peep_o, after, o);
+        const vreal next = v_mul(v_sigmoid(o), v_tanh(after));
+        v_store(cell, after);
+        v_store(h + r * ld + first, next);
+        store_units(y[r] + first, next, units);
+    }
+}
+
+void KERNEL(gru_gates)(real *const *y, real *h, const real *before, fa_index ld, const real *gates_x, const real *gates_h,
+                       const real *bias, fa_index rows, fa_index first, fa_index units)
+{
+    for (fa_index r = 0; r < rows; r++, gates_x += 3 * VL, gates_h += 3 * VL) {
+        const vreal reset = v_sigmoid(v_add(biased(gates_x, bias, 0), v_load(gates_h)));
+        const vreal update = v_sigmoid(v_add(biased(gates_x, bias, 1), v_load(gates_h + VL)));
+        const vreal inner = v_add(v_load(gates_h + 2 * VL), v_load(bias + 3 * VL));
+        const vreal n = v_tanh(v_fma(reset, inner, biased(gates_x, bias, 2)));
+        const vreal next = v_fma(update, v_sub(v_load(before + r * ld + first), n), n);
+        v_store(h + r * ld + first, next);
+        store_units(y[r] + first, next, units);
+    }
+}
+
+/* First half of gru with reset before the product: reset_h = r h, update = z. */
+void KERNEL(gru_reset)(real *reset_h, real *update, const real *before, fa_index ld, const real *gates_x,
+                       const real *gates_h, const real *bias, fa_index rows, fa_index first)
+{
+    for (fa_index r = 0; r < rows; r++, gates_x += 3 * VL, gates_h += 2 * VL) {
+        const fa_index at = r * ld + first;
+        const vreal reset = v_sigmoid(v_add(biased(gates_x, bias, 0), v_load(gates_h)));
+        v_store(update + at, v_sigmoid(v_add(biased(gates_x, bias, 1), v_load(gates_h + VL))));
+        v_store(reset_h + at, v_mul(reset, v_load(before + at)));
+    }
+}
+
+/* Second half. Rows of gates_n are panels of two vectors of units; the caller points at the right one. */
+void KERNEL(gru_update)(real *const *y, real *h, const real *before, const real *update, fa_index ld, const real *gates_x,
+                        const real *gates_n, const real *bias, fa_index rows, fa_index first, fa_index units)
+{
+    for (fa_index r = 0; r < rows; r++, gates_x += 3 * VL, gates_n += 2 * VL) {
+        const fa_index at = r * ld + first;
+        const vreal inner = v_add(v_load(gates_n), v_load(bias + 3 * VL));
+        const vreal n = v_tanh(v_add(biased(gates_x, bias, 2), inner));
+        const vreal next = v_fma(v_load(update + at), v_sub(v_load(before + at), n), n);
+        v_store(h + at, next);
+        store_units(y[r] + first, next, units);
+    }
+}

@@ -1,0 +1,173 @@
+/* softmax and log-softmax of rows, z = scale x:
+
+     y_j = e^(z_j) / sum_i e^(z_i)              ly_j = z_j - log sum_i e^(z_i)
+     dx = scale y (dy - sum dy y)               dx = scale (dy - e^ly sum dy)
+
+   The usual e^(z - max) spoils up to 5 bits: the rounding of z - max, up to 2^-18 in float, becomes a relative error of the
+   result. Here the maximum only picks an integer N near max / ln 2, and each term is e^r 2^(n - N) with z = n ln 2 + r: nothing is
+   rounded before the exponential. Rows with |max| beyond SHIFT_BEYOND subtract the maximum after all: there the difference of
+   any two numbers that matter is exact.
+
+   NaN anywhere, +inf anywhere, or a row of -inf alone: the row becomes NaN, as in IEEE arithmetic. n = 0 writes nothing.
+   Sums run in blocks of SUM_BLOCK vectors, and the blocks are added in double length: long rows lose nothing. */
+#include "common.h"
+
+#include <math.h>
+
+#define SUM_BLOCK 32
+#if defined(FA_REAL_F32)
+#define SHIFT_BEYOND 256.0f /* 2^8: z in [max - 104, max] and max are multiples of 2^-16, and 104 2^16 < 2^24 */
+#else
+#define SHIFT_BEYOND 2048.0 /* likewise: 746 2^42 < 2^53 */
+#endif
+
+/* How a row is brought into range: `shift` comes off z (0, or the maximum where that is large), N off the exponent. */
+typedef struct {
+    vreal scale, shift, lowest, magic;
+    real shift_value, n_value;
+} row_frame;
+
+typedef struct {
+    vreal high, low;
+} long_sum;
+
+/* The first `count` lanes; a constant VL makes it a plain load or store. */
+FA_INLINE vreal load_some(const real *p, fa_index count) { return count >= VL ? v_load(p) : v_load_n(p, count); }
+FA_INLINE void store_some(real *p, vreal a, fa_index count)
+{
+    if (count >= VL)
+        v_store(p, a);
+    else
+        v_store_n(p, a, count);
+}
+
+FA_INLINE void add_block(long_sum *total, vreal block)
+{
+    vreal rest;
+    total->high = two_sum(total->high, block, &rest);
+    total->low = v_add(total->low, rest);
+}
+
+FA_INLINE real long_total(const long_sum *total)
+{
+    return (real)((double)v_reduce_add(total->high) + (double)v_reduce_add(total->low));
+}
+
+FA_INLINE row_frame frame_of_row(const real *x, fa_index n, real scale_value)
+{
+    const vreal scale = v_set1(scale_value), none = v_set1(-REAL_INFINITY);
+    vreal top0 = none, top1 = none;
+    fa_index j = 0;
+    for (; j + 2 * VL <= n; j += 2 * VL) {
+        top0 = v_max(top0, v_mul(scale, v_load(x + j)));
+        top1 = v_max(top1, v_mul(scale, v_load(x + j + VL)));
+    }
+    for (; j < n; j += VL)
+        top0 = v_max(top0, v_select(v_first(n - j), v_mul(scale, load_some(x + j, n - j)), none));
+    const real top = v_reduce_max(v_max(top0, top1));
+    const real shift = top < SHIFT_BEYOND && top > -SHIFT_BEYOND ? 0 : top;
+    const real n_value = ((top - shift) * LOG2_E + V_MAGIC) - V_MAGIC;
+    return (row_frame){scale, v_set1(shift), v_set1(top - shift + EXP_LOWEST), v_set1(V_MAGIC - n_value), shift, n_value};
+}
+
+/* e^z 2^-N: exp_reduce of vmath.h with N taken off by the magic number. */
+FA_INLINE vreal exp_in_frame(vreal x, const row_frame *f)
+{
+    const vreal z = v_max(f->lowest, v_sub(v_mul(f->scale, x), f->shift));
+    const vreal t = v_fma(z, v_set1(LOG2_E), f->magic), n = v_sub(t, f->magic);
+    const vreal high = v_fnma(n, v_set1(LN2_HIGH), z), low = v_mul(n, v_set1(LN2_LOW));
+    const vreal r = v_sub(high, low), rest = v_sub(v_sub(high, r), low);
+    return scale_down(v_add(v_set1(1), expm1_small(r, rest)), t);
+}
+
+FA_INLINE vreal exp_some(real *y, const real *x, fa_index count, const row_frame *f, const int keep)
+{
+    vreal e = exp_in_frame(load_some(x, count), f);
+    if (count < VL) e = v_select(v_first(count), e, v_zero());
+    if (keep) store_some(y, e, count);
+    return e;
+}
+
+/* sum e^z 2^-N; the terms go to y where `keep`. */
+FA_INLINE real exp_row(real *y, const real *x, fa_index n, const row_frame *f, const int keep)
+{
+    long_sum total = {v_zero(), v_zero()};
+    for (fa_index first = 0; first < n; first += SUM_BLOCK * VL) {
+        const fa_index end = fa_min(n, first + SUM_BLOCK * VL);
+        vreal block = v_zero();
+        fa_index j = first;
+        for (; j + VL <= end; j += VL) block = v_add(block, exp_some(y + j, x + j, VL, f, keep));
+        if (j < end) block = v_add(block, exp_some(y + j, x + j, end - j, f, keep));
+        add_block(&total, block);
+    }
+    return long_total(&total);
+}
+
+void KERNEL(softmax_rows)(real *y, fa_index ldy, const real *x, fa_index ldx, fa_index rows, fa_index n, real scale)
+{
+    for (fa_index i = 0; i < rows; i++, x += ldx, y += ldy) {
+        const row_frame f = frame_of_row(x, n, scale);
+        const vreal inverse = v_set1(1 / exp_row(y, x, n, &f, 1));
+        fa_index j = 0;
+        for (; j + VL <= n; j += VL) v_store(y + j, v_mul(v_load(y + j), inverse));
+        if (j < n) v_store_n(y + j, v_mul(v_load_n(y + j, n - j), inverse), n - j);
+    }
+}
+
+void KERNEL(log_softmax_rows)(real *y, fa_index ldy, const real *x, fa_index ldx, fa_index rows, fa_index n, real scale)
+{
+    for (fa_index i = 0; i < rows; i++, x += ldx, y += ldy) {
+        const row_frame f = frame_of_row(x, n, scale);
+        const double sum = exp_row(y, x, n, &f, 0);
+        /* log sum e^z = shift + N ln 2 + log(sum). z - shift is exact or harmless; the rest is taken off in two pieces. */
+        const double rest = (double)f.n_value * 0x1.62e42fefa39efp-1 + log(sum);
+        const vreal high = v_set1((real)rest), low = v_set1((real)(rest - (double)(real)rest));
+        for (fa_index j = 0; j < n; j += VL) {
+            const fa_index left = n - j;
+            const vreal z = v_sub(v_mul(f.scale, load_some(x + j, left)), f.shift);
+            store_some(y + j, v_sub(v_sub(z, high), low), left);
+        }
+    }
+}
+
+/* sum a b of a row, in the blocks of exp_row; b == NULL: sum a. */
+FA_INLINE real dot_row(const real *a, const real *b, fa_index n)
+{
+    long_sum total = {v_zero(), v_zero()};
+    for (fa_index first = 0; first < n; first += SUM_BLOCK * VL) {
+        const fa_index end = fa_min(n, first + SUM_BLOCK * VL);
+        vreal block = v_zero();
+        for (fa_index j = first; j < end; j += VL) {
+            const vreal left = load_some(a + j, end - j);
+            block = b ? v_fma(left, load_some(b + j, end - j), block) : v_add(block, left);
+        }
+        add_block(&total, block);
+    }
+    return long_total(&total);
+}
+
+void KERNEL(softmax_backward_rows)(real *dx, fa_index lddx, const real *dy, fa_index lddy, const real *y, fa_index ldy,
+                                   fa_index rows, fa_index n, real scale)
+{
+    for (fa_index i = 0; i < rows; i++, dx += lddx, dy += lddy, y += ldy) {
+        const vreal dot = v_set1(dot_row(dy, y, n)), factor = v_set1(scale);
+        for (fa_index j = 0; j < n; j += VL) {
+            const fa_index left = n - j;
+            const vreal d = v_sub(load_some(dy + j, left), dot);
+            store_some(dx + j, v_mul(v_mul(d, load_some(y + j, left)), factor), left);
+        }
+    }
+}
+
+void KERNEL(log_softmax_backward_rows)(real *dx, fa_index lddx, const real *dy, fa_index lddy, const real *y, fa_index ldy,
+                                       fa_index rows, fa_index n, real scale)
+{
+    for (fa_index i = 0; i < rows; i++, dx += lddx, dy += lddy, y += ldy) {
+        const vreal sum = v_set1(dot_row(dy, NULL, n)), factor = v_set1(scale);
+        for (fa_index j = 0; j < n; j += VL) {
+            const fa_index left = n - j;
+            const vreal d = v_fnma(v_exp(load_some(y + j, left)), sum, load_some(dy + j, left));
+            store_some(dx + j, v_mul(d, factor), left);
+        }
+    }
+}

@@ -1,0 +1,33 @@
+/* The table of this ISA and real type. */
+#include "common.h"
+
+#include "attention.h"
+#include "gemm.h"
+#include "kernels.h"
+#include "tile.h"
+
+#define TABLE_(type, suffix) const fa_kernels_##type fa_table_##suffix
+#define TABLE(type, suffix) TABLE_(type, suffix)
+#define TEXT_(x) #x
+#define TEXT(x) TEXT_(x)
+#define FA_KERNEL(name, arguments) .name = KERNEL(name),
+
+#if defined(FA_REAL_F32)
+#define TYPE f32
+#else
+#define TYPE f64
+#endif
+
+FA_HIDDEN extern TABLE(TYPE, FA_SUFFIX);
+TABLE(TYPE, FA_SUFFIX) = {
+    .sizes = {.suffix = TEXT(FA_SUFFIX),
+              .lanes = VL,
+              .panel_vectors = FA_NV,
+              .tile_rows = {0, 0, TILE_ROWS(2), TILE_ROWS(3), TILE_ROWS(4)},
+              .tile_k = TILE_K,
+              .k_block = {0, 0, K_BLOCK(2), K_BLOCK(3), K_BLOCK(4)},
+              .attention_rows = TILE_ROWS(FA_NV),
+              .attention_stride = ATTENTION_STRIDE,
+              .attention_keys = ATTENTION_KEYS},
+#include "kernels.def"
+};

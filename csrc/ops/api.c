@@ -1,0 +1,60 @@
+/* The entry points of fastattn.h: each picks the version of its op for the dtype. */
+#include "../fastattn.h"
+
+#define OP(name) fa_##name##_f32
+#include "declare.h"
+#undef OP
+#define OP(name) fa_##name##_f64
+#include "declare.h"
+#undef OP
+
+#define BY_DTYPE(name, ...) return dtype == FA_F32 ? fa_##name##_f32(__VA_ARGS__) : fa_##name##_f64(__VA_ARGS__)
+
+void fa_init(void)
+{
+    fa_threads_init();
+    fa_scratch_init();
+    fa_set_isa(fa_best_isa());
+}
+
+fa_status fa_map(fa_dtype dtype, fa_activation f, void *y, const void *x, fa_index n) { BY_DTYPE(map, f, y, x, n); }
+
+fa_status fa_softmax_forward(fa_dtype dtype, int log, void *y, fa_index ldy, const void *x, fa_index ldx, fa_index rows,
+                             fa_index n, double scale)
+{
+    BY_DTYPE(softmax_forward, log, y, ldy, x, ldx, rows, n, scale);
+}
+
+fa_status fa_softmax_backward(fa_dtype dtype, int log, void *dx, const void *dy, const void *y, fa_index rows, fa_index n,
+                              double scale)
+{
+    BY_DTYPE(softmax_backward, log, dx, dy, y, rows, n, scale);
+}
+
+fa_status fa_linear_forward(fa_dtype dtype, void *y, fa_index ldy, const void *x, fa_index ldx, const void *w, fa_index ldw,
+                            const void *bias, fa_index M, fa_index N, fa_index K, fa_activation activation,
+                            fa_linear_strategy strategy)
+{
+    BY_DTYPE(linear_forward, y, ldy, x, ldx, w, ldw, bias, M, N, K, activation, strategy);
+}
+
+size_t fa_linear_packed_bytes(fa_dtype dtype, fa_isa isa, fa_index N, fa_index K)
+{
+    BY_DTYPE(linear_packed_bytes, isa, N, K);
+}
+
+fa_status fa_linear_pack(fa_dtype dtype, fa_isa isa, void *packed, const void *w, fa_index ldw, fa_index N, fa_index K)
+{
+    BY_DTYPE(linear_pack, isa, packed, w, ldw, N, K);
+}
+
+fa_status fa_linear_forward_packed(fa_dtype dtype, fa_isa isa, void *y, fa_index ldy, const void *x, fa_index ldx,
+                                   const void *packed, const void *bias, fa_index M, fa_index N, fa_index K,
+                                   fa_activation activation)
+{
+    BY_DTYPE(linear_forward_packed, isa, y, ldy, x, ldx, packed, bias, M, N, K, activation);
+}
+
+fa_status fa_attention_forward(fa_dtype dtype, const fa_attention_arguments *a) { BY_DTYPE(attention_forward, a); }
+
+fa_status fa_recurrent_forward(fa_dtype dtype, const fa_recurrent_arguments *a) { BY_DTYPE(recurrent_forward, a); }

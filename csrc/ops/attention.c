@@ -1,0 +1,395 @@
+/* Blocked attention, forward (kernels/attention.c has the inside of a block).
+
+   Work is cut into tiles of at most QUERY_TILE rows of one head, and key blocks at multiples of a constant:
+
+     for each tile                             state per row: O, sum, reference; empty at first
+         for each key block that some row attends to
+             for each group of rows            2 register tiles: their scores stay in the first-level cache
+                 scores, masks, softmax, values
+         out = O / sum, lse
+
+   Keys and values are packed, which costs about as much as attending from 4 rows. Who packs what when is decided by sizes and
+   threads, and changes no bit:
+
+     few tiles per kv head (decode, short batches)   a task is a kv head: it packs one block at a time, for all its tiles
+     many kv heads                                   a task is a kv head: it packs all of it, then walks its tiles
+     few kv heads                                    two rounds: blocks are packed by all, then tiles are taken by all
+
+   Strategy "blas" runs the two products of a block as BLAS calls on constant tiles of QUERY_TILE rows, padded. */
+#include "ops.h"
+
+#include <math.h>
+#include <string.h>
+
+#define QUERY_TILE 96
+#define GROUP_TILES 2             /* register tiles in a group */
+#define FEW_TILES 4               /* so many tiles keep their state while blocks of keys pass by */
+#define HEADS_PER_THREAD 4        /* so many kv heads per thread are an even load */
+#define PACKED_BYTES ((fa_index)24 << 20) /* packed keys and values at a time in the third way, at least one head's */
+#define WIDE_HEAD 128             /* larger heads take blocks of half as many keys */
+
+typedef struct {
+    real *o, *sum, *reference; /* of a tile: [QUERY_TILE, ldo], [QUERY_TILE] x 2 */
+    real *queries;             /* packed, one group after another */
+} tile_state;
+
+typedef struct {
+    real *keys, *values; /* of one block */
+    int nonfinite;       /* values that are not finite: attention_patch_values */
+} key_block;
+
+typedef struct {
+    real *scores, *unmasked, *mask; /* of a group, or of a tile for BLAS */
+    tile_state state[FEW_TILES];
+    real *packed; /* of one block, or of one head */
+} worker_scratch;
+
+typedef struct {
+    const fa_attention_arguments *a;
+    const fa_kernels *kernels;
+    fa_index block, blocks;          /* keys per block, blocks per head */
+    fa_index tiles;                  /* tiles per head */
+    fa_index group_rows;             /* most rows in a group */
+    fa_index group;                  /* query heads per kv head */
+    fa_index ldo, query_size;        /* row stride of O; packed size of a group */
+    fa_index key_size, value_size;   /* packed sizes of a block */
+    real scale_high, scale_low;
+    worker_scratch *worker;
+    /* third way: */
+    fa_index first_head, heads;
+    real *packed;
+    int *nonfinite;
+} attention_call;
+
+static const real *query_row(const attention_call *c, fa_index b, fa_index h, fa_index i)
+{
+    const fa_attention_arguments *a = c->a;
+    return (const real *)a->q + b * a->q_stride[0] + h * a->q_stride[1] + i * a->q_stride[2];
+}
+static const real *key_row(const attention_call *c, fa_index b, fa_index h, fa_index j)
+{
+    const fa_attention_arguments *a = c->a;
+    return (const real *)a->k + b * a->k_stride[0] + h * a->k_stride[1] + j * a->k_stride[2];
+}
+static const real *value_row(const attention_call *c, fa_index b, fa_index h, fa_index j)
+{
+    const fa_attention_arguments *a = c->a;
+    return (const real *)a->v + b * a->v_stride[0] + h * a->v_stride[1] + j * a->v_stride[2];
+}
+static fa_index query_length(const fa_attention_arguments *a, fa_index b) { return a->q_lengths ? a->q_lengths[b] : a->Lq; }
+static fa_index key_length(const fa_attention_arguments *a, fa_index b) { return a->k_lengths ? a->k_lengths[b] : a->Lk; }
+
+/* The keys [*begin, *end) that row i of batch b attends to, by position alone. */
+static void key_range(const fa_attention_arguments *a, fa_index b, fa_index i, fa_index *begin, fa_index *end)
+{
+    const fa_index keys = key_length(a, b), queries = query_length(a, b);
+    const fa_index diagonal = i + (a->bottom_right ? keys - queries : 0);
+    *begin = 0;
+    *end = i < queries ? keys : 0;
+    if (a->left != FA_UNBOUNDED) *begin = fa_max(0, diagonal - a->left);
+    if (a->right != FA_UNBOUNDED) *end = fa_min(*end, diagonal + a->right + 1);
+    if (*end <= *begin) *begin = *end = 0;
+}
+
+/* Rows [*first, *first + *rows) of part `i` when `size` is cut evenly into parts of at most `most`. */
+static void deal(fa_index size, fa_index most, fa_index i, fa_index *first, fa_index *rows)
+{
+    const fa_index parts = fa_max(1, fa_ceil_div(size, most)), base = size / parts, larger = size % parts;
+    *first = i * base + fa_min(i, larger);
+    *rows = base + (i < larger);
+}
+
+static void pack_block(const attention_call *c, fa_index b, fa_index hk, fa_index j, real *dst, int *nonfinite)
+{
+    const fa_attention_arguments *a = c->a;
+    const fa_index first = j * c->block, keys = fa_min(c->block, a->Lk - first);
+    const real *k = key_row(c, b, hk, first), *v = value_row(c, b, hk, first);
+    if (a->strategy == FA_ATTENTION_BLAS) {
+        /* Whole tiles for BLAS: the keys that are missing are zeros. */
+        memset(dst, 0, (size_t)(c->key_size + c->value_size) * sizeof(real));
+        for (fa_index i = 0; i < keys; i++) memcpy(dst + i * a->D, k + i * a->k_stride[2], (size_t)a->D * sizeof(real));
+        c->kernels->attention_copy_values(dst + c->key_size, c->ldo, v, a->v_stride[2], keys, a->Dv, nonfinite);
+        return;
+    }
+    c->kernels->attention_pack_keys(dst, k, a->k_stride[2], keys, a->D);
+    c->kernels->attention_pack_values(dst + c->key_size, v, a->v_stride[2], keys, a->Dv, nonfinite);
+}
+
+static void start_tile(const attention_call *c, tile_state *s, fa_index b, fa_index h, fa_index tile)
+{
+    const fa_attention_arguments *a = c->a;
+    fa_index first, rows;
+    deal(a->Lq, QUERY_TILE, tile, &first, &rows);
+    memset(s->o, 0, (size_t)(QUERY_TILE * c->ldo) * sizeof(real));
+    for (fa_index r = 0; r < QUERY_TILE; r++) {
+        s->sum[r] = 0;
+        s->reference[r] = -REAL_INFINITY;
+    }
+    if (a->strategy == FA_ATTENTION_BLAS) {
+        memset(s->queries, 0, (size_t)(QUERY_TILE * a->D) * sizeof(real));
+        for (fa_index r = 0; r < rows; r++)
+            memcpy(s->queries + r * a->D, query_row(c, b, h, first + r), (size_t)a->D * sizeof(real));
+        return;
+    }
+    for (fa_index g = 0; g * c->group_rows < rows; g++) {
+        fa_index r, n;
+        deal(rows, c->group_rows, g, &r, &n);
+        c->kernels->attention_pack_queries(s->queries + g * c->query_size, query_row(c, b, h, first + r), a->q_stride[2], n,
+                                           a->D, c->scale_high, c->scale_low);
+    }
+}
+
+static void finish_tile(const attention_call *c, const tile_state *s, fa_index b, fa_index h, fa_index tile)
+{
+    const fa_attention_arguments *a = c->a;
+    fa_index first, rows;
+    deal(a->Lq, QUERY_TILE, tile, &first, &rows);
+    real *out = (real *)a->out + b * a->out_stride[0] + h * a->out_stride[1] + first * a->out_stride[2];
+    real *lse = a->lse ? (real *)a->lse + (b * a->H + h) * a->Lq + first : NULL;
+    c->kernels->attention_finish(out, a->out_stride[2], s->o, c->ldo, rows, a->Dv, s->reference, s->sum, lse);
+}
+
+/* Applies the user's mask to the scores of `rows` rows from query i0 and key j0 on. */
+static void apply_mask(const attention_call *c, real *scores, real *copy, fa_index b, fa_index h, fa_index i0, fa_index j0,
+                       fa_index rows, const fa_index *begin, const fa_index *end)
+{
+    const fa_attention_arguments *a = c->a;
+    const fa_index *stride = a->mask_stride, at = b * stride[0] + h * stride[1] + i0 * stride[2] + j0 * stride[3];
+    const fa_index ldcopy = c->kernels->sizes.attention_stride;
+    if (a->mask_kind == FA_MASK_BOOL) {
+        const uint8_t *mask = (const uint8_t *)a->mask + at;
+        fa_index ld = stride[2];
+        if (stride[3] != 1) {
+            uint8_t *bytes = (uint8_t *)copy;
+            for (fa_index r = 0; r < rows; r++)
+                for (fa_index j = begin[r]; j < end[r]; j++) bytes[r * ldcopy + j] = mask[r * stride[2] + j * stride[3]];
+            mask = bytes;
+            ld = ldcopy;
+        }
+        c->kernels->attention_mask_bool(scores, rows, begin, end, mask, ld);
+    } else if (a->mask_kind == FA_MASK_ADD) {
+        const real *mask = (const real *)a->mask + at;
+        fa_index ld = stride[2];
+        if (stride[3] != 1) {
+            for (fa_index r = 0; r < rows; r++)
+                for (fa_index j = begin[r]; j < end[r]; j++) copy[r * ldcopy + j] = mask[r * stride[2] + j * stride[3]];
+            mask = copy;
+            ld = ldcopy;
+        }
+        c->kernels->attention_mask_add(scores, rows, begin, end, mask, ld);
+    }
+}
+
+/* One tile and one key block. */
+static void attend(const attention_call *c, const worker_scratch *w, tile_state *s, const key_block *block, fa_index b,
+                   fa_index h, fa_index tile, fa_index j)
+{
+    const fa_attention_arguments *a = c->a;
+    const fa_kernels *k = c->kernels;
+    const int blas = a->strategy == FA_ATTENTION_BLAS;
+    const fa_index stride = k->sizes.attention_stride, j0 = j * c->block, keys = fa_min(c->block, a->Lk - j0);
+    const fa_index most = blas ? QUERY_TILE : c->group_rows;
+    fa_index tile_first, tile_rows;
+    deal(a->Lq, QUERY_TILE, tile, &tile_first, &tile_rows);
+    for (fa_index g = 0; g * most < tile_rows; g++) {
+        fa_index begin[QUERY_TILE], end[QUERY_TILE], first, rows, attended = 0;
+        real alpha[QUERY_TILE];
+        deal(tile_rows, most, g, &first, &rows);
+        for (fa_index r = 0; r < rows; r++) {
+            key_range(a, b, tile_first + first + r, &begin[r], &end[r]);
+            begin[r] = fa_min(keys, fa_max(0, begin[r] - j0));
+            end[r] = fa_max(begin[r], fa_min(keys, end[r] - j0));
+            attended += end[r] - begin[r];
+        }
+        if (!attended) continue;
+        real *o = s->o + first * c->ldo;
+        if (blas)
+            blas_gemm(1, QUERY_TILE, c->block, a->D, c->scale_high, s->queries, fa_max(1, a->D), block->keys, fa_max(1, a->D), 0,
+                      w->scores, stride);
+        else
+            k->attention_scores(w->scores, s->queries + g * c->query_size, rows, block->keys, keys, begin, end, a->D);
+        if (blas) k->attention_plain_scores(w->scores, rows, begin, end);
+        apply_mask(c, w->scores, w->mask, b, h, tile_first + first, j0, rows, begin, end);
+        if (block->nonfinite) memcpy(w->unmasked, w->scores, (size_t)(rows * stride) * sizeof(real));
+        k->attention_softmax(w->scores, rows, begin, end, blas ? c->block : 0, s->reference + first, s->sum + first, alpha);
+        if (blas) {
+            k->attention_scale_rows(o, c->ldo, rows, a->Dv, alpha);
+            blas_gemm(0, QUERY_TILE, c->ldo, c->block, 1, w->scores, stride, block->values, c->ldo, 1, o, c->ldo);
+        } else {
+            k->attention_values(o, c->ldo, w->scores, rows, block->values, keys, begin, end, a->Dv, alpha);
+        }
+        if (block->nonfinite)
+            k->attention_patch_values(o, c->ldo, w->scores, w->unmasked, rows, begin, end,
+                                      value_row(c, b, h / c->group, j0), a->v_stride[2], a->Dv);
+    }
+}
+
+/* The blocks [*first, *end) that some row of batch b can attend to, by position. */
+static void head_blocks(const attention_call *c, fa_index b, fa_index *first, fa_index *end)
+{
+    const fa_attention_arguments *a = c->a;
+    const fa_index keys = key_length(a, b), queries = query_length(a, b), offset = a->bottom_right ? keys - queries : 0;
+    const fa_index lowest = a->left == FA_UNBOUNDED ? 0 : fa_max(0, offset - a->left);
+    const fa_index highest = a->right == FA_UNBOUNDED ? keys : fa_min(keys, queries + offset + a->right);
+    *first = lowest / c->block;
+    *end = queries > 0 && highest > lowest ? fa_ceil_div(highest, c->block) : *first;
+}
+
+static fa_index block_size(const attention_call *c) { return c->key_size + c->value_size; }
+
+static key_block packed_block(const attention_call *c, real *packed, int nonfinite)
+{
+    return (key_block){packed, packed + c->key_size, nonfinite};
+}
+
+/* First way: task i is kv head i; its tiles keep their state while the blocks pass by. */
+static void passing_blocks(void *context, fa_index i, int worker)
+{
+    const attention_call *c = context;
+    worker_scratch *w = &c->worker[worker];
+    const fa_index b = i / c->a->Hk, hk = i % c->a->Hk, n = c->tiles * c->group;
+    fa_index first, end;
+    head_blocks(c, b, &first, &end);
+    for (fa_index t = 0; t < n; t++) start_tile(c, &w->state[t], b, hk * c->group + t / c->tiles, t % c->tiles);
+    for (fa_index j = first; j < end; j++) {
+        key_block block = packed_block(c, w->packed, 0);
+        pack_block(c, b, hk, j, w->packed, &block.nonfinite);
+        for (fa_index t = 0; t < n; t++)
+            attend(c, w, &w->state[t], &block, b, hk * c->group + t / c->tiles, t % c->tiles, j);
+    }
+    for (fa_index t = 0; t < n; t++) finish_tile(c, &w->state[t], b, hk * c->group + t / c->tiles, t % c->tiles);
+}
+
+static void whole_tile(const attention_call *c, const worker_scratch *w, real *packed, const int *nonfinite, fa_index b,
+                       fa_index h, fa_index tile)
+{
+    tile_state state = w->state[0];
+    fa_index first, end;
+    head_blocks(c, b, &first, &end);
+    start_tile(c, &state, b, h, tile);
+    for (fa_index j = first; j < end; j++) {
+        const key_block block = packed_block(c, packed + j * block_size(c), nonfinite[j]);
+        attend(c, w, &state, &block, b, h, tile, j);
+    }
+    finish_tile(c, &state, b, h, tile);
+}
+
+/* Second way: task i is kv head i; all of it is packed, then its tiles follow one another. */
+static void packed_head(void *context, fa_index i, int worker)
+{
+    const attention_call *c = context;
+    const worker_scratch *w = &c->worker[worker];
+    const fa_index b = i / c->a->Hk, hk = i % c->a->Hk;
+    int *nonfinite = c->nonfinite + worker * c->blocks;
+    fa_index first, end;
+    head_blocks(c, b, &first, &end);
+    for (fa_index j = first; j < end; j++) pack_block(c, b, hk, j, w->packed + j * block_size(c), &nonfinite[j]);
+    for (fa_index t = 0; t < c->tiles * c->group; t++)
+        whole_tile(c, w, w->packed, nonfinite, b, hk * c->group + t / c->tiles, t % c->tiles);
+}
+
+/* Third way, first round: task i is a block of one of the kv heads in hand. */
+static void shared_block(void *context, fa_index i, int worker)
+{
+    const attention_call *c = context;
+    const fa_index head = c->first_head + i / c->blocks;
+    (void)worker;
+    pack_block(c, head / c->a->Hk, head % c->a->Hk, i % c->blocks, c->packed + i * block_size(c), &c->nonfinite[i]);
+}
+
+/* Second round: task i is a tile. Tiles are taken from the last to the first: under a causal mask the last ones take longest. */
+static void shared_tile(void *context, fa_index i, int worker)
+{
+    const attention_call *c = context;
+    const fa_index per_head = c->tiles * c->group, n = i / per_head, t = per_head - 1 - i % per_head;
+    const fa_index head = c->first_head + n, b = head / c->a->Hk;
+    whole_tile(c, &c->worker[worker], c->packed + n * c->blocks * block_size(c), c->nonfinite + n * c->blocks, b,
+               head % c->a->Hk * c->group + t % c->group, t / c->group);
+}
+
+typedef enum { PASSING_BLOCKS, PACKED_HEADS, SHARED_HEADS } attention_way;
+
+static attention_way choose_way(const attention_call *c, int members)
+{
+    const fa_index heads = c->a->B * c->a->Hk;
+    if (c->tiles * c->group <= FEW_TILES) return PASSING_BLOCKS;
+    const fa_index head_bytes = c->blocks * block_size(c) * (fa_index)sizeof(real);
+    if (members == 1 || (heads >= HEADS_PER_THREAD * members && head_bytes * members <= PACKED_BYTES)) return PACKED_HEADS;
+    return SHARED_HEADS;
+}
+
+/* Gives out the scratch of a call from `plan`; called twice, see arena. */
+static void plan_scratch(attention_call *c, arena *plan, attention_way way, int members)
+{
+    const fa_index stride = c->kernels->sizes.attention_stride, head = c->blocks * block_size(c);
+    const fa_index rows = c->a->strategy == FA_ATTENTION_BLAS ? QUERY_TILE : c->group_rows;
+    const fa_index queries =
+        c->a->strategy == FA_ATTENTION_BLAS ? QUERY_TILE * c->a->D : fa_ceil_div(QUERY_TILE, c->group_rows) * c->query_size;
+    c->worker = arena_take(plan, members, sizeof *c->worker);
+    for (int m = 0; m < members; m++) {
+        worker_scratch w = {0};
+        w.scores = arena_take(plan, rows * stride, sizeof(real));
+        w.unmasked = arena_take(plan, rows * stride, sizeof(real));
+        w.mask = arena_take(plan, rows * stride, sizeof(real));
+        for (int t = 0; t < (way == PASSING_BLOCKS ? FEW_TILES : 1); t++) {
+            w.state[t].o = arena_take(plan, QUERY_TILE * c->ldo, sizeof(real));
+            w.state[t].sum = arena_take(plan, QUERY_TILE, sizeof(real));
+            w.state[t].reference = arena_take(plan, QUERY_TILE, sizeof(real));
+            w.state[t].queries = arena_take(plan, queries, sizeof(real));
+        }
+        w.packed = way == SHARED_HEADS ? NULL : arena_take(plan, way == PACKED_HEADS ? head : block_size(c), sizeof(real));
+        if (plan->base) c->worker[m] = w;
+    }
+    c->nonfinite = arena_take(plan, c->blocks * fa_max(members, c->heads), sizeof(int));
+    c->packed = way == SHARED_HEADS ? arena_take(plan, head * c->heads, sizeof(real)) : NULL;
+}
+
+fa_status OP(attention_forward)(const fa_attention_arguments *a)
+{
+    const fa_kernels *k = current_kernels();
+    const fa_index lanes = k->sizes.lanes, padded = fa_round_up(a->D, k->sizes.tile_k);
+    const fa_index heads = a->B * a->Hk;
+    if (a->B == 0 || a->H == 0 || a->Lq == 0) return FA_OK;
+    if (a->strategy == FA_ATTENTION_BLAS && !fa_blas_load()) return FA_NOBLAS;
+
+    attention_call c = {.a = a, .kernels = k, .group = a->H / a->Hk};
+    c.block = k->sizes.attention_keys / (fa_max(a->D, a->Dv) > WIDE_HEAD ? 2 : 1);
+    c.blocks = fa_ceil_div(a->Lk, c.block);
+    c.tiles = fa_ceil_div(a->Lq, QUERY_TILE);
+    c.group_rows = GROUP_TILES * k->sizes.attention_rows;
+    c.ldo = fa_max(lanes, fa_round_up(a->Dv, lanes));
+    c.query_size = GROUP_TILES * k->sizes.attention_rows * padded + lanes; /* pack_rows writes up to `lanes` beyond */
+    c.key_size = c.block * padded;
+    c.value_size = c.block * c.ldo;
+    const double scale = a->scale * 0x1.71547652b82fep+0;
+    c.scale_high = (real)scale;
+    c.scale_low = (real)(scale - (double)c.scale_high);
+
+    const int members =
+        fa_members_for((double)a->B * (double)a->H * (double)a->Lq * (double)a->Lk * (double)(a->D + a->Dv));
+    const attention_way way = choose_way(&c, members);
+    const fa_index head_bytes = fa_max(1, c.blocks * block_size(&c) * (fa_index)sizeof(real));
+    c.heads = way == SHARED_HEADS ? fa_min(heads, fa_max(1, PACKED_BYTES / head_bytes)) : 0;
+
+    fa_scratch scratch;
+    arena plan = {0};
+    plan_scratch(&c, &plan, way, members);
+    if (!fa_scratch_take(&scratch, plan.used)) return FA_NOMEM;
+    plan = (arena){.base = scratch.base};
+    plan_scratch(&c, &plan, way, members);
+
+    if (way == PASSING_BLOCKS) {
+        fa_parallel_for(heads, members, passing_blocks, &c);
+    } else if (way == PACKED_HEADS) {
+        fa_parallel_for(heads, members, packed_head, &c);
+    } else {
+        const fa_index at_once = c.heads;
+        for (c.first_head = 0; c.first_head < heads; c.first_head += at_once) {
+            const fa_index n = fa_min(at_once, heads - c.first_head);
+            fa_parallel_for(n * c.blocks, members, shared_block, &c);
+            fa_parallel_for(n * c.tiles * c.group, members, shared_tile, &c);
+        }
+    }
+    fa_scratch_give(&scratch);
+    return FA_OK;
+}

@@ -1,0 +1,34 @@
+/* y = f(x): blocks of a constant size over the pool. */
+#include "ops.h"
+
+/* Elements per task: 64 KB in and out stay in the second-level cache, and a task outlasts its hand-over many times. */
+#define BLOCK 16384
+/* Multiply-adds that an element is worth (a transcendental is some 30 instructions on a vector). */
+#define WORK_PER_ELEMENT 4.0
+
+typedef void map_kernel(real *, const real *, fa_index);
+typedef struct {
+    map_kernel *f;
+    real *y;
+    const real *x;
+    fa_index n;
+} map_call;
+
+static void map_block(void *context, fa_index i, int worker)
+{
+    const map_call *c = context;
+    const fa_index first = i * BLOCK;
+    (void)worker;
+    c->f(c->y + first, c->x + first, fa_min(BLOCK, c->n - first));
+}
+
+fa_status OP(map)(fa_activation f, void *y, const void *x, fa_index n)
+{
+    const fa_kernels *k = current_kernels();
+    map_kernel *const kernels[] = {[FA_TANH] = k->map_tanh, [FA_SIGMOID] = k->map_sigmoid,     [FA_RELU] = k->map_relu,
+                                   [FA_GELU] = k->map_gelu, [FA_GELU_TANH] = k->map_gelu_tanh, [FA_SILU] = k->map_silu,
+                                   [FA_EXP] = k->map_exp};
+    map_call call = {kernels[f], y, x, n};
+    fa_parallel_for(fa_ceil_div(n, BLOCK), fa_members_for(WORK_PER_ELEMENT * (double)n), map_block, &call);
+    return FA_OK;
+}

@@ -1,0 +1,184 @@
+/* y = activation(x w' + bias).
+
+   native  w is packed into panels once per call (or beforehand, in a handle), in blocks of at most W_BLOCK_BYTES; then tasks of
+           M_BLOCK rows by a range of panels pack their rows of x, K_SLICE at a time, and run gemm_panels.
+   blas    constant tiles of BLAS_ROWS x BLAS_COLUMNS over the whole of K, rows padded, so that a row takes the same path through
+           the library wherever it stands.
+
+   How the panels are dealt to tasks depends on sizes and threads; no sum does: it is split at multiples of k_block alone. */
+#include "ops.h"
+
+#include <limits.h>
+#include <string.h>
+
+#define M_BLOCK 96     /* rows of x per task: 96 x K_SLICE of float fill 3/4 of a 512 KB second-level cache */
+#define K_SLICE 1024   /* a multiple of every k_block */
+#define W_BLOCK_BYTES ((fa_index)16 << 20)
+#define TASKS_PER_THREAD 4
+#define BLAS_ROWS 64
+#define BLAS_COLUMNS 256
+
+typedef struct {
+    const fa_kernels *kernels;
+    real *y, *panels, *tiles;
+    const real *x, *w, *bias, *packed;
+    fa_index ldy, ldx, ldw, M, N, K, Kp;
+    fa_index first_panel, n_panels, panels_per_task, n_tasks, tile_size;
+    fa_activation activation;
+} linear_call;
+
+static fa_index panel_width(const fa_kernels *k) { return k->sizes.panel_vectors * k->sizes.lanes; }
+
+static void pack_panel(const fa_kernels *k, real *dst, const real *w, fa_index ldw, fa_index columns, fa_index K, fa_index Kp)
+{
+    const fa_index lanes = k->sizes.lanes, width = panel_width(k);
+    for (fa_index v = 0; v < k->sizes.panel_vectors; v++)
+        k->pack_columns(dst + v * lanes, width, w + v * lanes * ldw, ldw, fa_max(0, fa_min(lanes, columns - v * lanes)), K, Kp);
+}
+
+static void pack_task(void *context, fa_index i, int worker)
+{
+    const linear_call *c = context;
+    const fa_index width = panel_width(c->kernels), column = (c->first_panel + i) * width;
+    (void)worker;
+    pack_panel(c->kernels, c->panels + i * width * c->Kp, c->w + column * c->ldw, c->ldw, c->N - column, c->K, c->Kp);
+}
+
+static void product_task(void *context, fa_index i, int worker)
+{
+    const linear_call *c = context;
+    const fa_kernels *k = c->kernels;
+    const fa_index nv = k->sizes.panel_vectors, width = panel_width(k);
+    const fa_index m0 = i / c->n_tasks * M_BLOCK, rows = fa_min(M_BLOCK, c->M - m0);
+    const fa_index p0 = i % c->n_tasks * c->panels_per_task, panels = fa_min(c->panels_per_task, c->n_panels - p0);
+    if (panels <= 0) return;
+    const fa_index column = (c->first_panel + p0) * width, columns = fa_min(panels * width, c->N - column);
+    real *tiles = c->tiles + worker * c->tile_size, *y = c->y + m0 * c->ldy + column;
+    const real *row[M_BLOCK];
+    for (fa_index k0 = 0; k0 < c->K || k0 == 0; k0 += K_SLICE) {
+        const fa_index kp = fa_min(K_SLICE, c->Kp - k0);
+        for (fa_index r = 0; r < rows; r++) row[r] = c->x + (m0 + r) * c->ldx + k0;
+        k->pack_rows(tiles, row, rows, nv, fa_min(K_SLICE, c->K - k0), kp);
+        k->gemm_panels(y, c->ldy, width, tiles, rows, c->panels + p0 * width * c->Kp + k0 * width, width * c->Kp, panels,
+                       columns - (panels - 1) * width, nv, kp, k0 > 0);
+    }
+    if (c->bias || c->activation != FA_IDENTITY)
+        k->bias_activation_rows(y, c->ldy, c->bias ? c->bias + column : NULL, rows, columns, (int)c->activation);
+}
+
+/* The product with panels [first_panel, first_panel + n_panels), which c->panels holds. */
+static void run_product(linear_call *c, int members)
+{
+    const fa_index m_tasks = fa_ceil_div(c->M, M_BLOCK);
+    /* Enough tasks for an even load; but each task packs its rows of x again, so no more than that. */
+    const fa_index n_tasks = fa_min(c->n_panels, fa_ceil_div(members > 1 ? members * TASKS_PER_THREAD : 1, m_tasks));
+    c->panels_per_task = fa_ceil_div(c->n_panels, n_tasks);
+    c->n_tasks = n_tasks;
+    fa_parallel_for(m_tasks * n_tasks, members, product_task, c);
+}
+
+static fa_status forward_native(linear_call *c)
+{
+    const fa_kernels *k = c->kernels;
+    const fa_index width = panel_width(k), panels = fa_ceil_div(c->N, width), panel_size = width * c->Kp;
+    const int members = fa_members_for((double)c->M * (double)c->N * (double)c->K);
+    const fa_index block =
+        c->packed ? panels : fa_min(panels, fa_max(1, W_BLOCK_BYTES / fa_max(1, panel_size * (fa_index)sizeof(real))));
+    fa_scratch scratch;
+    arena plan = {0};
+    for (int pass = 0; pass < 2; pass++) {
+        plan.used = 0;
+        c->tile_size = (M_BLOCK + k->sizes.tile_rows[k->sizes.panel_vectors]) * fa_min(K_SLICE, c->Kp) + k->sizes.lanes;
+        c->tiles = arena_take(&plan, c->tile_size * members, sizeof(real));
+        c->panels = c->packed ? NULL : arena_take(&plan, block * panel_size, sizeof(real));
+        if (pass == 0 && !fa_scratch_take(&scratch, plan.used)) return FA_NOMEM;
+        plan.base = scratch.base;
+    }
+    for (c->first_panel = 0; c->first_panel < panels; c->first_panel += block) {
+        c->n_panels = fa_min(block, panels - c->first_panel);
+        if (c->packed)
+            c->panels = (real *)c->packed; /* read only */
+        else
+            fa_parallel_for(c->n_panels, members, pack_task, c);
+        run_product(c, members);
+    }
+    fa_scratch_give(&scratch);
+    return FA_OK;
+}
+
+static void blas_task(void *context, fa_index i, int worker)
+{
+    const linear_call *c = context;
+    const fa_index n_tiles = fa_ceil_div(c->N, BLAS_COLUMNS);
+    const fa_index m0 = i / n_tiles * BLAS_ROWS, n0 = i % n_tiles * BLAS_COLUMNS;
+    const fa_index rows = fa_min(BLAS_ROWS, c->M - m0), columns = fa_min(BLAS_COLUMNS, c->N - n0);
+    const real *x = c->x + m0 * c->ldx, *w = c->w + n0 * c->ldw;
+    real *y = c->y + m0 * c->ldy + n0;
+    if (rows == BLAS_ROWS && c->ldx >= c->K && c->ldx <= INT_MAX && c->ldy >= c->N && c->ldy <= INT_MAX) {
+        blas_gemm(1, rows, columns, c->K, 1, x, c->ldx, w, c->ldw, 0, y, c->ldy);
+    } else {
+        real *tile = c->tiles + worker * c->tile_size, *product = tile + BLAS_ROWS * c->K;
+        for (fa_index r = 0; r < BLAS_ROWS; r++) {
+            if (r < rows)
+                memcpy(tile + r * c->K, x + r * c->ldx, (size_t)c->K * sizeof(real));
+            else
+                memset(tile + r * c->K, 0, (size_t)c->K * sizeof(real));
+        }
+        blas_gemm(1, BLAS_ROWS, columns, c->K, 1, tile, c->K, w, c->ldw, 0, product, BLAS_COLUMNS);
+        for (fa_index r = 0; r < rows; r++)
+            memcpy(y + r * c->ldy, product + r * BLAS_COLUMNS, (size_t)columns * sizeof(real));
+    }
+    if (c->bias || c->activation != FA_IDENTITY)
+        c->kernels->bias_activation_rows(y, c->ldy, c->bias ? c->bias + n0 : NULL, rows, columns, (int)c->activation);
+}
+
+static fa_status forward_blas(linear_call *c)
+{
+    fa_scratch scratch;
+    if (!fa_blas_load()) return FA_NOBLAS;
+    const int members = fa_members_for((double)c->M * (double)c->N * (double)c->K);
+    c->tile_size = BLAS_ROWS * (c->K + BLAS_COLUMNS);
+    if (!fa_scratch_take(&scratch, fa_scratch_bytes(c->tile_size * members, sizeof(real)))) return FA_NOMEM;
+    c->tiles = (real *)scratch.base;
+    fa_parallel_for(fa_ceil_div(c->M, BLAS_ROWS) * fa_ceil_div(c->N, BLAS_COLUMNS), members, blas_task, c);
+    fa_scratch_give(&scratch);
+    return FA_OK;
+}
+
+fa_status OP(linear_forward)(void *y, fa_index ldy, const void *x, fa_index ldx, const void *w, fa_index ldw,
+                             const void *bias, fa_index M, fa_index N, fa_index K, fa_activation activation,
+                             fa_linear_strategy strategy)
+{
+    const fa_kernels *k = current_kernels();
+    linear_call call = {.kernels = k, .y = y, .x = x, .w = w, .bias = bias, .ldy = ldy, .ldx = ldx, .ldw = ldw, .M = M,
+                        .N = N, .K = K, .Kp = fa_round_up(K, k->sizes.tile_k), .activation = activation};
+    if (M == 0 || N == 0) return FA_OK;
+    /* BLAS counts in int, wants a row stride of at least 1 and of at least a row. */
+    const int fits = K > 0 && K <= INT_MAX && ldw >= K && ldw <= INT_MAX;
+    return strategy == FA_LINEAR_BLAS && fits ? forward_blas(&call) : forward_native(&call);
+}
+
+size_t OP(linear_packed_bytes)(fa_isa isa, fa_index N, fa_index K)
+{
+    const fa_kernels *k = kernels_for(isa);
+    const fa_index width = panel_width(k);
+    return fa_scratch_bytes(fa_round_up(N, width) * fa_round_up(K, k->sizes.tile_k), sizeof(real));
+}
+
+fa_status OP(linear_pack)(fa_isa isa, void *packed, const void *w, fa_index ldw, fa_index N, fa_index K)
+{
+    const fa_kernels *k = kernels_for(isa);
+    linear_call call = {.kernels = k, .panels = packed, .w = w, .ldw = ldw, .N = N, .K = K,
+                        .Kp = fa_round_up(K, k->sizes.tile_k)};
+    fa_parallel_for(fa_ceil_div(N, panel_width(k)), fa_members_for((double)N * (double)K), pack_task, &call);
+    return FA_OK;
+}
+
+fa_status OP(linear_forward_packed)(fa_isa isa, void *y, fa_index ldy, const void *x, fa_index ldx, const void *packed,
+                                    const void *bias, fa_index M, fa_index N, fa_index K, fa_activation activation)
+{
+    const fa_kernels *k = kernels_for(isa);
+    linear_call call = {.kernels = k, .y = y, .x = x, .packed = packed, .bias = bias, .ldy = ldy, .ldx = ldx, .M = M,
+                        .N = N, .K = K, .Kp = fa_round_up(K, k->sizes.tile_k), .activation = activation};
+    return M == 0 || N == 0 ? FA_OK : forward_native(&call);
+}

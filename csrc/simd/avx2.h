@@ -1,0 +1,194 @@
+/* AVX2 + FMA: 8 floats or 4 doubles, 16 registers. The words are explained in simd.h. */
+#ifndef FA_SIMD_AVX2_H
+#define FA_SIMD_AVX2_H
+
+#include <immintrin.h>
+#include <string.h>
+
+#define FA_HAS_FMA 1
+/* 6 x 2 accumulators, 2 vectors of B and 1 broadcast of A: 15 of 16 registers, and 12 chains of 4 cycles keep two FMA
+   ports busy. */
+#define FA_MR 6
+#define FA_NV 2
+
+static const int32_t v_lane_table[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+                                         0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0};
+
+#if defined(FA_REAL_F32)
+#define VL 8
+typedef __m256 vreal;
+typedef __m256 vmask;
+
+FA_INLINE vmask v_first(fa_index n)
+{
+    n = n < 0 ? 0 : n > VL ? VL : n;
+    return _mm256_castsi256_ps(_mm256_loadu_si256((const __m256i *)(v_lane_table + 16 - n)));
+}
+FA_INLINE vreal v_load(const real *p) { return _mm256_loadu_ps(p); }
+FA_INLINE void v_store(real *p, vreal a) { _mm256_storeu_ps(p, a); }
+FA_INLINE vreal v_load_n(const real *p, fa_index n) { return _mm256_maskload_ps(p, _mm256_castps_si256(v_first(n))); }
+FA_INLINE void v_store_n(real *p, vreal a, fa_index n) { _mm256_maskstore_ps(p, _mm256_castps_si256(v_first(n)), a); }
+FA_INLINE vreal v_broadcast(const real *p) { return _mm256_broadcast_ss(p); }
+FA_INLINE vreal v_set1(real x) { return _mm256_set1_ps(x); }
+FA_INLINE vreal v_zero(void) { return _mm256_setzero_ps(); }
+FA_INLINE vreal v_add(vreal a, vreal b) { return _mm256_add_ps(a, b); }
+FA_INLINE vreal v_sub(vreal a, vreal b) { return _mm256_sub_ps(a, b); }
+FA_INLINE vreal v_mul(vreal a, vreal b) { return _mm256_mul_ps(a, b); }
+FA_INLINE vreal v_div(vreal a, vreal b) { return _mm256_div_ps(a, b); }
+FA_INLINE vreal v_sqrt(vreal a) { return _mm256_sqrt_ps(a); }
+FA_INLINE vreal v_fma(vreal a, vreal b, vreal c) { return _mm256_fmadd_ps(a, b, c); }
+FA_INLINE vreal v_fnma(vreal a, vreal b, vreal c) { return _mm256_fnmadd_ps(a, b, c); }
+FA_INLINE vreal v_product_error(vreal a, vreal b, vreal p) { return _mm256_fmsub_ps(a, b, p); }
+FA_INLINE vreal v_max(vreal a, vreal b) { return _mm256_max_ps(a, b); }
+FA_INLINE vreal v_min(vreal a, vreal b) { return _mm256_min_ps(a, b); }
+FA_INLINE vreal v_abs(vreal a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+FA_INLINE vreal v_negate(vreal a) { return _mm256_xor_ps(_mm256_set1_ps(-0.0f), a); }
+FA_INLINE vreal v_copysign(vreal a, vreal s)
+{
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return _mm256_or_ps(_mm256_andnot_ps(sign, a), _mm256_and_ps(sign, s));
+}
+FA_INLINE vreal v_round(vreal a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+FA_INLINE vreal v_power_of_two(__m256i n)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+}
+FA_INLINE vreal v_scale(vreal a, vreal n)
+{
+    /* Two factors, each a normal power of two: only the second product can leave the normal range downwards. */
+    const __m256i i = _mm256_cvtps_epi32(n);
+    const __m256i half = _mm256_srai_epi32(i, 1);
+    return v_mul(v_mul(a, v_power_of_two(_mm256_sub_epi32(i, half))), v_power_of_two(half));
+}
+FA_INLINE vreal v_add_exponent(vreal a, vreal t)
+{
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_slli_epi32(_mm256_castps_si256(t), 23)));
+}
+FA_INLINE vmask v_lt(vreal a, vreal b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+FA_INLINE vmask v_le(vreal a, vreal b) { return _mm256_cmp_ps(a, b, _CMP_LE_OQ); }
+FA_INLINE vmask v_eq(vreal a, vreal b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
+FA_INLINE vmask v_is_nan(vreal a) { return _mm256_cmp_ps(a, a, _CMP_UNORD_Q); }
+FA_INLINE vreal v_select(vmask m, vreal a, vreal b) { return _mm256_blendv_ps(b, a, m); }
+FA_INLINE vmask v_mask_bytes(const uint8_t *p)
+{
+    const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+    return _mm256_castsi256_ps(_mm256_cmpgt_epi32(wide, _mm256_setzero_si256()));
+}
+FA_INLINE vmask v_and(vmask a, vmask b) { return _mm256_and_ps(a, b); }
+FA_INLINE vmask v_or(vmask a, vmask b) { return _mm256_or_ps(a, b); }
+FA_INLINE vmask v_and_not(vmask a, vmask b) { return _mm256_andnot_ps(b, a); }
+FA_INLINE int v_any(vmask a) { return _mm256_movemask_ps(a) != 0; }
+FA_INLINE real v_reduce_add(vreal a)
+{
+    __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+FA_INLINE real v_reduce_max(vreal a)
+{
+    __m128 x = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+}
+FA_INLINE void v_transpose(vreal a[VL])
+{
+    const __m256 t0 = _mm256_unpacklo_ps(a[0], a[1]), t1 = _mm256_unpackhi_ps(a[0], a[1]);
+    const __m256 t2 = _mm256_unpacklo_ps(a[2], a[3]), t3 = _mm256_unpackhi_ps(a[2], a[3]);
+    const __m256 t4 = _mm256_unpacklo_ps(a[4], a[5]), t5 = _mm256_unpackhi_ps(a[4], a[5]);
+    const __m256 t6 = _mm256_unpacklo_ps(a[6], a[7]), t7 = _mm256_unpackhi_ps(a[6], a[7]);
+    const __m256 u0 = _mm256_shuffle_ps(t0, t2, 0x44), u1 = _mm256_shuffle_ps(t0, t2, 0xee);
+    const __m256 u2 = _mm256_shuffle_ps(t1, t3, 0x44), u3 = _mm256_shuffle_ps(t1, t3, 0xee);
+    const __m256 u4 = _mm256_shuffle_ps(t4, t6, 0x44), u5 = _mm256_shuffle_ps(t4, t6, 0xee);
+    const __m256 u6 = _mm256_shuffle_ps(t5, t7, 0x44), u7 = _mm256_shuffle_ps(t5, t7, 0xee);
+    a[0] = _mm256_permute2f128_ps(u0, u4, 0x20), a[4] = _mm256_permute2f128_ps(u0, u4, 0x31);
+    a[1] = _mm256_permute2f128_ps(u1, u5, 0x20), a[5] = _mm256_permute2f128_ps(u1, u5, 0x31);
+    a[2] = _mm256_permute2f128_ps(u2, u6, 0x20), a[6] = _mm256_permute2f128_ps(u2, u6, 0x31);
+    a[3] = _mm256_permute2f128_ps(u3, u7, 0x20), a[7] = _mm256_permute2f128_ps(u3, u7, 0x31);
+}
+
+#else
+#define VL 4
+typedef __m256d vreal;
+typedef __m256d vmask;
+
+FA_INLINE vmask v_first(fa_index n)
+{
+    n = n < 0 ? 0 : n > VL ? VL : n;
+    return _mm256_castsi256_pd(_mm256_loadu_si256((const __m256i *)(v_lane_table + 16 - 2 * n)));
+}
+FA_INLINE vreal v_load(const real *p) { return _mm256_loadu_pd(p); }
+FA_INLINE void v_store(real *p, vreal a) { _mm256_storeu_pd(p, a); }
+FA_INLINE vreal v_load_n(const real *p, fa_index n) { return _mm256_maskload_pd(p, _mm256_castpd_si256(v_first(n))); }
+FA_INLINE void v_store_n(real *p, vreal a, fa_index n) { _mm256_maskstore_pd(p, _mm256_castpd_si256(v_first(n)), a); }
+FA_INLINE vreal v_broadcast(const real *p) { return _mm256_broadcast_sd(p); }
+FA_INLINE vreal v_set1(real x) { return _mm256_set1_pd(x); }
+FA_INLINE vreal v_zero(void) { return _mm256_setzero_pd(); }
+FA_INLINE vreal v_add(vreal a, vreal b) { return _mm256_add_pd(a, b); }
+FA_INLINE vreal v_sub(vreal a, vreal b) { return _mm256_sub_pd(a, b); }
+FA_INLINE vreal v_mul(vreal a, vreal b) { return _mm256_mul_pd(a, b); }
+FA_INLINE vreal v_div(vreal a, vreal b) { return _mm256_div_pd(a, b); }
+FA_INLINE vreal v_sqrt(vreal a) { return _mm256_sqrt_pd(a); }
+FA_INLINE vreal v_fma(vreal a, vreal b, vreal c) { return _mm256_fmadd_pd(a, b, c); }
+FA_INLINE vreal v_fnma(vreal a, vreal b, vreal c) { return _mm256_fnmadd_pd(a, b, c); }
+FA_INLINE vreal v_product_error(vreal a, vreal b, vreal p) { return _mm256_fmsub_pd(a, b, p); }
+FA_INLINE vreal v_max(vreal a, vreal b) { return _mm256_max_pd(a, b); }
+FA_INLINE vreal v_min(vreal a, vreal b) { return _mm256_min_pd(a, b); }
+FA_INLINE vreal v_abs(vreal a) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), a); }
+FA_INLINE vreal v_negate(vreal a) { return _mm256_xor_pd(_mm256_set1_pd(-0.0), a); }
+FA_INLINE vreal v_copysign(vreal a, vreal s)
+{
+    const __m256d sign = _mm256_set1_pd(-0.0);
+    return _mm256_or_pd(_mm256_andnot_pd(sign, a), _mm256_and_pd(sign, s));
+}
+FA_INLINE vreal v_round(vreal a) { return _mm256_round_pd(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+FA_INLINE vreal v_power_of_two(__m128i n)
+{
+    return _mm256_castsi256_pd(
+        _mm256_slli_epi64(_mm256_cvtepi32_epi64(_mm_add_epi32(n, _mm_set1_epi32(1023))), 52));
+}
+FA_INLINE vreal v_scale(vreal a, vreal n)
+{
+    const __m128i i = _mm256_cvtpd_epi32(n);
+    const __m128i half = _mm_srai_epi32(i, 1);
+    return v_mul(v_mul(a, v_power_of_two(_mm_sub_epi32(i, half))), v_power_of_two(half));
+}
+FA_INLINE vreal v_add_exponent(vreal a, vreal t)
+{
+    return _mm256_castsi256_pd(_mm256_add_epi64(_mm256_castpd_si256(a), _mm256_slli_epi64(_mm256_castpd_si256(t), 52)));
+}
+FA_INLINE vmask v_lt(vreal a, vreal b) { return _mm256_cmp_pd(a, b, _CMP_LT_OQ); }
+FA_INLINE vmask v_le(vreal a, vreal b) { return _mm256_cmp_pd(a, b, _CMP_LE_OQ); }
+FA_INLINE vmask v_eq(vreal a, vreal b) { return _mm256_cmp_pd(a, b, _CMP_EQ_OQ); }
+FA_INLINE vmask v_is_nan(vreal a) { return _mm256_cmp_pd(a, a, _CMP_UNORD_Q); }
+FA_INLINE vreal v_select(vmask m, vreal a, vreal b) { return _mm256_blendv_pd(b, a, m); }
+FA_INLINE vmask v_mask_bytes(const uint8_t *p)
+{
+    int32_t four;
+    memcpy(&four, p, 4);
+    const __m256i wide = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(four));
+    return _mm256_castsi256_pd(_mm256_cmpgt_epi64(wide, _mm256_setzero_si256()));
+}
+FA_INLINE vmask v_and(vmask a, vmask b) { return _mm256_and_pd(a, b); }
+FA_INLINE vmask v_or(vmask a, vmask b) { return _mm256_or_pd(a, b); }
+FA_INLINE vmask v_and_not(vmask a, vmask b) { return _mm256_andnot_pd(b, a); }
+FA_INLINE int v_any(vmask a) { return _mm256_movemask_pd(a) != 0; }
+FA_INLINE real v_reduce_add(vreal a)
+{
+    const __m128d x = _mm_add_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(x, _mm_unpackhi_pd(x, x)));
+}
+FA_INLINE real v_reduce_max(vreal a)
+{
+    const __m128d x = _mm_max_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));
+    return _mm_cvtsd_f64(_mm_max_sd(x, _mm_unpackhi_pd(x, x)));
+}
+FA_INLINE void v_transpose(vreal a[VL])
+{
+    const __m256d t0 = _mm256_unpacklo_pd(a[0], a[1]), t1 = _mm256_unpackhi_pd(a[0], a[1]);
+    const __m256d t2 = _mm256_unpacklo_pd(a[2], a[3]), t3 = _mm256_unpackhi_pd(a[2], a[3]);
+    a[0] = _mm256_permute2f128_pd(t0, t2, 0x20), a[2] = _mm256_permute2f128_pd(t0, t2, 0x31);
+    a[1] = _mm256_permute2f128_pd(t1, t3, 0x20), a[3] = _mm256_permute2f128_pd(t1, t3, 0x31);
+}
+#endif
+
+#endif

@@ -1,0 +1,158 @@
+/* Any CPU: 128-bit vectors of the compiler (SSE2 on x86-64, NEON on AArch64), or what it makes of them elsewhere. The words are
+   explained in simd.h. This is also the plainest definition of each of them. */
+#ifndef FA_SIMD_PORTABLE_H
+#define FA_SIMD_PORTABLE_H
+
+#include <string.h>
+
+#define FA_HAS_FMA 0
+#define FA_NV 2
+
+#if defined(FA_REAL_F32)
+#define VL 4
+#define REAL_SPLITTER 0x1.001p12f /* 2^12 + 1: halves of 12 bits */
+#else
+#define VL 2
+#define REAL_SPLITTER 0x1.0000002p27 /* 2^27 + 1: halves of 26 bits */
+#endif
+
+typedef real vreal __attribute__((vector_size(16)));
+typedef rint_t vmask __attribute__((vector_size(16)));
+
+FA_INLINE vmask v_bits(vreal a)
+{
+    vmask m;
+    memcpy(&m, &a, sizeof m);
+    return m;
+}
+FA_INLINE vreal v_from_bits(vmask m)
+{
+    vreal a;
+    memcpy(&a, &m, sizeof a);
+    return a;
+}
+FA_INLINE vreal v_set1(real x)
+{
+    vreal a;
+    for (int i = 0; i < VL; i++) a[i] = x;
+    return a;
+}
+FA_INLINE vmask v_set1_bits(rint_t x)
+{
+    vmask a;
+    for (int i = 0; i < VL; i++) a[i] = x;
+    return a;
+}
+FA_INLINE vreal v_zero(void) { return v_set1(0); }
+FA_INLINE vmask v_sign_bit(void) { return v_bits(v_set1(-REAL(0.0))); }
+FA_INLINE vreal v_load(const real *p)
+{
+    vreal a;
+    memcpy(&a, p, sizeof a);
+    return a;
+}
+FA_INLINE void v_store(real *p, vreal a) { memcpy(p, &a, sizeof a); }
+FA_INLINE vreal v_load_n(const real *p, fa_index n)
+{
+    vreal a = v_zero();
+    for (int i = 0; i < VL; i++)
+        if (i < n) a[i] = p[i];
+    return a;
+}
+FA_INLINE void v_store_n(real *p, vreal a, fa_index n)
+{
+    for (int i = 0; i < VL; i++)
+        if (i < n) p[i] = a[i];
+}
+FA_INLINE vreal v_broadcast(const real *p) { return v_set1(*p); }
+FA_INLINE vreal v_add(vreal a, vreal b) { return a + b; }
+FA_INLINE vreal v_sub(vreal a, vreal b) { return a - b; }
+FA_INLINE vreal v_mul(vreal a, vreal b) { return a * b; }
+FA_INLINE vreal v_div(vreal a, vreal b) { return a / b; }
+FA_INLINE vreal v_sqrt(vreal a)
+{
+    for (int i = 0; i < VL; i++) a[i] = sizeof(real) == 4 ? (real)__builtin_sqrtf((float)a[i]) : (real)__builtin_sqrt(a[i]);
+    return a;
+}
+FA_INLINE vreal v_fma(vreal a, vreal b, vreal c) { return a * b + c; }
+FA_INLINE vreal v_fnma(vreal a, vreal b, vreal c) { return c - a * b; }
+FA_INLINE vreal v_abs(vreal a) { return v_from_bits(v_bits(a) & ~v_sign_bit()); }
+FA_INLINE vreal v_negate(vreal a) { return v_from_bits(v_bits(a) ^ v_sign_bit()); }
+FA_INLINE vreal v_product_error(vreal a, vreal b, vreal p)
+{
+    /* Dekker: halves short enough for exact products. */
+    const vreal splitter = v_set1(REAL_SPLITTER);
+    const vreal ta = a * splitter, tb = b * splitter;
+    const vreal ah = ta - (ta - a), bh = tb - (tb - b);
+    const vreal al = a - ah, bl = b - bh;
+    return ((ah * bh - p) + ah * bl + al * bh) + al * bl;
+}
+FA_INLINE vmask v_lt(vreal a, vreal b) { return a < b; }
+FA_INLINE vmask v_le(vreal a, vreal b) { return a <= b; }
+FA_INLINE vmask v_eq(vreal a, vreal b) { return a == b; }
+FA_INLINE vmask v_is_nan(vreal a) { return a != a; }
+FA_INLINE vreal v_select(vmask m, vreal a, vreal b) { return v_from_bits((v_bits(a) & m) | (v_bits(b) & ~m)); }
+FA_INLINE vreal v_max(vreal a, vreal b) { return v_select(a > b, a, b); }
+FA_INLINE vreal v_min(vreal a, vreal b) { return v_select(a < b, a, b); }
+FA_INLINE vreal v_copysign(vreal a, vreal s)
+{
+    return v_from_bits((v_bits(a) & ~v_sign_bit()) | (v_bits(s) & v_sign_bit()));
+}
+FA_INLINE vreal v_round(vreal a)
+{
+    /* Adding 2^(mantissa bits) leaves no place for a fraction; larger numbers are integers already. */
+    const vreal big = v_copysign(v_set1(V_MAGIC * (real)2 / 3), a);
+    return v_select(v_lt(v_abs(a), v_abs(big)), v_copysign((a + big) - big, a), a);
+}
+FA_INLINE vreal v_power_of_two(vmask n) { return v_from_bits((n + REAL_EXPONENT_BIAS) << REAL_MANTISSA_BITS); }
+FA_INLINE vreal v_scale(vreal a, vreal n)
+{
+    /* Two factors, each a normal power of two: only the second product can leave the normal range downwards. */
+    const vmask i = v_bits(n + v_set1(V_MAGIC)) - v_bits(v_set1(V_MAGIC));
+    const vmask half = i >> 1;
+    return a * v_power_of_two(i - half) * v_power_of_two(half);
+}
+FA_INLINE vreal v_add_exponent(vreal a, vreal t) { return v_from_bits(v_bits(a) + (v_bits(t) << REAL_MANTISSA_BITS)); }
+FA_INLINE vmask v_first(fa_index n)
+{
+    vmask m;
+    for (int i = 0; i < VL; i++) m[i] = -(rint_t)(i < n);
+    return m;
+}
+FA_INLINE vmask v_mask_bytes(const uint8_t *p)
+{
+    vmask m;
+    for (int i = 0; i < VL; i++) m[i] = -(rint_t)(p[i] != 0);
+    return m;
+}
+FA_INLINE vmask v_and(vmask a, vmask b) { return a & b; }
+FA_INLINE vmask v_or(vmask a, vmask b) { return a | b; }
+FA_INLINE vmask v_and_not(vmask a, vmask b) { return a & ~b; }
+FA_INLINE int v_any(vmask a)
+{
+    rint_t any = 0;
+    for (int i = 0; i < VL; i++) any |= a[i];
+    return any != 0;
+}
+#if defined(FA_REAL_F32)
+FA_INLINE real v_reduce_add(vreal a) { return (a[0] + a[2]) + (a[1] + a[3]); }
+#else
+FA_INLINE real v_reduce_add(vreal a) { return a[0] + a[1]; }
+#endif
+FA_INLINE real v_reduce_max(vreal a)
+{
+    real m = a[0];
+    for (int i = 1; i < VL; i++) m = m > a[i] ? m : a[i];
+    return m;
+}
+FA_INLINE void v_transpose(vreal a[VL])
+{
+    for (int i = 0; i < VL; i++)
+        for (int j = i + 1; j < VL; j++) {
+            const real t = a[i][j];
+            a[i][j] = a[j][i];
+            a[j][i] = t;
+        }
+}
+
+#endif

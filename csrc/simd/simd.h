@@ -1,0 +1,78 @@
+/* The SIMD vocabulary: the only place where intrinsics are, and the only words that kernels use for vectors.
+
+   A kernel file is compiled once per ISA and real type. The build defines FA_ISA_<NAME> (one of PORTABLE, AVX2, AVX512)
+   and FA_REAL_F32 or FA_REAL_F64; this header then offers, for that pair,
+
+     real, rint_t      float or double, and the signed integer of the same width
+     vreal, vmask      VL reals; VL truth values
+     VL                lanes of a vreal
+     FA_MR, FA_NV      register tile of the matrix products: FA_MR rows by FA_NV vectors (kernels/tile.h says why)
+     FA_HAS_FMA        1 when v_fma rounds once
+
+   memory      v_load(p) v_store(p, a)           any alignment
+               v_load_n(p, n) v_store_n(p, a, n) first n lanes, 0 <= n <= VL; touches no byte beyond them; the rest reads as 0
+               v_broadcast(p) v_set1(x) v_zero()
+   arithmetic  v_add v_sub v_mul v_div v_sqrt    IEEE, round to nearest even
+               v_fma(a, b, c)  = a b + c         one rounding where FA_HAS_FMA, else two
+               v_fnma(a, b, c) = c - a b
+               v_product_error(a, b, p)          a b - p exactly, for p = v_mul(a, b), barring under- and overflow
+               v_max(a, b) = a > b ? a : b       so b where either is NaN; v_min(a, b) = a < b ? a : b
+               v_abs v_negate v_copysign(magnitude, sign)
+               v_round(a)                        to the nearest integer, ties to even
+   exponent    v_scale(a, n)                     a 2^n for integral n in [-250, 250] (f32), [-2040, 2040] (f64): rounds once,
+                                                 also when the result is subnormal
+               v_add_exponent(a, t)              adds the low bits of t to the exponent field of a. For t = n + V_MAGIC this is
+                                                 a 2^n, if a and the result are normal numbers; exactly +0 for a = 1 and
+                                                 n = V_EXPONENT_FLOOR. V_MAGIC = 1.5 2^(mantissa bits): adding it rounds a
+                                                 number below 2^(mantissa bits - 2) to an integer in the low bits
+   comparison  v_lt(a, b) v_le(a, b) v_eq(a, b) v_is_nan(a); false on NaN, but for v_is_nan
+               v_select(m, a, b)                 a where m, else b
+               v_first(n)                        lanes below n, any n
+               v_mask_bytes(p)                   lanes whose byte p[lane] is not 0; reads VL bytes
+               v_and v_or v_and_not(m, n) = m and not n;  v_any(m)
+   reduction   v_reduce_add v_reduce_max         in a fixed tree: halves, quarters, ...
+   transpose   v_transpose(a)                    a[VL], in place
+
+   Adding an op: first portable.h, then every other header, then this list. */
+#ifndef FA_SIMD_H
+#define FA_SIMD_H
+
+#include "../base.h"
+
+#if defined(FA_REAL_F32)
+typedef float real;
+typedef int32_t rint_t;
+#define REAL(x) x##f
+#define REAL_MANTISSA_BITS 23
+#define REAL_EXPONENT_BIAS 127
+#define REAL_INFINITY __builtin_inff()
+#elif defined(FA_REAL_F64)
+typedef double real;
+typedef int64_t rint_t;
+#define REAL(x) x
+#define REAL_MANTISSA_BITS 52
+#define REAL_EXPONENT_BIAS 1023
+#define REAL_INFINITY __builtin_inf()
+#else
+#error "define FA_REAL_F32 or FA_REAL_F64"
+#endif
+
+#if defined(FA_REAL_F32)
+#define V_MAGIC 0x1.8p23f
+#define V_EXPONENT_FLOOR (-127.0f)
+#else
+#define V_MAGIC 0x1.8p52
+#define V_EXPONENT_FLOOR (-1023.0)
+#endif
+
+#if defined(FA_ISA_AVX512)
+#include "avx512.h"
+#elif defined(FA_ISA_AVX2)
+#include "avx2.h"
+#elif defined(FA_ISA_PORTABLE)
+#include "portable.h"
+#else
+#error "define FA_ISA_PORTABLE, FA_ISA_AVX2 or FA_ISA_AVX512"
+#endif
+
+#endif

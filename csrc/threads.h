@@ -1,0 +1,45 @@
+/* The library's own thread pool: persistent workers, started at first need, asleep between calls, rebuilt after fork.
+
+   There is one primitive, a team: fa_team_run calls body(context, member, members) once for each member, on threads that
+   run at the same time, so that members may meet at fa_team_barrier. How many members there are is the pool's decision: one
+   when the pool is busy with another caller's team or with an outer call of this one, or when no thread can be had. A body
+   must therefore compute the same values for any number of members.
+
+   fa_parallel_for is the team that deals out a loop. It equals
+
+       for (fa_index i = 0; i < n; i++) body(context, i, worker);
+
+   in any order, with `worker` below max_members and never used by two bodies at once: it picks the scratch. */
+#ifndef FA_THREADS_H
+#define FA_THREADS_H
+
+#include "base.h"
+
+#define FA_MAX_THREADS 256
+
+typedef void fa_team_body(void *context, int member, int members);
+typedef void fa_loop_body(void *context, fa_index i, int worker);
+
+int fa_get_num_threads(void);
+void fa_set_num_threads(int n); /* 1 <= n <= FA_MAX_THREADS */
+
+void fa_team_run(int max_members, fa_team_body *body, void *context);
+void fa_parallel_for(fa_index n, int max_members, fa_loop_body *body, void *context);
+
+/* A meeting point of the members of the running team. Zero-initialise; each member calls wait the same number of times. */
+typedef struct {
+    _Atomic unsigned arrived;
+    _Atomic unsigned phase;
+} fa_team_barrier;
+void fa_team_wait(fa_team_barrier *barrier, int members);
+
+/* Threads worth waking for `work` multiply-adds (or as much other arithmetic), at most fa_get_num_threads(). Waking and
+   collecting one costs some 5 microseconds; with less than this much work for each, the call is faster alone. An op asks once, and
+   sizes its scratch by the answer: the number of threads may be set by another caller at any time. */
+#define FA_WORK_PER_THREAD 200000.0
+int fa_members_for(double work);
+
+/* Registers the fork handlers. Called once at import. */
+void fa_threads_init(void);
+
+#endif

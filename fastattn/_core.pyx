@@ -1,0 +1,29 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, embedsignature=False, freethreading_compatible=True
+"""The compiled half of fastattn: arrays are checked here, in one place, and handed to C with the GIL released.
+
+Private: import fastattn instead. arrays.pxi has the checks and their messages, one file per family the calls.
+"""
+
+import numpy as np
+
+from cpython.buffer cimport (
+    PyBUF_FORMAT,
+    PyBUF_STRIDES,
+    PyBUF_WRITABLE,
+    PyBuffer_Release,
+    PyObject_GetBuffer,
+)
+from libc.math cimport isfinite
+from libc.stdint cimport int64_t, uintptr_t
+from libc.string cimport memcmp
+
+from fastattn._csrc cimport *
+
+include "arrays.pxi"
+include "settings.pxi"
+include "rows.pxi"
+include "linear.pxi"
+include "attention.pxi"
+include "recurrent.pxi"
+
+fa_init()

@@ -1,0 +1,134 @@
+# csrc/fastattn.h, one to one; that header explains each function.
+from libc.stddef cimport size_t
+from libc.stdint cimport int64_t, uint8_t
+
+
+cdef extern from "fastattn.h" nogil:
+    ctypedef int64_t fa_index
+    int64_t FA_UNBOUNDED
+
+    ctypedef enum fa_status:
+        FA_OK
+        FA_NOMEM
+        FA_NOBLAS
+
+    ctypedef enum fa_dtype:
+        FA_F32
+        FA_F64
+
+    ctypedef enum fa_activation:
+        FA_IDENTITY
+        FA_TANH
+        FA_SIGMOID
+        FA_RELU
+        FA_GELU
+        FA_GELU_TANH
+        FA_SILU
+        FA_EXP
+
+    void fa_init()
+
+    ctypedef enum fa_isa:
+        FA_ISA_BASELINE
+        FA_ISA_COUNT
+
+    const char *fa_isa_name(fa_isa isa)
+    const char *fa_cpu_features()
+    const char *fa_cpu_brand()
+    fa_isa fa_best_isa()
+    fa_isa fa_get_isa()
+    int fa_set_isa(fa_isa isa)
+    int fa_isa_usable(fa_isa isa)
+    const char *fa_kernel_name(int i)
+
+    int FA_MAX_THREADS
+    int fa_get_num_threads()
+    void fa_set_num_threads(int n)
+    void fa_scratch_trim()
+
+    void fa_blas_path(const char *path)
+    int fa_blas_load()
+    const char *fa_blas_provider()
+    const char *fa_blas_core()
+    const char *fa_blas_version()
+
+    fa_status fa_map(fa_dtype dtype, fa_activation f, void *y, const void *x, fa_index n)
+
+    fa_status fa_softmax_forward(fa_dtype dtype, int log, void *y, fa_index ldy, const void *x, fa_index ldx,
+                                 fa_index rows, fa_index n, double scale)
+    fa_status fa_softmax_backward(fa_dtype dtype, int log, void *dx, const void *dy, const void *y, fa_index rows,
+                                  fa_index n, double scale)
+
+    ctypedef enum fa_linear_strategy:
+        FA_LINEAR_NATIVE
+        FA_LINEAR_BLAS
+
+    fa_status fa_linear_forward(fa_dtype dtype, void *y, fa_index ldy, const void *x, fa_index ldx, const void *w,
+                                fa_index ldw, const void *bias, fa_index M, fa_index N, fa_index K,
+                                fa_activation activation, fa_linear_strategy strategy)
+    size_t fa_linear_packed_bytes(fa_dtype dtype, fa_isa isa, fa_index N, fa_index K)
+    fa_status fa_linear_pack(fa_dtype dtype, fa_isa isa, void *packed, const void *w, fa_index ldw, fa_index N,
+                             fa_index K)
+    fa_status fa_linear_forward_packed(fa_dtype dtype, fa_isa isa, void *y, fa_index ldy, const void *x, fa_index ldx,
+                                       const void *packed, const void *bias, fa_index M, fa_index N, fa_index K,
+                                       fa_activation activation)
+
+    ctypedef enum fa_mask_kind:
+        FA_MASK_NONE
+        FA_MASK_BOOL
+        FA_MASK_ADD
+
+    ctypedef enum fa_attention_strategy:
+        FA_ATTENTION_FUSED
+        FA_ATTENTION_BLAS
+
+    ctypedef struct fa_attention_arguments:
+        fa_index B, H, Hk, Lq, Lk, D, Dv
+        const void *q
+        const void *k
+        const void *v
+        void *out
+        void *lse
+        fa_index q_stride[3]
+        fa_index k_stride[3]
+        fa_index v_stride[3]
+        fa_index out_stride[3]
+        fa_mask_kind mask_kind
+        const void *mask
+        fa_index mask_stride[4]
+        fa_index left, right
+        int bottom_right
+        const fa_index *q_lengths
+        const fa_index *k_lengths
+        double scale
+        fa_attention_strategy strategy
+
+    fa_status fa_attention_forward(fa_dtype dtype, const fa_attention_arguments *a)
+
+    ctypedef enum fa_cell:
+        FA_RNN
+        FA_LSTM
+        FA_GRU
+        FA_GRU_RESET_BEFORE
+
+    ctypedef struct fa_recurrent_arguments:
+        fa_cell cell
+        fa_activation activation
+        fa_index T, B, I, H
+        const void *x
+        fa_index x_stride[2]
+        void *y
+        fa_index y_stride[2]
+        const void *h0
+        const void *c0
+        void *h_out
+        void *c_out
+        const void *w_ih
+        const void *w_hh
+        const void *b_ih
+        const void *b_hh
+        const void *peephole
+        const fa_index *lengths
+        int reverse
+
+    fa_status fa_recurrent_forward(fa_dtype dtype, const fa_recurrent_arguments *a)

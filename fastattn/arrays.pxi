@@ -1,0 +1,252 @@
+# Arrays as C sees them, and every check on them.
+#
+# An Array holds the buffer of an ndarray while C works on it. `acquire` accepts what C can take as it is: float32 or float64, aligned, last
+# axis contiguous, other strides whole elements; anything else that is an array of floats is copied first, so no layout is ever wrong.
+# All messages have one form: "op: argument must be ..., got ...".
+
+cdef int MAX_DIMS = 8
+
+cdef struct Array:
+    Py_buffer view
+    bint held
+    char *data
+    int ndim
+    int dtype            # fa_dtype
+    Py_ssize_t shape[8]
+    Py_ssize_t stride[8]  # in elements
+
+cdef object ndarray = np.ndarray
+cdef object empty = np.empty
+cdef object float32 = np.dtype(np.float32)
+cdef object float64 = np.dtype(np.float64)
+cdef tuple DTYPES = (float32, float64)
+
+
+cdef object wrong_shape(str op, str name, str expected, object got):
+    return ValueError(f"{op}: {name} must {expected}, got {got}")
+
+
+cdef object wrong_type(str op, str name, object array):
+    dtype = getattr(array, "dtype", None)
+    if dtype is None:
+        return TypeError(f"{op}: {name} must be an array of float32 or float64, got {type(array).__name__}")
+    if dtype.name in ("float16", "bfloat16"):
+        fix = f"{op} has no {dtype.name} kernels yet: pass {name}.astype(np.float32)"
+    elif dtype.kind in "biu":
+        fix = f"pass {name}.astype(np.float32)"
+    else:
+        fix = f"pass {name}.astype(np.float32) or {name}.astype(np.float64)"
+    return TypeError(f"{op}: {name} must be float32 or float64 in native byte order, got {dtype.str} ({dtype}); {fix}")
+
+
+cdef object as_ndarray(object value, str op, str name):
+    """value as an ndarray, without changing its dtype."""
+    if isinstance(value, ndarray):
+        return value
+    if getattr(value, "requires_grad", False):
+        raise TypeError(f"{op}: {name} must not require gradients: pass {name}.detach()")
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{op}: {name} must be an array, got {type(value).__name__} ({error})") from None
+
+
+cdef int format_dtype(const char *format) noexcept:
+    """fa_dtype of a buffer format, -1 when it is neither float32 nor float64 in native order."""
+    if format == NULL:
+        return -1
+    if format[0] == b"f" and format[1] == 0:
+        return FA_F32
+    if format[0] == b"d" and format[1] == 0:
+        return FA_F64
+    return -1
+
+
+cdef bint fill(Array *a) noexcept:
+    """Shape and strides from the buffer; False when C cannot take the layout."""
+    cdef Py_ssize_t item = a.view.itemsize
+    cdef int i
+    cdef bint is_empty = False
+    a.ndim = a.view.ndim
+    a.data = <char *>a.view.buf
+    for i in range(a.ndim):
+        a.shape[i] = a.view.shape[i]
+        is_empty = is_empty or a.shape[i] == 0
+    for i in range(a.ndim):
+        # The stride of an axis of one element, or of an empty array, means nothing; NumPy may have put anything there.
+        if a.shape[i] <= 1 or is_empty:
+            a.stride[i] = 1 if i == a.ndim - 1 else 0
+        elif a.view.strides[i] % item:
+            return False
+        else:
+            a.stride[i] = a.view.strides[i] // item
+    return (<uintptr_t>a.data) % item == 0 and (a.ndim == 0 or a.stride[a.ndim - 1] == 1)
+
+
+cdef object acquire(Array *a, object value, str op, str name, int ndim=-1, int dtype=-1):
+    """Holds the buffer of `value`. Checks its type (the same as `dtype`, unless -1) and number of axes (unless -1)."""
+    cdef object array = as_ndarray(value, op, name)
+    cdef int kind
+    a.held = False
+    try:
+        PyObject_GetBuffer(array, &a.view, PyBUF_STRIDES | PyBUF_FORMAT)
+    except (ValueError, BufferError, TypeError):
+        raise wrong_type(op, name, array) from None
+    a.held = True
+    kind = format_dtype(a.view.format)
+    if kind < 0:
+        raise wrong_type(op, name, array)
+    if dtype >= 0 and kind != dtype:
+        raise TypeError(f"{op}: {name} must be {DTYPES[dtype]} like the other arrays, got {DTYPES[kind]}; "
+                        f"pass {name}.astype(np.{DTYPES[dtype]})")
+    if ndim >= 0 and a.view.ndim != ndim:
+        raise wrong_shape(op, name, f"have {ndim} axes", f"shape {array.shape}")
+    if a.view.ndim > MAX_DIMS:
+        raise wrong_shape(op, name, f"have at most {MAX_DIMS} axes", f"shape {array.shape}")
+    a.dtype = kind
+    if not fill(a):
+        release(a)
+        PyObject_GetBuffer(array.copy(order="C"), &a.view, PyBUF_STRIDES | PyBUF_FORMAT)
+        a.held = True
+        fill(a)
+    return array
+
+
+cdef object acquire_contiguous(Array *a, object value, str op, str name, int ndim=-1, int dtype=-1):
+    """acquire, and C-contiguous: copied if need be."""
+    cdef object array = acquire(a, value, op, name, ndim, dtype)
+    if not is_contiguous(a):
+        release(a)
+        acquire(a, np.ascontiguousarray(array), op, name, ndim, dtype)
+    return array
+
+
+cdef void release(Array *a) noexcept:
+    if a.held:
+        a.held = False
+        PyBuffer_Release(&a.view)
+
+
+cdef bint is_contiguous(const Array *a) noexcept:
+    cdef Py_ssize_t expected = 1
+    cdef int i
+    for i in range(a.ndim - 1, -1, -1):
+        if a.shape[i] == 0:
+            return True
+        if a.shape[i] != 1 and a.stride[i] != expected:
+            return False
+        expected *= a.shape[i]
+    return True
+
+
+cdef Py_ssize_t count(const Array *a) noexcept nogil:
+    cdef Py_ssize_t n = 1
+    cdef int i
+    for i in range(a.ndim):
+        n *= a.shape[i]
+    return n
+
+
+cdef tuple shape_of(const Array *a):
+    return tuple([a.shape[i] for i in range(a.ndim)])
+
+
+cdef void extent(const Array *a, char **first, char **end) noexcept:
+    """The bytes from the lowest to beyond the highest element."""
+    cdef Py_ssize_t item = a.view.itemsize, low = 0, high = 0, span
+    cdef int i
+    if count(a) == 0:
+        first[0] = end[0] = a.data
+        return
+    for i in range(a.ndim):
+        span = (a.shape[i] - 1) * a.stride[i] * item
+        if span < 0:
+            low += span
+        else:
+            high += span
+    first[0] = a.data + low
+    end[0] = a.data + high + item
+
+
+cdef bint overlap(const Array *a, const Array *b) noexcept:
+    """Whether the extents meet. May be true of arrays that interleave without sharing an element."""
+    cdef char *first_a
+    cdef char *end_a
+    cdef char *first_b
+    cdef char *end_b
+    extent(a, &first_a, &end_a)
+    extent(b, &first_b, &end_b)
+    return first_a < end_b and first_b < end_a
+
+
+cdef bint same_place(const Array *a, const Array *b) noexcept:
+    """The same elements at the same addresses."""
+    return (a.data == b.data and a.ndim == b.ndim
+            and memcmp(a.shape, b.shape, a.ndim * sizeof(Py_ssize_t)) == 0
+            and memcmp(a.stride, b.stride, a.ndim * sizeof(Py_ssize_t)) == 0)
+
+
+cdef bint acquire_out(Array *a, object out, tuple shape, int dtype, str op, str name="out") except -1:
+    """Holds a caller's output array. False (and nothing held) when the result must go through an array of our own and be copied: C cannot take the layout."""
+    a.held = False
+    if not isinstance(out, ndarray):
+        raise TypeError(f"{op}: {name} must be an ndarray, got {type(out).__name__}")
+    if out.shape != shape or out.dtype != DTYPES[dtype]:
+        raise wrong_shape(op, name, f"have shape {shape} and dtype {DTYPES[dtype]}", f"{out.shape} and {out.dtype}")
+    if not out.flags.writeable:
+        raise wrong_shape(op, name, "be writable", "a read-only array")
+    PyObject_GetBuffer(out, &a.view, PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE)
+    a.held = True
+    a.dtype = dtype
+    if format_dtype(a.view.format) == dtype and fill(a):
+        return True
+    release(a)
+    return False
+
+
+cdef object new_out(Array *a, tuple shape, int dtype):
+    """A fresh output, held."""
+    cdef object out = empty(shape, DTYPES[dtype])
+    a.held = False
+    PyObject_GetBuffer(out, &a.view, PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE)
+    a.held = True
+    a.dtype = dtype
+    fill(a)
+    return out
+
+
+cdef object raise_status(fa_status status, str op):
+    if status == FA_NOMEM:
+        raise MemoryError(f"{op}: no memory for its working buffers")
+    if status == FA_NOBLAS:
+        raise RuntimeError(f"{op}: strategy 'blas' needs a BLAS, and this build ({text(fa_blas_provider())}) has none that loads")
+
+
+cdef str text(const char *s):
+    return s.decode("utf-8", "replace")
+
+
+cdef double as_float(object value, str op, str name) except? -1.0:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{op}: {name} must be a number, got {value!r}") from None
+
+
+cdef object as_lengths(object value, Py_ssize_t batch, Py_ssize_t longest, str op, str name):
+    """int64 lengths [batch] in 0..longest, contiguous."""
+    lengths = np.asarray(value)
+    if lengths.dtype.kind not in "iu":
+        raise TypeError(f"{op}: {name} must be integers, got {lengths.dtype}")
+    if lengths.shape != (batch,):
+        raise wrong_shape(op, name, f"have shape ({batch},)", f"shape {lengths.shape}")
+    if batch and (lengths.min() < 0 or lengths.max() > longest):
+        raise wrong_shape(op, name, f"lie in 0..{longest}", f"{lengths.min()}..{lengths.max()}")
+    return np.ascontiguousarray(lengths, dtype=np.int64)
+
+
+cdef const fa_index *index_pointer(object lengths) except? NULL:
+    """The elements of an array from as_lengths, which the caller keeps alive."""
+    if lengths is None:
+        return NULL
+    return <const fa_index *><uintptr_t>lengths.ctypes.data

@@ -1,0 +1,161 @@
+"""What runs where: threads, instruction set, strategies, BLAS.
+
+Environment: FASTATTN_NUM_THREADS (else OMP_NUM_THREADS, else the CPUs that affinity and control group allow) and FASTATTN_ISA, which can
+only lower the instruction set; a name that is unknown or not available is an error at import.
+
+The settings are of the process, not of a thread. A context manager restores what it found, also when two threads nest theirs in other orders
+than they leave them: do not use it for that.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as _installed_version
+from pathlib import Path
+
+import numpy as np
+
+from fastattn import _core
+
+try:
+    version = _installed_version("fastattn")
+except PackageNotFoundError:  # run from a tree that was never installed
+    version = "0+unknown"
+
+_core.set_blas_path(str(Path(_core.__file__).parent / "_libs" / "libfastattn_blas.so"))
+
+
+def available_isas() -> list[str]:
+    """Instruction sets that this CPU, operating system and build can run, the lowest first.
+
+    >>> "baseline" in available_isas()
+    True
+    """
+    return _core.available_isas()
+
+
+def get_isa() -> str:
+    """The instruction set in force: "baseline", "avx2" or "avx512"."""
+    return _core.get_isa()
+
+
+@contextmanager
+def use_isa(name: str) -> Iterator[None]:
+    """Runs the kernels of a lower instruction set inside a `with` block.
+
+    Results may differ in their last bits between instruction sets. Raises ValueError for a name that is unknown or not available.
+
+    >>> with use_isa("baseline"):
+    ...     get_isa()
+    'baseline'
+    """
+    before = _core.get_isa()
+    _core.set_isa(name)
+    try:
+        yield
+    finally:
+        _core.set_isa(before)
+
+
+def get_num_threads() -> int:
+    """Most threads that a call uses."""
+    return _core.get_num_threads()
+
+
+def set_num_threads(n: int) -> None:
+    """Sets the most threads that a call uses, 1 to 256. No value changes with it; small calls use fewer."""
+    _core.set_num_threads(n)
+
+
+@contextmanager
+def num_threads(n: int) -> Iterator[None]:
+    """At most `n` threads inside a `with` block.
+
+    >>> with num_threads(1):
+    ...     get_num_threads()
+    1
+    """
+    before = _core.get_num_threads()
+    _core.set_num_threads(n)
+    try:
+        yield
+    finally:
+        _core.set_num_threads(before)
+
+
+@contextmanager
+def attention_strategy(name: str) -> Iterator[None]:
+    """How attention computes its two products: "fused" (own kernels), "blas" (OpenBLAS on tiles) or "auto", the faster one.
+
+    The two round differently. Raises ValueError for another name, and for "blas" in a build without BLAS.
+    """
+    before = _core.get_attention_strategy()
+    _core.set_attention_strategy(name)
+    try:
+        yield
+    finally:
+        _core.set_attention_strategy(before)
+
+
+@contextmanager
+def linear_strategy(name: str) -> Iterator[None]:
+    """How linear computes its product: "native" (own kernels), "blas" or "auto". Packed weights are always native."""
+    before = _core.get_linear_strategy()
+    _core.set_linear_strategy(name)
+    try:
+        yield
+    finally:
+        _core.set_linear_strategy(before)
+
+
+def trim() -> None:
+    """Gives back the scratch memory that is kept between calls (at most 4 blocks of 32 MB)."""
+    _core.trim()
+
+
+def info() -> dict[str, object]:
+    """What show_config prints, as a dict. Loads the BLAS library."""
+    provider, core, blas_version = _core.blas_info()
+    return {
+        "fastattn": version,
+        "numpy": np.__version__,
+        "python": sys.version.split()[0],
+        "cpu": _core.cpu_brand(),
+        "features": _core.cpu_features().split(),
+        "isa": get_isa(),
+        "isas": available_isas(),
+        "threads": get_num_threads(),
+        "blas": provider,
+        "blas_core": core,
+        "blas_version": blas_version,
+        "attention_strategy": _core.get_attention_strategy(),
+        "linear_strategy": _core.get_linear_strategy(),
+    }
+
+
+def show_config() -> None:
+    """Prints version, CPU, instruction sets, threads and BLAS."""
+    for key, value in info().items():
+        print(f"{key + ':':20} {' '.join(value) if isinstance(value, list) else value or '-'}")
+
+
+def register_threadpoolctl() -> None:
+    """Makes fastattn's threads visible to threadpoolctl (`threadpool_info`, `threadpool_limits`).
+
+    Done at import when threadpoolctl has been imported before; call this when it comes later.
+    """
+    from fastattn._threadpoolctl import register  # noqa: PLC0415
+
+    register()
+
+
+_requested = os.environ.get("FASTATTN_ISA")
+if _requested:
+    try:
+        _core.set_isa(_requested)
+    except ValueError as error:
+        raise ImportError(f"FASTATTN_ISA: {str(error).removeprefix('use_isa: ')}") from None
+if "threadpoolctl" in sys.modules:
+    register_threadpoolctl()

@@ -1,0 +1,199 @@
+"""The specification: every op in plain NumPy, float64, in the shortest readable form.
+
+Tests compare the kernels with these functions, and these with finite differences. They are not fast, and promise nothing about NaN in
+masked places: tests of such promises state the expected values themselves.
+"""
+
+import math
+
+import numpy as np
+
+_erfc = np.vectorize(math.erfc, otypes=[np.float64])
+
+
+def _double(*arrays):
+    return tuple(None if a is None else np.asarray(a, np.float64) for a in arrays)
+
+
+# ---- element-wise ----
+
+
+def exp(x):
+    return np.exp(*_double(x))
+
+
+def tanh(x):
+    return np.tanh(*_double(x))
+
+
+def sigmoid(x):
+    (x,) = _double(x)
+    z = np.exp(-np.abs(x))
+    return np.where(x < 0, z, 1) / (1 + z)
+
+
+def relu(x):
+    return np.maximum(*_double(x), 0)
+
+
+def silu(x):
+    return np.asarray(x, np.float64) * sigmoid(x)
+
+
+def gelu(x, approximate="none"):
+    (x,) = _double(x)
+    if approximate == "tanh":
+        return x * sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+    return x / 2 * _erfc(-x / math.sqrt(2))
+
+
+ACTIVATIONS = {None: lambda x: x, "tanh": tanh, "sigmoid": sigmoid, "relu": relu, "silu": silu, "gelu": gelu,
+               "gelu_tanh": lambda x: gelu(x, "tanh")}  # fmt: skip
+
+
+# ---- rows ----
+
+
+def softmax(x, axis=-1, scale=1.0):
+    z = scale * np.asarray(x, np.float64)
+    e = np.exp(z - z.max(axis, keepdims=True))
+    return e / e.sum(axis, keepdims=True)
+
+
+def log_softmax(x, axis=-1, scale=1.0):
+    z = scale * np.asarray(x, np.float64)
+    z = z - z.max(axis, keepdims=True)
+    return z - np.log(np.exp(z).sum(axis, keepdims=True))
+
+
+def softmax_backward(dy, y, axis=-1, scale=1.0):
+    dy, y = _double(dy, y)
+    return scale * y * (dy - (dy * y).sum(axis, keepdims=True))
+
+
+def log_softmax_backward(dy, y, axis=-1, scale=1.0):
+    dy, y = _double(dy, y)
+    return scale * (dy - np.exp(y) * dy.sum(axis, keepdims=True))
+
+
+def linear(x, weight, bias=None, activation=None):
+    x, weight, bias = _double(x, weight, bias)
+    y = x @ weight.T
+    return ACTIVATIONS[activation](y if bias is None else y + bias)
+
+
+# ---- attention ----
+
+
+def attention_allowed(batch, queries, keys, mask=None, causal=False, window=None, q_lengths=None, kv_lengths=None):
+    """Which query attends to which key: bool, broadcastable to [batch, heads, queries, keys]."""
+    q_lengths = np.full(batch, queries) if q_lengths is None else np.asarray(q_lengths)
+    kv_lengths = np.full(batch, keys) if kv_lengths is None else np.asarray(kv_lengths)
+    i, j = np.arange(queries)[:, None], np.arange(keys)
+    i, j, n, m = i[None, None], j[None, None, None], q_lengths[:, None, None, None], kv_lengths[:, None, None, None]
+    distance = j - i - (0 if causal == "top-left" else m - n)
+    left, right = window or (None, None)
+    allowed = (i < n) & (j < m)
+    if causal:
+        allowed = allowed & (distance <= 0)
+    if left is not None:
+        allowed = allowed & (distance >= -left)
+    if right is not None:
+        allowed = allowed & (distance <= right)
+    if mask is not None:
+        allowed = allowed & (mask if mask.dtype == bool else mask != -np.inf)
+    return allowed
+
+
+def _attention_probabilities(q, k, mask, scale, **positions):
+    q, k = _double(q, k)
+    scale = 1 / math.sqrt(q.shape[-1] or 1) if scale is None else scale
+    group = q.shape[1] // k.shape[1] if k.shape[1] else 1
+    s = scale * q @ np.repeat(k, group, axis=1).swapaxes(-1, -2)
+    allowed = attention_allowed(q.shape[0], q.shape[2], k.shape[2], mask, **positions)
+    if mask is not None and mask.dtype != bool:
+        s = s + np.where(mask == -np.inf, 0, mask)
+    s = np.where(allowed, s, -np.inf)
+    top = s.max(-1, keepdims=True, initial=-np.inf)
+    e = np.exp(s - np.where(top == -np.inf, 0, top))
+    total = e.sum(-1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        lse = (np.log(total) + np.where(top == -np.inf, 0, top))[..., 0]
+    return e / np.where(total == 0, 1, total), lse
+
+
+def attention(q, k, v, mask=None, causal=False, scale=None, window=None, q_lengths=None, kv_lengths=None):
+    """out[B, H, Lq, Dv] and lse[B, H, Lq] of q[B, H, Lq, D], k[B, Hk, Lk, D], v[B, Hk, Lk, Dv]."""
+    causal = "bottom-right" if causal is True else causal
+    p, lse = _attention_probabilities(q, k, mask, scale, causal=causal, window=window, q_lengths=q_lengths,
+                                      kv_lengths=kv_lengths)  # fmt: skip
+    (v,) = _double(v)
+    return p @ np.repeat(v, q.shape[1] // v.shape[1] if v.shape[1] else 1, axis=1), lse
+
+
+def attention_backward(dout, q, k, v, mask=None, causal=False, scale=None, window=None, q_lengths=None, kv_lengths=None):
+    """dq, dk, dv."""
+    causal = "bottom-right" if causal is True else causal
+    p, _ = _attention_probabilities(q, k, mask, scale, causal=causal, window=window, q_lengths=q_lengths,
+                                    kv_lengths=kv_lengths)  # fmt: skip
+    dout, q, k, v = _double(dout, q, k, v)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    group = q.shape[1] // k.shape[1]
+    dp = dout @ np.repeat(v, group, axis=1).swapaxes(-1, -2)
+    ds = scale * p * (dp - (dp * p).sum(-1, keepdims=True))
+    dk, dv = ds.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ dout
+    batch, _, keys, _ = k.shape
+    return (ds @ np.repeat(k, group, axis=1),
+            dk.reshape(batch, -1, group, keys, k.shape[-1]).sum(2),
+            dv.reshape(batch, -1, group, keys, v.shape[-1]).sum(2))  # fmt: skip
+
+
+# ---- recurrent cells: one step; a missing bias is None ----
+
+
+def _affine(x, w, b):
+    x, w, b = _double(x, w, b)
+    return x @ w.T if b is None else x @ w.T + b
+
+
+def rnn_cell(x, h, w_ih, w_hh, b_ih=None, b_hh=None, nonlinearity="tanh"):
+    return ACTIVATIONS[nonlinearity](_affine(x, w_ih, b_ih) + _affine(h, w_hh, b_hh))
+
+
+def gru_cell(x, h, w_ih, w_hh, b_ih=None, b_hh=None, linear_before_reset=True):
+    (h,) = _double(h)
+    hidden = h.shape[-1]
+    x_r, x_z, x_n = np.split(_affine(x, w_ih, b_ih), 3, axis=-1)
+    h_r, h_z, h_n = np.split(_affine(h, w_hh, b_hh), 3, axis=-1)
+    r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
+    if linear_before_reset:
+        n = np.tanh(x_n + r * h_n)
+    else:
+        n = np.tanh(x_n + _affine(r * h, w_hh[2 * hidden :], None if b_hh is None else b_hh[2 * hidden :]))
+    return (1 - z) * n + z * h
+
+
+def lstm_cell(x, h, c, w_ih, w_hh, b_ih=None, b_hh=None, peephole=None):
+    c, peephole = _double(c, peephole)
+    p_i, p_f, p_o = (0, 0, 0) if peephole is None else peephole
+    i, f, g, o = np.split(_affine(x, w_ih, b_ih) + _affine(h, w_hh, b_hh), 4, axis=-1)
+    c_next = sigmoid(f + p_f * c) * c + sigmoid(i + p_i * c) * np.tanh(g)
+    return sigmoid(o + p_o * c_next) * np.tanh(c_next), c_next
+
+
+def sequence(cell, x, state, lengths=None, reverse=False):
+    """Runs state = cell(x[t], *state) over x[T, B, I]; state is a tuple of [B, H]. Returns y[T, B, H] and the state of each sequence at
+    its last step. y is zero beyond the lengths."""
+    steps, batch = x.shape[:2]
+    lengths = np.full(batch, steps) if lengths is None else np.asarray(lengths)
+    state = _double(*state)
+    y = np.zeros((steps, *state[0].shape))
+    rows = np.arange(batch)
+    for step in range(steps):
+        runs = step < lengths
+        t = np.where(runs, lengths - 1 - step if reverse else step, 0)
+        after = cell(x[t, rows], *state)
+        after = after if isinstance(after, tuple) else (after,)
+        state = tuple(np.where(runs[:, None], new, old) for new, old in zip(after, state, strict=True))
+        y[t[runs], rows[runs]] = state[0][runs]
+    return y, state

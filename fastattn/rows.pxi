@@ -1,0 +1,93 @@
+# Element-wise functions and softmax.
+
+cdef dict MAPS = {
+    "exp": FA_EXP, "tanh": FA_TANH, "sigmoid": FA_SIGMOID, "relu": FA_RELU, "gelu": FA_GELU, "gelu_tanh": FA_GELU_TANH,
+    "silu": FA_SILU,
+}
+
+
+def map_elements(str kind, object x, object out, str op):
+    """y = f(x) for the f that MAPS names."""
+    cdef Array a, y
+    cdef fa_activation f = MAPS[kind]
+    cdef fa_status status
+    cdef object result
+    a.held = y.held = False
+    try:
+        acquire_contiguous(&a, x, op, "x")
+        shape = shape_of(&a)
+        if out is not None and acquire_out(&y, out, shape, a.dtype, op) and is_contiguous(&y) and (
+            same_place(&a, &y) or not overlap(&a, &y)
+        ):
+            result = out
+        else:
+            release(&y)
+            result = new_out(&y, shape, a.dtype)
+        with nogil:
+            status = fa_map(<fa_dtype>a.dtype, f, y.data, a.data, count(&a))
+        raise_status(status, op)
+    finally:
+        release(&a)
+        release(&y)
+    return copy_to(out, result)
+
+
+cdef object copy_to(object out, object result):
+    if out is None or out is result:
+        return result
+    np.copyto(out, result)
+    return out
+
+
+def softmax_rows(bint log, object x, double scale, object out, str op):
+    """Over the last axis. `out` has the shape and dtype of x, or is None."""
+    cdef Array a, y
+    cdef fa_status status
+    cdef object result
+    cdef Py_ssize_t n, rows
+    a.held = y.held = False
+    try:
+        acquire_contiguous(&a, x, op, "x")
+        shape = shape_of(&a)
+        if out is not None and acquire_out(&y, out, shape, a.dtype, op) and is_contiguous(&y) and (
+            same_place(&a, &y) or not overlap(&a, &y)
+        ):
+            result = out
+        else:
+            release(&y)
+            result = new_out(&y, shape, a.dtype)
+        n = a.shape[a.ndim - 1]
+        rows = count(&a) // n if n else 0
+        with nogil:
+            status = fa_softmax_forward(<fa_dtype>a.dtype, log, y.data, n, a.data, n, rows, n, scale)
+        raise_status(status, op)
+    finally:
+        release(&a)
+        release(&y)
+    return copy_to(out, result)
+
+
+def softmax_backward_rows(bint log, object dy, object y, double scale, str op):
+    """Over the last axis."""
+    cdef Array g, a, d
+    cdef fa_status status
+    cdef object result
+    cdef Py_ssize_t n, rows
+    g.held = a.held = d.held = False
+    try:
+        acquire_contiguous(&a, y, op, "y")
+        acquire_contiguous(&g, dy, op, "dy", -1, a.dtype)
+        shape = shape_of(&a)
+        if shape_of(&g) != shape:
+            raise wrong_shape(op, "dy", f"have the shape of y, {shape}", f"shape {shape_of(&g)}")
+        result = new_out(&d, shape, a.dtype)
+        n = a.shape[a.ndim - 1]
+        rows = count(&a) // n if n else 0
+        with nogil:
+            status = fa_softmax_backward(<fa_dtype>a.dtype, log, d.data, g.data, a.data, rows, n, scale)
+        raise_status(status, op)
+    finally:
+        release(&g)
+        release(&a)
+        release(&d)
+    return result
