@@ -16,6 +16,12 @@ typedef enum { FA_F32 = 0, FA_F64 } fa_dtype;
 /* Once, at import: CPU detection, fork handlers, the best ISA. */
 void fa_init(void);
 
+/* ---- probes: what each of `threads` cores does at best, all at once ----
+   Runs `rounds` rounds of independent multiply-adds on every thread and returns their number (of scalars, on all threads); reads n elements
+   of x on one thread. The caller takes the time. */
+double fa_probe_multiply_add(fa_dtype dtype, fa_index rounds, int threads);
+void fa_probe_read(fa_dtype dtype, const void *x, fa_index n);
+
 /* ---- element-wise: y[i] = f(x[i]), i < n; y == x allowed ---- */
 fa_status fa_map(fa_dtype dtype, fa_activation f, void *y, const void *x, fa_index n);
 

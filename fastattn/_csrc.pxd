@@ -52,6 +52,9 @@ cdef extern from "fastattn.h" nogil:
     const char *fa_blas_core()
     const char *fa_blas_version()
 
+    double fa_probe_multiply_add(fa_dtype dtype, fa_index rounds, int threads)
+    void fa_probe_read(fa_dtype dtype, const void *x, fa_index n)
+
     fa_status fa_map(fa_dtype dtype, fa_activation f, void *y, const void *x, fa_index n)
 
     fa_status fa_softmax_forward(fa_dtype dtype, int log, void *y, fa_index ldy, const void *x, fa_index ldx,

@@ -8,8 +8,6 @@ cdef char *acquire_weight(Array *a, object value, tuple shape, int dtype, str op
     """Contiguous data of an optional weight, NULL for None; the shape is checked."""
     a.held = False
     if value is None:
-        if "weight" in name or name.startswith("w_"):
-            raise TypeError(f"{op}: {name} must be an array of float32 or float64, got None")
         return NULL
     acquire_contiguous(a, value, op, name, len(shape), dtype)
     if shape_of(a) != shape:
@@ -41,6 +39,9 @@ def recurrent_layer(str op, str cell, str nonlinearity, object x, object h0, obj
         a.cell, gates = CELLS[cell]
         rows = gates * a.H
         a.activation = NONLINEARITIES[nonlinearity]
+        for kind in ("weight_ih", "weight_hh"):
+            if weights[kind] is None:
+                raise wrong_type(op, names[kind], None)
         a.w_ih = acquire_weight(&w_ih, weights["weight_ih"], (rows, a.I), ax.dtype, op, names["weight_ih"])
         a.w_hh = acquire_weight(&w_hh, weights["weight_hh"], (rows, a.H), ax.dtype, op, names["weight_hh"])
         a.b_ih = acquire_weight(&b_ih, weights["bias_ih"], (rows,), ax.dtype, op, names["bias_ih"])

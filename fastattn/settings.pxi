@@ -102,3 +102,26 @@ def set_blas_path(path):
 def blas_info():
     """(provider, core, version); the last two are empty when there is none. Loads the library."""
     return text(fa_blas_provider()), text(fa_blas_core()), text(fa_blas_version())
+
+
+def probe_multiply_add(dtype, rounds, threads=1):
+    """Runs independent multiply-adds on `threads` threads at once; returns how many (scalars, all threads). For benchmarks, which take the time."""
+    cdef fa_dtype kind = <fa_dtype>DTYPES.index(np.dtype(dtype))
+    cdef fa_index n = rounds
+    cdef int members = threads
+    cdef double done
+    with nogil:
+        done = fa_probe_multiply_add(kind, n, members)
+    return done
+
+
+def probe_read(x):
+    """Reads the contiguous array x once, on one thread. For benchmarks, which take the time."""
+    cdef Array a
+    a.held = False
+    try:
+        acquire_contiguous(&a, x, "probe_read", "x")
+        with nogil:
+            fa_probe_read(<fa_dtype>a.dtype, a.data, count(&a))
+    finally:
+        release(&a)

@@ -83,7 +83,9 @@ FA_INLINE void add_tile(real *c, fa_index ldc, tile_acc acc, const int mr, const
         }
         return;
     }
+    FA_UNROLL
     for (int r = 0; r < mr; r++) {
+        FA_UNROLL
         for (int v = 0; v < nv; v++) {
             const fa_index count = fa_min(VL, columns - v * VL);
             real *p = c + r * ldc + v * VL;

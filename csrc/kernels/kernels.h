@@ -16,6 +16,7 @@ typedef struct {
     fa_index attention_rows;      /* rows of a tile of queries */
     fa_index attention_stride;    /* row stride of a block of scores */
     fa_index attention_keys;      /* most keys in a block */
+    fa_index probe_chains;        /* vectors in a round of probe_multiply_add */
 } fa_kernel_sizes;
 
 #define FA_TABLE_MEMBER(name, arguments) void(*name) arguments;

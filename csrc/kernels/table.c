@@ -4,6 +4,7 @@
 #include "attention.h"
 #include "gemm.h"
 #include "kernels.h"
+#include "probe.h"
 #include "tile.h"
 
 #define TABLE_(type, suffix) const fa_kernels_##type fa_table_##suffix
@@ -28,6 +29,7 @@ TABLE(TYPE, FA_SUFFIX) = {
               .k_block = {0, 0, K_BLOCK(2), K_BLOCK(3), K_BLOCK(4)},
               .attention_rows = TILE_ROWS(FA_NV),
               .attention_stride = ATTENTION_STRIDE,
-              .attention_keys = ATTENTION_KEYS},
+              .attention_keys = ATTENTION_KEYS,
+              .probe_chains = PROBE_CHAINS},
 #include "kernels.def"
 };

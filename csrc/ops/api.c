@@ -17,6 +17,13 @@ void fa_init(void)
     fa_set_isa(fa_best_isa());
 }
 
+double fa_probe_multiply_add(fa_dtype dtype, fa_index rounds, int threads)
+{
+    BY_DTYPE(probe_multiply_add, rounds, threads);
+}
+
+void fa_probe_read(fa_dtype dtype, const void *x, fa_index n) { BY_DTYPE(probe_read, x, n); }
+
 fa_status fa_map(fa_dtype dtype, fa_activation f, void *y, const void *x, fa_index n) { BY_DTYPE(map, f, y, x, n); }
 
 fa_status fa_softmax_forward(fa_dtype dtype, int log, void *y, fa_index ldy, const void *x, fa_index ldx, fa_index rows,

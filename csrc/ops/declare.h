@@ -12,3 +12,5 @@ fa_status OP(linear_forward_packed)(fa_isa isa, void *y, fa_index ldy, const voi
                                     const void *bias, fa_index M, fa_index N, fa_index K, fa_activation activation);
 fa_status OP(attention_forward)(const fa_attention_arguments *a);
 fa_status OP(recurrent_forward)(const fa_recurrent_arguments *a);
+double OP(probe_multiply_add)(fa_index rounds, int threads);
+void OP(probe_read)(const void *x, fa_index n);
