@@ -169,6 +169,9 @@ int fa_get_num_threads(void)
 
 void fa_set_num_threads(int n) { atomic_store(&num_threads, n); }
 
+int fastattn_get_num_threads(void) { return fa_get_num_threads(); }
+void fastattn_set_num_threads(int n) { fa_set_num_threads(n < 1 ? 1 : n > FA_MAX_THREADS ? FA_MAX_THREADS : n); }
+
 /* ---- the pool ---- */
 
 static void *worker_main(void *argument)

@@ -23,6 +23,10 @@ typedef void fa_loop_body(void *context, fa_index i, int worker);
 int fa_get_num_threads(void);
 void fa_set_num_threads(int n); /* 1 <= n <= FA_MAX_THREADS */
 
+/* The same for threadpoolctl, which finds them by name in the loaded library; any n is clamped into the range. */
+FA_EXPORT int fastattn_get_num_threads(void);
+FA_EXPORT void fastattn_set_num_threads(int n);
+
 void fa_team_run(int max_members, fa_team_body *body, void *context);
 void fa_parallel_for(fa_index n, int max_members, fa_loop_body *body, void *context);
 

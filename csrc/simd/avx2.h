@@ -6,9 +6,6 @@
 #include <string.h>
 
 #define FA_HAS_FMA 1
-/* 6 x 2 accumulators, 2 vectors of B and 1 broadcast of A: 15 of 16 registers, and 12 chains of 4 cycles keep two FMA
-   ports busy. */
-#define FA_MR 6
 #define FA_NV 2
 
 static const int32_t v_lane_table[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,

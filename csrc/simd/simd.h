@@ -6,7 +6,7 @@
      real, rint_t      float or double, and the signed integer of the same width
      vreal, vmask      VL reals; VL truth values
      VL                lanes of a vreal
-     FA_MR, FA_NV      register tile of the matrix products: FA_MR rows by FA_NV vectors (kernels/tile.h says why)
+     FA_NV             vectors across a register tile of attention (kernels/tile.h has the rows)
      FA_HAS_FMA        1 when v_fma rounds once
 
    memory      v_load(p) v_store(p, a)           any alignment
