@@ -9,8 +9,8 @@ typedef int64_t fa_index; /* every size, stride and subscript: signed, so that d
 
 typedef enum {
     FA_OK = 0,
-    FA_NOMEM,   /* scratch memory could not be had; outputs are not written */
-    FA_NOBLAS,  /* strategy "blas" asked for, but no BLAS provider is there */
+    FA_NOMEM,  /* scratch memory could not be had; outputs are not written */
+    FA_NOBLAS, /* strategy "blas" asked for, but no BLAS provider is there */
 } fa_status;
 
 #if defined(__GNUC__) || defined(__clang__)

@@ -64,8 +64,12 @@ static void detect(void)
     static const struct {
         unsigned bit;
         const char *name;
-    } names[] = {{HAS_FMA, "fma"},       {HAS_F16C, "f16c"},           {HAS_AVX2, "avx2"},
-                 {HAS_AVX512, "avx512"}, {HAS_AVX512BF16, "avx512bf16"}, {HAS_AVX512VNNI, "avx512vnni"}};
+    } names[] = {{HAS_FMA, "fma"},
+                 {HAS_F16C, "f16c"},
+                 {HAS_AVX2, "avx2"},
+                 {HAS_AVX512, "avx512"},
+                 {HAS_AVX512BF16, "avx512bf16"},
+                 {HAS_AVX512VNNI, "avx512vnni"}};
 #if defined(__x86_64__)
     detect_x86();
 #endif
@@ -86,14 +90,10 @@ int fa_cpu_allows(fa_isa isa)
 {
     pthread_once(&detected, detect);
     switch (isa) {
-    case FA_ISA_BASELINE:
-        return 1;
-    case FA_ISA_LEVEL_AVX2:
-        return (features & (HAS_AVX2 | HAS_FMA)) == (HAS_AVX2 | HAS_FMA);
-    case FA_ISA_LEVEL_AVX512:
-        return (features & (HAS_AVX512 | HAS_AVX2 | HAS_FMA)) == (HAS_AVX512 | HAS_AVX2 | HAS_FMA);
-    default:
-        return 0;
+    case FA_ISA_BASELINE: return 1;
+    case FA_ISA_LEVEL_AVX2: return (features & (HAS_AVX2 | HAS_FMA)) == (HAS_AVX2 | HAS_FMA);
+    case FA_ISA_LEVEL_AVX512: return (features & (HAS_AVX512 | HAS_AVX2 | HAS_FMA)) == (HAS_AVX512 | HAS_AVX2 | HAS_FMA);
+    default: return 0;
     }
 }
 

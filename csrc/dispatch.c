@@ -3,7 +3,7 @@
 #include <stdatomic.h>
 
 /* The build says which ISA-specific tables it has compiled (FA_HAVE_AVX2, FA_HAVE_AVX512). */
-#define DECLARE(isa)                                       \
+#define DECLARE(isa)                                          \
     FA_HIDDEN extern const fa_kernels_f32 fa_table_f32_##isa; \
     FA_HIDDEN extern const fa_kernels_f64 fa_table_f64_##isa;
 DECLARE(baseline)

@@ -35,8 +35,7 @@ static struct {
     _Atomic int caller_asleep;
     pthread_mutex_t lock;
     pthread_cond_t done;
-} pool = {
-    .busy = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .done = PTHREAD_COND_INITIALIZER};
+} pool = {.busy = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .done = PTHREAD_COND_INITIALIZER};
 
 static _Atomic int num_threads; /* 0: not decided yet */
 

@@ -3,12 +3,12 @@
 
 #include "../activation.h"
 
-#define MAP(name, f)                                                                   \
-    void KERNEL(name)(real * y, const real *x, fa_index n)                             \
-    {                                                                                  \
-        fa_index i = 0;                                                                \
-        for (; i + VL <= n; i += VL) v_store(y + i, f(v_load(x + i)));                 \
-        if (i < n) v_store_n(y + i, f(v_load_n(x + i, n - i)), n - i);                 \
+#define MAP(name, f)                                                   \
+    void KERNEL(name)(real * y, const real *x, fa_index n)             \
+    {                                                                  \
+        fa_index i = 0;                                                \
+        for (; i + VL <= n; i += VL) v_store(y + i, f(v_load(x + i))); \
+        if (i < n) v_store_n(y + i, f(v_load_n(x + i, n - i)), n - i); \
     }
 
 MAP(map_exp, v_exp)
@@ -25,8 +25,7 @@ FA_INLINE vreal identity(vreal x) { return x; }
     for (fa_index i = 0; i < rows; i++) {                                                                                    \
         real *row = c + i * ldc;                                                                                             \
         fa_index j = 0;                                                                                                      \
-        for (; j + VL <= n; j += VL)                                                                                         \
-            v_store(row + j, f(bias ? v_add(v_load(row + j), v_load(bias + j)) : v_load(row + j)));                          \
+        for (; j + VL <= n; j += VL) v_store(row + j, f(bias ? v_add(v_load(row + j), v_load(bias + j)) : v_load(row + j))); \
         if (j < n) {                                                                                                         \
             const vreal x = v_load_n(row + j, n - j);                                                                        \
             v_store_n(row + j, f(bias ? v_add(x, v_load_n(bias + j, n - j)) : x), n - j);                                    \

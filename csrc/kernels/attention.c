@@ -7,10 +7,10 @@
    R is an integer: taking it off an exponent is exact, so P has the bits of 2^S whatever R is, and O keeps its bits when it is
    rescaled. The result of a row depends on the key blocks only through the order in which their sums are added.
 
-   Buffers: q packed by attention_pack_queries, tile after tile of [D padded][TILE]; k by attention_pack_keys, panels of
-   FA_NV vectors of keys, [D padded][keys of the panel], the last one as many vectors wide as it has keys for; v by
-   attention_pack_values, panels of FA_NV vectors of columns, [keys padded][columns of the panel], likewise. "padded" is to TILE_K,
-   with zeros. s and p are rows of ATTENTION_STRIDE, o rows of ldo >= D rounded up to VL.
+   Buffers: q scaled by attention_scale_queries, [D / QUERY_SLICE][slice: rows of QUERY_STRIDE]; k packed by attention_pack_keys,
+   panels of FA_NV vectors of keys, [D padded][keys of the panel], the last one as many vectors wide as it has keys for; v by
+   attention_pack_values, panels of FA_NV vectors of columns, [keys padded][columns of the panel], likewise. "padded" is to
+   TILE_K, with zeros. s and p are rows of ATTENTION_STRIDE, o rows of ldo >= D rounded up to VL.
 
    Row r attends to the keys [begin[r], end[r]) of the block, less what the masks exclude by -inf. Other scores may hold
    anything and are never read into arithmetic. */
@@ -22,6 +22,7 @@
 
 #define TILE TILE_ROWS(FA_NV)
 #define PANEL (FA_NV * VL)
+#define PANEL_TILES 4 /* tiles that a panel of keys passes in a row */
 /* Rounding by V_MAGIC, and V_MAGIC - R, are exact below this; larger rows have R taken off first. */
 #define REFERENCE_LIMIT REAL_POWER(REAL_MANTISSA_BITS - 2)
 #define REAL_POWER(n) ((real)((int64_t)1 << (n)))
@@ -46,22 +47,23 @@ FA_INLINE key_range tile_keys(const fa_index *begin, const fa_index *end, fa_ind
     return (key_range){range.begin / TILE_K * TILE_K, fa_round_up(range.end, TILE_K)};
 }
 
-void KERNEL(attention_pack_queries)(real *dst, const real *q, fa_index ldq, fa_index rows, fa_index D, real scale_high,
-                                    real scale_low)
+/* dst = scale log2(e) q, slice after slice. The scale comes in two pieces: one rounding of it would shift all scores of a row
+ * alike. */
+void KERNEL(attention_scale_queries)(real *dst, fa_index slice, const real *q, fa_index ldq, fa_index rows, fa_index D,
+                                     real scale_high, real scale_low)
 {
-    const real *row[TILE];
-    const tile_deal deal = deal_rows(rows, TILE);
-    const fa_index padded = fa_round_up(D, TILE_K), size = padded * TILE;
+    const fa_index padded = fa_round_up(D, TILE_K);
     const vreal high = v_set1(scale_high), low = v_set1(scale_low), nan = v_set1((real)__builtin_nanf(""));
-    for (fa_index t = 0; t < deal.tiles; t++, dst += size) {
-        const fa_index mr = rows_of_tile(deal, t);
-        for (fa_index r = 0; r < mr; r++, q += ldq) row[r] = q;
-        KERNEL(pack_rows)(dst, row, mr, FA_NV, D, padded);
-        for (fa_index i = 0; i < size; i += VL) {
-            /* scale log2(e) in two pieces: one rounding of it would shift all scores of a row alike. */
-            const vreal x = v_load(dst + i), y = v_fma(x, high, v_mul(x, low));
-            v_store(dst + i, v_select(v_is_nan(y), nan, y));
-        }
+    for (fa_index d0 = 0; d0 < padded; d0 += QUERY_SLICE, dst += slice) {
+        const fa_index size = fa_min(QUERY_SLICE, padded - d0), filled = fa_min(QUERY_SLICE, D - d0);
+        const real *row = q + d0;
+        real *to = dst;
+        for (fa_index r = 0; r < rows; r++, row += ldq, to += QUERY_STRIDE)
+            for (fa_index d = 0; d < size; d += VL) {
+                const vreal x = filled - d >= VL ? v_load(row + d) : v_load_n(row + d, filled - d);
+                const vreal y = v_fma(x, high, v_mul(x, low));
+                v_store(to + d, v_select(v_is_nan(y), nan, y));
+            }
     }
 }
 
@@ -78,46 +80,56 @@ void KERNEL(attention_pack_keys)(real *dst, const real *k, fa_index ldk, fa_inde
     }
 }
 
-/* A vector of values; *bad collects lanes that are not finite, and those become 0. */
-FA_INLINE vreal finite_values(const real *v, fa_index count, vmask *bad)
+/* x, with what is not finite made 0 when `finite_only`; *bad becomes NaN in the lanes where anything is not finite. */
+FA_INLINE vreal checked_values(const real *v, fa_index count, int finite_only, vreal *bad)
 {
-    const vreal x = count == VL ? v_load(v) : v_load_n(v, count);
-    const vmask is_bad = v_is_nan(v_sub(x, x)); /* inf - inf and NaN - NaN */
-    *bad = v_or(*bad, is_bad);
-    return v_select(is_bad, v_zero(), x);
+    const vreal x = count >= VL ? v_load(v) : v_load_n(v, count);
+    *bad = v_fma(x, v_zero(), *bad); /* 0 inf and 0 NaN are NaN */
+    return finite_only ? v_select(v_is_nan(v_sub(x, x)), v_zero(), x) : x;
 }
 
-/* Values that are not finite are stored as 0 and reported: 0 * NaN would reach rows that do not attend to them.
-   attention_patch_values adds them to the rows that do. */
-void KERNEL(attention_pack_values)(real *dst, const real *v, fa_index ldv, fa_index keys, fa_index D, int *nonfinite)
+FA_INLINE int copy_panels(real *dst, const real *v, fa_index ldv, fa_index keys, fa_index D, const int finite_only)
 {
     const fa_index padded = fa_round_up(keys, TILE_K);
-    vmask bad = v_first(0);
+    vreal bad = v_zero();
     for (fa_index first = 0; first < D; first += PANEL) {
         const fa_index nv = panel_vectors(D, first);
         real *panel = dst + first * padded;
-        for (fa_index j = 0; j < keys; j++) {
-            for (fa_index u = 0; u < nv; u++) {
-                const fa_index d = first + u * VL;
-                v_store(panel + (j * nv + u) * VL, finite_values(v + j * ldv + d, fa_min(VL, D - d), &bad));
+        const real *row = v + first;
+        if (D - first >= PANEL) {
+            for (fa_index j = 0; j < keys; j++, row += ldv) {
+                FA_UNROLL
+                for (int u = 0; u < FA_NV; u++)
+                    v_store(panel + (j * FA_NV + u) * VL, checked_values(row + u * VL, VL, finite_only, &bad));
             }
+        } else {
+            for (fa_index j = 0; j < keys; j++, row += ldv)
+                for (fa_index u = 0; u < nv; u++)
+                    v_store(panel + (j * nv + u) * VL, checked_values(row + u * VL, D - first - u * VL, finite_only, &bad));
         }
         for (fa_index i = keys * nv; i < padded * nv; i++) v_store(panel + i * VL, v_zero());
     }
-    *nonfinite = v_any(bad);
+    return v_any(v_is_nan(bad));
+}
+
+/* Values that are not finite are stored as 0 and reported: 0 * NaN would reach rows that do not attend to them.
+   attention_patch_values adds them to the rows that do. The first pass only looks for them. */
+void KERNEL(attention_pack_values)(real *dst, const real *v, fa_index ldv, fa_index keys, fa_index D, int *nonfinite)
+{
+    *nonfinite = copy_panels(dst, v, ldv, keys, D, 0);
+    if (*nonfinite) copy_panels(dst, v, ldv, keys, D, 1);
 }
 
 /* Values row by row, for BLAS: dst[j * ld + d], with the same treatment of what is not finite. */
-void KERNEL(attention_copy_values)(real *dst, fa_index ld, const real *v, fa_index ldv, fa_index keys, fa_index D,
-                                   int *nonfinite)
+void KERNEL(attention_copy_values)(real *dst, fa_index ld, const real *v, fa_index ldv, fa_index keys, fa_index D, int *nonfinite)
 {
-    vmask bad = v_first(0);
+    vreal bad = v_zero();
     for (fa_index j = 0; j < keys; j++)
         for (fa_index d = 0; d < D; d += VL) {
             const fa_index count = fa_min(VL, D - d);
-            v_store_n(dst + j * ld + d, finite_values(v + j * ldv + d, count, &bad), count);
+            v_store_n(dst + j * ld + d, checked_values(v + j * ldv + d, count, 1, &bad), count);
         }
-    *nonfinite = v_any(bad);
+    *nonfinite = v_any(v_is_nan(bad));
 }
 
 FA_INLINE void store_scores(real *s, tile_acc acc, const int mr, const int nv)
@@ -129,34 +141,46 @@ FA_INLINE void store_scores(real *s, tile_acc acc, const int mr, const int nv)
     }
 }
 
-#define SCORE_TILE(mr, nv)                                        \
-    tile_product(acc, mr, nv, q_tile, 1, TILE, panel, padded);    \
+#define SCORE_TILE(mr, nv)                                                                                       \
+    tile_product(acc, mr, nv, q_tile, QUERY_STRIDE, 1, panel, fa_min(QUERY_SLICE, padded));                      \
+    for (fa_index d = QUERY_SLICE; d < padded; d += QUERY_SLICE)                                                 \
+        tile_product_more(acc, mr, nv, q_tile + d / QUERY_SLICE * slice, QUERY_STRIDE, 1, panel + d * (nv) * VL, \
+                          fa_min(QUERY_SLICE, padded - d));                                                      \
     store_scores(s_tile + first, acc, mr, nv)
 #define SCORE_PANEL(nv) TILE_SWITCH_6(mr, SCORE_TILE, nv)
 
-void KERNEL(attention_scores)(real *s, const real *q, fa_index rows, const real *k, fa_index keys, const fa_index *begin,
-                              const fa_index *end, fa_index D)
+void KERNEL(attention_scores)(real *s, const real *q, fa_index slice, fa_index rows, const real *k, fa_index keys,
+                              const fa_index *begin, const fa_index *end, fa_index D)
 {
     const fa_index padded = fa_round_up(D, TILE_K);
     const tile_deal deal = deal_rows(rows, TILE);
-    for (fa_index first = 0; first < keys; first += PANEL) {
-        const fa_index nv = panel_vectors(keys, first);
-        const real *panel = k + first * padded;
-        for (fa_index t = 0, r = 0; t < deal.tiles; t++) {
-            const fa_index mr = rows_of_tile(deal, t);
-            const key_range range = tile_keys(begin + r, end + r, mr);
-            const real *q_tile = q + t * TILE * padded;
-            real *s_tile = s + r * ATTENTION_STRIDE;
-            r += mr;
-            if (range.end <= first || range.begin >= first + PANEL) continue;
-            tile_acc acc;
-            switch (nv) {
-            case 1: SCORE_PANEL(1) break;
+    for (fa_index t0 = 0, r0 = 0; t0 < deal.tiles; t0 += PANEL_TILES) {
+        /* A panel passes PANEL_TILES tiles while it is in the first-level cache. */
+        const fa_index tiles = fa_min(PANEL_TILES, deal.tiles - t0);
+        fa_index row[PANEL_TILES + 1] = {r0};
+        key_range range[PANEL_TILES];
+        for (fa_index t = 0; t < tiles; t++) {
+            row[t + 1] = row[t] + rows_of_tile(deal, t0 + t);
+            range[t] = tile_keys(begin + row[t], end + row[t], row[t + 1] - row[t]);
+        }
+        r0 = row[tiles];
+        for (fa_index first = 0; first < keys; first += PANEL) {
+            const fa_index nv = panel_vectors(keys, first);
+            const real *panel = k + first * padded;
+            for (fa_index t = 0; t < tiles; t++) {
+                if (range[t].end <= first || range[t].begin >= first + PANEL) continue;
+                const fa_index mr = row[t + 1] - row[t];
+                const real *q_tile = q + row[t] * QUERY_STRIDE;
+                real *s_tile = s + row[t] * ATTENTION_STRIDE;
+                tile_acc acc;
+                switch (nv) {
+                case 1: SCORE_PANEL(1) break;
 #if FA_NV == 4
-            case 2: SCORE_PANEL(2) break;
-            case 3: SCORE_PANEL(3) break;
+                case 2: SCORE_PANEL(2) break;
+                case 3: SCORE_PANEL(3) break;
 #endif
-            default: SCORE_PANEL(FA_NV)
+                default: SCORE_PANEL(FA_NV)
+                }
             }
         }
     }
@@ -207,18 +231,19 @@ void KERNEL(attention_mask_add)(real *s, fa_index rows, const fa_index *begin, c
 
 FA_INLINE void fill(real *row, fa_index first, fa_index end)
 {
-    for (fa_index j = first; j < end; j++) row[j] = 0;
+    for (fa_index j = first; j < end; j += VL) v_store_n(row + j, v_zero(), fa_min(VL, end - j));
 }
 
-/* 2^n of an integer n <= 0; 0 below the normal range, NaN for NaN. */
-FA_INLINE real exact_power(real n)
+/* 2^n of integers n <= 0; 0 below the normal range. */
+FA_INLINE vreal exact_power(vreal n)
 {
-    if (n < -(REAL_EXPONENT_BIAS - 1)) return 0;
-    return v_reduce_max(power_of_two(v_set1(n + V_MAGIC))) + (n - n);
+    const vreal lowest = v_set1(V_EXPONENT_FLOOR);
+    return v_add_exponent(v_set1(1), v_add(v_max(lowest, n), v_set1(V_MAGIC)));
 }
 
-/* The largest score of a row, the lanes outside [begin, end) of its first and last vector made -inf. */
-FA_INLINE real row_maximum(real *row, fa_index begin, fa_index end)
+/* In each lane the largest score of a row, in `VL` parts; the lanes outside [begin, end) of its first and last vector are made
+ * -inf. */
+FA_INLINE vreal row_maxima(real *row, fa_index begin, fa_index end)
 {
     const vreal excluded = v_set1(-REAL_INFINITY);
     const fa_index first = begin / VL * VL, last = fa_round_up(end, VL) - VL;
@@ -231,11 +256,26 @@ FA_INLINE real row_maximum(real *row, fa_index begin, fa_index end)
         top1 = v_max(v_max(top1, v_load(row + j + 2 * VL)), v_load(row + j + 3 * VL));
     }
     for (; j <= last; j += VL) top0 = v_max(top0, v_load(row + j));
-    return v_reduce_max(v_max(top0, top1));
+    return v_max(top0, top1);
 }
 
-/* 2^(x - R) for magic = V_MAGIC - R and lowest = R + V_EXPONENT_FLOOR, where the result is exactly 0. A degree-5 (float) polynomial:
-   off by 2^-23.4, half of what the score itself is off by. */
+/* Lane i of the result: a[i] reduced, halves with halves, quarters with quarters. */
+#define DEFINE_REDUCE_ROWS(name, combine)                                     \
+    FA_INLINE vreal name(vreal a[VL])                                         \
+    {                                                                         \
+        v_transpose(a);                                                       \
+        FA_UNROLL                                                             \
+        for (int half = VL / 2; half > 0; half /= 2) {                        \
+            FA_UNROLL                                                         \
+            for (int i = 0; i < half; i++) a[i] = combine(a[i], a[i + half]); \
+        }                                                                     \
+        return a[0];                                                          \
+    }
+DEFINE_REDUCE_ROWS(maxima_of_rows, v_max)
+DEFINE_REDUCE_ROWS(sums_of_rows, v_add)
+
+/* 2^(x - R) for magic = V_MAGIC - R and lowest = R + V_EXPONENT_FLOOR, where the result is exactly 0. A degree-5 (float)
+   polynomial: off by 2^-23.4, half of what the score itself is off by. */
 FA_INLINE vreal exp2_shifted(vreal x, vreal magic, vreal lowest)
 {
     const vreal y = v_max(lowest, x);
@@ -243,85 +283,136 @@ FA_INLINE vreal exp2_shifted(vreal x, vreal magic, vreal lowest)
     return v_add_exponent(v_fma(POLYNOMIAL(r, exp2_coefficient), r, v_set1(1)), t);
 }
 
+/* One row: p = 2^(s - R) over whole vectors; returns the sum in VL parts. */
+FA_INLINE vreal row_powers(real *row, fa_index first, fa_index end, real R)
+{
+    const vreal magic = v_set1(V_MAGIC - R), lowest = v_set1(R + V_EXPONENT_FLOOR);
+    vreal total = v_zero();
+#pragma GCC unroll 2
+    for (fa_index j = first; j < end; j += VL) {
+        const vreal p = exp2_shifted(v_load(row + j), magic, lowest);
+        v_store(row + j, p);
+        total = v_add(total, p);
+    }
+    return total;
+}
+
+/* The NaNs of a row whose other scores are all -inf, and zeros: v_max may have lost them. */
+FA_NOINLINE vreal row_nans(const real *row, fa_index first, fa_index end)
+{
+    vreal total = v_zero();
+    for (fa_index j = first; j < end; j += VL) {
+        const vreal x = v_load(row + j);
+        total = v_add(total, v_select(v_is_nan(x), x, v_zero()));
+    }
+    return total;
+}
+
 /* Scores to probabilities, and the state of the rows. `fill_keys` > 0: rows are zero up to there; 0: as far as attention_values
-   reads. A row that attends to nothing keeps its state, with alpha = 1. NaN and +inf scores make the sum NaN. */
+   reads. A row that attends to nothing keeps its state, with alpha = 1. NaN and +inf scores make the sum NaN. VL rows at a time:
+   what is done once per row then takes a vector operation for all of them. */
 void KERNEL(attention_softmax)(real *s, fa_index rows, const fa_index *begin, const fa_index *end, fa_index fill_keys,
                                real *reference, real *sum, real *alpha)
 {
+    const vreal nothing = v_set1(-REAL_INFINITY), limit = v_set1(REFERENCE_LIMIT);
     const tile_deal deal = deal_rows(rows, TILE);
-    for (fa_index r = 0; r < rows; r++)
-        alpha[r] = end[r] > begin[r] ? row_maximum(s + r * ATTENTION_STRIDE, begin[r], end[r]) : -REAL_INFINITY;
-    for (fa_index t = 0, r = 0; t < deal.tiles; t++) {
-        const fa_index mr = rows_of_tile(deal, t);
-        const key_range range = fill_keys ? (key_range){0, fill_keys} : tile_keys(begin + r, end + r, mr);
-        for (fa_index last = r + mr; r < last; r++) {
-            real *row = s + r * ATTENTION_STRIDE;
-            const real top = alpha[r], before = reference[r];
-            alpha[r] = 1;
-            if (top == -REAL_INFINITY) {
-                fill(row, range.begin, range.end);
-                continue;
-            }
-            const fa_index v0 = begin[r] / VL * VL, v1 = fa_round_up(end[r], VL);
-            real R, shifted;
-            if (FA_LIKELY(top < REFERENCE_LIMIT && top > -REFERENCE_LIMIT && before < REFERENCE_LIMIT)) {
-                R = (top + V_MAGIC) - V_MAGIC;
-                shifted = R = R > before ? R : before;
-            } else {
-                R = v_reduce_max(v_round(v_set1(top)));
-                R = R > before ? R : before;
-                for (fa_index j = v0; j < v1; j += VL) v_store(row + j, v_sub(v_load(row + j), v_set1(R)));
-                shifted = 0;
-            }
-            const vreal magic = v_set1(V_MAGIC - shifted), lowest = v_set1(shifted + V_EXPONENT_FLOOR);
-            vreal total = v_zero();
-#pragma GCC unroll 2
-            for (fa_index j = v0; j < v1; j += VL) {
-                const vreal p = exp2_shifted(v_load(row + j), magic, lowest);
-                v_store(row + j, p);
-                total = v_add(total, p);
-            }
-            fill(row, range.begin, v0);
-            fill(row, v1, range.end);
-            reference[r] = R;
-            alpha[r] = exact_power(before - R);
-            sum[r] = sum[r] * alpha[r] + v_reduce_add(total);
+    fa_index tile = 0, tile_end = 0;
+    key_range range = {0, fill_keys};
+    for (fa_index r0 = 0; r0 < rows; r0 += VL) {
+        const fa_index n = fa_min(VL, rows - r0);
+        vreal part[VL];
+        for (int i = 0; i < VL; i++) {
+            const fa_index r = r0 + i;
+            part[i] = i < n && end[r] > begin[r] ? row_maxima(s + r * ATTENTION_STRIDE, begin[r], end[r]) : nothing;
         }
+        const vreal top = maxima_of_rows(part), before = v_load_n(reference + r0, n);
+        const vmask small = v_and(v_lt(v_abs(top), limit), v_lt(before, limit));
+        const vreal R = v_max(v_round(top), before);
+        real reference_of[VL], taken_off[VL];
+        v_store(reference_of, R);
+        v_store(taken_off, v_select(small, v_zero(), R));
+        for (int i = 0; i < VL; i++) {
+            const fa_index r = r0 + i;
+            part[i] = v_zero();
+            if (i >= n) continue;
+            if (!fill_keys && r == tile_end) {
+                tile_end += rows_of_tile(deal, tile++);
+                range = tile_keys(begin + r, end + r, tile_end - r);
+            }
+            real *row = s + r * ATTENTION_STRIDE;
+            fa_index first = begin[r] / VL * VL, last = fa_round_up(end[r], VL);
+            if (end[r] <= begin[r]) {
+                first = last = range.end;
+            } else if (FA_UNLIKELY(reference_of[i] == -REAL_INFINITY)) {
+                part[i] = row_nans(row, first, last);
+                first = last = range.end;
+            } else if (FA_UNLIKELY(taken_off[i] != 0)) {
+                for (fa_index j = first; j < last; j += VL) v_store(row + j, v_sub(v_load(row + j), v_set1(taken_off[i])));
+                part[i] = row_powers(row, first, last, 0);
+            } else {
+                part[i] = row_powers(row, first, last, reference_of[i]);
+            }
+            fill(row, range.begin, first);
+            fill(row, last, range.end);
+        }
+        const vreal factor = v_select(v_eq(R, nothing), v_set1(1), exact_power(v_sub(before, R)));
+        v_store_n(alpha + r0, factor, n);
+        v_store_n(reference + r0, R, n);
+        v_store_n(sum + r0, v_add(v_mul(v_load_n(sum + r0, n), factor), sums_of_rows(part)), n);
     }
 }
 
-FA_INLINE void add_values(real *o, fa_index ldo, tile_acc acc, const int mr, const int nv, const real *alpha)
+/* A row that attended to nothing has the sum 0, and O = 0. */
+FA_INLINE vreal divisor_of(real sum) { return v_set1(sum == 0 ? 1 : sum); }
+
+/* What becomes of the products of a tile: dst = acc, plus alpha o unless o is NULL, divided by sum unless that is NULL. */
+FA_INLINE void store_values(real *dst, fa_index lddst, const real *o, fa_index ldo, tile_acc acc, const int mr, const int nv,
+                            fa_index columns, const real *alpha, const real *sum)
 {
     FA_UNROLL
     for (int r = 0; r < mr; r++) {
-        const vreal factor = v_broadcast(alpha + r);
+        if (o) {
+            const vreal factor = v_broadcast(alpha + r);
+            FA_UNROLL
+            for (int v = 0; v < nv; v++) acc[r][v] = v_fma(v_load(o + r * ldo + v * VL), factor, acc[r][v]);
+        }
+        if (sum) {
+            const vreal divisor = divisor_of(sum[r]);
+            FA_UNROLL
+            for (int v = 0; v < nv; v++) acc[r][v] = v_div(acc[r][v], divisor);
+        }
         FA_UNROLL
         for (int v = 0; v < nv; v++) {
-            real *p = o + r * ldo + v * VL;
-            v_store(p, v_fma(v_load(p), factor, acc[r][v]));
+            if (columns - v * VL >= VL)
+                v_store(dst + r * lddst + v * VL, acc[r][v]);
+            else
+                v_store_n(dst + r * lddst + v * VL, acc[r][v], columns - v * VL);
         }
     }
 }
 
-#define VALUE_TILE(mr, nv)                                                                                        \
-    tile_product(acc, mr, nv, p_tile, ATTENTION_STRIDE, 1, panel + range.begin * (nv) * VL, range.end - range.begin); \
-    add_values(o + r * ldo + first, ldo, acc, mr, nv, alpha + r)
+#define VALUE_TILE(mr, nv)                                                                                             \
+    tile_product(acc, mr, nv, p_tile, ATTENTION_STRIDE, 1, panel + range.begin * (nv) * VL, range.end - range.begin);  \
+    store_values(dst + r * lddst + first, lddst, o ? o + r * ldo + first : NULL, ldo, acc, mr, nv, columns, alpha + r, \
+                 sum ? sum + r : NULL)
 #define VALUE_PANEL(nv) TILE_SWITCH_6(mr, VALUE_TILE, nv)
 
-/* o = alpha o + p v. */
-void KERNEL(attention_values)(real *o, fa_index ldo, const real *p, fa_index rows, const real *v, fa_index keys,
-                              const fa_index *begin, const fa_index *end, fa_index D, const real *alpha)
+/* dst = alpha o + p v, or without o (NULL) in the first block of a row; divided by sum, if that is given, in its only block. dst
+   and o may be the same. Without sum, whole vectors of dst are written. */
+void KERNEL(attention_values)(real *dst, fa_index lddst, const real *o, fa_index ldo, const real *p, fa_index rows, const real *v,
+                              fa_index keys, const fa_index *begin, const fa_index *end, fa_index D, const real *alpha,
+                              const real *sum)
 {
     const fa_index padded = fa_round_up(keys, TILE_K);
     const tile_deal deal = deal_rows(rows, TILE);
     for (fa_index first = 0; first < D; first += PANEL) {
-        const fa_index nv = panel_vectors(D, first);
+        const fa_index nv = panel_vectors(D, first), columns = sum ? D - first : PANEL;
         const real *panel = v + first * padded;
         for (fa_index t = 0, r = 0, mr; t < deal.tiles; t++, r += mr) {
             mr = rows_of_tile(deal, t);
             const key_range range = tile_keys(begin + r, end + r, mr);
             const real *p_tile = p + r * ATTENTION_STRIDE + range.begin;
-            if (range.end == 0) continue;
+            if (range.end == 0 && o) continue;
             tile_acc acc;
             switch (nv) {
             case 1: VALUE_PANEL(1) break;
@@ -344,8 +435,8 @@ void KERNEL(attention_scale_rows)(real *o, fa_index ldo, fa_index rows, fa_index
 
 /* o += p v over the values that are not finite, for the rows whose score s (before the softmax) does not exclude the key. Rare,
    so plain: the sums are NaN or infinite whatever the order. */
-void KERNEL(attention_patch_values)(real *o, fa_index ldo, const real *p, const real *s, fa_index rows,
-                                    const fa_index *begin, const fa_index *end, const real *v, fa_index ldv, fa_index D)
+void KERNEL(attention_patch_values)(real *o, fa_index ldo, const real *p, const real *s, fa_index rows, const fa_index *begin,
+                                    const fa_index *end, const real *v, fa_index ldv, fa_index D)
 {
     for (fa_index r = 0; r < rows; r++)
         for (fa_index j = begin[r]; j < end[r]; j++) {
@@ -355,19 +446,21 @@ void KERNEL(attention_patch_values)(real *o, fa_index ldo, const real *p, const 
         }
 }
 
-/* out = o / sum, lse = ln sum + R ln 2; zeros and -inf for a row that attended to nothing. lse may be NULL. */
+/* out = o / sum, lse = ln sum + R ln 2; zeros and -inf for a row that attended to nothing, whose o is not read. out or lse may be
+   NULL. */
 void KERNEL(attention_finish)(real *out, fa_index ldout, const real *o, fa_index ldo, fa_index rows, fa_index D,
                               const real *reference, const real *sum, real *lse)
 {
-    for (fa_index r = 0; r < rows; r++, out += ldout, o += ldo) {
-        const vreal divisor = v_set1(sum[r] == 0 ? 1 : sum[r]);
+    for (fa_index r = 0; out && r < rows; r++) {
+        const vreal divisor = divisor_of(sum[r]);
         for (fa_index d = 0; d < D; d += VL) {
-            const vreal y = v_div(v_load(o + d), divisor);
+            const vreal y = sum[r] == 0 ? v_zero() : v_div(v_load(o + r * ldo + d), divisor);
             if (D - d >= VL)
-                v_store(out + d, y);
+                v_store(out + r * ldout + d, y);
             else
-                v_store_n(out + d, y, D - d);
+                v_store_n(out + r * ldout + d, y, D - d);
         }
-        if (lse) lse[r] = sum[r] == 0 ? -REAL_INFINITY : (real)((double)reference[r] * 0x1.62e42fefa39efp-1 + log(sum[r]));
     }
+    for (fa_index r = 0; lse && r < rows; r++)
+        lse[r] = sum[r] == 0 ? -REAL_INFINITY : (real)((double)reference[r] * 0x1.62e42fefa39efp-1 + log(sum[r]));
 }

@@ -4,7 +4,11 @@
 
 /* Row stride of a block of scores, a compile-time constant so that tiles address its rows without arithmetic: the most keys in a
    block, and 16 to keep rows from falling on the same cache sets. */
-#define ATTENTION_KEYS 256
+#define ATTENTION_KEYS 512
 #define ATTENTION_STRIDE (ATTENTION_KEYS + 16)
+
+/* Scaled queries lie in slices of so many dimensions, rows of a constant stride for the same reason. */
+#define QUERY_SLICE 128
+#define QUERY_STRIDE (QUERY_SLICE + 16)
 
 #endif

@@ -8,10 +8,7 @@
 #include "tile.h"
 
 /* NaNs become the default NaN, the only one whose low bits are 0: attention adds such bits to exponents (v_add_exponent). */
-FA_INLINE vreal plain_nan(vreal a)
-{
-    return v_select(v_is_nan(a), v_set1((real)__builtin_nanf("")), a);
-}
+FA_INLINE vreal plain_nan(vreal a) { return v_select(v_is_nan(a), v_set1((real)__builtin_nanf("")), a); }
 
 void KERNEL(pack_columns)(real *dst, fa_index step, const real *src, fa_index ld, fa_index columns, fa_index k_size,
                           fa_index k_padded)
@@ -39,8 +36,7 @@ void KERNEL(pack_columns)(real *dst, fa_index step, const real *src, fa_index ld
 
 /* One tile: dst[k * most + r] = rows[r][k]. Vectors of VL rows are stored whole, each over the end of the one before it, in
    ascending k; what the last ones write beyond the tile is the padding that the contract asks for. */
-FA_INLINE void pack_tile(real *dst, const real *const *rows, fa_index mr, const fa_index most, fa_index k_size,
-                         fa_index k_padded)
+FA_INLINE void pack_tile(real *dst, const real *const *rows, fa_index mr, const fa_index most, fa_index k_size, fa_index k_padded)
 {
     enum { MAX_GROUPS = (TILE_MAX_ROWS + 1) / 2 };
     const fa_index groups = fa_ceil_div(most, VL);
@@ -120,9 +116,8 @@ DEFINE_PANEL(3, TILE_SWITCH_4)
 DEFINE_PANEL(4, TILE_SWITCH_3)
 #endif
 
-void KERNEL(gemm_panels)(real *c, fa_index ldc, fa_index c_panel, const real *a, fa_index m, const real *b,
-                         fa_index panel_stride, fa_index n_panels, fa_index last_columns, fa_index nv, fa_index k_size,
-                         int accumulate)
+void KERNEL(gemm_panels)(real *c, fa_index ldc, fa_index c_panel, const real *a, fa_index m, const real *b, fa_index panel_stride,
+                         fa_index n_panels, fa_index last_columns, fa_index nv, fa_index k_size, int accumulate)
 {
     const fa_index k_block = K_BLOCK(nv), most = TILE_ROWS(nv);
     const tile_deal deal = deal_rows(m, most);

@@ -7,16 +7,18 @@
 
 /* Sizes that a kernel fixes for its ISA and type, and that ops need for buffers. */
 typedef struct {
-    const char *suffix;           /* real type and ISA, "f32_avx2" */
-    fa_index lanes;               /* VL */
-    fa_index panel_vectors;       /* FA_NV: vectors in a panel of linear and attention */
-    fa_index tile_rows[5];        /* [nv], rows that share a packed tile of a */
-    fa_index tile_k;              /* TILE_K: multiples that k is padded to */
-    fa_index k_block[5];          /* [nv], k per pass over a panel: sums are split here, whatever the sizes */
-    fa_index attention_rows;      /* rows of a tile of queries */
-    fa_index attention_stride;    /* row stride of a block of scores */
-    fa_index attention_keys;      /* most keys in a block */
-    fa_index probe_chains;        /* vectors in a round of probe_multiply_add */
+    const char *suffix;        /* real type and ISA, "f32_avx2" */
+    fa_index lanes;            /* VL */
+    fa_index panel_vectors;    /* FA_NV: vectors in a panel of linear and attention */
+    fa_index tile_rows[5];     /* [nv], rows that share a packed tile of a */
+    fa_index tile_k;           /* TILE_K: multiples that k is padded to */
+    fa_index k_block[5];       /* [nv], k per pass over a panel: sums are split here, whatever the sizes */
+    fa_index attention_rows;   /* rows of a tile of queries */
+    fa_index attention_stride; /* row stride of a block of scores */
+    fa_index attention_keys;   /* most keys in a block */
+    fa_index query_slice;      /* dimensions in a slice of scaled queries */
+    fa_index query_stride;     /* row stride of a slice */
+    fa_index probe_chains;     /* vectors in a round of probe_multiply_add */
 } fa_kernel_sizes;
 
 #define FA_TABLE_MEMBER(name, arguments) void(*name) arguments;

@@ -1,13 +1,13 @@
-/* The element-wise half of the recurrent cells, for one panel of units and all rows of a step. `gates` holds the sums of the products,
-   row after row, a vector of units per gate; bias likewise, for one row.
+/* The element-wise half of the recurrent cells, for one panel of units and all rows of a step. `gates` holds the sums of the
+   products, row after row, a vector of units per gate; bias likewise, for one row.
 
      rnn   h' = f(a)
      lstm  i = s(a_i + p_i c), f = s(a_f + p_f c), g = tanh(a_g), c' = f c + i g, o = s(a_o + p_o c'), h' = o tanh(c')
      gru   r = s(x_r + h_r), z = s(x_z + h_z), n = tanh(x_n + b_n + r (h_n + b_hn)), h' = n + z (h - n)
            with reset before the product: n = tanh(x_n + (r h) W_n' + b_n), in two calls, for the product lies between them
 
-   with s the sigmoid. Gate orders: lstm i, f, g, o; gru r, z, n; bias of gru r, z, n, hn; peephole i, f, o. The states are rows of ld
-   that start at a multiple of VL; their lanes beyond `units` stay finite, being functions of zero weights. */
+   with s the sigmoid. Gate orders: lstm i, f, g, o; gru r, z, n; bias of gru r, z, n, hn; peephole i, f, o. The states are rows
+   of ld that start at a multiple of VL; their lanes beyond `units` stay finite, being functions of zero weights. */
 #include "common.h"
 
 #include "../activation.h"
@@ -30,8 +30,8 @@ FA_INLINE vreal rnn_activation(vreal a, int activation)
     return activation == FA_TANH ? v_tanh(a) : activation == FA_RELU ? v_relu(a) : v_sigmoid(a);
 }
 
-void KERNEL(rnn_gates)(real *const *y, real *h, fa_index ld, const real *gates, const real *bias, fa_index rows,
-                       fa_index first, fa_index units, int activation)
+void KERNEL(rnn_gates)(real *const *y, real *h, fa_index ld, const real *gates, const real *bias, fa_index rows, fa_index first,
+                       fa_index units, int activation)
 {
     for (fa_index r = 0; r < rows; r++, gates += 2 * VL)
         for (int v = 0; v < 2; v++) {
@@ -41,8 +41,8 @@ void KERNEL(rnn_gates)(real *const *y, real *h, fa_index ld, const real *gates, 
         }
 }
 
-void KERNEL(lstm_gates)(real *const *y, real *h, real *c, fa_index ld, const real *gates, const real *bias,
-                        const real *peephole, fa_index rows, fa_index first, fa_index units)
+void KERNEL(lstm_gates)(real *const *y, real *h, real *c, fa_index ld, const real *gates, const real *bias, const real *peephole,
+                        fa_index rows, fa_index first, fa_index units)
 {
     const vreal peep_i = peephole ? v_load(peephole) : v_zero();
     const vreal peep_f = peephole ? v_load(peephole + VL) : v_zero();
@@ -80,8 +80,8 @@ void KERNEL(gru_gates)(real *const *y, real *h, const real *before, fa_index ld,
 }
 
 /* First half of gru with reset before the product: reset_h = r h, update = z. */
-void KERNEL(gru_reset)(real *reset_h, real *update, const real *before, fa_index ld, const real *gates_x,
-                       const real *gates_h, const real *bias, fa_index rows, fa_index first)
+void KERNEL(gru_reset)(real *reset_h, real *update, const real *before, fa_index ld, const real *gates_x, const real *gates_h,
+                       const real *bias, fa_index rows, fa_index first)
 {
     for (fa_index r = 0; r < rows; r++, gates_x += 3 * VL, gates_h += 2 * VL) {
         const fa_index at = r * ld + first;

@@ -4,8 +4,8 @@
      dx = scale y (dy - sum dy y)               dx = scale (dy - e^ly sum dy)
 
    The usual e^(z - max) spoils up to 5 bits: the rounding of z - max, up to 2^-18 in float, becomes a relative error of the
-   result. Here the maximum only picks an integer N near max / ln 2, and each term is e^r 2^(n - N) with z = n ln 2 + r: nothing is
-   rounded before the exponential. Rows with |max| beyond SHIFT_BEYOND subtract the maximum after all: there the difference of
+   result. Here the maximum only picks an integer N near max / ln 2, and each term is e^r 2^(n - N) with z = n ln 2 + r: nothing
+   is rounded before the exponential. Rows with |max| beyond SHIFT_BEYOND subtract the maximum after all: there the difference of
    any two numbers that matter is exact.
 
    NaN anywhere, +inf anywhere, or a row of -inf alone: the row becomes NaN, as in IEEE arithmetic. n = 0 writes nothing.
@@ -62,8 +62,7 @@ FA_INLINE row_frame frame_of_row(const real *x, fa_index n, real scale_value)
         top0 = v_max(top0, v_mul(scale, v_load(x + j)));
         top1 = v_max(top1, v_mul(scale, v_load(x + j + VL)));
     }
-    for (; j < n; j += VL)
-        top0 = v_max(top0, v_select(v_first(n - j), v_mul(scale, load_some(x + j, n - j)), none));
+    for (; j < n; j += VL) top0 = v_max(top0, v_select(v_first(n - j), v_mul(scale, load_some(x + j, n - j)), none));
     const real top = v_reduce_max(v_max(top0, top1));
     const real shift = top < SHIFT_BEYOND && top > -SHIFT_BEYOND ? 0 : top;
     const real n_value = ((top - shift) * LOG2_E + V_MAGIC) - V_MAGIC;

@@ -30,6 +30,8 @@ TABLE(TYPE, FA_SUFFIX) = {
               .attention_rows = TILE_ROWS(FA_NV),
               .attention_stride = ATTENTION_STRIDE,
               .attention_keys = ATTENTION_KEYS,
+              .query_slice = QUERY_SLICE,
+              .query_stride = QUERY_STRIDE,
               .probe_chains = PROBE_CHAINS},
 #include "kernels.def"
 };

@@ -31,14 +31,10 @@
 
 typedef vreal tile_acc[TILE_MAX_ROWS][TILE_MAX_VECTORS];
 
-FA_INLINE void tile_product(tile_acc acc, const int mr, const int nv, const real *restrict a, const fa_index row_step,
-                            const fa_index k_step, const real *restrict b, fa_index k_size)
+/* acc += the product. */
+FA_INLINE void tile_product_more(tile_acc acc, const int mr, const int nv, const real *restrict a, const fa_index row_step,
+                                 const fa_index k_step, const real *restrict b, fa_index k_size)
 {
-    FA_UNROLL
-    for (int r = 0; r < mr; r++) {
-        FA_UNROLL
-        for (int v = 0; v < nv; v++) acc[r][v] = v_zero();
-    }
     for (const real *end = b + k_size * nv * VL; b != end; a += TILE_K * k_step, b += TILE_K * nv * VL) {
         FA_UNROLL
         for (int k = 0; k < TILE_K; k++) {
@@ -53,6 +49,17 @@ FA_INLINE void tile_product(tile_acc acc, const int mr, const int nv, const real
             }
         }
     }
+}
+
+FA_INLINE void tile_product(tile_acc acc, const int mr, const int nv, const real *restrict a, const fa_index row_step,
+                            const fa_index k_step, const real *restrict b, fa_index k_size)
+{
+    FA_UNROLL
+    for (int r = 0; r < mr; r++) {
+        FA_UNROLL
+        for (int v = 0; v < nv; v++) acc[r][v] = v_zero();
+    }
+    tile_product_more(acc, mr, nv, a, row_step, k_step, b, k_size);
 }
 
 /* How rows are dealt to tiles of at most `most`: as evenly as possible, the larger first (13 = 5 + 4 + 4, not 6 + 6 + 1), because

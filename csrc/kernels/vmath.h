@@ -30,11 +30,11 @@
 #define MILLS_END 40.0
 #endif
 
-#define MILLS_SPLIT 4 /* coefficients applied in double length */
+#define MILLS_SPLIT 4                /* coefficients applied in double length */
 #define LOGISTIC_SATURATED REAL(40.) /* 1 / (1 + e^-40) rounds to 1 */
-#define TANH_SMALL REAL(0.625)   /* end of the table of tanh */
-#define TANH_SATURATED REAL(20.) /* 1 - tanh(20) < 2^-54 */
-#define CDF_SMALL REAL(0.5)      /* end of the table of the normal distribution */
+#define TANH_SMALL REAL(0.625)       /* end of the table of tanh */
+#define TANH_SATURATED REAL(20.)     /* 1 - tanh(20) < 2^-54 */
+#define CDF_SMALL REAL(0.5)          /* end of the table of the normal distribution */
 #define LOG2_E REAL(0x1.71547652b82fep+0)
 
 /* c[first] + c[first + 1] x + c[first + 2] x^2 + ... by Horner. */
@@ -119,10 +119,7 @@ FA_INLINE vreal scale_down(vreal a, vreal t)
 }
 
 /* e^r - 1 for |r| < 0.35. */
-FA_INLINE vreal expm1_small(vreal r, vreal rest)
-{
-    return v_add(r, v_fma(v_mul(r, r), POLYNOMIAL(r, exp_coefficient), rest));
-}
+FA_INLINE vreal expm1_small(vreal r, vreal rest) { return v_add(r, v_fma(v_mul(r, r), POLYNOMIAL(r, exp_coefficient), rest)); }
 
 FA_INLINE vreal v_exp(vreal x)
 {
@@ -235,8 +232,7 @@ FA_INLINE vreal logistic_times(vreal factor, vreal x, vreal x_low)
     const vreal n = v_sub(t, v_set1(V_MAGIC));
     const vreal sum = two_sum(one, v_scale(e, n), &sum_low);
     sum_low = v_add(sum_low, v_scale(e_low, n));
-    const vreal quotient =
-        two_quotient(v_select(negative, e, one), v_select(negative, e_low, zero), sum, sum_low, &quotient_low);
+    const vreal quotient = two_quotient(v_select(negative, e, one), v_select(negative, e_low, zero), sum, sum_low, &quotient_low);
     const vreal result = v_scale(product_once(factor, quotient, quotient_low), v_select(negative, n, zero));
     /* Beyond this the quotient is 1; and the halves of a huge factor would overflow where product_once takes them apart. */
     return v_select(v_lt(v_set1(LOGISTIC_SATURATED), x), factor, result);
@@ -318,12 +314,12 @@ FA_INLINE vreal v_gelu_tanh(vreal x)
 {
 #if defined(FA_REAL_F32)
     const vreal A = v_set1(0x1.988454p+0f), A_low = v_set1(-0x1.857936p-25f); /* 2 sqrt(2 / pi) */
-    const vreal B = v_set1(0x1.2444f2p-4f), B_low = v_set1(0x1.49b16ap-29f); /* 0.044715 A */
-    const vreal end = v_set1(12); /* gelu(-12) rounds to 0 */
+    const vreal B = v_set1(0x1.2444f2p-4f), B_low = v_set1(0x1.49b16ap-29f);  /* 0.044715 A */
+    const vreal end = v_set1(12);                                             /* gelu(-12) rounds to 0 */
 #else
     const vreal A = v_set1(0x1.9884533d43651p+0), A_low = v_set1(-0x1.cbc0d30ebfd15p-54); /* 2 sqrt(2 / pi) */
-    const vreal B = v_set1(0x1.2444f2a4d8b4bp-4), B_low = v_set1(-0x1.6c843a29d1c7p-61); /* 0.044715 A */
-    const vreal end = v_set1(22); /* gelu(-22) rounds to 0 */
+    const vreal B = v_set1(0x1.2444f2a4d8b4bp-4), B_low = v_set1(-0x1.6c843a29d1c7p-61);  /* 0.044715 A */
+    const vreal end = v_set1(22);                                                         /* gelu(-22) rounds to 0 */
 #endif
     const vreal y = v_max(v_negate(end), v_min(end, x));
     vreal sum_low, low;

@@ -17,10 +17,7 @@ void fa_init(void)
     fa_set_isa(fa_best_isa());
 }
 
-double fa_probe_multiply_add(fa_dtype dtype, fa_index rounds, int threads)
-{
-    BY_DTYPE(probe_multiply_add, rounds, threads);
-}
+double fa_probe_multiply_add(fa_dtype dtype, fa_index rounds, int threads) { BY_DTYPE(probe_multiply_add, rounds, threads); }
 
 void fa_probe_read(fa_dtype dtype, const void *x, fa_index n) { BY_DTYPE(probe_read, x, n); }
 
@@ -45,10 +42,7 @@ fa_status fa_linear_forward(fa_dtype dtype, void *y, fa_index ldy, const void *x
     BY_DTYPE(linear_forward, y, ldy, x, ldx, w, ldw, bias, M, N, K, activation, strategy);
 }
 
-size_t fa_linear_packed_bytes(fa_dtype dtype, fa_isa isa, fa_index N, fa_index K)
-{
-    BY_DTYPE(linear_packed_bytes, isa, N, K);
-}
+size_t fa_linear_packed_bytes(fa_dtype dtype, fa_isa isa, fa_index N, fa_index K) { BY_DTYPE(linear_packed_bytes, isa, N, K); }
 
 fa_status fa_linear_pack(fa_dtype dtype, fa_isa isa, void *packed, const void *w, fa_index ldw, fa_index N, fa_index K)
 {

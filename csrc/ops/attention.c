@@ -15,22 +15,27 @@
      many kv heads                                   a task is a kv head: it packs all of it, then walks its tiles
      few kv heads                                    two rounds: blocks are packed by all, then tiles are taken by all
 
-   Strategy "blas" runs the two products of a block as BLAS calls on constant tiles of QUERY_TILE rows, padded. */
+   Strategy "blas" runs the two products of a block as BLAS calls on constant tiles of QUERY_TILE rows, padded. A row whose only
+   block this is goes straight to `out`; otherwise its O is kept between blocks. */
 #include "ops.h"
 
 #include <math.h>
 #include <string.h>
 
 #define QUERY_TILE 96
-#define GROUP_TILES 2             /* register tiles in a group */
-#define FEW_TILES 4               /* so many tiles keep their state while blocks of keys pass by */
-#define HEADS_PER_THREAD 4        /* so many kv heads per thread are an even load */
+#define GROUP_TILES 2                     /* register tiles in a group */
+#define FEW_TILES 4                       /* so many tiles keep their state while blocks of keys pass by */
+#define HEADS_PER_THREAD 4                /* so many kv heads per thread are an even load */
 #define PACKED_BYTES ((fa_index)24 << 20) /* packed keys and values at a time in the third way, at least one head's */
-#define WIDE_HEAD 128             /* larger heads take blocks of half as many keys */
+#define WIDE_HEAD 128                     /* larger heads take blocks of half as many keys */
+
+/* A group has met no keys yet and its O is undefined; or its sums are in O; or its result is out. */
+typedef enum { NOT_BEGUN = 0, BEGUN, FINISHED } group_progress;
 
 typedef struct {
-    real *o, *sum, *reference; /* of a tile: [QUERY_TILE, ldo], [QUERY_TILE] x 2 */
-    real *queries;             /* packed, one group after another */
+    real *o, *sum, *reference;          /* of a tile: [QUERY_TILE, ldo], [QUERY_TILE] x 2 */
+    unsigned char progress[QUERY_TILE]; /* of each group: group_progress */
+    real *queries;                      /* scaled, in slices of [QUERY_TILE, query_stride]; plain [QUERY_TILE, D] for BLAS */
 } tile_state;
 
 typedef struct {
@@ -47,12 +52,12 @@ typedef struct {
 typedef struct {
     const fa_attention_arguments *a;
     const fa_kernels *kernels;
-    fa_index block, blocks;          /* keys per block, blocks per head */
-    fa_index tiles;                  /* tiles per head */
-    fa_index group_rows;             /* most rows in a group */
-    fa_index group;                  /* query heads per kv head */
-    fa_index ldo, query_size;        /* row stride of O; packed size of a group */
-    fa_index key_size, value_size;   /* packed sizes of a block */
+    fa_index block, blocks;        /* keys per block, blocks per head */
+    fa_index tiles;                /* tiles per head */
+    fa_index group_rows;           /* most rows in a group */
+    fa_index group;                /* query heads per kv head */
+    fa_index ldo, query_slice;     /* row stride of O; size of a slice of the scaled queries */
+    fa_index key_size, value_size; /* packed sizes of a block */
     real scale_high, scale_low;
     worker_scratch *worker;
     /* third way: */
@@ -75,6 +80,15 @@ static const real *value_row(const attention_call *c, fa_index b, fa_index h, fa
 {
     const fa_attention_arguments *a = c->a;
     return (const real *)a->v + b * a->v_stride[0] + h * a->v_stride[1] + j * a->v_stride[2];
+}
+static real *output_row(const attention_call *c, fa_index b, fa_index h, fa_index i)
+{
+    const fa_attention_arguments *a = c->a;
+    return (real *)a->out + b * a->out_stride[0] + h * a->out_stride[1] + i * a->out_stride[2];
+}
+static fa_index rows_of_group(const attention_call *c)
+{
+    return c->a->strategy == FA_ATTENTION_BLAS ? QUERY_TILE : c->group_rows;
 }
 static fa_index query_length(const fa_attention_arguments *a, fa_index b) { return a->q_lengths ? a->q_lengths[b] : a->Lq; }
 static fa_index key_length(const fa_attention_arguments *a, fa_index b) { return a->k_lengths ? a->k_lengths[b] : a->Lk; }
@@ -99,6 +113,18 @@ static void deal(fa_index size, fa_index most, fa_index i, fa_index *first, fa_i
     *rows = base + (i < larger);
 }
 
+/* BLAS gets tiles at fixed places: OpenBLAS gives the rows of a tile different kernels by their place in it, so a row has the
+   same bits only at the same index. */
+static void rows_of_tile(const fa_attention_arguments *a, fa_index tile, fa_index *first, fa_index *rows)
+{
+    if (a->strategy == FA_ATTENTION_BLAS) {
+        *first = tile * QUERY_TILE;
+        *rows = fa_min(QUERY_TILE, a->Lq - *first);
+    } else {
+        deal(a->Lq, QUERY_TILE, tile, first, rows);
+    }
+}
+
 static void pack_block(const attention_call *c, fa_index b, fa_index hk, fa_index j, real *dst, int *nonfinite)
 {
     const fa_attention_arguments *a = c->a;
@@ -119,34 +145,37 @@ static void start_tile(const attention_call *c, tile_state *s, fa_index b, fa_in
 {
     const fa_attention_arguments *a = c->a;
     fa_index first, rows;
-    deal(a->Lq, QUERY_TILE, tile, &first, &rows);
-    memset(s->o, 0, (size_t)(QUERY_TILE * c->ldo) * sizeof(real));
+    rows_of_tile(a, tile, &first, &rows);
     for (fa_index r = 0; r < QUERY_TILE; r++) {
         s->sum[r] = 0;
         s->reference[r] = -REAL_INFINITY;
+        s->progress[r] = NOT_BEGUN;
     }
     if (a->strategy == FA_ATTENTION_BLAS) {
+        memset(s->o, 0, (size_t)(QUERY_TILE * c->ldo) * sizeof(real));
         memset(s->queries, 0, (size_t)(QUERY_TILE * a->D) * sizeof(real));
         for (fa_index r = 0; r < rows; r++)
             memcpy(s->queries + r * a->D, query_row(c, b, h, first + r), (size_t)a->D * sizeof(real));
         return;
     }
-    for (fa_index g = 0; g * c->group_rows < rows; g++) {
-        fa_index r, n;
-        deal(rows, c->group_rows, g, &r, &n);
-        c->kernels->attention_pack_queries(s->queries + g * c->query_size, query_row(c, b, h, first + r), a->q_stride[2], n,
-                                           a->D, c->scale_high, c->scale_low);
-    }
+    c->kernels->attention_scale_queries(s->queries, c->query_slice, query_row(c, b, h, first), a->q_stride[2], rows, a->D,
+                                        c->scale_high, c->scale_low);
 }
 
 static void finish_tile(const attention_call *c, const tile_state *s, fa_index b, fa_index h, fa_index tile)
 {
     const fa_attention_arguments *a = c->a;
     fa_index first, rows;
-    deal(a->Lq, QUERY_TILE, tile, &first, &rows);
-    real *out = (real *)a->out + b * a->out_stride[0] + h * a->out_stride[1] + first * a->out_stride[2];
-    real *lse = a->lse ? (real *)a->lse + (b * a->H + h) * a->Lq + first : NULL;
-    c->kernels->attention_finish(out, a->out_stride[2], s->o, c->ldo, rows, a->Dv, s->reference, s->sum, lse);
+    rows_of_tile(a, tile, &first, &rows);
+    const fa_index most = rows_of_group(c);
+    for (fa_index g = 0; g * most < rows; g++) {
+        fa_index r, n;
+        deal(rows, most, g, &r, &n);
+        real *out = s->progress[g] == FINISHED ? NULL : output_row(c, b, h, first + r);
+        real *lse = a->lse ? (real *)a->lse + (b * a->H + h) * a->Lq + first + r : NULL;
+        c->kernels->attention_finish(out, a->out_stride[2], s->o + r * c->ldo, c->ldo, n, a->Dv, s->reference + r, s->sum + r,
+                                     lse);
+    }
 }
 
 /* Applies the user's mask to the scores of `rows` rows from query i0 and key j0 on. */
@@ -180,17 +209,17 @@ static void apply_mask(const attention_call *c, real *scores, real *copy, fa_ind
     }
 }
 
-/* One tile and one key block. */
-static void attend(const attention_call *c, const worker_scratch *w, tile_state *s, const key_block *block, fa_index b,
+/* One tile and one key block, the `only` one of the tile or one of several. */
+static void attend(const attention_call *c, const worker_scratch *w, tile_state *s, const key_block *block, int only, fa_index b,
                    fa_index h, fa_index tile, fa_index j)
 {
     const fa_attention_arguments *a = c->a;
     const fa_kernels *k = c->kernels;
     const int blas = a->strategy == FA_ATTENTION_BLAS;
     const fa_index stride = k->sizes.attention_stride, j0 = j * c->block, keys = fa_min(c->block, a->Lk - j0);
-    const fa_index most = blas ? QUERY_TILE : c->group_rows;
+    const fa_index most = rows_of_group(c);
     fa_index tile_first, tile_rows;
-    deal(a->Lq, QUERY_TILE, tile, &tile_first, &tile_rows);
+    rows_of_tile(a, tile, &tile_first, &tile_rows);
     for (fa_index g = 0; g * most < tile_rows; g++) {
         fa_index begin[QUERY_TILE], end[QUERY_TILE], first, rows, attended = 0;
         real alpha[QUERY_TILE];
@@ -207,7 +236,8 @@ static void attend(const attention_call *c, const worker_scratch *w, tile_state 
             blas_gemm(1, QUERY_TILE, c->block, a->D, c->scale_high, s->queries, fa_max(1, a->D), block->keys, fa_max(1, a->D), 0,
                       w->scores, stride);
         else
-            k->attention_scores(w->scores, s->queries + g * c->query_size, rows, block->keys, keys, begin, end, a->D);
+            k->attention_scores(w->scores, s->queries + first * k->sizes.query_stride, c->query_slice, rows, block->keys, keys,
+                                begin, end, a->D);
         if (blas) k->attention_plain_scores(w->scores, rows, begin, end);
         apply_mask(c, w->scores, w->mask, b, h, tile_first + first, j0, rows, begin, end);
         if (block->nonfinite) memcpy(w->unmasked, w->scores, (size_t)(rows * stride) * sizeof(real));
@@ -215,12 +245,18 @@ static void attend(const attention_call *c, const worker_scratch *w, tile_state 
         if (blas) {
             k->attention_scale_rows(o, c->ldo, rows, a->Dv, alpha);
             blas_gemm(0, QUERY_TILE, c->ldo, c->block, 1, w->scores, stride, block->values, c->ldo, 1, o, c->ldo);
+        } else if (only && !block->nonfinite) {
+            k->attention_values(output_row(c, b, h, tile_first + first), a->out_stride[2], NULL, 0, w->scores, rows,
+                                block->values, keys, begin, end, a->Dv, alpha, s->sum + first);
+            s->progress[g] = FINISHED;
         } else {
-            k->attention_values(o, c->ldo, w->scores, rows, block->values, keys, begin, end, a->Dv, alpha);
+            k->attention_values(o, c->ldo, s->progress[g] == NOT_BEGUN ? NULL : o, c->ldo, w->scores, rows, block->values, keys,
+                                begin, end, a->Dv, alpha, NULL);
+            s->progress[g] = BEGUN;
         }
         if (block->nonfinite)
-            k->attention_patch_values(o, c->ldo, w->scores, w->unmasked, rows, begin, end,
-                                      value_row(c, b, h / c->group, j0), a->v_stride[2], a->Dv);
+            k->attention_patch_values(o, c->ldo, w->scores, w->unmasked, rows, begin, end, value_row(c, b, h / c->group, j0),
+                                      a->v_stride[2], a->Dv);
     }
 }
 
@@ -255,7 +291,7 @@ static void passing_blocks(void *context, fa_index i, int worker)
         key_block block = packed_block(c, w->packed, 0);
         pack_block(c, b, hk, j, w->packed, &block.nonfinite);
         for (fa_index t = 0; t < n; t++)
-            attend(c, w, &w->state[t], &block, b, hk * c->group + t / c->tiles, t % c->tiles, j);
+            attend(c, w, &w->state[t], &block, end - first == 1, b, hk * c->group + t / c->tiles, t % c->tiles, j);
     }
     for (fa_index t = 0; t < n; t++) finish_tile(c, &w->state[t], b, hk * c->group + t / c->tiles, t % c->tiles);
 }
@@ -269,7 +305,7 @@ static void whole_tile(const attention_call *c, const worker_scratch *w, real *p
     start_tile(c, &state, b, h, tile);
     for (fa_index j = first; j < end; j++) {
         const key_block block = packed_block(c, packed + j * block_size(c), nonfinite[j]);
-        attend(c, w, &state, &block, b, h, tile, j);
+        attend(c, w, &state, &block, end - first == 1, b, h, tile, j);
     }
     finish_tile(c, &state, b, h, tile);
 }
@@ -323,8 +359,9 @@ static void plan_scratch(attention_call *c, arena *plan, attention_way way, int 
 {
     const fa_index stride = c->kernels->sizes.attention_stride, head = c->blocks * block_size(c);
     const fa_index rows = c->a->strategy == FA_ATTENTION_BLAS ? QUERY_TILE : c->group_rows;
-    const fa_index queries =
-        c->a->strategy == FA_ATTENTION_BLAS ? QUERY_TILE * c->a->D : fa_ceil_div(QUERY_TILE, c->group_rows) * c->query_size;
+    const fa_index queries = c->a->strategy == FA_ATTENTION_BLAS
+                                 ? QUERY_TILE * c->a->D
+                                 : fa_ceil_div(c->a->D, c->kernels->sizes.query_slice) * c->query_slice;
     c->worker = arena_take(plan, members, sizeof *c->worker);
     for (int m = 0; m < members; m++) {
         worker_scratch w = {0};
@@ -358,15 +395,14 @@ fa_status OP(attention_forward)(const fa_attention_arguments *a)
     c.tiles = fa_ceil_div(a->Lq, QUERY_TILE);
     c.group_rows = GROUP_TILES * k->sizes.attention_rows;
     c.ldo = fa_max(lanes, fa_round_up(a->Dv, lanes));
-    c.query_size = GROUP_TILES * k->sizes.attention_rows * padded + lanes; /* pack_rows writes up to `lanes` beyond */
+    c.query_slice = QUERY_TILE * k->sizes.query_stride;
     c.key_size = c.block * padded;
     c.value_size = c.block * c.ldo;
     const double scale = a->scale * 0x1.71547652b82fep+0;
     c.scale_high = (real)scale;
     c.scale_low = (real)(scale - (double)c.scale_high);
 
-    const int members =
-        fa_members_for((double)a->B * (double)a->H * (double)a->Lq * (double)a->Lk * (double)(a->D + a->Dv));
+    const int members = fa_members_for((double)a->B * (double)a->H * (double)a->Lq * (double)a->Lk * (double)(a->D + a->Dv));
     const attention_way way = choose_way(&c, members);
     const fa_index head_bytes = fa_max(1, c.blocks * block_size(&c) * (fa_index)sizeof(real));
     c.heads = way == SHARED_HEADS ? fa_min(heads, fa_max(1, PACKED_BYTES / head_bytes)) : 0;

@@ -11,8 +11,8 @@
 #include <limits.h>
 #include <string.h>
 
-#define M_BLOCK 96     /* rows of x per task: 96 x K_SLICE of float fill 3/4 of a 512 KB second-level cache */
-#define K_SLICE 1024   /* a multiple of every k_block */
+#define M_BLOCK 96   /* rows of x per task: 96 x K_SLICE of float fill 3/4 of a 512 KB second-level cache */
+#define K_SLICE 1024 /* a multiple of every k_block */
 #define W_BLOCK_BYTES ((fa_index)16 << 20)
 #define TASKS_PER_THREAD 4
 #define BLAS_ROWS 64
@@ -125,8 +125,7 @@ static void blas_task(void *context, fa_index i, int worker)
                 memset(tile + r * c->K, 0, (size_t)c->K * sizeof(real));
         }
         blas_gemm(1, BLAS_ROWS, columns, c->K, 1, tile, c->K, w, c->ldw, 0, product, BLAS_COLUMNS);
-        for (fa_index r = 0; r < rows; r++)
-            memcpy(y + r * c->ldy, product + r * BLAS_COLUMNS, (size_t)columns * sizeof(real));
+        for (fa_index r = 0; r < rows; r++) memcpy(y + r * c->ldy, product + r * BLAS_COLUMNS, (size_t)columns * sizeof(real));
     }
     if (c->bias || c->activation != FA_IDENTITY)
         c->kernels->bias_activation_rows(y, c->ldy, c->bias ? c->bias + n0 : NULL, rows, columns, (int)c->activation);
@@ -145,13 +144,23 @@ static fa_status forward_blas(linear_call *c)
     return FA_OK;
 }
 
-fa_status OP(linear_forward)(void *y, fa_index ldy, const void *x, fa_index ldx, const void *w, fa_index ldw,
-                             const void *bias, fa_index M, fa_index N, fa_index K, fa_activation activation,
-                             fa_linear_strategy strategy)
+fa_status OP(linear_forward)(void *y, fa_index ldy, const void *x, fa_index ldx, const void *w, fa_index ldw, const void *bias,
+                             fa_index M, fa_index N, fa_index K, fa_activation activation, fa_linear_strategy strategy)
 {
     const fa_kernels *k = current_kernels();
-    linear_call call = {.kernels = k, .y = y, .x = x, .w = w, .bias = bias, .ldy = ldy, .ldx = ldx, .ldw = ldw, .M = M,
-                        .N = N, .K = K, .Kp = fa_round_up(K, k->sizes.tile_k), .activation = activation};
+    linear_call call = {.kernels = k,
+                        .y = y,
+                        .x = x,
+                        .w = w,
+                        .bias = bias,
+                        .ldy = ldy,
+                        .ldx = ldx,
+                        .ldw = ldw,
+                        .M = M,
+                        .N = N,
+                        .K = K,
+                        .Kp = fa_round_up(K, k->sizes.tile_k),
+                        .activation = activation};
     if (M == 0 || N == 0) return FA_OK;
     /* BLAS counts in int, wants a row stride of at least 1 and of at least a row. */
     const int fits = K > 0 && K <= INT_MAX && ldw >= K && ldw <= INT_MAX;
@@ -168,8 +177,8 @@ size_t OP(linear_packed_bytes)(fa_isa isa, fa_index N, fa_index K)
 fa_status OP(linear_pack)(fa_isa isa, void *packed, const void *w, fa_index ldw, fa_index N, fa_index K)
 {
     const fa_kernels *k = kernels_for(isa);
-    linear_call call = {.kernels = k, .panels = packed, .w = w, .ldw = ldw, .N = N, .K = K,
-                        .Kp = fa_round_up(K, k->sizes.tile_k)};
+    linear_call call = {
+        .kernels = k, .panels = packed, .w = w, .ldw = ldw, .N = N, .K = K, .Kp = fa_round_up(K, k->sizes.tile_k)};
     fa_parallel_for(fa_ceil_div(N, panel_width(k)), fa_members_for((double)N * (double)K), pack_task, &call);
     return FA_OK;
 }
@@ -178,7 +187,17 @@ fa_status OP(linear_forward_packed)(fa_isa isa, void *y, fa_index ldy, const voi
                                     const void *bias, fa_index M, fa_index N, fa_index K, fa_activation activation)
 {
     const fa_kernels *k = kernels_for(isa);
-    linear_call call = {.kernels = k, .y = y, .x = x, .packed = packed, .bias = bias, .ldy = ldy, .ldx = ldx, .M = M,
-                        .N = N, .K = K, .Kp = fa_round_up(K, k->sizes.tile_k), .activation = activation};
+    linear_call call = {.kernels = k,
+                        .y = y,
+                        .x = x,
+                        .packed = packed,
+                        .bias = bias,
+                        .ldy = ldy,
+                        .ldx = ldx,
+                        .M = M,
+                        .N = N,
+                        .K = K,
+                        .Kp = fa_round_up(K, k->sizes.tile_k),
+                        .activation = activation};
     return M == 0 || N == 0 ? FA_OK : forward_native(&call);
 }

@@ -1,25 +1,24 @@
 /* A layer of a recurrent network over a sequence, in one direction.
 
-     1  weights are packed: a panel holds all gates of VL units (two vectors of units for the plain cell), so that what comes out of a
-        tile of the product is all that the cell needs for those units
-     2  time runs in chunks of about CHUNK_ROWS rows of x; for each chunk the products with w_ih are one matrix product
-     3  for each step: h is packed, then panel by panel the product with w_hh is added and the cell applied, while the panel's gates lie
-        in the first-level cache
+     1  weights are packed: a panel holds all gates of VL units (two vectors of units for the plain cell), so that what comes out
+   of a tile of the product is all that the cell needs for those units 2  time runs in chunks of about CHUNK_ROWS rows of x; for
+   each chunk the products with w_ih are one matrix product 3  for each step: h is packed, then panel by panel the product with
+   w_hh is added and the cell applied, while the panel's gates lie in the first-level cache
 
-   The members of a team share the work in one of two ways (choose_split): each takes some of the sequences, and they never wait for one
-   another; or each takes some of the panels, keeps that slice of w_hh in its own cache for the whole sequence, and they
+   The members of a team share the work in one of two ways (choose_split): each takes some of the sequences, and they never wait
+   for one another; or each takes some of the panels, keeps that slice of w_hh in its own cache for the whole sequence, and they
    meet after each step. h is double, read from one buffer and written to the other, so that one meeting is enough.
 
-   Ragged batches: rows are sorted by length, so the sequences that still run are the first `active` rows of each step. A sequence's
-   arithmetic does not depend on its place, so it has the same bits as alone. */
+   Ragged batches: rows are sorted by length, so the sequences that still run are the first `active` rows of each step. A
+   sequence's arithmetic does not depend on its place, so it has the same bits as alone. */
 #include "ops.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #define CHUNK_ROWS 192
-/* Splitting by sequences leaves each member at least this many: below, a panel that comes from the third-level cache is used too few
-   times. */
+/* Splitting by sequences leaves each member at least this many: below, a panel that comes from the third-level cache is used too
+   few times. */
 #define SEQUENCES_PER_MEMBER 12
 /* Multiply-adds of a step for each member that repay a meeting (about half a microsecond). */
 #define STEP_WORK_PER_MEMBER 20000.0
@@ -155,8 +154,7 @@ static void pack_state(const recurrent_call *c, const member_work *w, const real
 }
 
 /* One step of `active` sequences: gates_x are their rows of the chunk, `rows` of which each panel holds. */
-static void run_step(const recurrent_call *c, const member_work *w, fa_index step, fa_index active, real *gates_x,
-                     fa_index rows)
+static void run_step(const recurrent_call *c, const member_work *w, fa_index step, fa_index active, real *gates_x, fa_index rows)
 {
     const fa_kernels *k = c->kernels;
     const cell_shape *s = c->shape;
@@ -174,19 +172,15 @@ static void run_step(const recurrent_call *c, const member_work *w, fa_index ste
         const real *bias = c->bias + p * s->bias_vectors * VL;
         real *gates = gates_x + i * rows * width_x;
         const int add = c->a->cell == FA_RNN || c->a->cell == FA_LSTM;
-        k->gemm_panels(add ? gates : w->gates_h, width_h, 0, w->tiles, active, c->w_hh + p * c->size_h, 0, 1, width_h,
-                       s->nv_h, c->Hp, add);
+        k->gemm_panels(add ? gates : w->gates_h, width_h, 0, w->tiles, active, c->w_hh + p * c->size_h, 0, 1, width_h, s->nv_h,
+                       c->Hp, add);
         switch (c->a->cell) {
-        case FA_RNN:
-            k->rnn_gates(w->y_rows, after, ld, gates, bias, active, first, units, (int)c->a->activation);
-            break;
+        case FA_RNN: k->rnn_gates(w->y_rows, after, ld, gates, bias, active, first, units, (int)c->a->activation); break;
         case FA_LSTM:
-            k->lstm_gates(w->y_rows, after, c->c + at, ld, gates, bias, c->a->peephole ? c->peephole + p * 3 * VL : NULL,
-                          active, first, units);
+            k->lstm_gates(w->y_rows, after, c->c + at, ld, gates, bias, c->a->peephole ? c->peephole + p * 3 * VL : NULL, active,
+                          first, units);
             break;
-        case FA_GRU:
-            k->gru_gates(w->y_rows, after, before, ld, gates, w->gates_h, bias, active, first, units);
-            break;
+        case FA_GRU: k->gru_gates(w->y_rows, after, before, ld, gates, w->gates_h, bias, active, first, units); break;
         case FA_GRU_RESET_BEFORE:
             k->gru_reset(c->reset_h + at, c->update + at, before, ld, gates, w->gates_h, bias, active, first);
             break;
@@ -199,8 +193,8 @@ static void run_step(const recurrent_call *c, const member_work *w, fa_index ste
         const fa_index p = w->first_panel + i, first = p * c->panel_units;
         if (i % 2 == 0)
             k->gemm_panels(w->gates_h, 2 * VL, 0, w->tiles, active, c->w_hn + p / 2 * c->size_n, 0, 1, 2 * VL, 2, c->Hp, 0);
-        k->gru_update(w->y_rows, after, before, c->update + at, ld, gates_x + i * rows * width_x,
-                      w->gates_h + i % 2 * VL, c->bias + p * s->bias_vectors * VL, active, first, panel_units(c, p));
+        k->gru_update(w->y_rows, after, before, c->update + at, ld, gates_x + i * rows * width_x, w->gates_h + i % 2 * VL,
+                      c->bias + p * s->bias_vectors * VL, active, first, panel_units(c, p));
     }
 }
 
@@ -230,7 +224,8 @@ static void run_sequences(const recurrent_call *c, const member_work *w)
 /* ---- sharing the work ---- */
 
 /* How many members, and by what they split: from sizes alone.
-   Sequences, while each member keeps SEQUENCES_PER_MEMBER of them: no meetings. Else panels, while a step's products repay one. */
+   Sequences, while each member keeps SEQUENCES_PER_MEMBER of them: no meetings. Else panels, while a step's products repay one.
+ */
 static void choose_split(recurrent_call *c)
 {
     const fa_recurrent_arguments *a = c->a;

@@ -22,7 +22,7 @@ static void forward_rows(void *context, fa_index i, int worker)
     const fa_index first = i * c->rows_per_task, rows = fa_min(c->rows_per_task, c->rows - first);
     (void)worker;
     (c->log ? c->kernels->log_softmax_rows : c->kernels->softmax_rows)(c->y + first * c->ldy, c->ldy, c->x + first * c->ldx,
-                                                                      c->ldx, rows, c->n, c->scale);
+                                                                       c->ldx, rows, c->n, c->scale);
 }
 
 static void backward_rows(void *context, fa_index i, int worker)
@@ -30,8 +30,8 @@ static void backward_rows(void *context, fa_index i, int worker)
     const softmax_call *c = context;
     const fa_index first = i * c->rows_per_task, rows = fa_min(c->rows_per_task, c->rows - first), at = first * c->n;
     (void)worker;
-    (c->log ? c->kernels->log_softmax_backward_rows : c->kernels->softmax_backward_rows)(
-        c->y + at, c->n, c->dy + at, c->n, c->x + at, c->n, rows, c->n, c->scale);
+    (c->log ? c->kernels->log_softmax_backward_rows : c->kernels->softmax_backward_rows)(c->y + at, c->n, c->dy + at, c->n,
+                                                                                         c->x + at, c->n, rows, c->n, c->scale);
 }
 
 fa_status OP(softmax_forward)(int log, void *y, fa_index ldy, const void *x, fa_index ldx, fa_index rows, fa_index n,

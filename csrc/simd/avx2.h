@@ -140,8 +140,7 @@ FA_INLINE vreal v_copysign(vreal a, vreal s)
 FA_INLINE vreal v_round(vreal a) { return _mm256_round_pd(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 FA_INLINE vreal v_power_of_two(__m128i n)
 {
-    return _mm256_castsi256_pd(
-        _mm256_slli_epi64(_mm256_cvtepi32_epi64(_mm_add_epi32(n, _mm_set1_epi32(1023))), 52));
+    return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_cvtepi32_epi64(_mm_add_epi32(n, _mm_set1_epi32(1023))), 52));
 }
 FA_INLINE vreal v_scale(vreal a, vreal n)
 {

@@ -180,8 +180,7 @@ FA_INLINE void v_transpose(vreal a[VL])
     vreal t[VL];
     /* 2 x 2 blocks inside the 128-bit lanes, then the lanes themselves */
     FA_UNROLL
-    for (int i = 0; i < VL; i += 2)
-        t[i] = _mm512_unpacklo_pd(a[i], a[i + 1]), t[i + 1] = _mm512_unpackhi_pd(a[i], a[i + 1]);
+    for (int i = 0; i < VL; i += 2) t[i] = _mm512_unpacklo_pd(a[i], a[i + 1]), t[i + 1] = _mm512_unpackhi_pd(a[i], a[i + 1]);
     FA_UNROLL
     for (int i = 0; i < 2; i++) {
         const __m512d l0 = _mm512_shuffle_f64x2(t[i], t[i + 2], 0x44), h0 = _mm512_shuffle_f64x2(t[i], t[i + 2], 0xee);

@@ -94,10 +94,7 @@ FA_INLINE vmask v_is_nan(vreal a) { return a != a; }
 FA_INLINE vreal v_select(vmask m, vreal a, vreal b) { return v_from_bits((v_bits(a) & m) | (v_bits(b) & ~m)); }
 FA_INLINE vreal v_max(vreal a, vreal b) { return v_select(a > b, a, b); }
 FA_INLINE vreal v_min(vreal a, vreal b) { return v_select(a < b, a, b); }
-FA_INLINE vreal v_copysign(vreal a, vreal s)
-{
-    return v_from_bits((v_bits(a) & ~v_sign_bit()) | (v_bits(s) & v_sign_bit()));
-}
+FA_INLINE vreal v_copysign(vreal a, vreal s) { return v_from_bits((v_bits(a) & ~v_sign_bit()) | (v_bits(s) & v_sign_bit())); }
 FA_INLINE vreal v_round(vreal a)
 {
     /* Adding 2^(mantissa bits) leaves no place for a fraction; larger numbers are integers already. */
