@@ -18,8 +18,8 @@ const char *fa_blas_provider(void); /* "vendored", "system" or "none" */
 const char *fa_blas_core(void);     /* the kernel set that OpenBLAS chose, "" where unknown. Loads. */
 const char *fa_blas_version(void);  /* likewise */
 
-/* c = alpha a op(b) + beta c, row-major, c m x n, a m x k; op(b) = b' when transpose_b (b n x k), else b (k x n). After a
-   successful fa_blas_load; sizes below 2^31. */
+/* c = alpha a op(b) + beta c, row-major, c m x n, a m x k; op(b) = b' when transpose_b (b n x k), else b (k x n). After a successful
+   fa_blas_load; sizes below 2^31. */
 void fa_blas_gemm_f32(int transpose_b, fa_index m, fa_index n, fa_index k, float alpha, const float *a, fa_index lda,
                       const float *b, fa_index ldb, float beta, float *c, fa_index ldc);
 void fa_blas_gemm_f64(int transpose_b, fa_index m, fa_index n, fa_index k, double alpha, const double *a, fa_index lda,

@@ -17,8 +17,8 @@ typedef enum { FA_F32 = 0, FA_F64 } fa_dtype;
 void fa_init(void);
 
 /* ---- probes: what each of `threads` cores does at best, all at once ----
-   Runs `rounds` rounds of independent multiply-adds on every thread and returns their number (of scalars, on all threads); reads
-   n elements of x on one thread. The caller takes the time. */
+   Runs `rounds` rounds of independent multiply-adds on every thread and returns their number (of scalars, on all threads); reads n elements
+   of x on one thread. The caller takes the time. */
 double fa_probe_multiply_add(fa_dtype dtype, fa_index rounds, int threads);
 void fa_probe_read(fa_dtype dtype, const void *x, fa_index n);
 
@@ -45,10 +45,10 @@ fa_status fa_linear_forward_packed(fa_dtype dtype, fa_isa isa, void *y, fa_index
                                    fa_activation activation);
 
 /* ---- attention: out = softmax(scale q k' + mask) v, per batch b and head h, the keys of head h being those of h / (H / Hk) ----
-   q[B, H, Lq, D], k[B, Hk, Lk, D], v[B, Hk, Lk, Dv], out[B, H, Lq, Dv] with strides of batch, head and row and contiguous last
-   axes; lse[B, H, Lq] contiguous, or NULL. out and lse overlap nothing. Row i attends to the keys j < length with i + offset -
-   left <= j <= i + offset + right that the mask does not exclude; offset = 0 (aligned top-left) or k length - q length
-   (bottom-right). Rows beyond their length are zero, lse -inf. */
+   q[B, H, Lq, D], k[B, Hk, Lk, D], v[B, Hk, Lk, Dv], out[B, H, Lq, Dv] with strides of batch, head and row and contiguous last axes;
+   lse[B, H, Lq] contiguous, or NULL. out and lse overlap nothing.
+   Row i attends to the keys j < length with i + offset - left <= j <= i + offset + right that the mask does not exclude;
+   offset = 0 (aligned top-left) or k length - q length (bottom-right). Rows beyond their length are zero, lse -inf. */
 typedef enum { FA_MASK_NONE = 0, FA_MASK_BOOL, FA_MASK_ADD } fa_mask_kind;
 typedef enum { FA_ATTENTION_FUSED = 0, FA_ATTENTION_BLAS } fa_attention_strategy;
 #define FA_UNBOUNDED INT64_MAX
@@ -70,10 +70,10 @@ fa_status fa_attention_forward(fa_dtype dtype, const fa_attention_arguments *a);
 
 /* ---- one layer and direction of a recurrent network over a sequence ----
    a_t = w_ih x_t + w_hh h_{t-1} + bias, then the cell (kernels/recurrent.c has the equations). Gate order as in PyTorch:
-   lstm i, f, g, o; gru r, z, n. x[T, B, I] and y[T, B, H] with strides of time and batch and contiguous last axes; h0, c0, h_out,
-   c_out [B, H] contiguous. h0 or c0 NULL: zeros. No output overlaps an input, but h_out may be h0 and c_out c0. lengths NULL: all
-   T. Otherwise sequence b ends after lengths[b] steps: y is zero beyond, h_out the state at its last step. `reverse` runs each
-   sequence from its end to its start. */
+   lstm i, f, g, o; gru r, z, n. x[T, B, I] and y[T, B, H] with strides of time and batch and contiguous last axes; h0, c0, h_out, c_out
+   [B, H] contiguous. h0 or c0 NULL: zeros. No output overlaps an input, but h_out may be h0 and c_out c0.
+   lengths NULL: all T. Otherwise sequence b ends after lengths[b] steps: y is zero beyond, h_out the state at its last step. `reverse`
+   runs each sequence from its end to its start. */
 typedef enum { FA_RNN = 0, FA_LSTM, FA_GRU, FA_GRU_RESET_BEFORE } fa_cell;
 typedef struct {
     fa_cell cell;

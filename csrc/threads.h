@@ -38,8 +38,8 @@ typedef struct {
 void fa_team_wait(fa_team_barrier *barrier, int members);
 
 /* Threads worth waking for `work` multiply-adds (or as much other arithmetic), at most fa_get_num_threads(). Waking and
-   collecting one costs some 5 microseconds; with less than this much work for each, the call is faster alone. An op asks once,
-   and sizes its scratch by the answer: the number of threads may be set by another caller at any time. */
+   collecting one costs some 5 microseconds; with less than this much work for each, the call is faster alone. An op asks once, and
+   sizes its scratch by the answer: the number of threads may be set by another caller at any time. */
 #define FA_WORK_PER_THREAD 200000.0
 int fa_members_for(double work);
 

@@ -48,7 +48,7 @@ FA_INLINE key_range tile_keys(const fa_index *begin, const fa_index *end, fa_ind
 }
 
 /* dst = scale log2(e) q, slice after slice. The scale comes in two pieces: one rounding of it would shift all scores of a row
- * alike. */
+   alike. */
 void KERNEL(attention_scale_queries)(real *dst, fa_index slice, const real *q, fa_index ldq, fa_index rows, fa_index D,
                                      real scale_high, real scale_low)
 {
@@ -242,7 +242,7 @@ FA_INLINE vreal exact_power(vreal n)
 }
 
 /* In each lane the largest score of a row, in `VL` parts; the lanes outside [begin, end) of its first and last vector are made
- * -inf. */
+   -inf. */
 FA_INLINE vreal row_maxima(real *row, fa_index begin, fa_index end)
 {
     const vreal excluded = v_set1(-REAL_INFINITY);

@@ -1,13 +1,13 @@
-/* The element-wise half of the recurrent cells, for one panel of units and all rows of a step. `gates` holds the sums of the
-   products, row after row, a vector of units per gate; bias likewise, for one row.
+/* The element-wise half of the recurrent cells, for one panel of units and all rows of a step. `gates` holds the sums of the products,
+   row after row, a vector of units per gate; bias likewise, for one row.
 
      rnn   h' = f(a)
      lstm  i = s(a_i + p_i c), f = s(a_f + p_f c), g = tanh(a_g), c' = f c + i g, o = s(a_o + p_o c'), h' = o tanh(c')
      gru   r = s(x_r + h_r), z = s(x_z + h_z), n = tanh(x_n + b_n + r (h_n + b_hn)), h' = n + z (h - n)
            with reset before the product: n = tanh(x_n + (r h) W_n' + b_n), in two calls, for the product lies between them
 
-   with s the sigmoid. Gate orders: lstm i, f, g, o; gru r, z, n; bias of gru r, z, n, hn; peephole i, f, o. The states are rows
-   of ld that start at a multiple of VL; their lanes beyond `units` stay finite, being functions of zero weights. */
+   with s the sigmoid. Gate orders: lstm i, f, g, o; gru r, z, n; bias of gru r, z, n, hn; peephole i, f, o. The states are rows of ld
+   that start at a multiple of VL; their lanes beyond `units` stay finite, being functions of zero weights. */
 #include "common.h"
 
 #include "../activation.h"

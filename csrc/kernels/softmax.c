@@ -4,8 +4,8 @@
      dx = scale y (dy - sum dy y)               dx = scale (dy - e^ly sum dy)
 
    The usual e^(z - max) spoils up to 5 bits: the rounding of z - max, up to 2^-18 in float, becomes a relative error of the
-   result. Here the maximum only picks an integer N near max / ln 2, and each term is e^r 2^(n - N) with z = n ln 2 + r: nothing
-   is rounded before the exponential. Rows with |max| beyond SHIFT_BEYOND subtract the maximum after all: there the difference of
+   result. Here the maximum only picks an integer N near max / ln 2, and each term is e^r 2^(n - N) with z = n ln 2 + r: nothing is
+   rounded before the exponential. Rows with |max| beyond SHIFT_BEYOND subtract the maximum after all: there the difference of
    any two numbers that matter is exact.
 
    NaN anywhere, +inf anywhere, or a row of -inf alone: the row becomes NaN, as in IEEE arithmetic. n = 0 writes nothing.

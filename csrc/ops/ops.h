@@ -1,5 +1,5 @@
-/* What the ops share. Each file of this folder but api.c is compiled twice, for float and for double: `real` is the type,
-   OP(name) the name of the version. Ops decide blocking, threads, scratch and BLAS; the arithmetic is in kernels. */
+/* What the ops share. Each file of this folder but api.c is compiled twice, for float and for double: `real` is the type, OP(name) the
+   name of the version. Ops decide blocking, threads, scratch and BLAS; the arithmetic is in kernels. */
 #ifndef FA_OPS_H
 #define FA_OPS_H
 

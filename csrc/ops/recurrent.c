@@ -1,24 +1,25 @@
 /* A layer of a recurrent network over a sequence, in one direction.
 
-     1  weights are packed: a panel holds all gates of VL units (two vectors of units for the plain cell), so that what comes out
-   of a tile of the product is all that the cell needs for those units 2  time runs in chunks of about CHUNK_ROWS rows of x; for
-   each chunk the products with w_ih are one matrix product 3  for each step: h is packed, then panel by panel the product with
-   w_hh is added and the cell applied, while the panel's gates lie in the first-level cache
+     1  weights are packed: a panel holds all gates of VL units (two vectors of units for the plain cell), so that what comes out of a
+        tile of the product is all that the cell needs for those units
+     2  time runs in chunks of about CHUNK_ROWS rows of x; for each chunk the products with w_ih are one matrix product
+     3  for each step: h is packed, then panel by panel the product with w_hh is added and the cell applied, while the panel's gates lie
+        in the first-level cache
 
-   The members of a team share the work in one of two ways (choose_split): each takes some of the sequences, and they never wait
-   for one another; or each takes some of the panels, keeps that slice of w_hh in its own cache for the whole sequence, and they
+   The members of a team share the work in one of two ways (choose_split): each takes some of the sequences, and they never wait for one
+   another; or each takes some of the panels, keeps that slice of w_hh in its own cache for the whole sequence, and they
    meet after each step. h is double, read from one buffer and written to the other, so that one meeting is enough.
 
-   Ragged batches: rows are sorted by length, so the sequences that still run are the first `active` rows of each step. A
-   sequence's arithmetic does not depend on its place, so it has the same bits as alone. */
+   Ragged batches: rows are sorted by length, so the sequences that still run are the first `active` rows of each step. A sequence's
+   arithmetic does not depend on its place, so it has the same bits as alone. */
 #include "ops.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #define CHUNK_ROWS 192
-/* Splitting by sequences leaves each member at least this many: below, a panel that comes from the third-level cache is used too
-   few times. */
+/* Splitting by sequences leaves each member at least this many: below, a panel that comes from the third-level cache is used too few
+   times. */
 #define SEQUENCES_PER_MEMBER 12
 /* Multiply-adds of a step for each member that repay a meeting (about half a microsecond). */
 #define STEP_WORK_PER_MEMBER 20000.0
@@ -224,8 +225,7 @@ static void run_sequences(const recurrent_call *c, const member_work *w)
 /* ---- sharing the work ---- */
 
 /* How many members, and by what they split: from sizes alone.
-   Sequences, while each member keeps SEQUENCES_PER_MEMBER of them: no meetings. Else panels, while a step's products repay one.
- */
+   Sequences, while each member keeps SEQUENCES_PER_MEMBER of them: no meetings. Else panels, while a step's products repay one. */
 static void choose_split(recurrent_call *c)
 {
     const fa_recurrent_arguments *a = c->a;
