@@ -25,9 +25,13 @@ FA_INLINE vreal biased(const real *gates, const real *bias, int gate)
     return v_add(v_load(gates + gate * VL), v_load(bias + gate * VL));
 }
 
+/* tanh from gate_tanh. */
+FA_INLINE vreal tanh_from(vreal t) { return v_div(t, v_add(t, v_set1(2))); }
+
 FA_INLINE vreal rnn_activation(vreal a, int activation)
 {
-    return activation == FA_TANH ? v_tanh(a) : activation == FA_RELU ? v_relu(a) : v_sigmoid(a);
+    if (activation == FA_RELU) return v_relu(a);
+    return activation == FA_TANH ? tanh_from(gate_tanh(a)) : v_div(v_set1(1), gate_sigmoid(a));
 }
 
 void KERNEL(rnn_gates)(real *const *y, real *h, fa_index ld, const real *gates, const real *bias, fa_index rows, fa_index first,
@@ -46,7 +50,7 @@ void KERNEL(lstm_gates)(real *const *y, real *h, real *c, fa_index ld, const rea
 {
     const vreal peep_i = peephole ? v_load(peephole) : v_zero();
     const vreal peep_f = peephole ? v_load(peephole + VL) : v_zero();
-    const vreal peep_o = peephole ? v_load(peephole + 2 * VL) : v_zero();
+    const vreal peep_o = peephole ? v_load(peephole + 2 * VL) : v_zero(), two = v_set1(2);
     for (fa_index r = 0; r < rows; r++, gates += 4 * VL) {
         real *cell = c + r * ld + first;
         const vreal before = v_load(cell);
@@ -55,10 +59,12 @@ void KERNEL(lstm_gates)(real *const *y, real *h, real *c, fa_index ld, const rea
             i = v_fma(peep_i, before, i);
             f = v_fma(peep_f, before, f);
         }
-        const vreal g = v_tanh(biased(gates, bias, 2));
-        const vreal after = v_fma(v_sigmoid(i), g, v_mul(v_sigmoid(f), before));
+        const vreal g = gate_tanh(biased(gates, bias, 2));
+        const vreal input = v_div(g, v_mul(gate_sigmoid(i), v_add(g, two)));
+        const vreal after = v_add(v_div(before, gate_sigmoid(f)), input);
         if (peephole) o = v_fma(peep_o, after, o);
-        const vreal next = v_mul(v_sigmoid(o), v_tanh(after));
+        const vreal t = gate_tanh(after);
+        const vreal next = v_div(t, v_mul(gate_sigmoid(o), v_add(t, two)));
         v_store(cell, after);
         v_store(h + r * ld + first, next);
         store_units(y[r] + first, next, units);
@@ -69,25 +75,25 @@ void KERNEL(gru_gates)(real *const *y, real *h, const real *before, fa_index ld,
                        const real *bias, fa_index rows, fa_index first, fa_index units)
 {
     for (fa_index r = 0; r < rows; r++, gates_x += 3 * VL, gates_h += 3 * VL) {
-        const vreal reset = v_sigmoid(v_add(biased(gates_x, bias, 0), v_load(gates_h)));
-        const vreal update = v_sigmoid(v_add(biased(gates_x, bias, 1), v_load(gates_h + VL)));
+        const vreal reset = gate_sigmoid(v_add(biased(gates_x, bias, 0), v_load(gates_h)));
+        const vreal update = gate_sigmoid(v_add(biased(gates_x, bias, 1), v_load(gates_h + VL)));
         const vreal inner = v_add(v_load(gates_h + 2 * VL), v_load(bias + 3 * VL));
-        const vreal n = v_tanh(v_fma(reset, inner, biased(gates_x, bias, 2)));
-        const vreal next = v_fma(update, v_sub(v_load(before + r * ld + first), n), n);
+        const vreal n = tanh_from(gate_tanh(v_add(v_div(inner, reset), biased(gates_x, bias, 2))));
+        const vreal next = v_add(v_div(v_sub(v_load(before + r * ld + first), n), update), n);
         v_store(h + r * ld + first, next);
         store_units(y[r] + first, next, units);
     }
 }
 
-/* First half of gru with reset before the product: reset_h = r h, update = z. */
+/* First half of gru with reset before the product: reset_h = r h, update = 1 / z. */
 void KERNEL(gru_reset)(real *reset_h, real *update, const real *before, fa_index ld, const real *gates_x, const real *gates_h,
                        const real *bias, fa_index rows, fa_index first)
 {
     for (fa_index r = 0; r < rows; r++, gates_x += 3 * VL, gates_h += 2 * VL) {
         const fa_index at = r * ld + first;
-        const vreal reset = v_sigmoid(v_add(biased(gates_x, bias, 0), v_load(gates_h)));
-        v_store(update + at, v_sigmoid(v_add(biased(gates_x, bias, 1), v_load(gates_h + VL))));
-        v_store(reset_h + at, v_mul(reset, v_load(before + at)));
+        const vreal reset = gate_sigmoid(v_add(biased(gates_x, bias, 0), v_load(gates_h)));
+        v_store(update + at, gate_sigmoid(v_add(biased(gates_x, bias, 1), v_load(gates_h + VL))));
+        v_store(reset_h + at, v_div(v_load(before + at), reset));
     }
 }
 
@@ -98,8 +104,8 @@ void KERNEL(gru_update)(real *const *y, real *h, const real *before, const real 
     for (fa_index r = 0; r < rows; r++, gates_x += 3 * VL, gates_n += 2 * VL) {
         const fa_index at = r * ld + first;
         const vreal inner = v_add(v_load(gates_n), v_load(bias + 3 * VL));
-        const vreal n = v_tanh(v_add(biased(gates_x, bias, 2), inner));
-        const vreal next = v_fma(v_load(update + at), v_sub(v_load(before + at), n), n);
+        const vreal n = tanh_from(gate_tanh(v_add(biased(gates_x, bias, 2), inner)));
+        const vreal next = v_add(v_div(v_sub(v_load(before + at), n), v_load(update + at)), n);
         v_store(h + at, next);
         store_units(y[r] + first, next, units);
     }

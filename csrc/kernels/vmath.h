@@ -303,6 +303,41 @@ FA_INLINE vreal v_gelu(vreal x)
 
 #endif
 
+/* ---- gates of recurrent cells ----
+   Beside the rounding of the sums that go into a gate, 3 ULP are nothing, and a step has five of these per unit: no subnormals, no
+   double length, divisions left to the caller, who can share one between two gates. */
+
+#if defined(FA_REAL_F32)
+#define GATE_LOWEST (-69.0f) /* e^69 e^20 does not overflow: the quotient of two gates at their worst */
+#define GATE_TANH_END 10.0f  /* tanh(10) rounds to 1 */
+#else
+#define GATE_LOWEST (-650.0)
+#define GATE_TANH_END 20.0
+#endif
+
+/* 2^n (1 + (e^r - 1)) - less for x = n ln 2 + r. */
+FA_INLINE vreal gate_exp(vreal x, const real less)
+{
+    const vreal magic = v_set1(V_MAGIC);
+    const vreal t = v_fma(x, v_set1(LOG2_E), magic), n = v_sub(t, magic);
+    const vreal r = v_fnma(n, v_set1(LN2_LOW), v_fnma(n, v_set1(LN2_HIGH), x));
+    const vreal p = v_fma(v_mul(r, r), POLYNOMIAL(r, exp_coefficient), r), scale = power_of_two(t);
+    return v_fma(p, scale, less == 0 ? scale : v_sub(scale, v_set1(less)));
+}
+
+/* sigmoid(x) = 1 / gate_sigmoid(x) = 1 / (1 + e^-x); e^GATE_LOWEST for smaller x. */
+FA_INLINE vreal gate_sigmoid(vreal x)
+{
+    return v_add(v_set1(1), gate_exp(v_negate(v_min(v_set1(-GATE_LOWEST), v_max(v_set1(GATE_LOWEST), x))), 0));
+}
+
+/* tanh(x) = t / (t + 2) with t = gate_tanh(x) = e^2x - 1, accurate near 0 too. */
+FA_INLINE vreal gate_tanh(vreal x)
+{
+    const vreal y = v_min(v_set1(GATE_TANH_END), v_max(v_set1(-GATE_TANH_END), x));
+    return gate_exp(v_add(y, y), 1);
+}
+
 FA_INLINE vreal v_silu(vreal x) { return logistic_times(v_max(v_set1(LOGISTIC_LOWEST), x), x, v_zero()); }
 
 /* NaN stays NaN: v_max hands on its second argument. */

@@ -1,23 +1,25 @@
 /* A layer of a recurrent network over a sequence, in one direction.
 
-     1  weights are packed: a panel holds all gates of VL units (two vectors of units for the plain cell), so that what comes out of a
-        tile of the product is all that the cell needs for those units
-     2  time runs in chunks of about CHUNK_ROWS rows of x; for each chunk the products with w_ih are one matrix product
-     3  for each step: h is packed, then panel by panel the product with w_hh is added and the cell applied, while the panel's gates lie
-        in the first-level cache
+     1  weights are packed: a panel holds all gates of VL units (two vectors of units for the plain cell), so that what comes out
+        of the products is all that the cell needs for those units
+     2  for each step: x and h are packed, then panel by panel the products with w_ih and w_hh are added up and the cell is
+        applied, while the panel's gates lie in the first-level cache
+     With few sequences w_ih would be read too often for that: then time runs in chunks of about CHUNK_ROWS rows of x, and for each
+     chunk the products with w_ih are one matrix product before its steps. The sums are the same, in the same order.
 
-   The members of a team share the work in one of two ways (choose_split): each takes some of the sequences, and they never wait for one
-   another; or each takes some of the panels, keeps that slice of w_hh in its own cache for the whole sequence, and they
+   The members of a team share the work in one of two ways (choose_split): each takes some of the sequences, and they never wait
+   for one another; or each takes some of the panels, keeps that slice of w_hh in its own cache for the whole sequence, and they
    meet after each step. h is double, read from one buffer and written to the other, so that one meeting is enough.
 
-   Ragged batches: rows are sorted by length, so the sequences that still run are the first `active` rows of each step. A sequence's
-   arithmetic does not depend on its place, so it has the same bits as alone. */
+   Ragged batches: rows are sorted by length, so the sequences that still run are the first `active` rows of each step. A
+   sequence's arithmetic does not depend on its place, so it has the same bits as alone. */
 #include "ops.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #define CHUNK_ROWS 192
+#define FEW_SEQUENCES 24 /* below, chunks: w_ih for a step of 16 rows takes as long to read as to multiply */
 /* Splitting by sequences leaves each member at least this many: below, a panel that comes from the third-level cache is used too few
    times. */
 #define SEQUENCES_PER_MEMBER 12
@@ -28,19 +30,22 @@
 enum { MAX_GATES = 4 };
 
 typedef struct {
-    int gates;        /* rows of w per unit */
-    int unit_vectors; /* vectors of units in a panel */
-    int nv_x, nv_h;   /* vectors in a panel of w_ih and w_hh */
-    int bias_vectors; /* vectors of bias for a panel */
-    int state_cell;   /* has c */
+    int gates;            /* rows of w per unit */
+    int unit_vectors;     /* vectors of units in a panel */
+    int width_x, width_h; /* vectors in a panel of w_ih and w_hh */
+    int nv_x, nv_h;       /* the same in one product: a panel is one or two of them side by side */
+    int bias_vectors;     /* vectors of bias for a panel */
+    int state_cell;       /* has c */
 } cell_shape;
 
+/* Panels of lstm are two products of two vectors: tiles of 6 x 2 run 3 to 10 % faster than those of 3 x 4, most with few rows. */
 static const cell_shape shapes[] = {
-    [FA_RNN] = {.gates = 1, .unit_vectors = 2, .nv_x = 2, .nv_h = 2, .bias_vectors = 2},
-    [FA_LSTM] = {.gates = 4, .unit_vectors = 1, .nv_x = 4, .nv_h = 4, .bias_vectors = 4, .state_cell = 1},
-    [FA_GRU] = {.gates = 3, .unit_vectors = 1, .nv_x = 3, .nv_h = 3, .bias_vectors = 4},
+    [FA_RNN] = {.gates = 1, .unit_vectors = 2, .width_x = 2, .width_h = 2, .nv_x = 2, .nv_h = 2, .bias_vectors = 2},
+    [FA_LSTM] =
+        {.gates = 4, .unit_vectors = 1, .width_x = 4, .width_h = 4, .nv_x = 2, .nv_h = 2, .bias_vectors = 4, .state_cell = 1},
+    [FA_GRU] = {.gates = 3, .unit_vectors = 1, .width_x = 3, .width_h = 3, .nv_x = 3, .nv_h = 3, .bias_vectors = 4},
     /* w_hh of r and z in panels like w_ih, that of n in panels of two vectors of units */
-    [FA_GRU_RESET_BEFORE] = {.gates = 3, .unit_vectors = 1, .nv_x = 3, .nv_h = 2, .bias_vectors = 4},
+    [FA_GRU_RESET_BEFORE] = {.gates = 3, .unit_vectors = 1, .width_x = 3, .width_h = 2, .nv_x = 3, .nv_h = 2, .bias_vectors = 4},
 };
 
 /* A row of the state: which sequence it belongs to. Slots are sorted by falling length. */
@@ -52,9 +57,10 @@ typedef struct {
 typedef struct {
     fa_index first_slot, slot_step, slots;
     fa_index first_panel, panels; /* slice of the units */
-    real *tiles;                  /* packed rows of x or h */
-    real *gates_x;                /* [panels of the slice][rows of the chunk][nv_x VL] */
-    real *gates_h;                /* [slots][panel of w_hh] */
+    real *tiles;                  /* packed rows of x of a chunk, then of h */
+    real *x_tiles;                /* packed rows of x of a step, or NULL: chunks */
+    real *gates_x;                /* [panels of the slice][rows of the chunk][width_x VL], or [slots][width_x VL] */
+    real *gates_h;                /* [slots][width_h VL] */
     const real **rows;            /* pointers to rows of x or h */
     real **y_rows;
 } member_work;
@@ -90,6 +96,12 @@ static void pack_vector(const recurrent_call *c, real *dst, fa_index step, const
     c->kernels->pack_columns(dst, step, w + (gate * c->a->H + (columns ? unit : 0)) * k_size, k_size, columns, k_size, k_padded);
 }
 
+/* Where vector v of a panel begins: in product v / nv of the panel, side by side with the others of that. */
+static fa_index at_vector(const recurrent_call *c, fa_index v, fa_index nv, fa_index k_padded)
+{
+    return (v / nv * nv * k_padded + v % nv) * c->lanes;
+}
+
 static void copy_units(const recurrent_call *c, real *dst, const real *src, fa_index gate, fa_index unit)
 {
     for (fa_index i = 0; i < c->lanes; i++) {
@@ -103,17 +115,19 @@ static void pack_panel(void *context, fa_index p, int worker)
     const recurrent_call *c = context;
     const fa_recurrent_arguments *a = c->a;
     const cell_shape *s = c->shape;
-    const fa_index VL = c->lanes, unit = p * c->panel_units, step_x = s->nv_x * VL, step_h = s->nv_h * VL;
+    const fa_index VL = c->lanes, unit = p * c->panel_units;
     real *bias = c->bias + p * s->bias_vectors * VL;
     (void)worker;
     memset(bias, 0, (size_t)(s->bias_vectors * VL) * sizeof(real));
-    for (fa_index v = 0; v < s->nv_x; v++) {
+    for (fa_index v = 0; v < s->width_x; v++) {
         const fa_index gate = s->unit_vectors == 1 ? v : 0, u = unit + (s->unit_vectors == 1 ? 0 : v * VL);
-        pack_vector(c, c->w_ih + p * c->size_x + v * VL, step_x, a->w_ih, gate, u, a->I, c->Ip);
-        if (v < s->nv_h) pack_vector(c, c->w_hh + p * c->size_h + v * VL, step_h, a->w_hh, gate, u, a->H, c->Hp);
+        pack_vector(c, c->w_ih + p * c->size_x + at_vector(c, v, s->nv_x, c->Ip), s->nv_x * VL, a->w_ih, gate, u, a->I, c->Ip);
+        if (v < s->width_h)
+            pack_vector(c, c->w_hh + p * c->size_h + at_vector(c, v, s->nv_h, c->Hp), s->nv_h * VL, a->w_hh, gate, u, a->H,
+                        c->Hp);
         copy_units(c, bias + v * VL, a->b_ih, gate, u);
         /* The last gate of gru keeps its hidden bias apart: it is inside the product with r, or beside it. */
-        copy_units(c, bias + (v == 2 && s->bias_vectors > s->nv_x ? 3 : v) * VL, a->b_hh, gate, u);
+        copy_units(c, bias + (v == 2 && s->bias_vectors > s->width_x ? 3 : v) * VL, a->b_hh, gate, u);
     }
     if (c->w_hn) pack_vector(c, c->w_hn + p / 2 * c->size_n + p % 2 * VL, 2 * VL, a->w_hh, 2, unit, a->H, c->Hp);
     if (a->peephole) {
@@ -154,13 +168,31 @@ static void pack_state(const recurrent_call *c, const member_work *w, const real
     c->kernels->pack_rows(w->tiles, w->rows, active, nv, c->a->H, c->Hp);
 }
 
-/* One step of `active` sequences: gates_x are their rows of the chunk, `rows` of which each panel holds. */
-static void run_step(const recurrent_call *c, const member_work *w, fa_index step, fa_index active, real *gates_x, fa_index rows)
+/* gates (+)= tiles w, for one panel. */
+static void multiply_x(const recurrent_call *c, const real *tiles, fa_index rows, fa_index panel, real *gates)
+{
+    const cell_shape *s = c->shape;
+    const fa_index width = s->nv_x * c->lanes;
+    c->kernels->gemm_panels(gates, s->width_x * c->lanes, width, tiles, rows, c->w_ih + panel * c->size_x, c->Ip * width,
+                            s->width_x / s->nv_x, width, s->nv_x, c->Ip, 0);
+}
+
+static void multiply_h(const recurrent_call *c, const real *tiles, fa_index rows, fa_index panel, real *gates, int add)
+{
+    const cell_shape *s = c->shape;
+    const fa_index width = s->nv_h * c->lanes;
+    c->kernels->gemm_panels(gates, s->width_h * c->lanes, width, tiles, rows, c->w_hh + panel * c->size_h, c->Hp * width,
+                            s->width_h / s->nv_h, width, s->nv_h, c->Hp, add);
+}
+
+/* One step of `active` sequences. gates_x: their rows of the first panel, those of the next `panel_stride` further; they hold the products
+   with x, unless x_tiles is given. */
+static void run_step(const recurrent_call *c, const member_work *w, fa_index step, fa_index active, real *gates_x,
+                     fa_index panel_stride, const real *x_tiles)
 {
     const fa_kernels *k = c->kernels;
     const cell_shape *s = c->shape;
-    const fa_index VL = c->lanes, width_x = s->nv_x * VL, width_h = s->nv_h * VL;
-    const fa_index at = w->first_slot * c->ld, ld = w->slot_step * c->ld;
+    const fa_index VL = c->lanes, at = w->first_slot * c->ld, ld = w->slot_step * c->ld;
     const real *before = c->h[step % 2] + at;
     real *after = c->h[(step + 1) % 2] + at;
     for (fa_index r = 0; r < active; r++) {
@@ -171,10 +203,10 @@ static void run_step(const recurrent_call *c, const member_work *w, fa_index ste
     for (fa_index i = 0; i < w->panels; i++) {
         const fa_index p = w->first_panel + i, first = p * c->panel_units, units = panel_units(c, p);
         const real *bias = c->bias + p * s->bias_vectors * VL;
-        real *gates = gates_x + i * rows * width_x;
+        real *gates = gates_x + i * panel_stride;
         const int add = c->a->cell == FA_RNN || c->a->cell == FA_LSTM;
-        k->gemm_panels(add ? gates : w->gates_h, width_h, 0, w->tiles, active, c->w_hh + p * c->size_h, 0, 1, width_h, s->nv_h,
-                       c->Hp, add);
+        if (x_tiles) multiply_x(c, x_tiles, active, p, gates);
+        multiply_h(c, w->tiles, active, p, add ? gates : w->gates_h, add);
         switch (c->a->cell) {
         case FA_RNN: k->rnn_gates(w->y_rows, after, ld, gates, bias, active, first, units, (int)c->a->activation); break;
         case FA_LSTM:
@@ -194,14 +226,15 @@ static void run_step(const recurrent_call *c, const member_work *w, fa_index ste
         const fa_index p = w->first_panel + i, first = p * c->panel_units;
         if (i % 2 == 0)
             k->gemm_panels(w->gates_h, 2 * VL, 0, w->tiles, active, c->w_hn + p / 2 * c->size_n, 0, 1, 2 * VL, 2, c->Hp, 0);
-        k->gru_update(w->y_rows, after, before, c->update + at, ld, gates_x + i * rows * width_x, w->gates_h + i % 2 * VL,
+        k->gru_update(w->y_rows, after, before, c->update + at, ld, gates_x + i * panel_stride, w->gates_h + i % 2 * VL,
                       c->bias + p * s->bias_vectors * VL, active, first, panel_units(c, p));
     }
 }
 
 static void run_sequences(const recurrent_call *c, const member_work *w)
 {
-    const fa_index width_x = c->shape->nv_x * c->lanes, chunk = fa_max(1, CHUNK_ROWS / fa_max(1, w->slots));
+    const fa_index width_x = c->shape->width_x * c->lanes;
+    const fa_index chunk = w->x_tiles ? 1 : fa_max(1, CHUNK_ROWS / fa_max(1, w->slots));
     fa_index active = w->slots;
     for (fa_index step = 0; step < c->steps;) {
         fa_index rows = 0, running = active;
@@ -210,12 +243,14 @@ static void run_sequences(const recurrent_call *c, const member_work *w)
             running = still_active(c, w, running, t);
             for (fa_index r = 0; r < running; r++) w->rows[rows++] = x_row(c, &c->slots[slot_of(w, r)], t);
         }
-        c->kernels->pack_rows(w->tiles, w->rows, rows, c->shape->nv_x, c->a->I, c->Ip);
-        c->kernels->gemm_panels(w->gates_x, width_x, rows * width_x, w->tiles, rows, c->w_ih + w->first_panel * c->size_x,
-                                c->size_x, w->panels, width_x, c->shape->nv_x, c->Ip, 0);
+        real *x_tiles = w->x_tiles ? w->x_tiles : w->tiles;
+        c->kernels->pack_rows(x_tiles, w->rows, rows, c->shape->nv_x, c->a->I, c->Ip);
+        for (fa_index i = 0; !w->x_tiles && i < w->panels; i++)
+            multiply_x(c, x_tiles, rows, w->first_panel + i, w->gates_x + i * rows * width_x);
         for (fa_index done = 0; step < chunk_end; step++) {
             active = still_active(c, w, active, step);
-            if (active > 0) run_step(c, w, step, active, w->gates_x + done * width_x, rows);
+            if (active > 0)
+                run_step(c, w, step, active, w->gates_x + done * width_x, w->x_tiles ? 0 : rows * width_x, w->x_tiles);
             done += active;
             if (c->by_panels) fa_team_wait(c->barrier, c->members);
         }
@@ -254,12 +289,15 @@ static void plan_members(recurrent_call *c, arena *plan, int members, int by_pan
             w.slot_step = members;
             w.slots = fa_ceil_div(B - m, members);
         }
-        const fa_index rows = fa_max(CHUNK_ROWS, w.slots);
+        /* Reset before the product needs the products with x again in its second half. */
+        const int by_steps = w.slots >= FEW_SEQUENCES && c->a->cell != FA_GRU_RESET_BEFORE;
+        const fa_index rows = by_steps ? w.slots : fa_max(CHUNK_ROWS, w.slots);
         fa_index tiles = 0;
         for (int nv = 2; nv <= MAX_NV; nv++) tiles = fa_max(tiles, rows + c->kernels->sizes.tile_rows[nv]);
         w.tiles = arena_take(plan, tiles * fa_max(c->Ip, c->Hp) + VL, sizeof(real));
-        w.gates_x = arena_take(plan, w.panels * rows * s->nv_x * VL, sizeof(real));
-        w.gates_h = arena_take(plan, w.slots * s->nv_h * VL, sizeof(real));
+        w.x_tiles = by_steps ? arena_take(plan, tiles * c->Ip + VL, sizeof(real)) : NULL;
+        w.gates_x = arena_take(plan, (by_steps ? 1 : w.panels) * rows * s->width_x * VL, sizeof(real));
+        w.gates_h = arena_take(plan, w.slots * s->width_h * VL, sizeof(real));
         w.rows = arena_take(plan, rows, sizeof *w.rows);
         w.y_rows = arena_take(plan, w.slots, sizeof *w.y_rows);
         if (plan->base) c->work[m] = w;
@@ -357,8 +395,8 @@ fa_status OP(recurrent_forward)(const fa_recurrent_arguments *a)
     c.ld = c.panels * c.panel_units;
     c.Ip = fa_round_up(a->I, k->sizes.tile_k);
     c.Hp = fa_round_up(a->H, k->sizes.tile_k);
-    c.size_x = c.Ip * s->nv_x * VL;
-    c.size_h = c.Hp * s->nv_h * VL;
+    c.size_x = c.Ip * s->width_x * VL;
+    c.size_h = c.Hp * s->width_h * VL;
     c.size_n = c.Hp * 2 * VL;
     c.steps = a->T;
     choose_split(&c);
