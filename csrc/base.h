@@ -33,6 +33,9 @@ typedef enum {
 #define FA_UNROLL _Pragma("GCC unroll 16")
 #endif
 
+/* Asks for the cache line at p, which need not be mapped. */
+#define FA_PREFETCH(p) __builtin_prefetch(p)
+
 #define FA_CONCAT_(a, b) a##b
 #define FA_CONCAT(a, b) FA_CONCAT_(a, b)
 

@@ -23,8 +23,8 @@
 
 /* How a row is brought into range: `shift` comes off z (0, or the maximum where that is large), N off the exponent. */
 typedef struct {
-    vreal scale, shift, lowest, magic;
-    real shift_value, n_value;
+    vreal scale, minus_shift, lowest, magic;
+    real n_value;
 } row_frame;
 
 typedef struct {
@@ -53,30 +53,41 @@ FA_INLINE real long_total(const long_sum *total)
     return (real)((double)v_reduce_add(total->high) + (double)v_reduce_add(total->low));
 }
 
-FA_INLINE row_frame frame_of_row(const real *x, fa_index n, real scale_value)
+/* The largest of sign x. */
+FA_INLINE real largest(const real *x, fa_index n, const int negative)
 {
-    const vreal scale = v_set1(scale_value), none = v_set1(-REAL_INFINITY);
+    const vreal none = v_set1(-REAL_INFINITY);
     vreal top0 = none, top1 = none;
     fa_index j = 0;
     for (; j + 2 * VL <= n; j += 2 * VL) {
-        top0 = v_max(top0, v_mul(scale, v_load(x + j)));
-        top1 = v_max(top1, v_mul(scale, v_load(x + j + VL)));
+        const vreal a = v_load(x + j), b = v_load(x + j + VL);
+        top0 = v_max(top0, negative ? v_negate(a) : a);
+        top1 = v_max(top1, negative ? v_negate(b) : b);
     }
-    for (; j < n; j += VL) top0 = v_max(top0, v_select(v_first(n - j), v_mul(scale, load_some(x + j, n - j)), none));
-    const real top = v_reduce_max(v_max(top0, top1));
-    const real shift = top < SHIFT_BEYOND && top > -SHIFT_BEYOND ? 0 : top;
-    const real n_value = ((top - shift) * LOG2_E + V_MAGIC) - V_MAGIC;
-    return (row_frame){scale, v_set1(shift), v_set1(top - shift + EXP_LOWEST), v_set1(V_MAGIC - n_value), shift, n_value};
+    for (; j < n; j += VL) {
+        const vreal a = load_some(x + j, n - j);
+        top0 = v_max(top0, v_select(v_first(n - j), negative ? v_negate(a) : a, none));
+    }
+    return v_reduce_max(v_max(top0, top1));
 }
 
-/* e^z 2^-N: exp_reduce of vmath.h with N taken off by the magic number. */
+FA_INLINE row_frame frame_of_row(const real *x, fa_index n, real scale)
+{
+    const real top = scale < 0 ? -scale * largest(x, n, 1) : scale * largest(x, n, 0);
+    const real shift = top < SHIFT_BEYOND && top > -SHIFT_BEYOND ? 0 : top;
+    const real n_value = ((top - shift) * LOG2_E + V_MAGIC) - V_MAGIC;
+    return (row_frame){v_set1(scale), v_set1(-shift), v_set1(top - shift + EXP_LOWEST),
+                       v_set1(V_MAGIC - n_value + EXPONENT_DETOUR), n_value};
+}
+
+/* e^z 2^(EXPONENT_DETOUR - N): the detour keeps all terms normal, and is gone when they are divided by their sum. */
 FA_INLINE vreal exp_in_frame(vreal x, const row_frame *f)
 {
-    const vreal z = v_max(f->lowest, v_sub(v_mul(f->scale, x), f->shift));
+    const vreal z = v_max(f->lowest, v_fma(f->scale, x, f->minus_shift));
     const vreal t = v_fma(z, v_set1(LOG2_E), f->magic), n = v_sub(t, f->magic);
-    const vreal high = v_fnma(n, v_set1(LN2_HIGH), z), low = v_mul(n, v_set1(LN2_LOW));
-    const vreal r = v_sub(high, low), rest = v_sub(v_sub(high, r), low);
-    return scale_down(v_add(v_set1(1), expm1_small(r, rest)), t);
+    const vreal r = v_fnma(n, v_set1(LN2_LOW), v_fnma(n, v_set1(LN2_HIGH), z));
+    const vreal p = v_fma(v_mul(r, r), POLYNOMIAL(r, exp_coefficient), r), power = power_of_two(t);
+    return v_fma(p, power, power);
 }
 
 FA_INLINE vreal exp_some(real *y, const real *x, fa_index count, const row_frame *f, const int keep)
@@ -87,16 +98,22 @@ FA_INLINE vreal exp_some(real *y, const real *x, fa_index count, const row_frame
     return e;
 }
 
-/* sum e^z 2^-N; the terms go to y where `keep`. */
-FA_INLINE real exp_row(real *y, const real *x, fa_index n, const row_frame *f, const int keep)
+/* The sum of exp_in_frame; the terms go to y where `keep`. Meanwhile the cache lines of the `next` row are asked for: hardware
+   prefetch stops at the end of a page, and that is a row of 1024 floats. */
+FA_INLINE real exp_row(real *y, const real *x, fa_index n, const row_frame *f, const int keep, const real *next)
 {
+    enum { LINE_VECTORS = 64 / (VL * (int)sizeof(real)) };
     long_sum total = {v_zero(), v_zero()};
     for (fa_index first = 0; first < n; first += SUM_BLOCK * VL) {
         const fa_index end = fa_min(n, first + SUM_BLOCK * VL);
         vreal block = v_zero();
         fa_index j = first;
-        for (; j + VL <= end; j += VL) block = v_add(block, exp_some(y + j, x + j, VL, f, keep));
-        if (j < end) block = v_add(block, exp_some(y + j, x + j, end - j, f, keep));
+        for (; j + LINE_VECTORS * VL <= end; j += LINE_VECTORS * VL) {
+            FA_PREFETCH(next + j);
+            FA_UNROLL
+            for (int i = 0; i < LINE_VECTORS; i++) block = v_add(block, exp_some(y + j + i * VL, x + j + i * VL, VL, f, keep));
+        }
+        for (; j < end; j += VL) block = v_add(block, exp_some(y + j, x + j, end - j, f, keep));
         add_block(&total, block);
     }
     return long_total(&total);
@@ -106,7 +123,7 @@ void KERNEL(softmax_rows)(real *y, fa_index ldy, const real *x, fa_index ldx, fa
 {
     for (fa_index i = 0; i < rows; i++, x += ldx, y += ldy) {
         const row_frame f = frame_of_row(x, n, scale);
-        const vreal inverse = v_set1(1 / exp_row(y, x, n, &f, 1));
+        const vreal inverse = v_set1(1 / exp_row(y, x, n, &f, 1, i + 1 < rows ? x + ldx : x));
         fa_index j = 0;
         for (; j + VL <= n; j += VL) v_store(y + j, v_mul(v_load(y + j), inverse));
         if (j < n) v_store_n(y + j, v_mul(v_load_n(y + j, n - j), inverse), n - j);
@@ -117,13 +134,13 @@ void KERNEL(log_softmax_rows)(real *y, fa_index ldy, const real *x, fa_index ldx
 {
     for (fa_index i = 0; i < rows; i++, x += ldx, y += ldy) {
         const row_frame f = frame_of_row(x, n, scale);
-        const double sum = exp_row(y, x, n, &f, 0);
+        const double sum = exp_row(y, x, n, &f, 0, i + 1 < rows ? x + ldx : x) * EXPONENT_DETOUR_BACK;
         /* log sum e^z = shift + N ln 2 + log(sum). z - shift is exact or harmless; the rest is taken off in two pieces. */
         const double rest = (double)f.n_value * 0x1.62e42fefa39efp-1 + log(sum);
         const vreal high = v_set1((real)rest), low = v_set1((real)(rest - (double)(real)rest));
         for (fa_index j = 0; j < n; j += VL) {
             const fa_index left = n - j;
-            const vreal z = v_sub(v_mul(f.scale, load_some(x + j, left)), f.shift);
+            const vreal z = v_fma(f.scale, load_some(x + j, left), f.minus_shift);
             store_some(y + j, v_sub(v_sub(z, high), low), left);
         }
     }
