@@ -8,9 +8,9 @@
 """
 
 from fastattn import config
+from fastattn._core import PackedLinear
 from fastattn.config import get_num_threads, num_threads, set_num_threads, show_config
 from fastattn.functional import (
-    PackedLinear,
     attention,
     exp,
     gelu,

@@ -342,11 +342,10 @@ def lstm(x: ArrayLike, state: tuple[ArrayLike, ArrayLike] | None, weights: Mappi
     >>> c
     array([[[0.25]]])
     """
-    if state is None:
-        state = (None, None)
-    elif not isinstance(state, tuple | list) or len(state) != 2:
+    if state is not None and (not isinstance(state, tuple | list) or len(state) != 2):
         raise ValueError(f"lstm: state must be a pair (h, c), got {type(state).__name__}")
-    y, (h, c) = _sequence("lstm", "lstm", "tanh", x, tuple(state), weights, lengths, batch_first)
+    pair = (None, None) if state is None else tuple(state)
+    y, (h, c) = _sequence("lstm", "lstm", "tanh", x, pair, weights, lengths, batch_first)
     return y, (h, c)
 
 
@@ -355,7 +354,8 @@ def _check_nonlinearity(op: str, name: str) -> None:
         raise ValueError(f"{op}: nonlinearity must be 'tanh', 'relu' or 'sigmoid', got {name!r}")
 
 
-def _cell(op, cell, nonlinearity, x, h, c, w_ih, w_hh, b_ih, b_hh, peephole):
+def _cell(op: str, cell: str, nonlinearity: str, x: Any, h: Any, c: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any,
+          peephole: Any) -> tuple[Array, Any]:  # fmt: skip
     x = _core.checked_floats(x, op, "x", 2)
     h = _core.checked_floats(h, op, "h", 2)
     if h.shape[0] != x.shape[0]:
@@ -373,10 +373,12 @@ def _layers(op: str, weights: Mapping[str, Any], peephole: bool) -> tuple[int, i
     """Numbers of layers and directions that `weights` holds; every name is accounted for."""
     if not isinstance(weights, Mapping):
         raise TypeError(f"{op}: weights must be a mapping from names to arrays, got {type(weights).__name__}")
-    found = {name: _WEIGHT_NAME.fullmatch(name) for name in weights}
-    for name, match in found.items():
+    found: dict[str, re.Match[str]] = {}
+    for name in weights:
+        match = _WEIGHT_NAME.fullmatch(name)
         if match is None or (match[1] == "weight_peephole" and not peephole):
             raise ValueError(f"{op}: weights must hold names such as weight_ih_l0, got {name!r}")
+        found[name] = match
     layers = 1 + max((int(match[2]) for match in found.values()), default=0)
     directions = 2 if any(match[3] for match in found.values()) else 1
     kinds = {match[1] for match in found.values()} | {"weight_ih", "weight_hh"}
@@ -389,7 +391,8 @@ def _layers(op: str, weights: Mapping[str, Any], peephole: bool) -> tuple[int, i
     return layers, directions
 
 
-def _sequence(op, cell, nonlinearity, x, state, weights, lengths, batch_first):
+def _sequence(op: str, cell: str, nonlinearity: str, x: Any, state: tuple[Any, ...], weights: Mapping[str, Any],
+              lengths: ArrayLike | None, batch_first: bool) -> tuple[Array, list[Array]]:  # fmt: skip
     x = _core.checked_floats(x, op, "x", 3)
     layers, directions = _layers(op, weights, cell == "lstm")
     if batch_first:

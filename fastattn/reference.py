@@ -33,7 +33,8 @@ def sigmoid(x):
 
 
 def relu(x):
-    return np.maximum(*_double(x), 0)
+    (x,) = _double(x)
+    return np.maximum(x, 0)
 
 
 def silu(x):
