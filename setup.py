@@ -37,7 +37,9 @@ def openblas_package():
     """The installed scipy_openblas32, found without importing it: its import loads the library."""
     spec = importlib.util.find_spec("scipy_openblas32")
     if spec is None or spec.origin is None:
-        raise SystemExit("FASTATTN_BLAS=vendored needs the build dependency scipy-openblas32 (or choose none or system)")
+        raise SystemExit(
+            "FASTATTN_BLAS=vendored needs the build dependency scipy-openblas32 (or choose none or system)"
+        )
     return Path(spec.origin).parent
 
 
@@ -63,7 +65,9 @@ class BuildExt(build_ext):
         plain = [*sorted(CSRC.glob("*.c")), CSRC / "ops" / "api.c"]
         jobs += [(source, "core", macros, []) for source in plain]
 
-        newest_header = max(path.stat().st_mtime for path in (*CSRC.rglob("*.h"), *CSRC.rglob("*.def"), ROOT / "setup.py"))
+        newest_header = max(
+            path.stat().st_mtime for path in (*CSRC.rglob("*.h"), *CSRC.rglob("*.def"), ROOT / "setup.py")
+        )
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(lambda job: self.compile_one(*job, newest_header), jobs))
         ext.extra_objects = objects

@@ -10,28 +10,17 @@
 from fastattn import config
 from fastattn._core import PackedLinear
 from fastattn.config import get_num_threads, num_threads, set_num_threads, show_config
-from fastattn.functional import (
-    attention,
-    exp,
-    gelu,
-    gru,
-    gru_cell,
-    linear,
+from fastattn.functional.attention import attention
+from fastattn.functional.elementwise import exp, gelu, relu, sigmoid, silu, tanh
+from fastattn.functional.linear import linear, pack_linear
+from fastattn.functional.recurrent import gru, gru_cell, lstm, lstm_cell, rnn, rnn_cell
+from fastattn.functional.rows import (
     log_softmax,
     log_softmax_backward,
     log_softmax_forward,
-    lstm,
-    lstm_cell,
-    pack_linear,
-    relu,
-    rnn,
-    rnn_cell,
-    sigmoid,
-    silu,
     softmax,
     softmax_backward,
     softmax_forward,
-    tanh,
 )
 
 __version__ = config.version

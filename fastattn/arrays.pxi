@@ -1,7 +1,9 @@
 # Arrays as C sees them, and every check on them.
 #
-# An Array holds the buffer of an ndarray while C works on it. `acquire` accepts what C can take as it is: float32 or float64, aligned, last
-# axis contiguous, other strides whole elements; anything else that is an array of floats is copied first, so no layout is ever wrong.
+# An Array holds the buffer of an ndarray while C works on it. `acquire` accepts what C can take as it is: float32 or
+# float64, aligned, last
+# axis contiguous, other strides whole elements; anything else that is an array of floats is copied first, so no layout
+# is ever wrong.
 # All messages have one form: "op: argument must be ..., got ...".
 
 cdef int MAX_DIMS = 8
@@ -187,7 +189,8 @@ cdef bint same_place(const Array *a, const Array *b) noexcept:
 
 
 cdef bint acquire_out(Array *a, object out, tuple shape, int dtype, str op, str name="out") except -1:
-    """Holds a caller's output array. False (and nothing held) when the result must go through an array of our own and be copied: C cannot take the layout."""
+    """Holds a caller's output array. False (and nothing held) when the result must go through an array of our own and
+    be copied: C cannot take the layout."""
     a.held = False
     if not isinstance(out, ndarray):
         raise TypeError(f"{op}: {name} must be an ndarray, got {type(out).__name__}")
@@ -219,7 +222,8 @@ cdef object raise_status(fa_status status, str op):
     if status == FA_NOMEM:
         raise MemoryError(f"{op}: no memory for its working buffers")
     if status == FA_NOBLAS:
-        raise RuntimeError(f"{op}: strategy 'blas' needs a BLAS, and this build ({text(fa_blas_provider())}) has none that loads")
+        raise RuntimeError(f"{op}: strategy 'blas' needs a BLAS, "
+                           f"and this build ({text(fa_blas_provider())}) has none that loads")
 
 
 cdef str text(const char *s):

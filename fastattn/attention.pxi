@@ -8,7 +8,8 @@ cdef object set_strides(Array *a, fa_index *stride, int head_axis):
 
 
 cdef object acquire_mask(Array *a, object mask, int dtype, const Py_ssize_t *full, fa_attention_arguments *arguments):
-    """Holds a mask; sets its kind, data and strides, 0 where it is broadcast. Any layout is taken as it is: a mask may be large."""
+    """Holds a mask; sets its kind, data and strides, 0 where it is broadcast. Any layout is taken as it is: a mask may
+    be large."""
     cdef str op = "attention"
     cdef object array = as_ndarray(mask, op, "mask")
     cdef Py_ssize_t item
@@ -28,7 +29,8 @@ cdef object acquire_mask(Array *a, object mask, int dtype, const Py_ssize_t *ful
         if axis < missing:
             continue
         if missing < 0 or (a.view.shape[axis - missing] != full[axis] and a.view.shape[axis - missing] != 1):
-            raise wrong_shape(op, "mask", f"broadcast to {(full[0], full[1], full[2], full[3])}", f"shape {array.shape}")
+            raise wrong_shape(op, "mask", f"broadcast to {(full[0], full[1], full[2], full[3])}",
+                              f"shape {array.shape}")
         if a.view.shape[axis - missing] != 1:
             arguments.mask_stride[axis] = a.view.strides[axis - missing] // item
     if missing < 0:
@@ -101,7 +103,8 @@ def attention(object q, object k, object v, object mask, object causal, object s
         if ak.shape[0] != a.B or ak.shape[3] != a.D:
             raise wrong_shape(op, "k", f"have the batch {a.B} and head size {a.D} of q", f"shape {shape_of(&ak)}")
         if av.shape[0] != a.B or av.shape[head_axis] != a.Hk or av.shape[3 - head_axis] != a.Lk:
-            raise wrong_shape(op, "v", f"have the batch, heads and length of k, {(ak.shape[0], ak.shape[1], ak.shape[2])}", f"shape {shape_of(&av)}")
+            raise wrong_shape(op, "v", f"have the batch, heads and length of k, {shape_of(&ak)[:3]}",
+                              f"shape {shape_of(&av)}")
         if a.Hk == 0 and a.H != 0 or a.Hk != 0 and a.H % a.Hk:
             raise wrong_shape(op, "k", f"have a number of heads that divides the {a.H} of q", f"{a.Hk}")
         set_strides(&aq, a.q_stride, head_axis)

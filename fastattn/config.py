@@ -1,9 +1,11 @@
 """What runs where: threads, instruction set, strategies, BLAS.
 
-Environment: FASTATTN_NUM_THREADS (else OMP_NUM_THREADS, else the CPUs that affinity and control group allow) and FASTATTN_ISA, which can
+Environment: FASTATTN_NUM_THREADS (else OMP_NUM_THREADS, else the CPUs that affinity and control group allow) and
+FASTATTN_ISA, which can
 only lower the instruction set; a name that is unknown or not available is an error at import.
 
-The settings are of the process, not of a thread. A context manager restores what it found, also when two threads nest theirs in other orders
+The settings are of the process, not of a thread. A context manager restores what it found, also when two threads nest
+theirs in other orders
 than they leave them: do not use it for that.
 """
 
@@ -45,7 +47,8 @@ def get_isa() -> str:
 def use_isa(name: str) -> Iterator[None]:
     """Runs the kernels of a lower instruction set inside a `with` block.
 
-    Results may differ in their last bits between instruction sets. Raises ValueError for a name that is unknown or not available.
+    Results may differ in their last bits between instruction sets. Raises ValueError for a name that is unknown or not
+    available.
 
     >>> with use_isa("baseline"):
     ...     get_isa()
@@ -87,7 +90,8 @@ def num_threads(n: int) -> Iterator[None]:
 
 @contextmanager
 def attention_strategy(name: str) -> Iterator[None]:
-    """How attention computes its two products: "fused" (own kernels), "blas" (OpenBLAS on tiles) or "auto", the faster one.
+    """How attention computes its two products: "fused" (own kernels), "blas" (OpenBLAS on tiles) or "auto", the faster
+    one.
 
     The two round differently. Raises ValueError for another name, and for "blas" in a build without BLAS.
     """

@@ -1,13 +1,15 @@
 # y = activation(x w' + b).
 
 cdef dict ACTIVATIONS = {
-    None: FA_IDENTITY, "tanh": FA_TANH, "sigmoid": FA_SIGMOID, "relu": FA_RELU, "gelu": FA_GELU, "gelu_tanh": FA_GELU_TANH,
+    None: FA_IDENTITY, "tanh": FA_TANH, "sigmoid": FA_SIGMOID, "relu": FA_RELU, "gelu": FA_GELU, "gelu_tanh":
+    FA_GELU_TANH,
     "silu": FA_SILU,
 }
 
 
 cdef class PackedLinear:
-    """Weights of a linear layer in the layout of the kernels, from fastattn.pack_linear. Read-only; keeps to the ISA it was packed for."""
+    """Weights of a linear layer in the layout of the kernels, from fastattn.pack_linear. Read-only; keeps to the ISA it
+    was packed for."""
 
     cdef object buffer
     cdef char *data
@@ -131,11 +133,11 @@ def linear(object x, object weight, object bias, object activation, object out):
             M *= a.shape[i]
         with nogil:
             if packed is None:
-                status = fa_linear_forward(<fa_dtype>a.dtype, y.data, N, a.data, K, w.data, w.stride[0], bias_data, M, N, K,
-                                           f, strategy)
+                status = fa_linear_forward(<fa_dtype>a.dtype, y.data, N, a.data, K, w.data, w.stride[0], bias_data,
+                                           M, N, K, f, strategy)
             else:
-                status = fa_linear_forward_packed(<fa_dtype>a.dtype, packed.isa, y.data, N, a.data, K, packed.data, bias_data,
-                                                  M, N, K, f)
+                status = fa_linear_forward_packed(<fa_dtype>a.dtype, packed.isa, y.data, N, a.data, K, packed.data,
+                                                  bias_data, M, N, K, f)
         raise_status(status, op)
     finally:
         release(&a)

@@ -1,6 +1,7 @@
 # One layer and direction of a recurrent network.
 
-cdef dict CELLS = {"rnn": (FA_RNN, 1), "lstm": (FA_LSTM, 4), "gru": (FA_GRU, 3), "gru_reset_before": (FA_GRU_RESET_BEFORE, 3)}
+cdef dict CELLS = {"rnn": (FA_RNN, 1), "lstm": (FA_LSTM, 4), "gru": (FA_GRU, 3),
+                   "gru_reset_before": (FA_GRU_RESET_BEFORE, 3)}
 cdef dict NONLINEARITIES = {"tanh": FA_TANH, "relu": FA_RELU, "sigmoid": FA_SIGMOID}
 
 

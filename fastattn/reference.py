@@ -1,6 +1,7 @@
 """The specification: every op in plain NumPy, float64, in the shortest readable form.
 
-Tests compare the kernels with these functions, and these with finite differences. They are not fast, and promise nothing about NaN in
+Tests compare the kernels with these functions, and these with finite differences. They are not fast, and promise
+nothing about NaN in
 masked places: tests of such promises state the expected values themselves.
 """
 
@@ -132,7 +133,9 @@ def attention(q, k, v, mask=None, causal=False, scale=None, window=None, q_lengt
     return p @ np.repeat(v, q.shape[1] // v.shape[1] if v.shape[1] else 1, axis=1), lse
 
 
-def attention_backward(dout, q, k, v, mask=None, causal=False, scale=None, window=None, q_lengths=None, kv_lengths=None):
+def attention_backward(
+    dout, q, k, v, mask=None, causal=False, scale=None, window=None, q_lengths=None, kv_lengths=None
+):
     """dq, dk, dv."""
     causal = "bottom-right" if causal is True else causal
     p, _ = _attention_probabilities(q, k, mask, scale, causal=causal, window=window, q_lengths=q_lengths,
@@ -183,7 +186,8 @@ def lstm_cell(x, h, c, w_ih, w_hh, b_ih=None, b_hh=None, peephole=None):
 
 
 def sequence(cell, x, state, lengths=None, reverse=False):
-    """Runs state = cell(x[t], *state) over x[T, B, I]; state is a tuple of [B, H]. Returns y[T, B, H] and the state of each sequence at
+    """Runs state = cell(x[t], *state) over x[T, B, I]; state is a tuple of [B, H]. Returns y[T, B, H] and the state of
+    each sequence at
     its last step. y is zero beyond the lengths."""
     steps, batch = x.shape[:2]
     lengths = np.full(batch, steps) if lengths is None else np.asarray(lengths)

@@ -67,7 +67,8 @@ cdef int find_strategy(object name, tuple names, str what) except -2:
     if name not in names:
         raise ValueError(f"{what}: name must be one of {('auto', *names)}, got {name!r}")
     if name == "blas" and not fa_blas_load():
-        raise ValueError(f"{what}: 'blas' needs a BLAS, and this build ({text(fa_blas_provider())}) has none that loads")
+        raise ValueError(f"{what}: 'blas' needs a BLAS, "
+                         f"and this build ({text(fa_blas_provider())}) has none that loads")
     return names.index(name)
 
 
@@ -105,7 +106,8 @@ def blas_info():
 
 
 def probe_multiply_add(dtype, rounds, threads=1):
-    """Runs independent multiply-adds on `threads` threads at once; returns how many (scalars, all threads). For benchmarks, which take the time."""
+    """Runs independent multiply-adds on `threads` threads at once; returns how many (scalars, all threads). For
+    benchmarks, which take the time."""
     cdef fa_dtype kind = <fa_dtype>DTYPES.index(np.dtype(dtype))
     cdef fa_index n = rounds
     cdef int members = threads

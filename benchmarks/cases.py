@@ -1,0 +1,191 @@
+"""Every case that is timed against the peers: sizes, work, inputs, target.
+
+Work is useful work: a multiply-add counts two operations, causal attention half of the full square, element-wise
+functions nothing.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Inputs = dict[str, Array]
+
+GATES = {"rnn": 1, "gru": 3, "lstm": 4}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What fastattn is to reach; the parts that are None do not apply."""
+
+    peak: float | None = None  # part of the multiply-add peak measured beside the case
+    ratio: float | None = None  # times as fast as the best peer
+    torch_ratio: float | None = None  # times as fast as torch; or the read bandwidth, where that is less
+    micros: float | None = None  # microseconds for a call
+
+    def __str__(self) -> str:
+        parts = []
+        if self.peak is not None:
+            parts.append(f"≥ {self.peak:.2f} peak")
+        if self.ratio is not None:
+            parts.append(f"≥ {self.ratio:g} × best")
+        if self.torch_ratio is not None:
+            parts.append(f"≥ {self.torch_ratio:g} × torch / memory")
+        if self.micros is not None:
+            parts.append(f"≤ {self.micros:g} µs")
+        return ", ".join(parts) or "best"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One computation with its sizes. `op` is what the peers know it by."""
+
+    name: str
+    op: str
+    sizes: dict[str, int]
+    dtype: str = "float32"
+    causal: bool = False
+    target: Target = field(default_factory=Target)
+    quick: bool = False  # part of --quick
+    scales: bool = True  # enough work for two threads to pay
+
+    @property
+    def flops(self) -> float:
+        """Useful floating-point operations of one call."""
+        s = self.sizes
+        if self.op == "attention":
+            return 4.0 * s["B"] * s["H"] * s["S"] ** 2 * s["D"] / (2 if self.causal else 1)
+        if self.op == "linear":
+            return 2.0 * s["M"] * s["N"] * s["K"]
+        if self.op in _RECURRENT:
+            return 2.0 * s.get("T", 1) * s["B"] * GATES[self.op.removesuffix("_cell")] * s["H"] * (s["I"] + s["H"])
+        return 0.0
+
+    @property
+    def bytes(self) -> float:
+        """Bytes that have to be read from and written to memory, for cases without flops."""
+        if self.op == "softmax":
+            return 2.0 * np.dtype(self.dtype).itemsize * self.sizes["R"] * self.sizes["C"]
+        return 0.0
+
+    def inputs(self, seed: int) -> Inputs:
+        """The same arrays in every process."""
+        return _INPUTS[self.op](self, np.random.default_rng([seed, *map(ord, self.name)]))
+
+
+_RECURRENT = {*GATES, *(f"{name}_cell" for name in GATES)}
+
+
+def _normal(case: Case, rng: np.random.Generator, *shape: int) -> Array:
+    # float32 samples also for float64: what is compared is the rounding of the computation.
+    return rng.standard_normal(shape, np.float32).astype(case.dtype, copy=False)
+
+
+def _attention_inputs(case: Case, rng: np.random.Generator) -> Inputs:
+    s = case.sizes
+    return {name: _normal(case, rng, s["B"], s["H"], s["S"], s["D"]) for name in "qkv"}
+
+
+def _recurrent_inputs(case: Case, rng: np.random.Generator) -> Inputs:
+    """x[T, B, I] (cells: [B, I]), the state, and weights drawn as PyTorch does: uniform in ±1/sqrt(H)."""
+    s = case.sizes
+    op = case.op.removesuffix("_cell")
+    rows, bound = GATES[op] * s["H"], 1 / math.sqrt(s["H"])
+    shapes = {"weight_ih": (rows, s["I"]), "weight_hh": (rows, s["H"]), "bias_ih": (rows,), "bias_hh": (rows,)}
+    inputs = {
+        name: (bound * (2 * rng.random(shape, np.float32) - 1)).astype(case.dtype) for name, shape in shapes.items()
+    }
+    inputs["x"] = _normal(case, rng, *((s["T"],) if "T" in s else ()), s["B"], s["I"])
+    if "T" not in s:
+        inputs["h"] = np.tanh(_normal(case, rng, s["B"], s["H"]))
+        if op == "lstm":
+            inputs["c"] = _normal(case, rng, s["B"], s["H"])
+    return inputs
+
+
+def _linear_inputs(case: Case, rng: np.random.Generator) -> Inputs:
+    s = case.sizes
+    scale = np.dtype(case.dtype).type(1 / math.sqrt(s["K"]))
+    return {
+        "x": _normal(case, rng, s["M"], s["K"]),
+        "weight": scale * _normal(case, rng, s["N"], s["K"]),
+        "bias": _normal(case, rng, s["N"]),
+    }
+
+
+def _softmax_inputs(case: Case, rng: np.random.Generator) -> Inputs:
+    return {"x": _normal(case, rng, case.sizes["R"], case.sizes["C"])}
+
+
+_INPUTS: dict[str, Callable[[Case, np.random.Generator], Inputs]] = {
+    "attention": _attention_inputs,
+    "linear": _linear_inputs,
+    "softmax": _softmax_inputs,
+    **dict.fromkeys(_RECURRENT, _recurrent_inputs),
+}
+
+
+# ---- the list ----
+
+
+def _attention(B: int, H: int, S: int, D: int, target: Target, **options: Any) -> Case:
+    dtype, causal = options.get("dtype", "float32"), options.get("causal", False)
+    name = f"attention {'f64' if dtype == 'float64' else 'f32'} {'causal' if causal else 'full'} B{B} H{H} S{S} D{D}"
+    return Case(name, "attention", {"B": B, "H": H, "S": S, "D": D}, target=target, **options)
+
+
+def _recurrent(op: str, T: int, B: int, H: int, target: Target, **options: Any) -> Case:
+    return Case(f"{op} T{T} B{B} I{H} H{H}", op, {"T": T, "B": B, "I": H, "H": H}, target=target, **options)
+
+
+def _cell(op: str, B: int, H: int, target: Target, **options: Any) -> Case:
+    options = {"scales": False, **options}
+    return Case(f"{op}_cell B{B} I{H} H{H}", f"{op}_cell", {"B": B, "I": H, "H": H}, target=target, **options)
+
+
+def _linear(M: int, N: int, K: int, **options: Any) -> Case:
+    return Case(f"linear M{M} N{N} K{K}", "linear", {"M": M, "N": N, "K": K}, **options)
+
+
+CASES: tuple[Case, ...] = (
+    _attention(1, 12, 2048, 64, Target(peak=0.87)),
+    _attention(1, 12, 512, 64, Target(peak=0.82), quick=True),
+    _attention(8, 12, 128, 64, Target(peak=0.75), quick=True),
+    _attention(1, 8, 4096, 128, Target(peak=0.88)),
+    _attention(1, 12, 2048, 64, Target(peak=0.82), causal=True),
+    _attention(1, 12, 512, 64, Target(peak=0.72), causal=True, quick=True),
+    _attention(8, 12, 128, 64, Target(peak=0.60), causal=True),
+    _attention(1, 12, 512, 64, Target(), dtype="float64"),
+    _attention(1, 12, 512, 64, Target(), dtype="float64", causal=True),
+    _attention(1, 1, 16, 64, Target(micros=2.5), quick=True, scales=False),
+    _recurrent("lstm", 512, 32, 512, Target(peak=0.92)),
+    _recurrent("lstm", 100, 64, 256, Target(peak=0.90), quick=True),
+    _recurrent("lstm", 512, 1, 512, Target(ratio=1.4)),
+    _recurrent("lstm", 100, 1, 128, Target(ratio=1.4), quick=True, scales=False),
+    _recurrent("gru", 512, 32, 512, Target(peak=0.90)),
+    _recurrent("gru", 512, 1, 512, Target(ratio=1.4)),
+    _recurrent("gru", 100, 64, 256, Target(peak=0.90), quick=True),
+    _recurrent("rnn", 512, 32, 512, Target(peak=0.88)),
+    _recurrent("rnn", 512, 1, 512, Target(ratio=1.4)),
+    _recurrent("rnn", 100, 64, 256, Target(peak=0.88), quick=True),
+    Case("softmax in place 4096x1024", "softmax", {"R": 4096, "C": 1024}, target=Target(torch_ratio=2.0), quick=True),
+    _linear(1024, 1024, 1024, quick=True),
+    _linear(128, 3072, 768),
+    _linear(1, 768, 768, scales=False),
+    _cell("lstm", 1, 128, Target(micros=5), quick=True),
+    _cell("lstm", 1, 256, Target(micros=22)),
+    _cell("gru", 1, 256, Target()),
+    _cell("rnn", 1, 256, Target()),
+)
+
+
+def select(pattern: str | None, quick: bool, cases: Iterable[Case] = CASES) -> list[Case]:
+    """Cases in whose name the regular expression is found; without one, all or those of --quick."""
+    if pattern is None:
+        return [case for case in cases if case.quick or not quick]
+    return [case for case in cases if re.search(pattern, case.name, re.IGNORECASE)]

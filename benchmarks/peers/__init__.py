@@ -1,0 +1,59 @@
+"""The libraries that the cases are timed with, one module each, all with the same interface.
+
+Every module has
+    available() -> bool                             whether it can be imported
+    version() -> str                                its version and what it computes with
+    supports(case) -> bool                          whether it has the operation
+    prepare(case, inputs, threads) -> Prepared      everything that is done once: weights, sessions, reordering
+
+`Prepared.run` is what is timed; it returns whatever the library returns. `Prepared.array` makes the array of the case
+out of that, untimed: attention out[B, H, S, D], sequences y[T, B, H], cells h[B, H], linear y[M, N], softmax y[R, C].
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+from benchmarks.cases import Array
+
+
+class Prepared(NamedTuple):
+    """What `prepare` of a peer returns."""
+
+    run: Callable[[], Any]
+    array: Callable[[Any], Array]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A library in the race: `module` is imported by the worker process only."""
+
+    name: str
+    module: str
+    package: str  # what has to be installed
+    ours: bool = False
+
+    def installed(self) -> bool:
+        """Whether the package can be found; nothing is imported."""
+        return find_spec(self.package) is not None
+
+
+CONTENDERS = (
+    Contender("fastattn", "benchmarks.peers.fastattn_", "fastattn", ours=True),
+    Contender("fastattn-blas", "benchmarks.peers.fastattn_blas", "fastattn", ours=True),
+    Contender("numpy", "benchmarks.peers.numpy_", "numpy"),
+    Contender("torch", "benchmarks.peers.torch_", "torch"),
+    Contender("onnxruntime", "benchmarks.peers.onnxruntime_", "onnxruntime"),
+    Contender("openvino", "benchmarks.peers.openvino_", "openvino"),
+)
+
+
+def first(outputs: Any) -> Array:
+    """The first of several outputs."""
+    return outputs[0]  # type: ignore[no-any-return]
+
+
+def itself(output: Any) -> Array:
+    """For libraries whose output is the array."""
+    return output  # type: ignore[no-any-return]

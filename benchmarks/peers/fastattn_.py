@@ -1,0 +1,52 @@
+"""fastattn itself, with its `auto` strategies."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import fastattn as fa
+from benchmarks.cases import GATES, Case, Inputs
+from benchmarks.peers import Prepared, first, itself
+
+
+def available() -> bool:
+    """Always: it is what these benchmarks are of."""
+    return True
+
+
+def version() -> str:
+    """Version and instruction set."""
+    return f"{fa.__version__} {fa.config.get_isa()}"
+
+
+def supports(case: Case) -> bool:
+    """Every case."""
+    return True
+
+
+def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
+    """Linear weights are packed once; softmax, attention and linear write into an array that exists."""
+    fa.set_num_threads(threads)
+    if case.op == "attention":
+        q, k, v = inputs["q"], inputs["k"], inputs["v"]
+        out, causal = np.empty_like(q), case.causal
+        return Prepared(lambda: fa.attention(q, k, v, causal=causal, out=out), itself)
+    x = inputs["x"]
+    if case.op == "softmax":
+        return Prepared(lambda: fa.softmax(x, out=x), itself)
+    if case.op == "linear":
+        weight, bias = fa.pack_linear(inputs["weight"]), inputs["bias"]
+        y = np.empty((case.sizes["M"], case.sizes["N"]), case.dtype)
+        return Prepared(lambda: fa.linear(x, weight, bias, out=y), itself)
+    if case.op in GATES:
+        weights = {f"{name}_l0": inputs[name] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+        sequence: Callable[..., Any] = getattr(fa, case.op)
+        return Prepared(lambda: sequence(x, None, weights), first)
+    arguments = [
+        inputs[name] for name in ("x", "h", "c", "weight_ih", "weight_hh", "bias_ih", "bias_hh") if name in inputs
+    ]
+    if case.op == "lstm_cell":
+        return Prepared(lambda: fa.lstm_cell(*arguments), first)
+    cell: Callable[..., Any] = getattr(fa, case.op)
+    return Prepared(lambda: cell(*arguments), itself)

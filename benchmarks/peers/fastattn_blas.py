@@ -1,0 +1,41 @@
+"""fastattn with the strategy "blas": OpenBLAS on constant tiles in place of its own kernels."""
+
+import numpy as np
+
+import fastattn as fa
+from benchmarks.cases import Case, Inputs
+from benchmarks.peers import Prepared, itself
+from fastattn import _core
+
+
+def available() -> bool:
+    """Whether this build has a BLAS that loads."""
+    try:
+        _core.set_attention_strategy("blas")
+        _core.set_linear_strategy("blas")
+    except ValueError:
+        return False
+    return True
+
+
+def version() -> str:
+    """The BLAS and its core."""
+    info = fa.config.info()
+    return f"{fa.__version__} {info['blas']} BLAS, core {info['blas_core']}"
+
+
+def supports(case: Case) -> bool:
+    """The operations that have this strategy."""
+    return case.op in ("attention", "linear")
+
+
+def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
+    """As for fastattn, but for the weights: packed ones would be native."""
+    fa.set_num_threads(threads)
+    if case.op == "attention":
+        q, k, v = inputs["q"], inputs["k"], inputs["v"]
+        out, causal = np.empty_like(q), case.causal
+        return Prepared(lambda: fa.attention(q, k, v, causal=causal, out=out), itself)
+    x, weight, bias = inputs["x"], inputs["weight"], inputs["bias"]
+    y = np.empty((case.sizes["M"], case.sizes["N"]), case.dtype)
+    return Prepared(lambda: fa.linear(x, weight, bias, out=y), itself)

@@ -1,0 +1,53 @@
+"""Plain NumPy, as one would write it by hand: whole score matrices, a Python loop over time."""
+
+from typing import Any
+
+import numpy as np
+
+from benchmarks import plain
+from benchmarks.cases import GATES, Array, Case, Inputs
+from benchmarks.peers import Prepared, first, itself
+
+
+def available() -> bool:
+    """Always: fastattn needs it."""
+    return True
+
+
+def version() -> str:
+    """Version and BLAS."""
+    configuration: Any = np.show_config(mode="dicts")
+    blas = configuration["Build Dependencies"]["blas"]
+    return f"{np.__version__} {blas['name']} {blas['version']}"
+
+
+def supports(case: Case) -> bool:
+    """Attention up to sizes whose score matrices do not swamp the memory."""
+    s = case.sizes
+    return case.op != "attention" or s["B"] * s["H"] * s["S"] ** 2 <= 2**26
+
+
+def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
+    """The number of threads was set by the environment, before NumPy was imported."""
+    if case.op == "attention":
+        q, k, v = inputs["q"], inputs["k"], inputs["v"]
+        rows = np.arange(case.sizes["S"]) if case.causal else None
+        return Prepared(lambda: plain.attention(q, k, v, rows), itself)
+    x = inputs["x"]
+    if case.op == "softmax":
+        return Prepared(lambda: _softmax_in_place(x), itself)
+    if case.op == "linear":
+        weight, bias = np.ascontiguousarray(inputs["weight"].T), inputs["bias"]
+        return Prepared(lambda: x @ weight + bias, itself)
+    if case.op in GATES:
+        return Prepared(lambda: plain.run(case.op, x, case.sizes["H"], inputs), itself)
+    op = case.op.removesuffix("_cell")
+    state = tuple(inputs[name] for name in "hc" if name in inputs)
+    return Prepared(lambda: plain.step(op, x, state, inputs), first)
+
+
+def _softmax_in_place(x: Array) -> Array:
+    x -= x.max(-1, keepdims=True)
+    np.exp(x, out=x)
+    x /= x.sum(-1, keepdims=True)
+    return x

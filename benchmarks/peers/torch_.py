@@ -1,0 +1,65 @@
+"""PyTorch on the CPU: scaled_dot_product_attention and the modules of torch.nn, in inference mode."""
+
+from contextlib import ExitStack
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from benchmarks.cases import GATES, Array, Case, Inputs
+from benchmarks.peers import Prepared
+
+_inference = ExitStack()
+
+
+def available() -> bool:
+    """Whether torch is installed."""
+    return find_spec("torch") is not None
+
+
+def version() -> str:
+    """Version and the instruction set that it has chosen."""
+    torch = import_module("torch")
+
+    return f"{torch.__version__} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def supports(case: Case) -> bool:
+    """Every case."""
+    return True
+
+
+def _array(tensor: Any) -> Array:
+    return tensor.numpy()  # type: ignore[no-any-return]
+
+
+def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
+    """Inference mode is entered once, for the life of the process."""
+    torch = import_module("torch")
+
+    torch.set_num_threads(threads)
+    _inference.enter_context(torch.inference_mode())
+    tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
+    if case.op == "attention":
+        q, k, v, causal = tensors["q"], tensors["k"], tensors["v"], case.causal
+        attention = torch.nn.functional.scaled_dot_product_attention
+        return Prepared(lambda: attention(q, k, v, is_causal=causal), _array)
+    x = tensors["x"]
+    if case.op == "softmax":
+        return Prepared(lambda: torch.softmax(x, -1, out=x), _array)
+    if case.op == "linear":
+        return Prepared(lambda: torch.nn.functional.linear(x, tensors["weight"], tensors["bias"]), _array)
+    weights = [tensors[name] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    if case.op in GATES:
+        module = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[case.op](
+            case.sizes["I"], case.sizes["H"]
+        ).eval()
+        module.load_state_dict(
+            {f"{name}_l0": tensors[name] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+        )
+        return Prepared(lambda: module(x), lambda result: _array(result[0]))
+    h = tensors["h"]
+    if case.op == "lstm_cell":
+        c = tensors["c"]
+        return Prepared(lambda: torch.lstm_cell(x, (h, c), *weights), lambda result: _array(result[0]))
+    cell = {"gru_cell": torch.gru_cell, "rnn_cell": torch.rnn_tanh_cell}[case.op]
+    return Prepared(lambda: cell(x, h, *weights), _array)

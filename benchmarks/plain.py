@@ -1,0 +1,140 @@
+"""The plain NumPy form of every case: in float64 as the reference, in the dtype of the case as the yardstick of error.
+
+Only a sample of each result is computed (some heads and query rows, some sequences of the batch, some rows), because
+the large cases would take minutes. Output rows do not depend on each other, so that a sample checks the whole
+computation of its rows.
+
+NumPy multiplies one row in another order than several (GEMV, GEMM), and with smaller rounding errors. fastattn treats a
+row alike in every batch: the yardstick is NumPy's error for rows in a batch, also when the case has only one.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from benchmarks.cases import GATES, Array, Case, Inputs
+
+BATCH = 2  # rows from which NumPy multiplies matrices
+
+
+def _spread(n: int, most: int) -> Array:
+    """Up to `most` indices spread over 0..n-1, first and last among them."""
+    return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64))
+
+
+def sample(case: Case, result: Array) -> Array:
+    """The part of a whole result that `expected` computes."""
+    s = case.sizes
+    if case.op == "attention":
+        heads, rows = _attention_sample(case)
+        return result.reshape(s["B"] * s["H"], s["S"], s["D"])[heads][:, rows]
+    if case.op in GATES:
+        return result[:, _spread(s["B"], 2)]
+    return result[_spread(result.shape[0], 64)]
+
+
+def expected(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
+    """`sample` of the result, computed in `dtype`."""
+    if case.op == "attention":
+        return _attention(case, inputs, dtype)
+    if case.op in GATES:
+        return _sequence(case, inputs, dtype)
+    if case.op == "softmax":
+        return softmax(sample(case, inputs["x"]).astype(dtype))
+    rows = _spread(len(inputs["x"]), 64)
+    batch = in_batch(rows)
+    x = inputs["x"][batch].astype(dtype)
+    if case.op == "linear":
+        y: Array = x @ inputs["weight"].T.astype(dtype) + inputs["bias"].astype(dtype)
+        return y[: len(rows)]
+    state = tuple(inputs[name][batch].astype(dtype) for name in "hc" if name in inputs)
+    return step(case.op.removesuffix("_cell"), x, state, _weights(inputs, dtype))[0][: len(rows)]
+
+
+def in_batch(rows: Array) -> Array:
+    """The indices, repeated where there are fewer than a batch."""
+    return np.resize(rows, max(len(rows), BATCH))
+
+
+def errors(case: Case, inputs: Inputs) -> tuple[Array, float]:
+    """The reference (float64; extended precision for float64 cases), and the error that the error rule allows.
+
+    The rule: twice the error of plain NumPy in the dtype of the case.
+    Rounding the exact result costs half a unit in the last place already: the yardstick is never below that.
+    """
+    exact = expected(case, inputs, np.longdouble if case.dtype == "float64" else np.float64)
+    plain = expected(case, inputs, case.dtype)
+    floor = np.finfo(case.dtype).eps / 2 * np.abs(exact).max()
+    return exact.astype(np.float64), 2 * max(float(np.abs(plain - exact).max()), float(floor))
+
+
+# ---- the computations ----
+
+
+def _attention_sample(case: Case) -> tuple[Array, Array]:
+    return _spread(case.sizes["B"] * case.sizes["H"], 2), _spread(case.sizes["S"], 128)
+
+
+def softmax(x: Array) -> Array:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return np.asarray(e / e.sum(-1, keepdims=True))
+
+
+def attention(q: Array, k: Array, v: Array, rows: Array | None = None) -> Array:
+    """softmax(q k^T / sqrt(D)) v over the last two axes; `rows`: positions of the queries when causal."""
+    scores = q @ k.swapaxes(-1, -2) * q.dtype.type(1 / math.sqrt(q.shape[-1]))
+    if rows is not None:
+        scores[..., np.arange(k.shape[-2]) > rows[:, None]] = -np.inf
+    return np.asarray(softmax(scores) @ v)
+
+
+def _attention(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
+    s = case.sizes
+    heads, rows = _attention_sample(case)
+    q, k, v = (inputs[name].reshape(s["B"] * s["H"], s["S"], s["D"])[heads].astype(dtype) for name in "qkv")
+    return attention(q[:, rows], k, v, rows if case.causal else None)
+
+
+def sigmoid(x: Array) -> Array:
+    z = np.exp(-np.abs(x))
+    return np.asarray(np.where(x < 0, z, x.dtype.type(1)) / (1 + z))
+
+
+def _weights(inputs: Inputs, dtype: DTypeLike) -> Inputs:
+    return {name: inputs[name].astype(dtype) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+
+
+def step(op: str, x: Array, state: tuple[Array, ...], weights: Inputs) -> tuple[Array, ...]:
+    """One step of a cell: the new state, h first."""
+    return _gates(op, x @ weights["weight_ih"].T + weights["bias_ih"], state, weights)
+
+
+def _gates(op: str, from_input: Array, state: tuple[Array, ...], weights: Inputs) -> tuple[Array, ...]:
+    from_state = state[0] @ weights["weight_hh"].T + weights["bias_hh"]
+    if op == "rnn":
+        return (np.tanh(from_input + from_state),)
+    if op == "lstm":
+        i, f, g, o = np.split(from_input + from_state, 4, axis=-1)
+        c = sigmoid(f) * state[1] + sigmoid(i) * np.tanh(g)
+        return sigmoid(o) * np.tanh(c), c
+    (x_r, x_z, x_n), (h_r, h_z, h_n) = np.split(from_input, 3, axis=-1), np.split(from_state, 3, axis=-1)
+    z = sigmoid(x_z + h_z)
+    return ((1 - z) * np.tanh(x_n + sigmoid(x_r + h_r) * h_n) + z * state[0],)
+
+
+def run(op: str, x: Array, hidden: int, weights: Inputs) -> Array:
+    """y[T, B, H] of x[T, B, I] from a state of zeros: one product for all inputs, then the steps."""
+    state = tuple(np.zeros((x.shape[1], hidden), x.dtype) for _ in range(2 if op == "lstm" else 1))
+    from_input = x @ weights["weight_ih"].T + weights["bias_ih"]
+    y = np.empty((*x.shape[:2], hidden), x.dtype)
+    for t in range(len(x)):
+        state = _gates(op, from_input[t], state, weights)
+        y[t] = state[0]
+    return y
+
+
+def _sequence(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
+    rows = _spread(case.sizes["B"], 2)
+    x = inputs["x"][:, in_batch(rows)].astype(dtype)
+    return run(case.op, x, case.sizes["H"], _weights(inputs, dtype))[:, : len(rows)]

@@ -1,0 +1,7 @@
+"""Types that the signatures share."""
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+Array = NDArray[Any]

@@ -1,0 +1,209 @@
+"""Recurrent cells and sequences."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fastattn import _core
+from fastattn.functional._types import Array
+
+
+def rnn_cell(x: ArrayLike, h: ArrayLike, w_ih: ArrayLike, w_hh: ArrayLike, b_ih: ArrayLike | None = None,
+             b_hh: ArrayLike | None = None, *, nonlinearity: str = "tanh") -> Array:  # fmt: skip
+    """One step of a vanilla RNN: h' = f(w_ih x + b_ih + w_hh h + b_hh), f "tanh", "relu" or "sigmoid".
+
+    x[B, I], h[B, H], w_ih[H, I], w_hh[H, H], biases [H] or None. Source: Elman 1990.
+
+    >>> rnn_cell(np.zeros((1, 2)), np.ones((1, 1)), np.zeros((1, 2)), np.ones((1, 1)), nonlinearity="relu")
+    array([[1.]])
+    """
+    _check_nonlinearity("rnn_cell", nonlinearity)
+    return _cell("rnn_cell", "rnn", nonlinearity, x, h, None, w_ih, w_hh, b_ih, b_hh, None)[0]
+
+
+def gru_cell(x: ArrayLike, h: ArrayLike, w_ih: ArrayLike, w_hh: ArrayLike, b_ih: ArrayLike | None = None,
+             b_hh: ArrayLike | None = None, *, linear_before_reset: bool = True) -> Array:  # fmt: skip
+    """One step of a GRU. Gates r, z, n:
+
+    r = sigmoid(W_r x + U_r h), z = sigmoid(W_z x + U_z h), h' = (1 - z) n + z h, each with its biases, and
+    n = tanh(W_n x + b_n + r (U_n h + c_n)), or with linear_before_reset=False n = tanh(W_n x + b_n + U_n (r h) + c_n).
+
+    x[B, I], h[B, H], w_ih[3 H, I], w_hh[3 H, H], biases [3 H] or None. Source: Cho et al. 2014, arXiv:1406.1078 (reset
+    before the
+    product); PyTorch and cuDNN have the other form.
+
+    >>> gru_cell(np.zeros((1, 1)), np.ones((1, 1)), np.zeros((3, 1)), np.zeros((3, 1)))
+    array([[0.5]])
+    """
+    cell = "gru" if linear_before_reset else "gru_reset_before"
+    return _cell("gru_cell", cell, "tanh", x, h, None, w_ih, w_hh, b_ih, b_hh, None)[0]
+
+
+def lstm_cell(x: ArrayLike, h: ArrayLike, c: ArrayLike, w_ih: ArrayLike, w_hh: ArrayLike, b_ih: ArrayLike | None = None,
+              b_hh: ArrayLike | None = None, *, peephole: ArrayLike | None = None) -> tuple[Array, Array]:  # fmt: skip
+    """One step of an LSTM. Gates i, f, g, o of w_ih x + b_ih + w_hh h + b_hh:
+
+    c' = sigmoid(f) c + sigmoid(i) tanh(g), h' = sigmoid(o) tanh(c').
+    peephole[3, H] (rows i, f, o) adds p_i c to i, p_f c to f and p_o c' to o.
+
+    x[B, I], h and c [B, H], w_ih[4 H, I], w_hh[4 H, H], biases [4 H] or None. Returns (h', c').
+    Sources: Hochreiter and Schmidhuber 1997; Gers and Schmidhuber 2000 (peephole).
+
+    >>> h, c = lstm_cell(np.zeros((1, 1)), np.zeros((1, 1)), np.ones((1, 1)), np.zeros((4, 1)), np.zeros((4, 1)))
+    >>> c
+    array([[0.5]])
+    """
+    return _cell("lstm_cell", "lstm", "tanh", x, h, c, w_ih, w_hh, b_ih, b_hh, peephole)
+
+
+def rnn(x: ArrayLike, state: ArrayLike | None, weights: Mapping[str, Any], *, nonlinearity: str = "tanh",
+        lengths: ArrayLike | None = None, batch_first: bool = False) -> tuple[Array, Array]:  # fmt: skip
+    """A vanilla RNN over sequences, layer upon layer: rnn_cell at each step.
+
+    Parameters
+    ----------
+    x
+        [T, B, I], or [B, T, I] with batch_first.
+    state
+        h[layers * directions, B, H], or None for zeros.
+    weights
+        PyTorch's names: weight_ih_l0 [H, I], weight_hh_l0 [H, H], bias_ih_l0 and bias_hh_l0 [H] (both or none), then
+        ..._l1 and so on; with
+        ..._l0_reverse a second direction runs from the end, and the outputs of the two lie side by side.
+    lengths
+        [B] integers in 0..T: outputs beyond are zero, the final state of a sequence is that at its last step.
+
+    Returns y[T, B, directions * H] (or [B, T, ...]) and the final state, shaped like `state`.
+
+    >>> w = {"weight_ih_l0": np.ones((1, 1)), "weight_hh_l0": np.ones((1, 1))}
+    >>> y, h = rnn(np.ones((3, 1, 1)), None, w, nonlinearity="relu")
+    >>> y[:, 0, 0]
+    array([1., 2., 3.])
+    """
+    _check_nonlinearity("rnn", nonlinearity)
+    y, (h,) = _sequence("rnn", "rnn", nonlinearity, x, (state,), weights, lengths, batch_first)
+    return y, h
+
+
+def gru(x: ArrayLike, state: ArrayLike | None, weights: Mapping[str, Any], *, linear_before_reset: bool = True,
+        lengths: ArrayLike | None = None, batch_first: bool = False) -> tuple[Array, Array]:  # fmt: skip
+    """A GRU over sequences, layer upon layer: gru_cell at each step. Arguments and result as for rnn, with 3 H rows of
+    weights.
+
+    >>> w = {"weight_ih_l0": np.zeros((3, 1)), "weight_hh_l0": np.zeros((3, 1))}
+    >>> y, h = gru(np.ones((2, 1, 1)), np.ones((1, 1, 1)), w)
+    >>> y[:, 0, 0]
+    array([0.5 , 0.25])
+    """
+    cell = "gru" if linear_before_reset else "gru_reset_before"
+    y, (h,) = _sequence("gru", cell, "tanh", x, (state,), weights, lengths, batch_first)
+    return y, h
+
+
+def lstm(x: ArrayLike, state: tuple[ArrayLike, ArrayLike] | None, weights: Mapping[str, Any], *,
+         lengths: ArrayLike | None = None, batch_first: bool = False) -> tuple[Array, tuple[Array, Array]]:  # fmt: skip
+    """An LSTM over sequences, layer upon layer: lstm_cell at each step. Arguments as for rnn, with 4 H rows of weights;
+    `state` and the
+    final state are pairs (h, c); weights may hold weight_peephole_l0 [3, H] (rows i, f, o) for each layer and
+    direction.
+
+    >>> w = {"weight_ih_l0": np.zeros((4, 1)), "weight_hh_l0": np.zeros((4, 1))}
+    >>> y, (h, c) = lstm(np.ones((2, 1, 1)), (np.zeros((1, 1, 1)), np.ones((1, 1, 1))), w)
+    >>> c
+    array([[[0.25]]])
+    """
+    if state is not None and (not isinstance(state, tuple | list) or len(state) != 2):
+        raise ValueError(f"lstm: state must be a pair (h, c), got {type(state).__name__}")
+    pair = (None, None) if state is None else tuple(state)
+    y, (h, c) = _sequence("lstm", "lstm", "tanh", x, pair, weights, lengths, batch_first)
+    return y, (h, c)
+
+
+def _check_nonlinearity(op: str, name: str) -> None:
+    if name not in ("tanh", "relu", "sigmoid"):
+        raise ValueError(f"{op}: nonlinearity must be 'tanh', 'relu' or 'sigmoid', got {name!r}")
+
+
+def _cell(op: str, cell: str, nonlinearity: str, x: Any, h: Any, c: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any,
+          peephole: Any) -> tuple[Array, Any]:  # fmt: skip
+    x = _core.checked_floats(x, op, "x", 2)
+    h = _core.checked_floats(h, op, "h", 2)
+    if h.shape[0] != x.shape[0]:
+        raise ValueError(f"{op}: h must have the batch of x, {x.shape[0]}, got shape {h.shape}")
+    weights = {"weight_ih": w_ih, "weight_hh": w_hh, "bias_ih": b_ih, "bias_hh": b_hh, "peephole": peephole}
+    y = np.empty((1, *h.shape), x.dtype)
+    return _core.recurrent_layer(op, cell, nonlinearity, x[None], h, c, weights, _CELL_NAMES, None, False, y)
+
+
+_CELL_NAMES = {"weight_ih": "w_ih", "weight_hh": "w_hh", "bias_ih": "b_ih", "bias_hh": "b_hh", "peephole": "peephole"}
+_WEIGHT_NAME = re.compile(r"(weight_ih|weight_hh|bias_ih|bias_hh|weight_peephole)_l(\d+)(_reverse)?")
+
+
+def _layers(op: str, weights: Mapping[str, Any], peephole: bool) -> tuple[int, int]:
+    """Numbers of layers and directions that `weights` holds; every name is accounted for."""
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"{op}: weights must be a mapping from names to arrays, got {type(weights).__name__}")
+    found: dict[str, re.Match[str]] = {}
+    for name in weights:
+        match = _WEIGHT_NAME.fullmatch(name)
+        if match is None or (match[1] == "weight_peephole" and not peephole):
+            raise ValueError(f"{op}: weights must hold names such as weight_ih_l0, got {name!r}")
+        found[name] = match
+    layers = 1 + max((int(match[2]) for match in found.values()), default=0)
+    directions = 2 if any(match[3] for match in found.values()) else 1
+    kinds = {match[1] for match in found.values()} | {"weight_ih", "weight_hh"}
+    expected = {
+        f"{kind}_l{layer}{suffix}"
+        for kind in kinds
+        for layer in range(layers)
+        for suffix in ("", "_reverse")[:directions]
+    }
+    missing = sorted(expected - set(found))
+    if missing:
+        raise ValueError(f"{op}: weights must hold {missing[0]!r} beside {', '.join(sorted(found)) or 'nothing'}")
+    if ("bias_ih" in kinds) != ("bias_hh" in kinds):
+        raise ValueError(f"{op}: weights must hold both biases or none, got {', '.join(sorted(found))}")
+    return layers, directions
+
+
+def _sequence(op: str, cell: str, nonlinearity: str, x: Any, state: tuple[Any, ...], weights: Mapping[str, Any],
+              lengths: ArrayLike | None, batch_first: bool) -> tuple[Array, list[Array]]:  # fmt: skip
+    x = _core.checked_floats(x, op, "x", 3)
+    layers, directions = _layers(op, weights, cell == "lstm")
+    if batch_first:
+        x = x.swapaxes(0, 1)
+    steps, batch = x.shape[:2]
+    w_hh = _core.checked_floats(weights["weight_hh_l0"], op, "weight_hh_l0", 2)
+    hidden = w_hh.shape[1]
+    lengths = _core.checked_lengths(lengths, batch, steps, op, "lengths")
+    names = ("h", "c")[: len(state)]
+    shape = (layers * directions, batch, hidden)
+    for name, part in zip(names, state, strict=True):
+        if part is not None and np.shape(part) != shape:
+            raise ValueError(f"{op}: {name} must have shape {shape}, got {np.shape(part)}")
+    final = [np.empty(shape, x.dtype) for _ in names]
+    for layer in range(layers):
+        last = layer == layers - 1
+        y = np.empty(
+            (batch, steps, directions * hidden) if batch_first and last else (steps, batch, directions * hidden),
+            x.dtype,
+        )
+        y_steps = y.swapaxes(0, 1) if batch_first and last else y
+        for direction in range(directions):
+            suffix = f"_l{layer}" + ("_reverse" if direction else "")
+            own = {kind: weights.get(kind + suffix) for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+            own["peephole"] = weights.get("weight_peephole" + suffix)
+            labels = {kind: kind + suffix for kind in own} | {"peephole": "weight_peephole" + suffix}
+            index = layer * directions + direction
+            h0, c0 = (None if part is None else part[index] for part in (*state, None)[:2])
+            part = y_steps[:, :, direction * hidden : (direction + 1) * hidden]
+            result = _core.recurrent_layer(
+                op, cell, nonlinearity, x, h0, c0, own, labels, lengths, bool(direction), part
+            )
+            for array, value in zip(final, result, strict=False):
+                array[index] = value
+        x = y_steps
+    return y, final

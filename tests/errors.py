@@ -1,0 +1,111 @@
+"""Tolerances that nobody chose: the error rule and the bounds in ULP of the promises about values.
+
+The error rule: against exact arithmetic, the largest error is at most 2 times that of the plain NumPy implementation in
+the same dtype, and the median at most 1 times. "Exact" is fastattn.reference, in float64 for float32 results; for
+float64 results the same source runs in NumPy's long double.
+"""
+
+import inspect
+import math
+import types
+
+import numpy as np
+import pytest
+
+from fastattn import reference
+
+SIGMAS = 4  # how unlikely chance must be to explain a median that is too large
+HAS_LONG_DOUBLE = np.finfo(np.longdouble).nmant > np.finfo(np.float64).nmant
+
+
+def _erfc(z):
+    """erfc in long double: a power series near 0, else a continued fraction."""
+    z = np.asarray(z, np.longdouble)
+    a = np.abs(z)
+    pi = 4 * np.arctan(np.longdouble(1))
+    small, large = np.minimum(a, 1), np.maximum(a, 1)
+    term, total = small, small
+    for n in range(1, 40):
+        term = -term * small * small / n
+        total = total + term / (2 * n + 1)
+    near = 1 - 2 / np.sqrt(pi) * total
+    fraction = large
+    for n in range(600, 0, -1):
+        fraction = large + np.longdouble(n) / 2 / fraction
+    far = np.exp(-large * large) / np.sqrt(pi) / fraction
+    tail = np.where(a < 1, near, far)
+    return np.where(z < 0, 2 - tail, tail)
+
+
+def _in_long_double():
+    """fastattn.reference once more, with long double for float64."""
+    module = types.ModuleType("reference_in_long_double")
+    source = inspect.getsource(reference).replace("np.float64", "np.longdouble")
+    exec(compile(source, "reference_in_long_double", "exec"), module.__dict__)
+    module._erfc = _erfc
+    return module
+
+
+_extended = _in_long_double()
+
+
+def exact(dtype):
+    """The reference in a type wider than `dtype`: its errors do not count beside those of `dtype`."""
+    if np.dtype(dtype) == np.float32:
+        return reference
+    if not HAS_LONG_DOUBLE:
+        pytest.skip("long double is no wider than float64 on this platform: no exact values to compare with")
+    return _extended
+
+
+class ErrorRule:
+    """Pools the errors of many results, then applies the rule: a median of a few numbers says little."""
+
+    def __init__(self):
+        self.got, self.plain, self.size = [], [], []
+
+    def add(self, got, plain, exact):
+        """Results of the library and of the plain implementation, both of one dtype, and the exact values."""
+        got, plain, exact = np.asarray(got), np.asarray(plain), np.asarray(exact)
+        assert got.shape == plain.shape == exact.shape, (got.shape, plain.shape, exact.shape)
+        assert got.dtype == plain.dtype, (got.dtype, plain.dtype)
+        # Infinities (lse of a row without keys) and NaN must be the same, and have no error.
+        finite = np.isfinite(exact)
+        np.testing.assert_array_equal(got[~finite], exact[~finite].astype(got.dtype))
+        assert np.isfinite(got[finite]).all(), "not finite where the exact value is"
+        self.got.append(np.abs(got[finite] - exact[finite]).ravel())
+        self.plain.append(np.abs(plain[finite] - exact[finite]).ravel())
+        self.size.append(np.spacing(np.abs(got[finite])).ravel())
+
+    def check(self):
+        """Fails when the library's errors are larger than the rule allows."""
+        got, plain, ulp = (np.concatenate(parts) for parts in (self.got, self.plain, self.size))
+        if got.size == 0:
+            return
+        if not plain.any():
+            assert (got <= ulp).all(), f"the plain implementation is exact, but errors reach {(got / ulp).max():.3} ULP"
+            return
+        worst, allowed = got.max(), 2 * plain.max()
+        assert worst <= allowed, f"largest error {worst:.3e}, of the plain implementation {plain.max():.3e}"
+        # At most half of our errors may exceed the plain median, but for chance: both medians are of samples.
+        above = np.count_nonzero(got > np.median(plain))
+        chance = SIGMAS * math.sqrt(2 * got.size) / 2
+        assert above <= got.size / 2 + chance, (
+            f"median error {np.median(got):.3e}, of the plain implementation {np.median(plain):.3e} ({got.size} values)"
+        )
+
+
+def assert_error_rule(got, plain, exact):
+    """The error rule for one result."""
+    rule = ErrorRule()
+    rule.add(got, plain, exact)
+    rule.check()
+
+
+def ulps(got, exact):
+    """Errors in units in the last place of the exact value, subnormal spacing included."""
+    with np.errstate(over="ignore"):
+        rounded = np.abs(exact).astype(got.dtype)
+    # The spacing below a power of two is that of the numbers above it: as strict for exact values a hair below one.
+    spacing = np.spacing(np.minimum(rounded, np.finfo(got.dtype).max))
+    return np.abs(got - exact) / spacing

@@ -1,0 +1,143 @@
+"""The plain NumPy implementation of each op, in the dtype of its arguments: the yardstick of the error rule.
+
+Each is what one writes without this library. Options of attention about who attends to whom come from the reference.
+"""
+
+import math
+
+import numpy as np
+
+from fastattn import reference
+
+_erfc = np.vectorize(math.erfc, otypes=[np.float64])
+
+
+def sigmoid(x):
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-x))
+
+
+def silu(x):
+    with np.errstate(over="ignore"):
+        return x / (1 + np.exp(-x))
+
+
+def gelu(x):
+    return x * (_erfc(-x / math.sqrt(2)).astype(x.dtype) / 2)
+
+
+def gelu_tanh(x):
+    return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + x.dtype.type(0.044715) * x * x * x)))
+
+
+ACTIVATIONS = {
+    None: lambda x: x,
+    "tanh": np.tanh,
+    "sigmoid": sigmoid,
+    "relu": lambda x: np.maximum(x, 0),
+    "silu": silu,
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+}
+
+
+def softmax(x, axis=-1, scale=1.0):
+    z = x * x.dtype.type(scale)
+    e = np.exp(z - z.max(axis, keepdims=True))
+    return e / e.sum(axis, keepdims=True)
+
+
+def log_softmax(x, axis=-1, scale=1.0):
+    z = x * x.dtype.type(scale)
+    z = z - z.max(axis, keepdims=True)
+    return z - np.log(np.exp(z).sum(axis, keepdims=True))
+
+
+def softmax_backward(dy, y, axis=-1, scale=1.0):
+    return y.dtype.type(scale) * y * (dy - (dy * y).sum(axis, keepdims=True))
+
+
+def log_softmax_backward(dy, y, axis=-1, scale=1.0):
+    return y.dtype.type(scale) * (dy - np.exp(y) * dy.sum(axis, keepdims=True))
+
+
+def product(x, w):
+    """x w' of x[..., in] and w[out, in].
+
+    A single row goes in a pair: for one row alone NumPy calls another routine of its BLAS, with several partial sums
+    for each element, and the yardstick would depend on the batch. Here a row has one yardstick in every batch.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    y = rows @ w.T if len(rows) != 1 else (np.concatenate([rows, rows]) @ w.T)[:1]
+    return y.reshape(*x.shape[:-1], len(w))
+
+
+def linear(x, weight, bias=None, activation=None):
+    y = product(x, weight)
+    return ACTIVATIONS[activation](y if bias is None else y + bias)
+
+
+def attention(q, k, v, mask=None, causal=False, scale=None, window=None, q_lengths=None, kv_lengths=None):
+    """out and lse of whole matrices of scores."""
+    dtype = q.dtype.type
+    causal = "bottom-right" if causal is True else causal
+    scale = dtype(1 / math.sqrt(q.shape[-1] or 1) if scale is None else scale)
+    group = q.shape[1] // k.shape[1] if k.shape[1] else 1
+    k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
+    s = scale * (q @ k.swapaxes(-1, -2))
+    if mask is not None and mask.dtype != bool:
+        s = s + mask
+    allowed = reference.attention_allowed(
+        q.shape[0], q.shape[2], k.shape[2], mask, causal, window, q_lengths, kv_lengths
+    )
+    s = np.where(allowed, s, dtype(-np.inf))
+    top = s.max(-1, keepdims=True, initial=-np.inf)
+    top = np.where(top == -np.inf, dtype(0), top)
+    e = np.exp(s - top)
+    total = e.sum(-1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        lse = (np.log(total) + top)[..., 0]
+    return (e / np.where(total == 0, dtype(1), total)) @ v, lse
+
+
+def _affine(x, w, b):
+    return product(x, w) if b is None else product(x, w) + b
+
+
+def rnn_cell(x, h, w_ih, w_hh, b_ih=None, b_hh=None, nonlinearity="tanh"):
+    return ACTIVATIONS[nonlinearity](_affine(x, w_ih, b_ih) + _affine(h, w_hh, b_hh))
+
+
+def gru_cell(x, h, w_ih, w_hh, b_ih=None, b_hh=None, linear_before_reset=True):
+    hidden = h.shape[-1]
+    x_r, x_z, x_n = np.split(_affine(x, w_ih, b_ih), 3, axis=-1)
+    h_r, h_z, h_n = np.split(_affine(h, w_hh, b_hh), 3, axis=-1)
+    r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
+    if not linear_before_reset:
+        h_n = _affine(r * h, w_hh[2 * hidden :], None if b_hh is None else b_hh[2 * hidden :])
+        r = 1
+    n = np.tanh(x_n + r * h_n)
+    return (1 - z) * n + z * h
+
+
+def lstm_cell(x, h, c, w_ih, w_hh, b_ih=None, b_hh=None, peephole=None):
+    p_i, p_f, p_o = (0, 0, 0) if peephole is None else peephole
+    i, f, g, o = np.split(_affine(x, w_ih, b_ih) + _affine(h, w_hh, b_hh), 4, axis=-1)
+    c_next = sigmoid(f + p_f * c) * c + sigmoid(i + p_i * c) * np.tanh(g)
+    return sigmoid(o + p_o * c_next) * np.tanh(c_next), c_next
+
+
+def sequence(cell, x, state, lengths=None, reverse=False):
+    """state = cell(x[t], *state) over x[T, B, I], one sequence after another's step, as reference.sequence."""
+    steps, batch = x.shape[:2]
+    lengths = np.full(batch, steps) if lengths is None else np.asarray(lengths)
+    y = np.zeros((steps, *state[0].shape), x.dtype)
+    rows = np.arange(batch)
+    for step in range(steps):
+        runs = step < lengths
+        t = np.where(runs, lengths - 1 - step if reverse else step, 0)
+        after = cell(x[t, rows], *state)
+        after = after if isinstance(after, tuple) else (after,)
+        state = tuple(np.where(runs[:, None], new, old) for new, old in zip(after, state, strict=True))
+        y[t[runs], rows[runs]] = state[0][runs]
+    return y, state

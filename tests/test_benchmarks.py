@@ -1,0 +1,482 @@
+"""The parts of the benchmarks that decide what is shown: text, counts of work, references, the race, the report.
+
+They need the packages of the extra "bench" (matplotlib, rich, jinja2), and are skipped without them; no peer is needed.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import time
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rich", reason='needs rich: python -m pip install -e ".[bench]"')
+pytest.importorskip("matplotlib", reason='needs matplotlib: python -m pip install -e ".[bench]"')
+pytest.importorskip("jinja2", reason='needs jinja2: python -m pip install -e ".[bench]"')
+
+import fastattn as fa
+from benchmarks import __main__ as command
+from benchmarks import cases, claim, encoders, job, machine, peers, plain, report, runner, summary, text
+from benchmarks.cases import CASES, Case, Target
+from benchmarks.peers import numpy_
+from benchmarks.runner import Measurement, Result, Settings, Team, WorkerError, WorkerProcess
+from fastattn import reference
+
+SMALL = {
+    "attention": {"B": 2, "H": 3, "S": 9, "D": 8},
+    "lstm": {"T": 5, "B": 3, "I": 4, "H": 6},
+    "gru": {"T": 5, "B": 3, "I": 4, "H": 6},
+    "rnn": {"T": 5, "B": 3, "I": 4, "H": 6},
+    "lstm_cell": {"B": 3, "I": 4, "H": 6},
+    "gru_cell": {"B": 3, "I": 4, "H": 6},
+    "rnn_cell": {"B": 3, "I": 4, "H": 6},
+    "linear": {"M": 5, "N": 6, "K": 7},
+    "softmax": {"R": 5, "C": 7},
+}
+QUICK = Settings(rounds=2, turn_seconds=0.001, timeout=20)
+
+
+def small(op, **options):
+    return Case(f"small {op}", op, SMALL[op], **options)
+
+
+# ---- text ----
+
+
+def test_sentences_end_at_full_stops_but_not_at_abbreviations():
+    assert text.sentences('Use it, e.g. Here. "Quoted." Then (yes!) more? No, 3.14 is one') == [
+        "Use it, e.g. Here.",
+        '"Quoted."',
+        "Then (yes!) more?",
+        "No, 3.14 is one",
+    ]
+
+
+def test_blank_lines_end_sentences_and_rules_are_dropped():
+    assert text.sentences("A title\n*******\n\nOne\nsentence.\n\n----\n") == ["A title", "One sentence."]
+
+
+def test_token_ids_are_ordered_by_frequency():
+    ids, vocabulary = text.token_ids(["b a a.", "A b c"])
+    assert vocabulary == 4
+    assert [list(line) for line in ids] == [[1, 0, 0, 2], [0, 1, 3]]
+
+
+@pytest.mark.parametrize("most", [1, 3, 7, 100])
+def test_passages_keep_all_tokens_of_whole_sentences_in_order(most):
+    sentences = [np.full(length, length) for length in (3, 1, 2, 9, 1, 1)]
+    found = text.passages(sentences, most)
+    assert all(1 <= len(passage) <= most for passage in found)
+    assert list(np.concatenate(found)) == list(np.concatenate([sentence[:most] for sentence in sentences]))
+    for before, after in pairwise(found):
+        assert len(before) + min(after[0], most) > most  # the next sentence would not have fitted
+
+
+def test_padded_batch_holds_the_rows_of_each_passage_and_zeros():
+    batch = text.Corpus(text.load(), 8).batch(5, 40)
+    assert len(set(batch.lengths)) > 1  # ragged
+    starts = np.cumsum(batch.lengths) - batch.lengths
+    for b, (start, length) in enumerate(zip(starts, batch.lengths, strict=True)):
+        assert np.array_equal(batch.padded[:length, b], batch.rows[start : start + length])
+        assert not batch.padded[length:, b].any()
+
+
+def test_a_text_without_words_is_refused():
+    with pytest.raises(ValueError, match="at least one sentence"):
+        text.Corpus("*** 1.5 ***", 8)
+
+
+# ---- work ----
+
+
+def test_work_of_attention_counts_both_products_and_causal_half():
+    full = small("attention")
+    assert full.flops == 2 * (2 * 2 * 3 * 9 * 9 * 8)
+    assert replace(full, causal=True).flops == full.flops / 2
+
+
+@pytest.mark.parametrize(("op", "gates"), [("rnn", 1), ("gru", 3), ("lstm", 4)])
+def test_work_of_recurrent_networks_counts_both_products_of_every_step(op, gates):
+    assert small(op).flops == 2 * 5 * 3 * gates * 6 * (4 + 6)
+    assert small(f"{op}_cell").flops == small(op).flops / 5
+
+
+def test_softmax_has_no_flops_but_bytes_read_and_written():
+    assert (small("softmax").flops, small("softmax").bytes) == (0, 2 * 4 * 5 * 7)
+
+
+def test_names_of_cases_are_unique():
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+def test_selection_by_pattern_also_finds_what_quick_leaves_out():
+    assert all(case.quick for case in cases.select(None, True))
+    assert {case.name for case in cases.select("S4096", True)} == {"attention f32 full B1 H8 S4096 D128"}
+
+
+# ---- references ----
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_plain_attention_agrees_with_the_specification(causal):
+    case = small("attention", causal=causal, dtype="float64")
+    inputs = case.inputs(1)
+    exact = reference.attention(inputs["q"], inputs["k"], inputs["v"], causal=causal)[0]
+    assert_close(plain.expected(case, inputs, np.float64), plain.sample(case, exact))
+
+
+@pytest.mark.parametrize("op", ["rnn", "gru", "lstm"])
+def test_plain_sequences_and_cells_agree_with_the_specification(op):
+    case = small(op, dtype="float64")
+    inputs = case.inputs(1)
+    cell, names = getattr(reference, f"{op}_cell"), ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    weights = [inputs[name] for name in names]
+    state = (np.zeros((3, 6)),) * (2 if op == "lstm" else 1)
+    exact, _ = reference.sequence(lambda x, *s: cell(x, *s, *weights), inputs["x"], state)
+    assert_close(plain.expected(case, inputs, np.float64), plain.sample(case, exact))
+    step = small(f"{op}_cell", dtype="float64")
+    inputs = step.inputs(1)
+    exact = cell(inputs["x"], *(inputs[name] for name in "hc" if name in inputs), *(inputs[name] for name in names))
+    assert_close(plain.expected(step, inputs, np.float64), exact[0] if op == "lstm" else exact)
+
+
+def assert_close(found, exact):
+    """Equal but for the rounding of sums over at most ten terms of order one, in float64."""
+    assert found.shape == exact.shape
+    assert np.abs(found - exact).max() <= 10 * np.finfo(np.float64).eps * max(1, np.abs(exact).max())
+
+
+@pytest.mark.parametrize("op", SMALL)
+def test_every_case_of_fastattn_lies_within_the_error_rule_and_numpy_too(op):
+    from benchmarks.peers import fastattn_  # noqa: PLC0415
+
+    case = small(op)
+    exact, limit = plain.errors(case, case.inputs(1))
+    before = fa.get_num_threads()
+    try:
+        for peer in (fastattn_, numpy_):
+            prepared = peer.prepare(case, case.inputs(1), 1)
+            assert np.abs(plain.sample(case, np.asarray(prepared.array(prepared.run()))) - exact).max() <= limit
+    finally:
+        fa.set_num_threads(before)
+
+
+def test_inputs_depend_on_nothing_but_seed_and_case():
+    a, b, c = (small("lstm").inputs(seed) for seed in (1, 1, 2))
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+    assert not np.array_equal(a["x"], c["x"])
+
+
+# ---- encoders ----
+
+
+def test_all_encoders_have_the_same_width_and_number_of_parameters():
+    assert {(model.width, model.parameters) for model in encoders.encoders()} == {(256, 24 * 256**2)}
+
+
+@pytest.mark.parametrize("name", encoders.LAYERS)
+def test_encoders_on_ragged_batches_lie_within_the_error_rule(name):
+    model = next(model for model in encoders.encoders(64) if model.name == name)
+    error, allowed = encoders.verify(model, text.Corpus(text.load(), 64).batch(3, 20))
+    assert 0 < error <= allowed
+
+
+def test_work_of_attention_grows_with_the_square_that_of_recurrence_does_not():
+    recurrent, attention = encoders.encoders()[0], encoders.encoders()[-1]
+    one, two = np.array([100]), np.array([200])
+    assert recurrent.flops(two) == 2 * recurrent.flops(one)
+    square = 4 * 3 * 256 * 100**2
+    assert attention.flops(one) == recurrent.flops(one) + square
+    assert attention.flops(two) == recurrent.flops(two) + 4 * square
+
+
+@pytest.mark.parametrize(
+    ("points", "where"),
+    [
+        ([(16, 1, 2), (64, 2, 1)], 32),  # a/b goes from 1/2 to 2: halfway in logarithms
+        ([(16, 2, 1), (32, 1, 2), (128, 4, 2)], 64),  # only the last crossing counts
+        ([(16, 1, 2), (64, 1, 2)], None),
+        ([(16, 3, 2), (64, 3, 2)], 0),
+    ],
+)
+def test_crossing_is_where_the_first_becomes_slower_for_good(points, where):
+    found = claim.crossing(points)
+    assert found == where if not where else found == pytest.approx(where)
+
+
+# ---- the race ----
+
+FAKE = """
+import os, sys, time
+import numpy as np
+from benchmarks import plain
+from benchmarks.peers import Prepared, itself
+
+def available(): return True
+def version(): return "threads " + os.environ["OMP_NUM_THREADS"]
+def supports(case): return case.op != "linear"
+def prepare(case, inputs, threads):
+    if case.causal:
+        os.abort()
+    if case.dtype == "float64":
+        raise NotImplementedError("no double")
+    rows = plain.expected(case, inputs, np.float64)
+    def run():
+        time.sleep(0.002 if case.sizes["R"] < 100 else 60)
+        return rows + 0.25
+    return Prepared(run, itself)
+"""
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """A library that needs 2 ms for a softmax that is wrong by 0.25, and fails in other ways."""
+    (tmp_path / "fake_peer.py").write_text(FAKE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    return peers.Contender("fake", "fake_peer", "numpy")
+
+
+def no_peak(case, threads):
+    return 100.0
+
+
+def test_race_times_verifies_and_counts_rounds(fake):
+    with Team([fake, peers.CONTENDERS[0]], [1, 2], QUICK) as team:
+        team.start()
+        result = team.race(small("softmax"), no_peak)
+    assert team.versions["fake"] == "threads 2"
+    assert [(m.contender, m.threads, m.status) for m in result.measurements] == [
+        ("fake", 1, "ok"), ("fastattn", 1, "ok"), ("fake", 2, "ok"), ("fastattn", 2, "ok")]  # fmt: skip
+    wrong, ours = result.measurements[:2]
+    assert len(wrong.rounds) == len(ours.rounds) == QUICK.rounds
+    assert wrong.error == pytest.approx(0.25) and ours.error <= result.error_limit
+    assert 0.002 <= wrong.minimum <= wrong.median
+    assert result.peaks == {1: 100.0, 2: 100.0}
+    assert not any(map(summary.Row.best.fget, summary.rows([result])))  # wrong results win nothing
+
+
+@pytest.mark.parametrize(
+    ("case", "status", "message"),
+    [
+        (small("linear"), "unsupported", ""),
+        (small("softmax", dtype="float64"), "failed", "NotImplementedError: no double"),
+        (small("softmax", causal=True), "failed", "crashed in prepare (SIGABRT)"),
+    ],
+    ids=["unsupported", "exception", "crash"],
+)
+def test_a_peer_that_fails_is_a_row_that_says_so_and_the_next_case_runs(fake, case, status, message):
+    with Team([fake], [1], QUICK) as team:
+        team.start()
+        (failed,) = team.race(case, no_peak).measurements
+        (after,) = team.race(small("softmax"), no_peak).measurements
+    assert (failed.status, failed.message) == (status, message)
+    assert failed.minimum is None
+    assert after.status == "ok"
+
+
+def test_a_peer_that_takes_too_long_is_ended(fake):
+    slow = replace(small("softmax"), sizes={"R": 100, "C": 1})
+    with Team([fake], [1], QUICK) as team:
+        team.start()
+        team.settings = replace(QUICK, timeout=0.5)
+        pid = team.worker(fake, 1).pid
+        (measurement,) = team.race(slow, no_peak).measurements
+    assert measurement.message == "no answer to prepare after 0.5 s"
+    assert not exists(pid)
+
+
+def test_a_library_that_cannot_be_imported_is_reported_missing():
+    with Team([peers.Contender("none", "benchmarks.peers.no_such_module", "numpy")], [1], QUICK) as team:
+        team.start()
+    assert "ModuleNotFoundError" in team.missing["none"]
+    assert not team.contenders
+
+
+def exists(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def state(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")
+def test_a_waiting_worker_is_stopped_and_none_outlives_an_interruption(fake):
+    pids = []
+    with pytest.raises(KeyboardInterrupt), Team([fake], [1, 2], QUICK) as team:
+        team.start()
+        pids = [team.worker(fake, threads).pid for threads in (1, 2)]
+        wait_for(lambda: [state(pid) for pid in pids] == ["T", "T"])
+        raise KeyboardInterrupt
+    assert not any(map(exists, pids))
+
+
+def wait_for(condition):
+    end = time.monotonic() + 5
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert condition()
+
+
+def test_a_crashed_worker_says_by_which_signal(fake):
+    worker = WorkerProcess(fake, 1)
+    assert worker.ask(20, "hello") == "threads 1"
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(WorkerError, match="SIGKILL"):
+        worker.ask(20, "hello")
+    assert not worker.alive()
+
+
+# ---- rows and report ----
+
+
+def result(case, *, ours=1e-3, theirs=2e-3, error=0.0, own=("ok", 0.0)):
+    """One thread against one peer, and fastattn-blas with (status, error)."""
+    measured = [
+        Measurement("fastattn", 1, "ok", "", error, [[ours]]),
+        Measurement("torch", 1, "ok", "", 0.0, [[theirs]]),
+    ]
+    measured.append(Measurement("fastattn-blas", 1, own[0], "", own[1], [[ours / 2]]))
+    return Result(case, 1e-6, measured, {1: 100.0})
+
+
+def test_row_quotes_peak_and_best_peer():
+    case = Case("x", "linear", {"M": 100, "N": 100, "K": 1000}, target=Target(peak=0.2, ratio=2))
+    (row,) = summary.rows([result(case)])
+    assert row.rate(row.seconds) == pytest.approx(20)
+    assert row.part(row.seconds) == pytest.approx(0.2)
+    assert row.best.contender == "torch"  # fastattn-blas is no peer
+    assert row.ratio == pytest.approx(2)
+
+
+@pytest.mark.parametrize(
+    ("target", "met"),
+    [
+        (Target(), True),
+        (Target(ratio=1.9), True),
+        (Target(ratio=2.1), False),
+        (Target(torch_ratio=2.1), False),
+        (Target(micros=1001), True),
+        (Target(micros=999), False),
+        (Target(peak=0.1), True),
+        (Target(peak=0.3), False),
+        (Target(peak=0.3, ratio=1.9), False),
+    ],
+)
+def test_targets_are_judged(target, met):
+    (row,) = summary.rows([result(Case("x", "linear", {"M": 100, "N": 100, "K": 1000}, target=target))])
+    assert row.met is met
+
+
+def test_a_target_that_needs_a_missing_library_is_not_judged():
+    alone = result(small("linear"))
+    alone.measurements = alone.measurements[:1]
+    (row,) = summary.rows([alone])
+    assert row.met is None and row.ratio is None and row.best is None
+
+
+@pytest.mark.parametrize(
+    ("options", "verified"),
+    [
+        ({}, True),
+        ({"error": 2e-6}, False),
+        ({"error": float("inf")}, False),
+        ({"error": float("nan")}, False),
+        ({"own": ("ok", 2e-6)}, False),
+        ({"own": ("failed", None)}, False),
+        ({"own": ("unsupported", None)}, True),
+    ],
+)
+def test_only_results_of_ours_within_the_error_rule_are_verified(options, verified):
+    (row,) = summary.rows([result(small("linear"), **options)])
+    assert row.verified is verified
+
+
+def test_report_is_one_page_without_external_resources_and_json_with_everything(tmp_path):
+    points = [
+        claim.Point(
+            name, 1, limit, threads, limit, limit, 1e6, 10.0, [1e-3 * limit ** (1 if name != "attention" else 1.2)]
+        )
+        for name in encoders.LAYERS
+        for limit in (16, 64)
+        for threads in (1, 2)
+    ]
+    on_text = claim.Claim(
+        points,
+        dict.fromkeys(encoders.LAYERS, 10),
+        encoders.LAYERS,
+        256,
+        dict.fromkeys(encoders.LAYERS, (1e-7, 2e-7)),
+        {"tokens": 5, "sentences": 2, "vocabulary": 3, "median_sentence": 2.5, "longest_sentence": 3},
+    )
+    failed = result(small("softmax"))
+    failed.measurements[1] = Measurement("torch", 1, "failed", "crashed <badly>")
+    peaks = {
+        "multiply_add": [{"isa": "avx2", "dtype": "float32", "threads": n, "gflops": 50.0 * n} for n in (1, 2)],
+        "read": [{"threads": n, "gbytes": 10.0 * n} for n in (1, 2)],
+    }
+    versions = {"fastattn": "1", "torch": "2", "fastattn-blas": "1"}
+    rows = summary.rows([result(small("linear")), failed])
+    whole = report.Report(
+        machine.describe(), peaks, versions, {}, {"rounds": 1, "turn_seconds": 0.1}, on_text, rows, 3.0
+    )
+    page = whole.write(tmp_path).read_text()
+    assert not re.search(r"""(?:src|href)\s*=\s*["']?(?:https?:|//)|@import|url\((?!#)""", page)
+    assert page.count("<svg") == 3
+    assert "crashed &lt;badly&gt;" in page
+    (file,) = tmp_path.glob("*.json")
+    data = json.loads(file.read_text())
+    assert data["verified"] is True
+    assert data["cases"][0]["measurements"][0]["rounds"] == [[1e-3]]
+    assert {point["encoder"] for point in data["text"]["points"]} == set(encoders.LAYERS)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_exit_code_says_whether_all_results_were_verified(tmp_path, monkeypatch, capsys, spread):
+    """The whole job on one small case; a wrong reference makes fastattn's result wrong."""
+    exact = plain.errors
+    monkeypatch.setattr(plain, "errors", lambda *a: (exact(*a)[0] + spread, exact(*a)[1]))
+    monkeypatch.setattr(cases, "select", lambda *a: [small("softmax")])
+    arguments = argparse.Namespace(
+        quick=True, only="softmax", peers="none", threads=1, rounds=1, text=None, out=tmp_path
+    )
+    assert job.run(arguments) == (1 if spread else 0)
+    assert ("NOT VERIFIED" in capsys.readouterr().out) == bool(spread)
+    assert (tmp_path / "index.html").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--threads", "0"], ["--rounds", "0"], ["--text", "no/such/file"], ["--only", "("]], ids=" ".join
+)
+def test_bad_arguments_end_with_a_message(arguments, capsys):
+    with pytest.raises(SystemExit) as error:
+        command.main(arguments)
+    assert error.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_unknown_peers_and_patterns_that_find_nothing_end_with_a_message():
+    with pytest.raises(SystemExit, match="tensorflow is not among"):
+        job.contenders("torch,tensorflow")
+    with pytest.raises(SystemExit, match="no case is named"):
+        command.main(["--only", "no such case", "--peers", "none"])
+
+
+def test_thread_counts_are_powers_of_two_and_the_most():
+    assert [job.thread_counts(n) for n in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
+
+
+def test_runner_sets_the_threads_of_every_library():
+    assert {"OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "FASTATTN_NUM_THREADS"} <= set(
+        runner.THREAD_VARIABLES
+    )
