@@ -79,7 +79,7 @@ class Recurrent(Encoder):
         return lambda: function(x, None, self.weights, lengths=lengths)[0]
 
     def plain(self, x: Array, dtype: DTypeLike) -> Array:
-        y = np.repeat(x[:, None], plain.BATCH, axis=1).astype(dtype)
+        y = np.repeat(x[:, None], plain.BATCH if dtype == np.float32 else 1, axis=1).astype(dtype)
         zeros = np.zeros(GATES[self.name] * self.width, dtype)
         for layer in range(self.layers):
             weights = {f"weight_{kind}": self.weights[f"weight_{kind}_l{layer}"].astype(dtype) for kind in ("ih", "hh")}

@@ -31,7 +31,7 @@ FA_INLINE vreal tanh_from(vreal t) { return v_div(t, v_add(t, v_set1(2))); }
 FA_INLINE vreal rnn_activation(vreal a, int activation)
 {
     if (activation == FA_RELU) return v_relu(a);
-    return activation == FA_TANH ? tanh_from(gate_tanh(a)) : v_sigmoid(a);
+    return activation == FA_TANH ? v_tanh(a) : v_sigmoid(a);
 }
 
 void KERNEL(rnn_gates)(real *const *y, real *h, fa_index ld, const real *gates, const real *bias, fa_index rows, fa_index first,
