@@ -141,13 +141,16 @@ FA_INLINE void store_scores(real *s, tile_acc acc, const int mr, const int nv)
     }
 }
 
-#define SCORE_TILE(mr, nv)                                                                                       \
-    tile_product(acc, mr, nv, q_tile, QUERY_STRIDE, 1, panel, fa_min(QUERY_SLICE, padded));                      \
-    for (fa_index d = QUERY_SLICE; d < padded; d += QUERY_SLICE)                                                 \
-        tile_product_more(acc, mr, nv, q_tile + d / QUERY_SLICE * slice, QUERY_STRIDE, 1, panel + d * (nv) * VL, \
-                          fa_min(QUERY_SLICE, padded - d));                                                      \
+#define SCORE_TILE(mr, nv, width)                                                                                          \
+    tile_zero(acc, mr, nv);                                                                                                \
+    for (fa_index d = 0; d == 0 || d < padded; d += QUERY_SLICE)                                                           \
+        tile_product_part(acc, mr, nv, width, q_tile + d / QUERY_SLICE * slice, QUERY_STRIDE, 1, panel + d * (width) * VL, \
+                          fa_min(QUERY_SLICE, padded - d));                                                                \
     store_scores(s_tile + first, acc, mr, nv)
-#define SCORE_PANEL(nv) TILE_SWITCH_6(mr, SCORE_TILE, nv)
+#define WHOLE_TILE(mr, nv) SCORE_TILE(mr, nv, nv)
+#define PART_TILE(mr, nv) SCORE_TILE(mr, nv, FA_NV)
+#define WHOLE_PANEL(nv) TILE_SWITCH_6(mr, WHOLE_TILE, nv)
+#define PART_PANEL(nv) TILE_SWITCH_6(mr, PART_TILE, nv)
 
 void KERNEL(attention_scores)(real *s, const real *q, fa_index slice, fa_index rows, const real *k, fa_index keys,
                               const fa_index *begin, const fa_index *end, fa_index D)
@@ -173,13 +176,18 @@ void KERNEL(attention_scores)(real *s, const real *q, fa_index slice, fa_index r
                 const real *q_tile = q + row[t] * QUERY_STRIDE;
                 real *s_tile = s + row[t] * ATTENTION_STRIDE;
                 tile_acc acc;
-                switch (nv) {
-                case 1: SCORE_PANEL(1) break;
+                /* Of a whole panel only the vectors that the tile attends to: under a causal mask that is half of its last one. */
+                const fa_index part = nv == FA_NV ? fa_min(FA_NV, fa_ceil_div(range[t].end - first, VL)) : FA_NV;
+                switch (part < FA_NV ? -part : nv) {
+                case -1: PART_PANEL(1) break;
+                case 1: WHOLE_PANEL(1) break;
 #if FA_NV == 4
-                case 2: SCORE_PANEL(2) break;
-                case 3: SCORE_PANEL(3) break;
+                case -2: PART_PANEL(2) break;
+                case -3: PART_PANEL(3) break;
+                case 2: WHOLE_PANEL(2) break;
+                case 3: WHOLE_PANEL(3) break;
 #endif
-                default: SCORE_PANEL(FA_NV)
+                default: WHOLE_PANEL(FA_NV)
                 }
             }
         }

@@ -31,16 +31,16 @@
 
 typedef vreal tile_acc[TILE_MAX_ROWS][TILE_MAX_VECTORS];
 
-/* acc += the product. */
-FA_INLINE void tile_product_more(tile_acc acc, const int mr, const int nv, const real *restrict a, const fa_index row_step,
-                                 const fa_index k_step, const real *restrict b, fa_index k_size)
+/* acc += the product with the first nv of the `width` vectors of a panel. */
+FA_INLINE void tile_product_part(tile_acc acc, const int mr, const int nv, const int width, const real *restrict a,
+                                 const fa_index row_step, const fa_index k_step, const real *restrict b, fa_index k_size)
 {
-    for (const real *end = b + k_size * nv * VL; b != end; a += TILE_K * k_step, b += TILE_K * nv * VL) {
+    for (const real *end = b + k_size * width * VL; b != end; a += TILE_K * k_step, b += TILE_K * width * VL) {
         FA_UNROLL
         for (int k = 0; k < TILE_K; k++) {
             vreal bv[TILE_MAX_VECTORS];
             FA_UNROLL
-            for (int v = 0; v < nv; v++) bv[v] = v_load(b + k * nv * VL + v * VL);
+            for (int v = 0; v < nv; v++) bv[v] = v_load(b + k * width * VL + v * VL);
             FA_UNROLL
             for (int r = 0; r < mr; r++) {
                 const vreal x = v_broadcast(a + r * row_step + k * k_step);
@@ -51,15 +51,20 @@ FA_INLINE void tile_product_more(tile_acc acc, const int mr, const int nv, const
     }
 }
 
-FA_INLINE void tile_product(tile_acc acc, const int mr, const int nv, const real *restrict a, const fa_index row_step,
-                            const fa_index k_step, const real *restrict b, fa_index k_size)
+FA_INLINE void tile_zero(tile_acc acc, const int mr, const int nv)
 {
     FA_UNROLL
     for (int r = 0; r < mr; r++) {
         FA_UNROLL
         for (int v = 0; v < nv; v++) acc[r][v] = v_zero();
     }
-    tile_product_more(acc, mr, nv, a, row_step, k_step, b, k_size);
+}
+
+FA_INLINE void tile_product(tile_acc acc, const int mr, const int nv, const real *restrict a, const fa_index row_step,
+                            const fa_index k_step, const real *restrict b, fa_index k_size)
+{
+    tile_zero(acc, mr, nv);
+    tile_product_part(acc, mr, nv, nv, a, row_step, k_step, b, k_size);
 }
 
 /* How rows are dealt to tiles of at most `most`: as evenly as possible, the larger first (13 = 5 + 4 + 4, not 6 + 6 + 1), because
