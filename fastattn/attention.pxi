@@ -114,7 +114,7 @@ def attention(object q, object k, object v, object mask, object causal, object s
 
         set_alignment(&a, causal, window)
         if scale is None:
-            a.scale = (<double>a.D) ** -0.5 if a.D else 1.0
+            a.scale = 1 / sqrt(<double>a.D) if a.D else 1.0
         else:
             a.scale = as_float(scale, op, "scale")
             if not isfinite(a.scale):

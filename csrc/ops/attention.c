@@ -146,7 +146,7 @@ static void start_tile(const attention_call *c, tile_state *s, fa_index b, fa_in
     const fa_attention_arguments *a = c->a;
     fa_index first, rows;
     rows_of_tile(a, tile, &first, &rows);
-    for (fa_index r = 0; r < QUERY_TILE; r++) {
+    for (fa_index r = 0; r < rows; r++) {
         s->sum[r] = 0;
         s->reference[r] = -REAL_INFINITY;
         s->progress[r] = NOT_BEGUN;
@@ -362,13 +362,14 @@ static void plan_scratch(attention_call *c, arena *plan, attention_way way, int 
     const fa_index queries = c->a->strategy == FA_ATTENTION_BLAS
                                  ? QUERY_TILE * c->a->D
                                  : fa_ceil_div(c->a->D, c->kernels->sizes.query_slice) * c->query_slice;
+    const fa_index states = way == PASSING_BLOCKS ? c->tiles * c->group : 1;
     c->worker = arena_take(plan, members, sizeof *c->worker);
     for (int m = 0; m < members; m++) {
         worker_scratch w = {0};
         w.scores = arena_take(plan, rows * stride, sizeof(real));
         w.unmasked = arena_take(plan, rows * stride, sizeof(real));
         w.mask = arena_take(plan, rows * stride, sizeof(real));
-        for (int t = 0; t < (way == PASSING_BLOCKS ? FEW_TILES : 1); t++) {
+        for (fa_index t = 0; t < states; t++) {
             w.state[t].o = arena_take(plan, QUERY_TILE * c->ldo, sizeof(real));
             w.state[t].sum = arena_take(plan, QUERY_TILE, sizeof(real));
             w.state[t].reference = arena_take(plan, QUERY_TILE, sizeof(real));
