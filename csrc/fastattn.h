@@ -46,7 +46,8 @@ fa_status fa_linear_forward_packed(fa_dtype dtype, fa_isa isa, void *y, fa_index
 
 /* ---- attention: out = softmax(scale q k' + mask) v, per batch b and head h, the keys of head h being those of h / (H / Hk) ----
    q[B, H, Lq, D], k[B, Hk, Lk, D], v[B, Hk, Lk, Dv], out[B, H, Lq, Dv] with strides of batch, head and row and contiguous last axes;
-   lse[B, H, Lq] contiguous, or NULL. out and lse overlap nothing.
+   lse[B, H, Lq] contiguous, or NULL; likewise reference (an integer R) and sum, lse = R ln 2 + ln sum, from which backward has
+   the probabilities 2^(score log2(e) - R) / sum to the last bit, as lse would not. No output overlaps anything.
    Row i attends to the keys j < length with i + offset - left <= j <= i + offset + right that the mask does not exclude;
    offset = 0 (aligned top-left) or k length - q length (bottom-right). Rows beyond their length are zero, lse -inf. */
 typedef enum { FA_MASK_NONE = 0, FA_MASK_BOOL, FA_MASK_ADD } fa_mask_kind;
@@ -55,7 +56,7 @@ typedef enum { FA_ATTENTION_FUSED = 0, FA_ATTENTION_BLAS } fa_attention_strategy
 typedef struct {
     fa_index B, H, Hk, Lq, Lk, D, Dv;
     const void *q, *k, *v;
-    void *out, *lse;
+    void *out, *lse, *reference, *sum;
     fa_index q_stride[3], k_stride[3], v_stride[3], out_stride[3];
     fa_mask_kind mask_kind;
     const void *mask;        /* uint8 (0: excluded) or the dtype (added; -inf: excluded) */

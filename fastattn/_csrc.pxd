@@ -92,6 +92,8 @@ cdef extern from "fastattn.h" nogil:
         const void *v
         void *out
         void *lse
+        void *reference
+        void *sum
         fa_index q_stride[3]
         fa_index k_stride[3]
         fa_index v_stride[3]

@@ -143,7 +143,7 @@ def attention(object q, object k, object v, object mask, object causal, object s
             result = new_out(&ao, shape, aq.dtype)
         set_strides(&ao, a.out_stride, head_axis)
         a.out = ao.data
-        a.lse = NULL
+        a.lse = a.reference = a.sum = NULL
         if return_lse:
             lse = new_out(&al, (a.B, a.H, a.Lq), aq.dtype)
             a.lse = al.data

@@ -17,7 +17,7 @@
 
    Strategy "blas" runs the two products of a block as BLAS calls on constant tiles of QUERY_TILE rows, padded. A row whose only
    block this is goes straight to `out`; otherwise its O is kept between blocks. */
-#include "ops.h"
+#include "attention.h"
 
 #include <math.h>
 #include <string.h>
@@ -27,7 +27,6 @@
 #define FEW_TILES 4                       /* so many tiles keep their state while blocks of keys pass by */
 #define HEADS_PER_THREAD 4                /* so many kv heads per thread are an even load */
 #define PACKED_BYTES ((fa_index)24 << 20) /* packed keys and values at a time in the third way, at least one head's */
-#define WIDE_HEAD 128                     /* larger heads take blocks of half as many keys */
 
 /* A group has met no keys yet and its O is undefined; or its sums are in O; or its result is out. */
 typedef enum { NOT_BEGUN = 0, BEGUN, FINISHED } group_progress;
@@ -66,45 +65,10 @@ typedef struct {
     int *nonfinite;
 } attention_call;
 
-static const real *query_row(const attention_call *c, fa_index b, fa_index h, fa_index i)
-{
-    const fa_attention_arguments *a = c->a;
-    return (const real *)a->q + b * a->q_stride[0] + h * a->q_stride[1] + i * a->q_stride[2];
-}
-static const real *key_row(const attention_call *c, fa_index b, fa_index h, fa_index j)
-{
-    const fa_attention_arguments *a = c->a;
-    return (const real *)a->k + b * a->k_stride[0] + h * a->k_stride[1] + j * a->k_stride[2];
-}
-static const real *value_row(const attention_call *c, fa_index b, fa_index h, fa_index j)
-{
-    const fa_attention_arguments *a = c->a;
-    return (const real *)a->v + b * a->v_stride[0] + h * a->v_stride[1] + j * a->v_stride[2];
-}
-static real *output_row(const attention_call *c, fa_index b, fa_index h, fa_index i)
-{
-    const fa_attention_arguments *a = c->a;
-    return (real *)a->out + b * a->out_stride[0] + h * a->out_stride[1] + i * a->out_stride[2];
-}
 static fa_index rows_of_group(const attention_call *c)
 {
     return c->a->strategy == FA_ATTENTION_BLAS ? QUERY_TILE : c->group_rows;
 }
-static fa_index query_length(const fa_attention_arguments *a, fa_index b) { return a->q_lengths ? a->q_lengths[b] : a->Lq; }
-static fa_index key_length(const fa_attention_arguments *a, fa_index b) { return a->k_lengths ? a->k_lengths[b] : a->Lk; }
-
-/* The keys [*begin, *end) that row i of batch b attends to, by position alone. */
-static void key_range(const fa_attention_arguments *a, fa_index b, fa_index i, fa_index *begin, fa_index *end)
-{
-    const fa_index keys = key_length(a, b), queries = query_length(a, b);
-    const fa_index diagonal = i + (a->bottom_right ? keys - queries : 0);
-    *begin = 0;
-    *end = i < queries ? keys : 0;
-    if (a->left != FA_UNBOUNDED) *begin = fa_max(0, diagonal - a->left);
-    if (a->right != FA_UNBOUNDED) *end = fa_min(*end, diagonal + a->right + 1);
-    if (*end <= *begin) *begin = *end = 0;
-}
-
 /* Rows [*first, *first + *rows) of part `i` when `size` is cut evenly into parts of at most `most`. */
 static void deal(fa_index size, fa_index most, fa_index i, fa_index *first, fa_index *rows)
 {
@@ -125,11 +89,40 @@ static void rows_of_tile(const fa_attention_arguments *a, fa_index tile, fa_inde
     }
 }
 
+void OP(attention_apply_mask)(const fa_attention_arguments *a, const fa_kernels *k, real *scores, real *copy, fa_index b,
+                              fa_index h, fa_index i0, fa_index j0, fa_index rows, const fa_index *begin, const fa_index *end)
+{
+    const fa_index *stride = a->mask_stride, at = b * stride[0] + h * stride[1] + i0 * stride[2] + j0 * stride[3];
+    const fa_index ldcopy = k->sizes.attention_stride;
+    if (a->mask_kind == FA_MASK_BOOL) {
+        const uint8_t *mask = (const uint8_t *)a->mask + at;
+        fa_index ld = stride[2];
+        if (stride[3] != 1) {
+            uint8_t *bytes = (uint8_t *)copy;
+            for (fa_index r = 0; r < rows; r++)
+                for (fa_index j = begin[r]; j < end[r]; j++) bytes[r * ldcopy + j] = mask[r * stride[2] + j * stride[3]];
+            mask = bytes;
+            ld = ldcopy;
+        }
+        k->attention_mask_bool(scores, rows, begin, end, mask, ld);
+    } else if (a->mask_kind == FA_MASK_ADD) {
+        const real *mask = (const real *)a->mask + at;
+        fa_index ld = stride[2];
+        if (stride[3] != 1) {
+            for (fa_index r = 0; r < rows; r++)
+                for (fa_index j = begin[r]; j < end[r]; j++) copy[r * ldcopy + j] = mask[r * stride[2] + j * stride[3]];
+            mask = copy;
+            ld = ldcopy;
+        }
+        k->attention_mask_add(scores, rows, begin, end, mask, ld);
+    }
+}
+
 static void pack_block(const attention_call *c, fa_index b, fa_index hk, fa_index j, real *dst, int *nonfinite)
 {
     const fa_attention_arguments *a = c->a;
     const fa_index first = j * c->block, keys = fa_min(c->block, a->Lk - first);
-    const real *k = key_row(c, b, hk, first), *v = value_row(c, b, hk, first);
+    const real *k = key_row(a, b, hk, first), *v = value_row(a, b, hk, first);
     if (a->strategy == FA_ATTENTION_BLAS) {
         /* Whole tiles for BLAS: the keys that are missing are zeros. */
         memset(dst, 0, (size_t)(c->key_size + c->value_size) * sizeof(real));
@@ -155,10 +148,10 @@ static void start_tile(const attention_call *c, tile_state *s, fa_index b, fa_in
         memset(s->o, 0, (size_t)(QUERY_TILE * c->ldo) * sizeof(real));
         memset(s->queries, 0, (size_t)(QUERY_TILE * a->D) * sizeof(real));
         for (fa_index r = 0; r < rows; r++)
-            memcpy(s->queries + r * a->D, query_row(c, b, h, first + r), (size_t)a->D * sizeof(real));
+            memcpy(s->queries + r * a->D, query_row(a, b, h, first + r), (size_t)a->D * sizeof(real));
         return;
     }
-    c->kernels->attention_scale_queries(s->queries, c->query_slice, query_row(c, b, h, first), a->q_stride[2], rows, a->D,
+    c->kernels->attention_scale_queries(s->queries, c->query_slice, query_row(a, b, h, first), a->q_stride[2], rows, a->D,
                                         c->scale_high, c->scale_low);
 }
 
@@ -171,41 +164,13 @@ static void finish_tile(const attention_call *c, const tile_state *s, fa_index b
     for (fa_index g = 0; g * most < rows; g++) {
         fa_index r, n;
         deal(rows, most, g, &r, &n);
-        real *out = s->progress[g] == FINISHED ? NULL : output_row(c, b, h, first + r);
-        real *lse = a->lse ? (real *)a->lse + (b * a->H + h) * a->Lq + first + r : NULL;
+        real *out = s->progress[g] == FINISHED ? NULL : output_row(a, b, h, first + r);
+        const fa_index row = (b * a->H + h) * a->Lq + first + r;
+        real *lse = a->lse ? (real *)a->lse + row : NULL;
         c->kernels->attention_finish(out, a->out_stride[2], s->o + r * c->ldo, c->ldo, n, a->Dv, s->reference + r, s->sum + r,
                                      lse);
-    }
-}
-
-/* Applies the user's mask to the scores of `rows` rows from query i0 and key j0 on. */
-static void apply_mask(const attention_call *c, real *scores, real *copy, fa_index b, fa_index h, fa_index i0, fa_index j0,
-                       fa_index rows, const fa_index *begin, const fa_index *end)
-{
-    const fa_attention_arguments *a = c->a;
-    const fa_index *stride = a->mask_stride, at = b * stride[0] + h * stride[1] + i0 * stride[2] + j0 * stride[3];
-    const fa_index ldcopy = c->kernels->sizes.attention_stride;
-    if (a->mask_kind == FA_MASK_BOOL) {
-        const uint8_t *mask = (const uint8_t *)a->mask + at;
-        fa_index ld = stride[2];
-        if (stride[3] != 1) {
-            uint8_t *bytes = (uint8_t *)copy;
-            for (fa_index r = 0; r < rows; r++)
-                for (fa_index j = begin[r]; j < end[r]; j++) bytes[r * ldcopy + j] = mask[r * stride[2] + j * stride[3]];
-            mask = bytes;
-            ld = ldcopy;
-        }
-        c->kernels->attention_mask_bool(scores, rows, begin, end, mask, ld);
-    } else if (a->mask_kind == FA_MASK_ADD) {
-        const real *mask = (const real *)a->mask + at;
-        fa_index ld = stride[2];
-        if (stride[3] != 1) {
-            for (fa_index r = 0; r < rows; r++)
-                for (fa_index j = begin[r]; j < end[r]; j++) copy[r * ldcopy + j] = mask[r * stride[2] + j * stride[3]];
-            mask = copy;
-            ld = ldcopy;
-        }
-        c->kernels->attention_mask_add(scores, rows, begin, end, mask, ld);
+        if (a->reference) memcpy((real *)a->reference + row, s->reference + r, (size_t)n * sizeof(real));
+        if (a->sum) memcpy((real *)a->sum + row, s->sum + r, (size_t)n * sizeof(real));
     }
 }
 
@@ -221,16 +186,10 @@ static void attend(const attention_call *c, const worker_scratch *w, tile_state 
     fa_index tile_first, tile_rows;
     rows_of_tile(a, tile, &tile_first, &tile_rows);
     for (fa_index g = 0; g * most < tile_rows; g++) {
-        fa_index begin[QUERY_TILE], end[QUERY_TILE], first, rows, attended = 0;
+        fa_index begin[QUERY_TILE], end[QUERY_TILE], first, rows;
         real alpha[QUERY_TILE];
         deal(tile_rows, most, g, &first, &rows);
-        for (fa_index r = 0; r < rows; r++) {
-            key_range(a, b, tile_first + first + r, &begin[r], &end[r]);
-            begin[r] = fa_min(keys, fa_max(0, begin[r] - j0));
-            end[r] = fa_max(begin[r], fa_min(keys, end[r] - j0));
-            attended += end[r] - begin[r];
-        }
-        if (!attended) continue;
+        if (!block_ranges(a, b, tile_first + first, rows, j0, keys, begin, end)) continue;
         real *o = s->o + first * c->ldo;
         if (blas)
             blas_gemm(1, QUERY_TILE, c->block, a->D, c->scale_high, s->queries, fa_max(1, a->D), block->keys, fa_max(1, a->D), 0,
@@ -239,14 +198,14 @@ static void attend(const attention_call *c, const worker_scratch *w, tile_state 
             k->attention_scores(w->scores, s->queries + first * k->sizes.query_stride, c->query_slice, rows, block->keys, keys,
                                 begin, end, a->D);
         if (blas) k->attention_plain_scores(w->scores, rows, begin, end);
-        apply_mask(c, w->scores, w->mask, b, h, tile_first + first, j0, rows, begin, end);
+        OP(attention_apply_mask)(a, k, w->scores, w->mask, b, h, tile_first + first, j0, rows, begin, end);
         if (block->nonfinite) memcpy(w->unmasked, w->scores, (size_t)(rows * stride) * sizeof(real));
         k->attention_softmax(w->scores, rows, begin, end, blas ? c->block : 0, s->reference + first, s->sum + first, alpha);
         if (blas) {
             k->attention_scale_rows(o, c->ldo, rows, a->Dv, alpha);
             blas_gemm(0, QUERY_TILE, c->ldo, c->block, 1, w->scores, stride, block->values, c->ldo, 1, o, c->ldo);
         } else if (only && !block->nonfinite) {
-            k->attention_values(output_row(c, b, h, tile_first + first), a->out_stride[2], NULL, 0, w->scores, rows,
+            k->attention_values(output_row(a, b, h, tile_first + first), a->out_stride[2], NULL, 0, w->scores, rows,
                                 block->values, keys, begin, end, a->Dv, alpha, s->sum + first);
             s->progress[g] = FINISHED;
         } else {
@@ -255,20 +214,9 @@ static void attend(const attention_call *c, const worker_scratch *w, tile_state 
             s->progress[g] = BEGUN;
         }
         if (block->nonfinite)
-            k->attention_patch_values(o, c->ldo, w->scores, w->unmasked, rows, begin, end, value_row(c, b, h / c->group, j0),
+            k->attention_patch_values(o, c->ldo, w->scores, w->unmasked, rows, begin, end, value_row(a, b, h / c->group, j0),
                                       a->v_stride[2], a->Dv);
     }
-}
-
-/* The blocks [*first, *end) that some row of batch b can attend to, by position. */
-static void head_blocks(const attention_call *c, fa_index b, fa_index *first, fa_index *end)
-{
-    const fa_attention_arguments *a = c->a;
-    const fa_index keys = key_length(a, b), queries = query_length(a, b), offset = a->bottom_right ? keys - queries : 0;
-    const fa_index lowest = a->left == FA_UNBOUNDED ? 0 : fa_max(0, offset - a->left);
-    const fa_index highest = a->right == FA_UNBOUNDED ? keys : fa_min(keys, queries + offset + a->right);
-    *first = lowest / c->block;
-    *end = queries > 0 && highest > lowest ? fa_ceil_div(highest, c->block) : *first;
 }
 
 static fa_index block_size(const attention_call *c) { return c->key_size + c->value_size; }
@@ -285,7 +233,7 @@ static void passing_blocks(void *context, fa_index i, int worker)
     worker_scratch *w = &c->worker[worker];
     const fa_index b = i / c->a->Hk, hk = i % c->a->Hk, n = c->tiles * c->group;
     fa_index first, end;
-    head_blocks(c, b, &first, &end);
+    head_blocks(c->a, c->block, b, &first, &end);
     for (fa_index t = 0; t < n; t++) start_tile(c, &w->state[t], b, hk * c->group + t / c->tiles, t % c->tiles);
     for (fa_index j = first; j < end; j++) {
         key_block block = packed_block(c, w->packed, 0);
@@ -301,7 +249,7 @@ static void whole_tile(const attention_call *c, const worker_scratch *w, real *p
 {
     tile_state state = w->state[0];
     fa_index first, end;
-    head_blocks(c, b, &first, &end);
+    head_blocks(c->a, c->block, b, &first, &end);
     start_tile(c, &state, b, h, tile);
     for (fa_index j = first; j < end; j++) {
         const key_block block = packed_block(c, packed + j * block_size(c), nonfinite[j]);
@@ -318,7 +266,7 @@ static void packed_head(void *context, fa_index i, int worker)
     const fa_index b = i / c->a->Hk, hk = i % c->a->Hk;
     int *nonfinite = c->nonfinite + worker * c->blocks;
     fa_index first, end;
-    head_blocks(c, b, &first, &end);
+    head_blocks(c->a, c->block, b, &first, &end);
     for (fa_index j = first; j < end; j++) pack_block(c, b, hk, j, w->packed + j * block_size(c), &nonfinite[j]);
     for (fa_index t = 0; t < c->tiles * c->group; t++)
         whole_tile(c, w, w->packed, nonfinite, b, hk * c->group + t / c->tiles, t % c->tiles);
