@@ -78,17 +78,27 @@ fa_status fa_attention_forward(fa_dtype dtype, const fa_attention_arguments *a);
 typedef enum { FA_RNN = 0, FA_LSTM, FA_GRU, FA_GRU_RESET_BEFORE } fa_cell;
 typedef struct {
     fa_cell cell;
-    fa_activation activation; /* of FA_RNN: FA_TANH, FA_RELU, FA_SIGMOID */
-    fa_index T, B, I, H;
+    fa_index I, H;
+    const void *w_ih, *w_hh; /* [G H, I], [G H, H] contiguous */
+    const void *b_ih, *b_hh; /* [G H] or NULL */
+    const void *peephole;    /* [3, H] rows i, f, o, or NULL; FA_LSTM only */
+} fa_recurrent_weights;
+/* Weights packed beforehand, under the ISA `isa` whose layout the buffer then has. It starts at a multiple of 64 bytes. */
+size_t fa_recurrent_packed_bytes(fa_dtype dtype, fa_isa isa, const fa_recurrent_weights *w);
+fa_status fa_recurrent_pack(fa_dtype dtype, fa_isa isa, void *packed, const fa_recurrent_weights *w);
+
+typedef struct {
+    fa_recurrent_weights weights; /* of its arrays only whether there is a peephole counts when `packed` is given */
+    const void *packed;           /* from fa_recurrent_pack, or NULL */
+    fa_isa isa;                   /* of `packed` */
+    fa_activation activation;     /* of FA_RNN: FA_TANH, FA_RELU, FA_SIGMOID */
+    fa_index T, B;
     const void *x;
     fa_index x_stride[2];
     void *y;
     fa_index y_stride[2];
     const void *h0, *c0;
     void *h_out, *c_out;
-    const void *w_ih, *w_hh; /* [G H, I], [G H, H] contiguous */
-    const void *b_ih, *b_hh; /* [G H] or NULL */
-    const void *peephole;    /* [3, H] rows i, f, o, or NULL; FA_LSTM only */
     const fa_index *lengths; /* [B] in 0..T, or NULL */
     int reverse;
 } fa_recurrent_arguments;

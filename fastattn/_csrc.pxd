@@ -116,10 +116,24 @@ cdef extern from "fastattn.h" nogil:
         FA_GRU
         FA_GRU_RESET_BEFORE
 
-    ctypedef struct fa_recurrent_arguments:
+    ctypedef struct fa_recurrent_weights:
         fa_cell cell
+        fa_index I, H
+        const void *w_ih
+        const void *w_hh
+        const void *b_ih
+        const void *b_hh
+        const void *peephole
+
+    size_t fa_recurrent_packed_bytes(fa_dtype dtype, fa_isa isa, const fa_recurrent_weights *w)
+    fa_status fa_recurrent_pack(fa_dtype dtype, fa_isa isa, void *packed, const fa_recurrent_weights *w)
+
+    ctypedef struct fa_recurrent_arguments:
+        fa_recurrent_weights weights
+        const void *packed
+        fa_isa isa
         fa_activation activation
-        fa_index T, B, I, H
+        fa_index T, B
         const void *x
         fa_index x_stride[2]
         void *y
@@ -128,11 +142,6 @@ cdef extern from "fastattn.h" nogil:
         const void *c0
         void *h_out
         void *c_out
-        const void *w_ih
-        const void *w_hh
-        const void *b_ih
-        const void *b_hh
-        const void *peephole
         const fa_index *lengths
         int reverse
 

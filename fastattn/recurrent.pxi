@@ -36,23 +36,24 @@ def recurrent_layer(str op, str cell, str nonlinearity, object x, object h0, obj
         ay.held = True
         if not fill(&ay) or ay.ndim != 3:
             raise AssertionError("y must be an output array of fastattn's own")
-        a.T, a.B, a.I, a.H = ax.shape[0], ax.shape[1], ax.shape[2], ay.shape[2]
-        a.cell, gates = CELLS[cell]
-        rows = gates * a.H
+        a.T, a.B, a.weights.I, a.weights.H = ax.shape[0], ax.shape[1], ax.shape[2], ay.shape[2]
+        a.packed = NULL
+        a.weights.cell, gates = CELLS[cell]
+        rows = gates * a.weights.H
         a.activation = NONLINEARITIES[nonlinearity]
         for kind in ("weight_ih", "weight_hh"):
             if weights[kind] is None:
                 raise wrong_type(op, names[kind], None)
-        a.w_ih = acquire_weight(&w_ih, weights["weight_ih"], (rows, a.I), ax.dtype, op, names["weight_ih"])
-        a.w_hh = acquire_weight(&w_hh, weights["weight_hh"], (rows, a.H), ax.dtype, op, names["weight_hh"])
-        a.b_ih = acquire_weight(&b_ih, weights["bias_ih"], (rows,), ax.dtype, op, names["bias_ih"])
-        a.b_hh = acquire_weight(&b_hh, weights["bias_hh"], (rows,), ax.dtype, op, names["bias_hh"])
-        a.peephole = acquire_weight(&peephole, weights["peephole"], (3, a.H), ax.dtype, op, names["peephole"])
-        a.h0 = acquire_weight(&ah, h0, (a.B, a.H), ax.dtype, op, "h")
-        a.c0 = acquire_weight(&ac, c0, (a.B, a.H), ax.dtype, op, "c")
-        h = new_out(&h_out, (a.B, a.H), ax.dtype)
+        a.weights.w_ih = acquire_weight(&w_ih, weights["weight_ih"], (rows, a.weights.I), ax.dtype, op, names["weight_ih"])
+        a.weights.w_hh = acquire_weight(&w_hh, weights["weight_hh"], (rows, a.weights.H), ax.dtype, op, names["weight_hh"])
+        a.weights.b_ih = acquire_weight(&b_ih, weights["bias_ih"], (rows,), ax.dtype, op, names["bias_ih"])
+        a.weights.b_hh = acquire_weight(&b_hh, weights["bias_hh"], (rows,), ax.dtype, op, names["bias_hh"])
+        a.weights.peephole = acquire_weight(&peephole, weights["peephole"], (3, a.weights.H), ax.dtype, op, names["peephole"])
+        a.h0 = acquire_weight(&ah, h0, (a.B, a.weights.H), ax.dtype, op, "h")
+        a.c0 = acquire_weight(&ac, c0, (a.B, a.weights.H), ax.dtype, op, "c")
+        h = new_out(&h_out, (a.B, a.weights.H), ax.dtype)
         if cell == "lstm":
-            c = new_out(&c_out, (a.B, a.H), ax.dtype)
+            c = new_out(&c_out, (a.B, a.weights.H), ax.dtype)
         a.x, a.y, a.h_out, a.c_out = ax.data, ay.data, h_out.data, c_out.data if c is not None else NULL
         a.x_stride[0], a.x_stride[1] = ax.stride[0], ax.stride[1]
         a.y_stride[0], a.y_stride[1] = ay.stride[0], ay.stride[1]

@@ -1,0 +1,44 @@
+/* One layer and direction of a recurrent network: its geometry, and its packed weights.
+
+   A panel holds all gates of VL units (two vectors of units for the plain cell) side by side, so that what comes out of the
+   products is all that the cell needs for those units. */
+#ifndef FA_OPS_RECURRENT_H
+#define FA_OPS_RECURRENT_H
+
+#include "ops.h"
+
+typedef struct {
+    int gates;            /* rows of w per unit */
+    int unit_vectors;     /* vectors of units in a panel */
+    int width_x, width_h; /* vectors in a panel of w_ih and w_hh */
+    int nv_x, nv_h;       /* the same in one product: a panel is one or two of them side by side */
+    int bias_vectors;     /* vectors of bias for a panel */
+    int state_cell;       /* has c */
+} cell_shape;
+
+typedef struct {
+    const fa_kernels *kernels;
+    const cell_shape *shape;
+    fa_cell cell;
+    fa_index I, H, lanes, panels, panel_units;
+    fa_index ld;                     /* row stride of the state: H padded to whole panels */
+    fa_index Ip, Hp;                 /* I, H padded to tile_k */
+    fa_index size_x, size_h, size_n; /* of a packed panel */
+} recurrent_layer;
+
+typedef struct {
+    real *w_ih, *w_hh, *w_hn;
+    real *bias, *peephole;
+} packed_weights;
+
+recurrent_layer OP(recurrent_layer)(const fa_kernels *k, const fa_recurrent_weights *w);
+/* Gives out the packed weights from `plan`; see arena. */
+packed_weights OP(recurrent_plan)(const recurrent_layer *g, arena *plan, int peephole);
+void OP(recurrent_fill)(const recurrent_layer *g, const packed_weights *packed, const fa_recurrent_weights *w);
+
+FA_INLINE fa_index units_of_panel(const recurrent_layer *g, fa_index panel)
+{
+    return fa_min(g->panel_units, g->H - panel * g->panel_units);
+}
+
+#endif
