@@ -102,6 +102,8 @@ typedef struct {
     const fa_index *lengths; /* [B] in 0..T, or NULL */
     int reverse;
 } fa_recurrent_arguments;
-fa_status fa_recurrent_forward(fa_dtype dtype, const fa_recurrent_arguments *a);
+/* Layers and directions in one call: a[layer * directions + direction], all of one T, B, cell and lengths; the x of a layer is the y
+   of the one below (y of two directions side by side). Every second direction is `reverse`. */
+fa_status fa_recurrent_forward(fa_dtype dtype, const fa_recurrent_arguments *a, fa_index layers, fa_index directions);
 
 #endif

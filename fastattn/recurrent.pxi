@@ -60,7 +60,7 @@ def recurrent_layer(str op, str cell, str nonlinearity, object x, object h0, obj
         a.lengths = index_pointer(lengths)
         a.reverse = reverse
         with nogil:
-            status = fa_recurrent_forward(<fa_dtype>ax.dtype, &a)
+            status = fa_recurrent_forward(<fa_dtype>ax.dtype, &a, 1, 1)
         raise_status(status, op)
     finally:
         release(&ax)

@@ -68,4 +68,7 @@ fa_status fa_recurrent_pack(fa_dtype dtype, fa_isa isa, void *packed, const fa_r
     BY_DTYPE(recurrent_pack, isa, packed, w);
 }
 
-fa_status fa_recurrent_forward(fa_dtype dtype, const fa_recurrent_arguments *a) { BY_DTYPE(recurrent_forward, a); }
+fa_status fa_recurrent_forward(fa_dtype dtype, const fa_recurrent_arguments *a, fa_index layers, fa_index directions)
+{
+    BY_DTYPE(recurrent_forward, a, layers, directions);
+}

@@ -1,0 +1,37 @@
+/* A lane: one layer and direction over the sequences of a call. recurrent_stack.c decides who runs which part of it when. */
+#ifndef FA_OPS_RECURRENT_LANE_H
+#define FA_OPS_RECURRENT_LANE_H
+
+#include "recurrent.h"
+
+/* A row of the state: which sequence it belongs to. Slots are sorted by falling length; all lanes of a call share them. */
+typedef struct {
+    fa_index length, sequence;
+} slot;
+
+typedef struct {
+    const fa_recurrent_arguments *a;
+    recurrent_layer g;
+    packed_weights w;
+    const slot *slots;
+    real *h[2], *c, *reset_h, *update; /* [B, ld], row i for slot i */
+} recurrent_lane;
+
+/* A member's part of a lane. With a barrier it is a slice of the panels, and all members meet at it after each step (twice for a GRU
+   with reset before the product); without, every members-th sequence, and they never meet. */
+typedef struct {
+    int member, members;
+    fa_team_barrier *barrier;
+} lane_share;
+
+/* Gives out the lane's state, and its packed weights unless the caller has them. */
+void OP(lane_plan)(recurrent_lane *c, arena *plan);
+/* Initial state and packed weights. */
+void OP(lane_start)(recurrent_lane *c);
+/* Scratch of a share, and its steps [step, end). No step depends on where a run was cut. */
+size_t OP(lane_work_bytes)(const recurrent_lane *c, lane_share share);
+void OP(lane_run)(const recurrent_lane *c, lane_share share, char *scratch, fa_index step, fa_index end);
+/* The final state of slot i, and zeros behind the end of its sequence. */
+void OP(lane_finish)(const recurrent_lane *c, fa_index i);
+
+#endif
