@@ -8,12 +8,22 @@
 """
 
 from fastattn import config
-from fastattn._core import PackedLinear
+from fastattn._core import PackedLinear, RecurrentWeights
 from fastattn.config import get_num_threads, num_threads, set_num_threads, show_config
 from fastattn.functional.attention import attention
 from fastattn.functional.elementwise import exp, gelu, relu, sigmoid, silu, tanh
 from fastattn.functional.linear import linear, pack_linear
-from fastattn.functional.recurrent import gru, gru_cell, lstm, lstm_cell, rnn, rnn_cell
+from fastattn.functional.recurrent import (
+    gru,
+    gru_cell,
+    lstm,
+    lstm_cell,
+    pack_gru,
+    pack_lstm,
+    pack_rnn,
+    rnn,
+    rnn_cell,
+)
 from fastattn.functional.rows import (
     log_softmax,
     log_softmax_backward,
@@ -27,6 +37,7 @@ __version__ = config.version
 
 __all__ = [
     "PackedLinear",
+    "RecurrentWeights",
     "attention",
     "config",
     "exp",
@@ -41,7 +52,10 @@ __all__ = [
     "lstm",
     "lstm_cell",
     "num_threads",
+    "pack_gru",
     "pack_linear",
+    "pack_lstm",
+    "pack_rnn",
     "relu",
     "rnn",
     "rnn_cell",

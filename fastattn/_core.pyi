@@ -1,7 +1,6 @@
 """Types of the compiled module. Private: fastattn.functional and fastattn.config say what each function does."""
 
-from collections.abc import Mapping
-from typing import Any, NoReturn, final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -37,8 +36,6 @@ def softmax_backward_rows(log: bool, dy: ArrayLike, y: ArrayLike, scale: float, 
 @final
 class PackedLinear:
     def __init__(self, *args: object, **kwargs: object) -> None: ...  # raises TypeError: pack_linear makes them
-    def __reduce_cython__(self) -> NoReturn: ...
-    def __setstate_cython__(self, __pyx_state: object) -> NoReturn: ...
     @property
     def shape(self) -> tuple[int, int]: ...
     @property
@@ -75,20 +72,53 @@ def attention(
 ) -> Any: ...
 
 # ---- recurrent.pxi ----
-# (h, c), c None but for "lstm".
-def recurrent_layer(
+@final
+class RecurrentWeights:
+    def __init__(self, *args: object, **kwargs: object) -> None: ...  # raises TypeError: pack_rnn and others make them
+    cell: str
+    layers: int
+    directions: int
+    input_size: int
+    hidden_size: int
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def isa(self) -> str | None: ...
+    @property
+    def nbytes(self) -> int: ...
+
+def recurrent_weights(
     op: str,
     cell: str,
+    lanes: list[dict[str, Any]],
+    names: list[dict[str, str]],
+    directions: int,
+    input_size: int,
+    dtype: np.dtype[Any] | None,
+) -> RecurrentWeights: ...
+def pack_recurrent(weights: RecurrentWeights) -> RecurrentWeights: ...
+
+# (h, c), c None but for "lstm".
+def recurrent(
+    op: str,
+    w: RecurrentWeights,
     nonlinearity: str,
     x: NDArray[Any],
     h0: ArrayLike | None,
     c0: ArrayLike | None,
-    weights: Mapping[str, Any],
-    names: Mapping[str, str],
     lengths: NDArray[np.int64] | None,
-    reverse: bool,
-    y: NDArray[Any],
+    ys: list[NDArray[Any]],
 ) -> tuple[NDArray[Any], Any]: ...
+def recurrent_step(
+    op: str,
+    w: RecurrentWeights,
+    nonlinearity: str,
+    x: NDArray[Any],
+    h0: NDArray[Any],
+    c0: NDArray[Any] | None,
+    h_out: NDArray[Any],
+    c_out: NDArray[Any] | None,
+) -> None: ...
 def checked_lengths(
     lengths: ArrayLike | None, batch: int, longest: int, op: str, name: str
 ) -> NDArray[np.int64] | None: ...

@@ -6,6 +6,7 @@ Private: import fastattn instead. arrays.pxi has the checks and their messages, 
 
 import numpy as np
 
+cimport cython
 from cpython.buffer cimport (
     PyBUF_FORMAT,
     PyBUF_STRIDES,
@@ -15,6 +16,7 @@ from cpython.buffer cimport (
 )
 from libc.math cimport isfinite, sqrt
 from libc.stdint cimport uintptr_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp
 
 from fastattn._csrc cimport *

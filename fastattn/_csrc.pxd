@@ -145,4 +145,5 @@ cdef extern from "fastattn.h" nogil:
         const fa_index *lengths
         int reverse
 
-    fa_status fa_recurrent_forward(fa_dtype dtype, const fa_recurrent_arguments *a, fa_index layers, fa_index directions)
+    fa_status fa_recurrent_forward(fa_dtype dtype, const fa_recurrent_arguments *a, fa_index layers,
+                                   fa_index directions)

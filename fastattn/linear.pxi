@@ -7,6 +7,7 @@ cdef dict ACTIVATIONS = {
 }
 
 
+@cython.auto_pickle(False)
 cdef class PackedLinear:
     """Weights of a linear layer in the layout of the kernels, from fastattn.pack_linear. Read-only; keeps to the ISA it
     was packed for."""
@@ -38,7 +39,7 @@ cdef class PackedLinear:
         return self.buffer.nbytes
 
     def __repr__(self):
-        return f"<PackedLinear {self.N} x {self.K} {self.dtype} for {self.isa}>"
+        return f"<PackedLinear {self.N} x {self.K} {self.dtype} for {text(fa_isa_name(self.isa))}>"
 
 
 def pack_linear(object weight, object dtype):

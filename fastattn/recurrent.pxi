@@ -1,80 +1,285 @@
-# One layer and direction of a recurrent network.
+# Recurrent networks: the weights of a stack of layers and directions, as they are or packed, and calls with them.
 
-cdef dict CELLS = {"rnn": (FA_RNN, 1), "lstm": (FA_LSTM, 4), "gru": (FA_GRU, 3),
-                   "gru_reset_before": (FA_GRU_RESET_BEFORE, 3)}
+cdef dict CELLS = {"rnn": FA_RNN, "lstm": FA_LSTM, "gru": FA_GRU, "gru_reset_before": FA_GRU_RESET_BEFORE}
+cdef dict CELL_GATES = {"rnn": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
 cdef dict NONLINEARITIES = {"tanh": FA_TANH, "relu": FA_RELU, "sigmoid": FA_SIGMOID}
 
+cdef enum:
+    MOST_LANES = 16  # layers times directions whose arguments lie on the stack
 
-cdef char *acquire_weight(Array *a, object value, tuple shape, int dtype, str op, str name) except? NULL:
-    """Contiguous data of an optional weight, NULL for None; the shape is checked."""
-    a.held = False
+
+@cython.auto_pickle(False)
+@cython.final
+cdef class RecurrentWeights:
+    """The weights of layers times directions: `arguments` holds them, and what a call does not change.
+
+    Arrays stay where the caller has them, or are packed into a buffer for one instruction set (`packed`).
+    """
+
+    cdef fa_recurrent_arguments *lane  # [layers * directions]
+    cdef list held  # what the pointers point into
+    cdef int dtype_code
+    cdef bint is_packed
+    cdef readonly str cell
+    cdef readonly Py_ssize_t layers, directions, input_size, hidden_size
+
+    def __init__(self):
+        raise TypeError("packed weights come from fastattn.pack_rnn, pack_gru and pack_lstm")
+
+    def __dealloc__(self):
+        free(self.lane)
+
+    @property
+    def dtype(self):
+        return DTYPES[self.dtype_code]
+
+    @property
+    def isa(self):
+        """The instruction set of the packed layout; None when not packed."""
+        return text(fa_isa_name(self.lane[0].isa)) if self.is_packed else None
+
+    @property
+    def nbytes(self):
+        return sum([array.nbytes for array in self.held])
+
+    def __repr__(self):
+        return (f"<packed {self.cell}, {self.layers} x {self.directions}, {self.input_size} to {self.hidden_size}, "
+                f"{self.dtype}, for {self.isa}>")
+
+
+cdef RecurrentWeights new_weights(str cell, Py_ssize_t layers, Py_ssize_t directions, Py_ssize_t input_size,
+                                  Py_ssize_t hidden_size, int dtype):
+    cdef RecurrentWeights w = RecurrentWeights.__new__(RecurrentWeights)
+    w.cell, w.layers, w.directions = cell, layers, directions
+    w.input_size, w.hidden_size, w.dtype_code = input_size, hidden_size, dtype
+    w.held = []
+    w.lane = <fa_recurrent_arguments *>calloc(layers * directions, sizeof(fa_recurrent_arguments))
+    if w.lane == NULL:
+        raise MemoryError()
+    return w
+
+
+cdef const void *hold_weight(RecurrentWeights w, object value, tuple shape, str op, str name) except? NULL:
+    """Contiguous data of an optional weight, NULL for None; type and shape are checked."""
+    cdef Array a
     if value is None:
         return NULL
-    acquire_contiguous(a, value, op, name, len(shape), dtype)
+    value = as_ndarray(value, op, name)
+    if not (value.flags.c_contiguous and value.flags.aligned):
+        value = value.copy(order="C")
+    a.held = False
+    try:
+        acquire(&a, value, op, name, len(shape), w.dtype_code)
+        if shape_of(&a) != shape:
+            raise wrong_shape(op, name, f"have shape {shape}", f"shape {shape_of(&a)}")
+        w.held.append(value)
+        return a.data
+    finally:
+        release(&a)
+
+
+def recurrent_weights(str op, str cell, list lanes, list names, Py_ssize_t directions, Py_ssize_t input_size,
+                      object dtype):
+    """The weights of a call as they are. lanes: for each layer and direction a dict with weight_ih, weight_hh, bias_ih,
+    bias_hh, peephole (the last three may be None); `names`: the same with the names of messages. input_size < 0: that
+    of the first weight_ih."""
+    cdef Py_ssize_t i, gates = CELL_GATES[cell], columns, H
+    cdef RecurrentWeights w
+    cdef fa_recurrent_weights *into
+    for own, labels in zip(lanes, names):
+        for kind in ("weight_ih", "weight_hh"):
+            if own[kind] is None:
+                raise wrong_type(op, labels[kind], None)
+    first = checked_floats(lanes[0]["weight_hh"], op, names[0]["weight_hh"], 2)
+    H = first.shape[1]
+    if input_size < 0:
+        input_size = checked_floats(lanes[0]["weight_ih"], op, names[0]["weight_ih"], 2).shape[1]
+    w = new_weights(cell, len(lanes) // directions, directions, input_size, H,
+                    DTYPES.index(first.dtype if dtype is None else dtype))
+    for i in range(len(lanes)):
+        own, labels, into = lanes[i], names[i], &w.lane[i].weights
+        columns = input_size if i < directions else directions * H
+        into.cell, into.I, into.H = CELLS[cell], columns, H
+        into.w_ih = hold_weight(w, own["weight_ih"], (gates * H, columns), op, labels["weight_ih"])
+        into.w_hh = hold_weight(w, own["weight_hh"], (gates * H, H), op, labels["weight_hh"])
+        into.b_ih = hold_weight(w, own["bias_ih"], (gates * H,), op, labels["bias_ih"])
+        into.b_hh = hold_weight(w, own["bias_hh"], (gates * H,), op, labels["bias_hh"])
+        into.peephole = hold_weight(w, own["peephole"], (3, H), op, labels["peephole"])
+        w.lane[i].reverse = i % directions
+    return w
+
+
+def pack_recurrent(RecurrentWeights weights):
+    """The same weights in the layout of the kernels of the instruction set in force."""
+    cdef RecurrentWeights w = new_weights(weights.cell, weights.layers, weights.directions, weights.input_size,
+                                          weights.hidden_size, weights.dtype_code)
+    cdef fa_isa isa = fa_get_isa()
+    cdef fa_dtype dtype = <fa_dtype>weights.dtype_code
+    cdef fa_recurrent_weights *source
+    cdef uintptr_t address
+    cdef Py_ssize_t i
+    cdef size_t size
+    w.is_packed = True
+    for i in range(w.layers * w.directions):
+        source = &weights.lane[i].weights
+        size = fa_recurrent_packed_bytes(dtype, isa, source)
+        buffer = np.empty(size + 64, np.uint8)
+        w.held.append(buffer)
+        address = (<uintptr_t>buffer.ctypes.data + 63) // 64 * 64
+        w.lane[i] = weights.lane[i]
+        w.lane[i].packed = <const void *>address
+        w.lane[i].isa = isa
+        with nogil:
+            fa_recurrent_pack(dtype, isa, <void *>address, source)
+    return w
+
+
+cdef object acquire_state(Array *a, object value, tuple shape, RecurrentWeights w, str op, str name):
+    """Holds a state [layers * directions, B, H], or nothing for None: zeros."""
+    if value is None:
+        return
+    acquire_contiguous(a, value, op, name, len(shape), w.dtype_code)
     if shape_of(a) != shape:
         raise wrong_shape(op, name, f"have shape {shape}", f"shape {shape_of(a)}")
-    return a.data
 
 
-def recurrent_layer(str op, str cell, str nonlinearity, object x, object h0, object c0, dict weights, dict names,
-                    object lengths, bint reverse, object y):
-    """Runs x[T, B, I] through one layer in one direction into y[T, B, H], an array of ours with a contiguous last axis.
+cdef object set_lane(fa_recurrent_arguments *a, RecurrentWeights w, Py_ssize_t i, Array *h0, Array *c0, Array *h,
+                     Array *c):
+    """The weights and states of lane i, whose states are row i of those of the call."""
+    cdef Py_ssize_t at = i * h.shape[1] * h.shape[2] * h.view.itemsize
+    a[0] = w.lane[i]
+    a.h0 = h0.data + at if h0.held else NULL
+    a.c0 = c0.data + at if c0.held else NULL
+    a.h_out = h.data + at
+    a.c_out = c.data + at if c.held else NULL
 
-    `weights` holds weight_ih, weight_hh, bias_ih, bias_hh, peephole (the last three may be None); `names` are theirs in
-    messages. lengths: int64 [B] from checked_lengths, or None. Returns (h, c); c is None but for lstm.
-    """
-    cdef Array ax, ay, ah, ac, w_ih, w_hh, b_ih, b_hh, peephole, h_out, c_out
-    cdef fa_recurrent_arguments a
+
+def recurrent(str op, RecurrentWeights w, str nonlinearity, object x, object h0, object c0, object lengths, list ys):
+    """Runs x[T, B, I] through all layers; ys are arrays of ours with a contiguous last axis, [T, B, directions * H],
+    one for each layer. lengths: int64 [B] from checked_lengths, or None. Returns (h, c); c is None but for lstm."""
+    cdef Array ax, ay, ah, ac, h_out, c_out
+    cdef fa_recurrent_arguments few[MOST_LANES]
+    cdef fa_recurrent_arguments *lane = few
+    cdef fa_recurrent_arguments *a
     cdef fa_status status
-    cdef Py_ssize_t rows
+    cdef Py_ssize_t i, lanes = w.layers * w.directions, item
     cdef object h, c = None
-    ax.held = ay.held = ah.held = ac.held = w_ih.held = w_hh.held = b_ih.held = b_hh.held = peephole.held = False
-    h_out.held = c_out.held = False
+    ax.held = ay.held = ah.held = ac.held = h_out.held = c_out.held = False
+    if lanes > MOST_LANES:
+        lane = <fa_recurrent_arguments *>calloc(lanes, sizeof(fa_recurrent_arguments))
+        if lane == NULL:
+            raise MemoryError()
     try:
-        acquire(&ax, x, op, "x", 3)
-        PyObject_GetBuffer(y, &ay.view, PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE)
-        ay.held = True
-        if not fill(&ay) or ay.ndim != 3:
-            raise AssertionError("y must be an output array of fastattn's own")
-        a.T, a.B, a.weights.I, a.weights.H = ax.shape[0], ax.shape[1], ax.shape[2], ay.shape[2]
-        a.packed = NULL
-        a.weights.cell, gates = CELLS[cell]
-        rows = gates * a.weights.H
-        a.activation = NONLINEARITIES[nonlinearity]
-        for kind in ("weight_ih", "weight_hh"):
-            if weights[kind] is None:
-                raise wrong_type(op, names[kind], None)
-        a.weights.w_ih = acquire_weight(&w_ih, weights["weight_ih"], (rows, a.weights.I), ax.dtype, op, names["weight_ih"])
-        a.weights.w_hh = acquire_weight(&w_hh, weights["weight_hh"], (rows, a.weights.H), ax.dtype, op, names["weight_hh"])
-        a.weights.b_ih = acquire_weight(&b_ih, weights["bias_ih"], (rows,), ax.dtype, op, names["bias_ih"])
-        a.weights.b_hh = acquire_weight(&b_hh, weights["bias_hh"], (rows,), ax.dtype, op, names["bias_hh"])
-        a.weights.peephole = acquire_weight(&peephole, weights["peephole"], (3, a.weights.H), ax.dtype, op, names["peephole"])
-        a.h0 = acquire_weight(&ah, h0, (a.B, a.weights.H), ax.dtype, op, "h")
-        a.c0 = acquire_weight(&ac, c0, (a.B, a.weights.H), ax.dtype, op, "c")
-        h = new_out(&h_out, (a.B, a.weights.H), ax.dtype)
-        if cell == "lstm":
-            c = new_out(&c_out, (a.B, a.weights.H), ax.dtype)
-        a.x, a.y, a.h_out, a.c_out = ax.data, ay.data, h_out.data, c_out.data if c is not None else NULL
-        a.x_stride[0], a.x_stride[1] = ax.stride[0], ax.stride[1]
-        a.y_stride[0], a.y_stride[1] = ay.stride[0], ay.stride[1]
-        a.lengths = index_pointer(lengths)
-        a.reverse = reverse
+        acquire(&ax, x, op, "x", 3, w.dtype_code)
+        if ax.shape[2] != w.input_size:
+            raise wrong_shape(op, "x", f"have a last axis of {w.input_size}, the columns of weight_ih",
+                              f"shape {shape_of(&ax)}")
+        shape = (lanes, ax.shape[1], w.hidden_size)
+        acquire_state(&ah, h0, shape, w, op, "h")
+        acquire_state(&ac, c0, shape, w, op, "c")
+        h = new_out(&h_out, shape, w.dtype_code)
+        if w.cell == "lstm":
+            c = new_out(&c_out, shape, w.dtype_code)
+        for i in range(lanes):
+            a = &lane[i]
+            set_lane(a, w, i, &ah, &ac, &h_out, &c_out)
+            a.activation = NONLINEARITIES[nonlinearity]
+            a.T, a.B, a.lengths = ax.shape[0], ax.shape[1], index_pointer(lengths)
+            if i < w.directions:
+                a.x, a.x_stride[0], a.x_stride[1] = ax.data, ax.stride[0], ax.stride[1]
+            else:
+                a.x = lane[i // w.directions * w.directions - w.directions].y
+                a.x_stride[0], a.x_stride[1] = lane[i - w.directions].y_stride[0], lane[i - w.directions].y_stride[1]
+            if i % w.directions == 0:
+                release(&ay)
+                PyObject_GetBuffer(ys[i // w.directions], &ay.view, PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE)
+                ay.held = True
+                if not fill(&ay) or ay.ndim != 3:
+                    raise AssertionError("y must be an output array of fastattn's own")
+            item = ay.view.itemsize
+            a.y = ay.data + i % w.directions * w.hidden_size * item
+            a.y_stride[0], a.y_stride[1] = ay.stride[0], ay.stride[1]
         with nogil:
-            status = fa_recurrent_forward(<fa_dtype>ax.dtype, &a, 1, 1)
+            status = fa_recurrent_forward(<fa_dtype>w.dtype_code, lane, w.layers, w.directions)
         raise_status(status, op)
     finally:
         release(&ax)
         release(&ay)
         release(&ah)
         release(&ac)
-        release(&w_ih)
-        release(&w_hh)
-        release(&b_ih)
-        release(&b_hh)
-        release(&peephole)
         release(&h_out)
         release(&c_out)
+        if lane != few:
+            free(lane)
     return h, c
+
+
+cdef object acquire_own(Array *a, object value, tuple shape, RecurrentWeights w, str op, str name, bint writable):
+    """Holds an array that C takes as it is: nothing is copied in a step."""
+    cdef int flags = PyBUF_STRIDES | PyBUF_FORMAT
+    if not isinstance(value, ndarray):
+        raise wrong_type(op, name, value)
+    if writable and not value.flags.writeable:
+        raise wrong_shape(op, name, "be writable", "a read-only array")
+    try:
+        PyObject_GetBuffer(value, &a.view, flags | PyBUF_WRITABLE if writable else flags)
+    except (ValueError, BufferError, TypeError):
+        raise wrong_type(op, name, value) from None
+    a.held = True
+    if format_dtype(a.view.format) != w.dtype_code:
+        raise TypeError(f"{op}: {name} must be {DTYPES[w.dtype_code]} like the weights, got {value.dtype}")
+    if not fill(a) or not is_contiguous(a) or shape_of(a) != shape:
+        raise wrong_shape(op, name, f"be aligned and C-contiguous with shape {shape}", f"shape {value.shape}")
+
+
+def recurrent_step(str op, RecurrentWeights w, str nonlinearity, object x, object h0, object c0, object h_out,
+                   object c_out):
+    """One step of x[B, I] from the states h0, c0 to h_out, c_out, all [layers, B, H] and C-contiguous; they may be the
+    same arrays. Allocates nothing and takes no lock when there is little work. The output is h_out[-1]."""
+    cdef Array ax, ah, ac, ah_out, ac_out
+    cdef fa_recurrent_arguments lane[MOST_LANES]
+    cdef fa_recurrent_arguments *a
+    cdef fa_status status
+    cdef Py_ssize_t i, B
+    ax.held = ah.held = ac.held = ah_out.held = ac_out.held = False
+    if w.directions != 1 or w.layers > MOST_LANES:
+        raise ValueError(f"{op}: a step needs one direction and at most {MOST_LANES} layers, "
+                         f"got {w.directions} and {w.layers}")
+    try:
+        if not isinstance(x, ndarray) or x.ndim != 2:
+            raise wrong_shape(op, "x", "be an array of 2 axes", f"{getattr(x, 'shape', type(x).__name__)}")
+        B = x.shape[0]
+        acquire_own(&ax, x, (B, w.input_size), w, op, "x", False)
+        shape = (w.layers, B, w.hidden_size)
+        acquire_own(&ah, h0, shape, w, op, "h", False)
+        acquire_own(&ah_out, h_out, shape, w, op, "out", True)
+        if c0 is not None:
+            acquire_own(&ac, c0, shape, w, op, "c", False)
+            acquire_own(&ac_out, c_out, shape, w, op, "out", True)
+        if (overlap(&ax, &ah_out) or (overlap(&ah, &ah_out) and not same_place(&ah, &ah_out))
+                or ac.held and (overlap(&ax, &ac_out) or overlap(&ah, &ac_out) or overlap(&ac, &ah_out)
+                                or overlap(&ah_out, &ac_out)
+                                or overlap(&ac, &ac_out) and not same_place(&ac, &ac_out))):
+            raise wrong_shape(op, "out", "be the state itself or overlap no other array", "arrays that overlap")
+        for i in range(w.layers):
+            a = &lane[i]
+            set_lane(a, w, i, &ah, &ac, &ah_out, &ac_out)
+            a.activation = NONLINEARITIES[nonlinearity]
+            a.T, a.B, a.lengths = 1, B, NULL
+            a.x = ax.data if i == 0 else lane[i - 1].h_out
+            a.x_stride[0] = 0
+            a.x_stride[1] = w.input_size if i == 0 else w.hidden_size
+            a.y = a.h_out
+            a.y_stride[0], a.y_stride[1] = 0, w.hidden_size
+        with nogil:
+            status = fa_recurrent_forward(<fa_dtype>w.dtype_code, lane, w.layers, 1)
+        raise_status(status, op)
+    finally:
+        release(&ax)
+        release(&ah)
+        release(&ac)
+        release(&ah_out)
+        release(&ac_out)
 
 
 def checked_lengths(object lengths, Py_ssize_t batch, Py_ssize_t longest, str op, str name):

@@ -8,7 +8,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastattn import _core
+from fastattn._core import RecurrentWeights
 from fastattn.functional._types import Array
+
+# PyTorch's names and arrays, or the handle of pack_rnn, pack_gru or pack_lstm.
+Weights = Mapping[str, Any] | RecurrentWeights
 
 
 def rnn_cell(x: ArrayLike, h: ArrayLike, w_ih: ArrayLike, w_hh: ArrayLike, b_ih: ArrayLike | None = None,
@@ -38,8 +42,7 @@ def gru_cell(x: ArrayLike, h: ArrayLike, w_ih: ArrayLike, w_hh: ArrayLike, b_ih:
     >>> gru_cell(np.zeros((1, 1)), np.ones((1, 1)), np.zeros((3, 1)), np.zeros((3, 1)))
     array([[0.5]])
     """
-    cell = "gru" if linear_before_reset else "gru_reset_before"
-    return _cell("gru_cell", cell, "tanh", x, h, None, w_ih, w_hh, b_ih, b_hh, None)[0]
+    return _cell("gru_cell", _gru_form(linear_before_reset), "tanh", x, h, None, w_ih, w_hh, b_ih, b_hh, None)[0]
 
 
 def lstm_cell(x: ArrayLike, h: ArrayLike, c: ArrayLike, w_ih: ArrayLike, w_hh: ArrayLike, b_ih: ArrayLike | None = None,
@@ -59,7 +62,7 @@ def lstm_cell(x: ArrayLike, h: ArrayLike, c: ArrayLike, w_ih: ArrayLike, w_hh: A
     return _cell("lstm_cell", "lstm", "tanh", x, h, c, w_ih, w_hh, b_ih, b_hh, peephole)
 
 
-def rnn(x: ArrayLike, state: ArrayLike | None, weights: Mapping[str, Any], *, nonlinearity: str = "tanh",
+def rnn(x: ArrayLike, state: ArrayLike | None, weights: Weights, *, nonlinearity: str = "tanh",
         lengths: ArrayLike | None = None, batch_first: bool = False) -> tuple[Array, Array]:  # fmt: skip
     """A vanilla RNN over sequences, layer upon layer: rnn_cell at each step.
 
@@ -84,11 +87,10 @@ def rnn(x: ArrayLike, state: ArrayLike | None, weights: Mapping[str, Any], *, no
     array([1., 2., 3.])
     """
     _check_nonlinearity("rnn", nonlinearity)
-    y, (h,) = _sequence("rnn", "rnn", nonlinearity, x, (state,), weights, lengths, batch_first)
-    return y, h
+    return _sequence("rnn", "rnn", nonlinearity, x, (state,), weights, lengths, batch_first)[:2]
 
 
-def gru(x: ArrayLike, state: ArrayLike | None, weights: Mapping[str, Any], *, linear_before_reset: bool = True,
+def gru(x: ArrayLike, state: ArrayLike | None, weights: Weights, *, linear_before_reset: bool = True,
         lengths: ArrayLike | None = None, batch_first: bool = False) -> tuple[Array, Array]:  # fmt: skip
     """A GRU over sequences, layer upon layer: gru_cell at each step. Arguments and result as for rnn, with 3 H rows of
     weights.
@@ -98,12 +100,10 @@ def gru(x: ArrayLike, state: ArrayLike | None, weights: Mapping[str, Any], *, li
     >>> y[:, 0, 0]
     array([0.5 , 0.25])
     """
-    cell = "gru" if linear_before_reset else "gru_reset_before"
-    y, (h,) = _sequence("gru", cell, "tanh", x, (state,), weights, lengths, batch_first)
-    return y, h
+    return _sequence("gru", _gru_form(linear_before_reset), "tanh", x, (state,), weights, lengths, batch_first)[:2]
 
 
-def lstm(x: ArrayLike, state: tuple[ArrayLike, ArrayLike] | None, weights: Mapping[str, Any], *,
+def lstm(x: ArrayLike, state: tuple[ArrayLike, ArrayLike] | None, weights: Weights, *,
          lengths: ArrayLike | None = None, batch_first: bool = False) -> tuple[Array, tuple[Array, Array]]:  # fmt: skip
     """An LSTM over sequences, layer upon layer: lstm_cell at each step. Arguments as for rnn, with 4 H rows of weights;
     `state` and the
@@ -118,7 +118,7 @@ def lstm(x: ArrayLike, state: tuple[ArrayLike, ArrayLike] | None, weights: Mappi
     if state is not None and (not isinstance(state, tuple | list) or len(state) != 2):
         raise ValueError(f"lstm: state must be a pair (h, c), got {type(state).__name__}")
     pair = (None, None) if state is None else tuple(state)
-    y, (h, c) = _sequence("lstm", "lstm", "tanh", x, pair, weights, lengths, batch_first)
+    y, h, c = _sequence("lstm", "lstm", "tanh", x, pair, weights, lengths, batch_first)
     return y, (h, c)
 
 
@@ -130,12 +130,18 @@ def _check_nonlinearity(op: str, name: str) -> None:
 def _cell(op: str, cell: str, nonlinearity: str, x: Any, h: Any, c: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any,
           peephole: Any) -> tuple[Array, Any]:  # fmt: skip
     x = _core.checked_floats(x, op, "x", 2)
-    h = _core.checked_floats(h, op, "h", 2)
-    if h.shape[0] != x.shape[0]:
-        raise ValueError(f"{op}: h must have the batch of x, {x.shape[0]}, got shape {h.shape}")
-    weights = {"weight_ih": w_ih, "weight_hh": w_hh, "bias_ih": b_ih, "bias_hh": b_hh, "peephole": peephole}
-    y = np.empty((1, *h.shape), x.dtype)
-    return _core.recurrent_layer(op, cell, nonlinearity, x[None], h, c, weights, _CELL_NAMES, None, False, y)
+    own = {"weight_ih": w_ih, "weight_hh": w_hh, "bias_ih": b_ih, "bias_hh": b_hh, "peephole": peephole}
+    weights = _core.recurrent_weights(op, cell, [own], [_CELL_NAMES], 1, x.shape[1], x.dtype)
+    states = []
+    for name, state in (("h", h), ("c", c))[: 2 if cell == "lstm" else 1]:
+        states.append(_core.checked_floats(state, op, name, 2))
+        if states[-1].shape != (len(x), weights.hidden_size):
+            expected = (len(x), weights.hidden_size)
+            raise ValueError(f"{op}: {name} must have shape {expected}, got {states[-1].shape}")
+    h0, c0 = (*(state[None] for state in states), None)[:2]
+    y = np.empty((1, len(x), weights.hidden_size), x.dtype)
+    after, c_after = _core.recurrent(op, weights, nonlinearity, x[None], h0, c0, None, [y])
+    return after[0], None if c_after is None else c_after[0]
 
 
 _CELL_NAMES = {"weight_ih": "w_ih", "weight_hh": "w_hh", "bias_ih": "b_ih", "bias_hh": "b_hh", "peephole": "peephole"}
@@ -169,41 +175,67 @@ def _layers(op: str, weights: Mapping[str, Any], peephole: bool) -> tuple[int, i
     return layers, directions
 
 
-def _sequence(op: str, cell: str, nonlinearity: str, x: Any, state: tuple[Any, ...], weights: Mapping[str, Any],
-              lengths: ArrayLike | None, batch_first: bool) -> tuple[Array, list[Array]]:  # fmt: skip
-    x = _core.checked_floats(x, op, "x", 3)
+def _weights(op: str, cell: str, weights: Any, input_size: int, dtype: Any) -> RecurrentWeights:
+    """The weights of a call from a mapping or a handle."""
+    if isinstance(weights, RecurrentWeights):
+        if weights.cell != cell:
+            raise ValueError(f"{op}: weights must be packed for {cell}, got {weights!r}")
+        if dtype is not None and weights.dtype != dtype:
+            raise TypeError(f"{op}: x must be {weights.dtype} like the packed weights, got {dtype}")
+        return weights
     layers, directions = _layers(op, weights, cell == "lstm")
+    lanes, labels = [], []
+    for suffix in (f"_l{layer}{side}" for layer in range(layers) for side in ("", "_reverse")[:directions]):
+        names = {kind: kind + suffix for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+        names["peephole"] = "weight_peephole" + suffix
+        lanes.append({kind: weights.get(name) for kind, name in names.items()})
+        labels.append(names)
+    return _core.recurrent_weights(op, cell, lanes, labels, directions, input_size, dtype)
+
+
+def _sequence(op: str, cell: str, nonlinearity: str, x: Any, state: tuple[Any, ...], weights: Any,
+              lengths: ArrayLike | None, batch_first: bool) -> tuple[Array, Any, Any]:  # fmt: skip
+    x = _core.checked_floats(x, op, "x", 3)
     if batch_first:
         x = x.swapaxes(0, 1)
-    steps, batch = x.shape[:2]
-    w_hh = _core.checked_floats(weights["weight_hh_l0"], op, "weight_hh_l0", 2)
-    hidden = w_hh.shape[1]
+    steps, batch, inputs = x.shape
+    stack = _weights(op, cell, weights, inputs, x.dtype)
     lengths = _core.checked_lengths(lengths, batch, steps, op, "lengths")
-    names = ("h", "c")[: len(state)]
-    shape = (layers * directions, batch, hidden)
-    for name, part in zip(names, state, strict=True):
-        if part is not None and np.shape(part) != shape:
-            raise ValueError(f"{op}: {name} must have shape {shape}, got {np.shape(part)}")
-    final = [np.empty(shape, x.dtype) for _ in names]
-    for layer in range(layers):
-        last = layer == layers - 1
-        y = np.empty(
-            (batch, steps, directions * hidden) if batch_first and last else (steps, batch, directions * hidden),
-            x.dtype,
-        )
-        y_steps = y.swapaxes(0, 1) if batch_first and last else y
-        for direction in range(directions):
-            suffix = f"_l{layer}" + ("_reverse" if direction else "")
-            own = {kind: weights.get(kind + suffix) for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
-            own["peephole"] = weights.get("weight_peephole" + suffix)
-            labels = {kind: kind + suffix for kind in own} | {"peephole": "weight_peephole" + suffix}
-            index = layer * directions + direction
-            h0, c0 = (None if part is None else part[index] for part in (*state, None)[:2])
-            part = y_steps[:, :, direction * hidden : (direction + 1) * hidden]
-            result = _core.recurrent_layer(
-                op, cell, nonlinearity, x, h0, c0, own, labels, lengths, bool(direction), part
-            )
-            for array, value in zip(final, result, strict=False):
-                array[index] = value
-        x = y_steps
-    return y, final
+    width = stack.directions * stack.hidden_size
+    ys = [np.empty((steps, batch, width), x.dtype) for _ in range(stack.layers - 1)]
+    y = np.empty((batch, steps, width) if batch_first else (steps, batch, width), x.dtype)
+    ys.append(y.swapaxes(0, 1) if batch_first else y)
+    h0, c0 = (*state, None)[:2]
+    return y, *_core.recurrent(op, stack, nonlinearity, x, h0, c0, lengths, ys)
+
+
+def pack_rnn(weights: Mapping[str, Any]) -> RecurrentWeights:
+    """The weights of rnn (a mapping, see there) in the layout of the kernels, for many calls. They keep to the
+    instruction set in force.
+
+    >>> pack_rnn({"weight_ih_l0": np.ones((1, 2)), "weight_hh_l0": np.ones((1, 1))}).hidden_size
+    1
+    """
+    return _core.pack_recurrent(_weights("pack_rnn", "rnn", weights, -1, None))
+
+
+def pack_gru(weights: Mapping[str, Any], *, linear_before_reset: bool = True) -> RecurrentWeights:
+    """The weights of gru in the layout of the kernels, as pack_rnn; linear_before_reset must be that of the calls.
+
+    >>> pack_gru({"weight_ih_l0": np.ones((3, 2)), "weight_hh_l0": np.ones((3, 1))}).input_size
+    2
+    """
+    return _core.pack_recurrent(_weights("pack_gru", _gru_form(linear_before_reset), weights, -1, None))
+
+
+def pack_lstm(weights: Mapping[str, Any]) -> RecurrentWeights:
+    """The weights of lstm in the layout of the kernels, as pack_rnn.
+
+    >>> pack_lstm({"weight_ih_l0": np.ones((4, 2)), "weight_hh_l0": np.ones((4, 1))}).layers
+    1
+    """
+    return _core.pack_recurrent(_weights("pack_lstm", "lstm", weights, -1, None))
+
+
+def _gru_form(linear_before_reset: bool) -> str:
+    return "gru" if linear_before_reset else "gru_reset_before"
