@@ -26,7 +26,7 @@ def supports(case: Case) -> bool:
 
 
 def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
-    """Linear weights are packed once; softmax, attention and linear write into an array that exists."""
+    """Weights are packed once, as other libraries do; softmax, attention and linear write into an array that exists."""
     fa.set_num_threads(threads)
     if case.op == "attention":
         q, k, v = inputs["q"], inputs["k"], inputs["v"]
@@ -42,7 +42,8 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
     if case.op in GATES:
         weights = {f"{name}_l0": inputs[name] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
         sequence: Callable[..., Any] = getattr(fa, case.op)
-        return Prepared(lambda: sequence(x, None, weights), first)
+        packed = getattr(fa, f"pack_{case.op}")(weights)
+        return Prepared(lambda: sequence(x, None, packed), first)
     arguments = [
         inputs[name] for name in ("x", "h", "c", "weight_ih", "weight_hh", "bias_ih", "bias_hh") if name in inputs
     ]
