@@ -1,4 +1,4 @@
-"""Builds fastattn._core: the kernels once per instruction set and real type, everything else with plain flags.
+"""Builds fastattn._core: the kernels once per instruction set and type of array, everything else with plain flags.
 
 Environment: FASTATTN_BLAS=vendored|system|none (README, "Building"); CC and CFLAGS as usual.
 """
@@ -18,13 +18,25 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 CSRC = ROOT / "csrc"
-REALS = ("F32", "F64")
+# type of the arrays -> macros: the type of the arithmetic, and of the storage where that is another.
+TYPES = {
+    "f32": ("FA_REAL_F32",),
+    "f64": ("FA_REAL_F64",),
+    "bf16": ("FA_REAL_F32", "FA_STORED_BF16"),
+    "f16": ("FA_REAL_F32", "FA_STORED_F16"),
+}
+# The files of kernels/ and ops/ that know 16-bit arrays.
+LOW_PRECISION = {"activation", "cast", "table", "elementwise"}
 COMMON = ["-std=c11", "-O2", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
-# name of the table -> vocabulary header, flags. Only kernels/ gets them: detection, ops and Cython must run anywhere.
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+# name of the table -> vocabulary header, flags, types: a set without tables of its own for a type takes those of the
+# set below it. Only kernels/ gets the flags: detection, ops and Cython must run anywhere.
 INSTRUCTION_SETS = {
-    "baseline": ("PORTABLE", []),
-    "avx2": ("AVX2", ["-mavx2", "-mfma"]),
-    "avx512": ("AVX512", ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"]),
+    "baseline": ("PORTABLE", [], TYPES),
+    "avx2": ("AVX2", AVX2, TYPES),
+    "avx512": ("AVX512", AVX512, TYPES),
+    "avx512bf16": ("AVX512", [*AVX512, "-mavx512bf16"], ["bf16"]),
 }
 BLAS = os.environ.get("FASTATTN_BLAS", "vendored")
 if BLAS not in ("vendored", "system", "none"):
@@ -43,6 +55,12 @@ def openblas_package():
     return Path(spec.origin).parent
 
 
+def sources_of(folder, kind):
+    """What is compiled for a type of array."""
+    sources = sorted((CSRC / folder).glob("*.c"))
+    return [source for source in sources if kind in ("f32", "f64") or source.stem in LOW_PRECISION]
+
+
 def pkg_config(option):
     return subprocess.run(["pkg-config", option, "openblas"], check=True, capture_output=True, text=True).stdout.split()
 
@@ -53,14 +71,19 @@ class BuildExt(build_ext):
     def build_extension(self, ext):
         is_x86 = platform.machine().lower() in ("x86_64", "amd64")
         sets = INSTRUCTION_SETS if is_x86 else {"baseline": INSTRUCTION_SETS["baseline"]}
-        jobs = []
-        for name, (header, flags) in sets.items():
-            for real in REALS:
-                macros = [(f"FA_ISA_{header}", "1"), (f"FA_REAL_{real}", "1"), ("FA_SUFFIX", f"{real.lower()}_{name}")]
-                jobs += [(source, f"{name}_{real}", macros, flags) for source in sorted((CSRC / "kernels").glob("*.c"))]
-        for real in REALS:
-            sources = [source for source in sorted((CSRC / "ops").glob("*.c")) if source.stem != "api"]
-            jobs += [(source, f"ops_{real}", [(f"FA_REAL_{real}", "1")], []) for source in sources]
+        jobs, real_set = [], ""
+        for name, (header, flags, types) in sets.items():
+            if "f32" in types:
+                real_set = name
+            for kind in types:
+                macros = [(macro, "1") for macro in (f"FA_ISA_{header}", *TYPES[kind])]
+                macros += [("FA_SUFFIX", f"{kind}_{name}")]
+                if len(TYPES[kind]) > 1:
+                    macros += [("FA_REAL_SUFFIX", f"f32_{real_set}")]
+                jobs += [(source, f"{name}_{kind}", macros, flags) for source in sources_of("kernels", kind)]
+        for kind, macros in TYPES.items():
+            sources = [source for source in sources_of("ops", kind) if source.stem != "api"]
+            jobs += [(source, f"ops_{kind}", [(macro, "1") for macro in macros], []) for source in sources]
         macros = [(f"FA_HAVE_{name.upper()}", "1") for name in sets] + [(f"FA_BLAS_{BLAS.upper()}", "1")]
         plain = [*sorted(CSRC.glob("*.c")), CSRC / "ops" / "api.c"]
         jobs += [(source, "core", macros, []) for source in plain]

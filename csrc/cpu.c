@@ -82,17 +82,19 @@ static void detect(void)
 
 const char *fa_isa_name(fa_isa isa)
 {
-    static const char *const names[FA_ISA_COUNT] = {"baseline", "avx2", "avx512"};
+    static const char *const names[FA_ISA_COUNT] = {"baseline", "avx2", "avx512", "avx512bf16"};
     return names[isa];
 }
 
 int fa_cpu_allows(fa_isa isa)
 {
+    const unsigned avx2 = HAS_AVX2 | HAS_FMA | HAS_F16C, avx512 = avx2 | HAS_AVX512;
     pthread_once(&detected, detect);
     switch (isa) {
     case FA_ISA_BASELINE: return 1;
-    case FA_ISA_LEVEL_AVX2: return (features & (HAS_AVX2 | HAS_FMA)) == (HAS_AVX2 | HAS_FMA);
-    case FA_ISA_LEVEL_AVX512: return (features & (HAS_AVX512 | HAS_AVX2 | HAS_FMA)) == (HAS_AVX512 | HAS_AVX2 | HAS_FMA);
+    case FA_ISA_LEVEL_AVX2: return (features & avx2) == avx2;
+    case FA_ISA_LEVEL_AVX512: return (features & avx512) == avx512;
+    case FA_ISA_LEVEL_AVX512BF16: return (features & (avx512 | HAS_AVX512BF16)) == (avx512 | HAS_AVX512BF16);
     default: return 0;
     }
 }

@@ -2,10 +2,13 @@
 
 #include <stdatomic.h>
 
-/* The build says which ISA-specific tables it has compiled (FA_HAVE_AVX2, FA_HAVE_AVX512). */
-#define DECLARE(isa)                                          \
-    FA_HIDDEN extern const fa_kernels_f32 fa_table_f32_##isa; \
-    FA_HIDDEN extern const fa_kernels_f64 fa_table_f64_##isa;
+/* The build says which ISA-specific tables it has compiled (FA_HAVE_AVX2, FA_HAVE_AVX512, FA_HAVE_AVX512BF16). */
+#define DECLARE(isa)                                            \
+    FA_HIDDEN extern const fa_kernels_f32 fa_table_f32_##isa;   \
+    FA_HIDDEN extern const fa_kernels_f64 fa_table_f64_##isa;   \
+    FA_HIDDEN extern const fa_kernels_bf16 fa_table_bf16_##isa; \
+    FA_HIDDEN extern const fa_kernels_f16 fa_table_f16_##isa;
+#define TABLES(isa) {&fa_table_f32_##isa, &fa_table_f64_##isa, &fa_table_bf16_##isa, &fa_table_f16_##isa}
 DECLARE(baseline)
 #if FA_HAVE_AVX2
 DECLARE(avx2)
@@ -13,17 +16,25 @@ DECLARE(avx2)
 #if FA_HAVE_AVX512
 DECLARE(avx512)
 #endif
+#if FA_HAVE_AVX512BF16
+FA_HIDDEN extern const fa_kernels_bf16 fa_table_bf16_avx512bf16;
+#endif
 
 static const struct {
     const fa_kernels_f32 *f32;
     const fa_kernels_f64 *f64;
+    const fa_kernels_bf16 *bf16;
+    const fa_kernels_f16 *f16;
 } tables[FA_ISA_COUNT] = {
-    [FA_ISA_BASELINE] = {&fa_table_f32_baseline, &fa_table_f64_baseline},
+    [FA_ISA_BASELINE] = TABLES(baseline),
 #if FA_HAVE_AVX2
-    [FA_ISA_LEVEL_AVX2] = {&fa_table_f32_avx2, &fa_table_f64_avx2},
+    [FA_ISA_LEVEL_AVX2] = TABLES(avx2),
 #endif
 #if FA_HAVE_AVX512
-    [FA_ISA_LEVEL_AVX512] = {&fa_table_f32_avx512, &fa_table_f64_avx512},
+    [FA_ISA_LEVEL_AVX512] = TABLES(avx512),
+#endif
+#if FA_HAVE_AVX512BF16
+    [FA_ISA_LEVEL_AVX512BF16] = {&fa_table_f32_avx512, &fa_table_f64_avx512, &fa_table_bf16_avx512bf16, &fa_table_f16_avx512},
 #endif
 };
 
@@ -49,15 +60,21 @@ int fa_set_isa(fa_isa isa)
 
 const fa_kernels_f32 *fa_kernels_for_f32(fa_isa isa) { return tables[isa].f32; }
 const fa_kernels_f64 *fa_kernels_for_f64(fa_isa isa) { return tables[isa].f64; }
+const fa_kernels_bf16 *fa_kernels_for_bf16(fa_isa isa) { return tables[isa].bf16; }
+const fa_kernels_f16 *fa_kernels_for_f16(fa_isa isa) { return tables[isa].f16; }
 const fa_kernels_f32 *fa_kernels_of_f32(void) { return tables[fa_get_isa()].f32; }
 const fa_kernels_f64 *fa_kernels_of_f64(void) { return tables[fa_get_isa()].f64; }
+const fa_kernels_bf16 *fa_kernels_of_bf16(void) { return tables[fa_get_isa()].bf16; }
+const fa_kernels_f16 *fa_kernels_of_f16(void) { return tables[fa_get_isa()].f16; }
 
 const char *fa_kernel_name(int i)
 {
     static const char *const names[] = {
 #define FA_KERNEL(name, arguments) #name,
+#define FA_STORED_KERNEL FA_KERNEL
 #include "kernels/kernels.def"
 #undef FA_KERNEL
+#undef FA_STORED_KERNEL
         NULL};
     return names[i];
 }

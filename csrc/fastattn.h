@@ -11,7 +11,8 @@
 #include "scratch.h"
 #include "threads.h"
 
-typedef enum { FA_F32 = 0, FA_F64 } fa_dtype;
+/* The last two are storage: arithmetic is in float. */
+typedef enum { FA_F32 = 0, FA_F64, FA_BF16, FA_F16 } fa_dtype;
 
 /* Once, at import: CPU detection, fork handlers, the best ISA. */
 void fa_init(void);
@@ -24,6 +25,9 @@ void fa_probe_read(fa_dtype dtype, const void *x, fa_index n);
 
 /* ---- element-wise: y[i] = f(x[i]), i < n; y == x allowed ---- */
 fa_status fa_map(fa_dtype dtype, fa_activation f, void *y, const void *x, fa_index n);
+
+/* ---- cast: n elements of float to the 16-bit dtype (narrow; rounded to nearest even), or of it to float ---- */
+fa_status fa_cast(fa_dtype dtype, void *y, const void *x, fa_index n, int narrow);
 
 /* ---- rows: y = softmax(scale x) or log_softmax(scale x) over n contiguous elements; y == x allowed with ldy == ldx ---- */
 fa_status fa_softmax_forward(fa_dtype dtype, int log, void *y, fa_index ldy, const void *x, fa_index ldx, fa_index rows,

@@ -23,6 +23,7 @@ from fastattn._csrc cimport *
 
 include "arrays.pxi"
 include "settings.pxi"
+include "cast.pxi"
 include "rows.pxi"
 include "linear.pxi"
 include "attention.pxi"

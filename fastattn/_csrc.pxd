@@ -15,6 +15,8 @@ cdef extern from "fastattn.h" nogil:
     ctypedef enum fa_dtype:
         FA_F32
         FA_F64
+        FA_BF16
+        FA_F16
 
     ctypedef enum fa_activation:
         FA_IDENTITY
@@ -56,6 +58,8 @@ cdef extern from "fastattn.h" nogil:
     void fa_probe_read(fa_dtype dtype, const void *x, fa_index n)
 
     fa_status fa_map(fa_dtype dtype, fa_activation f, void *y, const void *x, fa_index n)
+
+    fa_status fa_cast(fa_dtype dtype, void *y, const void *x, fa_index n, int narrow)
 
     fa_status fa_softmax_forward(fa_dtype dtype, int log, void *y, fa_index ldy, const void *x, fa_index ldx,
                                  fa_index rows, fa_index n, double scale)

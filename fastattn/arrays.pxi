@@ -1,9 +1,10 @@
 # Arrays as C sees them, and every check on them.
 #
 # An Array holds the buffer of an ndarray while C works on it. `acquire` accepts what C can take as it is: float32 or
-# float64, aligned, last
-# axis contiguous, other strides whole elements; anything else that is an array of floats is copied first, so no layout
-# is ever wrong.
+# float64 (or for ops that have them bfloat16 or float16), aligned, last axis contiguous, other strides whole elements;
+# anything else that is an array of such floats is copied first, so no layout is ever wrong.
+# bfloat16 is the dtype of that name, from whatever package (ml_dtypes): it is never imported, and since its arrays
+# export no buffer, their bits are held as uint16.
 # All messages have one form: "op: argument must be ..., got ...".
 
 cdef int MAX_DIMS = 8
@@ -21,24 +22,39 @@ cdef object ndarray = np.ndarray
 cdef object empty = np.empty
 cdef object float32 = np.dtype(np.float32)
 cdef object float64 = np.dtype(np.float64)
+cdef object uint16 = np.dtype(np.uint16)
+cdef tuple NAMES = ("float32", "float64", "bfloat16", "float16")
 cdef tuple DTYPES = (float32, float64)
+# By fa_dtype. bfloat16 is that of the first array of it that came: None before.
+cdef list ALL_DTYPES = [float32, float64, None, np.dtype(np.float16)]
+
+# What `acquire` takes besides one fa_dtype.
+cdef enum:
+    REAL_TYPES = -1  # float32 or float64
+    ALL_TYPES = -2   # bfloat16 and float16 too
 
 
 cdef object wrong_shape(str op, str name, str expected, object got):
     return ValueError(f"{op}: {name} must {expected}, got {got}")
 
 
-cdef object wrong_type(str op, str name, object array):
+cdef str spelled(int kind):
+    """The argument of `astype` that gives this fa_dtype."""
+    return "'bfloat16'" if kind == FA_BF16 else f"np.{NAMES[kind]}"
+
+
+cdef object wrong_type(str op, str name, object array, int wanted=REAL_TYPES):
     dtype = getattr(array, "dtype", None)
+    expected = "float32, float64, bfloat16 or float16" if wanted == ALL_TYPES else "float32 or float64"
     if dtype is None:
-        return TypeError(f"{op}: {name} must be an array of float32 or float64, got {type(array).__name__}")
-    if dtype.name in ("float16", "bfloat16"):
-        fix = f"{op} has no {dtype.name} kernels yet: pass {name}.astype(np.float32)"
+        return TypeError(f"{op}: {name} must be an array of {expected}, got {type(array).__name__}")
+    if dtype.name in ("float16", "bfloat16") and wanted != ALL_TYPES:
+        fix = f"{op} has no {dtype.name} kernels: pass {name}.astype(np.float32)"
     elif dtype.kind in "biu":
         fix = f"pass {name}.astype(np.float32)"
     else:
         fix = f"pass {name}.astype(np.float32) or {name}.astype(np.float64)"
-    return TypeError(f"{op}: {name} must be float32 or float64 in native byte order, got {dtype.str} ({dtype}); {fix}")
+    return TypeError(f"{op}: {name} must be {expected} in native byte order, got {dtype.str} ({dtype}); {fix}")
 
 
 cdef object as_ndarray(object value, str op, str name):
@@ -54,14 +70,45 @@ cdef object as_ndarray(object value, str op, str name):
 
 
 cdef int format_dtype(const char *format) noexcept:
-    """fa_dtype of a buffer format, -1 when it is neither float32 nor float64 in native order."""
+    """fa_dtype of a buffer format, -1 when it is none of them in native order."""
     if format == NULL:
         return -1
+    if format[0] == b"=":  # float16 that is not aligned
+        format += 1
     if format[0] == b"f" and format[1] == 0:
         return FA_F32
     if format[0] == b"d" and format[1] == 0:
         return FA_F64
+    if format[0] == b"e" and format[1] == 0:
+        return FA_F16
     return -1
+
+
+cdef int kind_of(object dtype, str op) except -1:
+    """fa_dtype of a dtype, or of what NumPy takes for one."""
+    cdef str expected = "float32, float64, float16 or bfloat16 (which needs ml_dtypes)"
+    try:
+        wanted = np.dtype(dtype)
+    except TypeError:
+        raise TypeError(f"{op}: dtype must be {expected}, got {dtype!r}") from None
+    if is_bfloat16(wanted):
+        return FA_BF16
+    if wanted not in ALL_DTYPES:
+        raise TypeError(f"{op}: dtype must be {expected}, got {wanted}")
+    return ALL_DTYPES.index(wanted)
+
+
+cdef object bits_of(object array):
+    """The array, or the bits of one of bfloat16 as uint16, which have a buffer."""
+    return array.view(uint16) if is_bfloat16(array.dtype) else array
+
+
+cdef bint is_bfloat16(object dtype):
+    if dtype.name != "bfloat16" or dtype.itemsize != 2:
+        return False
+    if ALL_DTYPES[FA_BF16] is None:
+        ALL_DTYPES[FA_BF16] = dtype
+    return True
 
 
 cdef bint fill(Array *a) noexcept:
@@ -85,22 +132,26 @@ cdef bint fill(Array *a) noexcept:
     return (<uintptr_t>a.data) % item == 0 and (a.ndim == 0 or a.stride[a.ndim - 1] == 1)
 
 
-cdef object acquire(Array *a, object value, str op, str name, int ndim=-1, int dtype=-1):
-    """Holds the buffer of `value`. Checks its type (the same as `dtype`, unless -1) and number of axes (unless -1)."""
+cdef object acquire(Array *a, object value, str op, str name, int ndim=-1, int dtype=REAL_TYPES):
+    """Holds the buffer of `value`. Checks its type (one of a group, or an fa_dtype) and number of axes (unless -1)."""
     cdef object array = as_ndarray(value, op, name)
     cdef int kind
     a.held = False
     try:
         PyObject_GetBuffer(array, &a.view, PyBUF_STRIDES | PyBUF_FORMAT)
+        a.held = True
+        kind = format_dtype(a.view.format)
     except (ValueError, BufferError, TypeError):
-        raise wrong_type(op, name, array) from None
-    a.held = True
-    kind = format_dtype(a.view.format)
-    if kind < 0:
-        raise wrong_type(op, name, array)
+        if not is_bfloat16(array.dtype):
+            raise wrong_type(op, name, array, dtype) from None
+        PyObject_GetBuffer(array.view(uint16), &a.view, PyBUF_STRIDES | PyBUF_FORMAT)
+        a.held = True
+        kind = FA_BF16
+    if kind < 0 or dtype == REAL_TYPES and kind > FA_F64:
+        raise wrong_type(op, name, array, dtype)
     if dtype >= 0 and kind != dtype:
-        raise TypeError(f"{op}: {name} must be {DTYPES[dtype]} like the other arrays, got {DTYPES[kind]}; "
-                        f"pass {name}.astype(np.{DTYPES[dtype]})")
+        raise TypeError(f"{op}: {name} must be {NAMES[dtype]} like the other arrays, got {NAMES[kind]}; "
+                        f"pass {name}.astype({spelled(dtype)})")
     if ndim >= 0 and a.view.ndim != ndim:
         raise wrong_shape(op, name, f"have {ndim} axes", f"shape {array.shape}")
     if a.view.ndim > MAX_DIMS:
@@ -108,13 +159,13 @@ cdef object acquire(Array *a, object value, str op, str name, int ndim=-1, int d
     a.dtype = kind
     if not fill(a):
         release(a)
-        PyObject_GetBuffer(array.copy(order="C"), &a.view, PyBUF_STRIDES | PyBUF_FORMAT)
+        PyObject_GetBuffer(bits_of(array).copy(order="C"), &a.view, PyBUF_STRIDES | PyBUF_FORMAT)
         a.held = True
         fill(a)
     return array
 
 
-cdef object acquire_contiguous(Array *a, object value, str op, str name, int ndim=-1, int dtype=-1):
+cdef object acquire_contiguous(Array *a, object value, str op, str name, int ndim=-1, int dtype=REAL_TYPES):
     """acquire, and C-contiguous: copied if need be."""
     cdef object array = acquire(a, value, op, name, ndim, dtype)
     if not is_contiguous(a):
@@ -194,14 +245,14 @@ cdef bint acquire_out(Array *a, object out, tuple shape, int dtype, str op, str 
     a.held = False
     if not isinstance(out, ndarray):
         raise TypeError(f"{op}: {name} must be an ndarray, got {type(out).__name__}")
-    if out.shape != shape or out.dtype != DTYPES[dtype]:
-        raise wrong_shape(op, name, f"have shape {shape} and dtype {DTYPES[dtype]}", f"{out.shape} and {out.dtype}")
+    if out.shape != shape or out.dtype != ALL_DTYPES[dtype]:
+        raise wrong_shape(op, name, f"have shape {shape} and dtype {ALL_DTYPES[dtype]}", f"{out.shape} and {out.dtype}")
     if not out.flags.writeable:
         raise wrong_shape(op, name, "be writable", "a read-only array")
-    PyObject_GetBuffer(out, &a.view, PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE)
+    PyObject_GetBuffer(bits_of(out), &a.view, PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE)
     a.held = True
     a.dtype = dtype
-    if format_dtype(a.view.format) == dtype and fill(a):
+    if (dtype == FA_BF16 or format_dtype(a.view.format) == dtype) and fill(a):
         return True
     release(a)
     return False
@@ -209,9 +260,10 @@ cdef bint acquire_out(Array *a, object out, tuple shape, int dtype, str op, str 
 
 cdef object new_out(Array *a, tuple shape, int dtype):
     """A fresh output, held."""
-    cdef object out = empty(shape, DTYPES[dtype])
+    cdef object out = empty(shape, ALL_DTYPES[dtype])
+    cdef object bits = bits_of(out) if dtype == FA_BF16 else out
     a.held = False
-    PyObject_GetBuffer(out, &a.view, PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE)
+    PyObject_GetBuffer(bits, &a.view, PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE)
     a.held = True
     a.dtype = dtype
     fill(a)

@@ -14,7 +14,7 @@ def map_elements(str kind, object x, object out, str op):
     cdef object result
     a.held = y.held = False
     try:
-        acquire_contiguous(&a, x, op, "x")
+        acquire_contiguous(&a, x, op, "x", -1, ALL_TYPES)
         shape = shape_of(&a)
         if out is not None and acquire_out(&y, out, shape, a.dtype, op) and is_contiguous(&y) and (
             same_place(&a, &y) or not overlap(&a, &y)

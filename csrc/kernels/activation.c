@@ -3,12 +3,12 @@
 
 #include "../activation.h"
 
-#define MAP(name, f)                                                   \
-    void KERNEL(name)(real * y, const real *x, fa_index n)             \
-    {                                                                  \
-        fa_index i = 0;                                                \
-        for (; i + VL <= n; i += VL) v_store(y + i, f(v_load(x + i))); \
-        if (i < n) v_store_n(y + i, f(v_load_n(x + i, n - i)), n - i); \
+#define MAP(name, f)                                                                 \
+    void KERNEL(name)(stored * y, const stored *x, fa_index n)                       \
+    {                                                                                \
+        fa_index i = 0;                                                              \
+        for (; i + VL <= n; i += VL) v_store_stored(y + i, f(v_load_stored(x + i))); \
+        if (i < n) v_store_stored_n(y + i, f(v_load_stored_n(x + i, n - i)), n - i); \
     }
 
 MAP(map_exp, v_exp)

@@ -5,13 +5,15 @@
 #include "../simd/simd.h"
 #include "vmath.h"
 
-/* FA_SUFFIX, such as f32_avx2, comes from the build. */
+/* FA_SUFFIX, type and ISA such as f32_avx2, comes from the build. */
 #define KERNEL_(name, suffix) fa_##name##_##suffix
 #define KERNEL__(name, suffix) KERNEL_(name, suffix)
 #define KERNEL(name) KERNEL__(name, FA_SUFFIX)
 
 #define FA_KERNEL(name, arguments) FA_HIDDEN void KERNEL(name) arguments;
+#define FA_STORED_KERNEL FA_KERNEL
 #include "kernels.def"
 #undef FA_KERNEL
+#undef FA_STORED_KERNEL
 
 #endif

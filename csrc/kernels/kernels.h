@@ -1,4 +1,4 @@
-/* From kernels.def: the prototypes of this compilation's kernels (their names carry real type and ISA), and the tables that
+/* From kernels.def: the prototypes of this compilation's kernels (their names carry type and ISA), and the tables that
    ops/ calls through. */
 #ifndef FA_KERNELS_H
 #define FA_KERNELS_H
@@ -7,10 +7,11 @@
 
 /* Sizes that a kernel fixes for its ISA and type, and that ops need for buffers. */
 typedef struct {
-    const char *suffix;        /* real type and ISA, "f32_avx2" */
+    const char *suffix;        /* type and ISA, "f32_avx2" */
     fa_index lanes;            /* VL */
     fa_index panel_vectors;    /* FA_NV: vectors in a panel of linear and attention */
     fa_index tile_rows[5];     /* [nv], rows that share a packed tile of a */
+    fa_index packed;           /* FA_PACKED: elements in a packed operand's place of one real */
     fa_index tile_k;           /* TILE_K: multiples that k is padded to */
     fa_index k_block[5];       /* [nv], k per pass over a panel: sums are split here, whatever the sizes */
     fa_index attention_rows;   /* rows of a tile of queries */
@@ -24,21 +25,55 @@ typedef struct {
 #define FA_TABLE_MEMBER(name, arguments) void(*name) arguments;
 
 #define real float
+#define stored float
 typedef struct {
     fa_kernel_sizes sizes;
 #define FA_KERNEL(name, arguments) FA_TABLE_MEMBER(name, arguments)
+#define FA_STORED_KERNEL FA_KERNEL
 #include "kernels.def"
 #undef FA_KERNEL
+#undef FA_STORED_KERNEL
 } fa_kernels_f32;
 #undef real
+#undef stored
 
 #define real double
+#define stored double
 typedef struct {
     fa_kernel_sizes sizes;
 #define FA_KERNEL(name, arguments) FA_TABLE_MEMBER(name, arguments)
+#define FA_STORED_KERNEL FA_KERNEL
 #include "kernels.def"
 #undef FA_KERNEL
+#undef FA_STORED_KERNEL
 } fa_kernels_f64;
 #undef real
+#undef stored
+
+#define real float
+#define stored uint16_t
+typedef struct {
+    fa_kernel_sizes sizes;
+#define FA_KERNEL(name, arguments) FA_TABLE_MEMBER(name, arguments)
+#define FA_STORED_KERNEL FA_KERNEL
+#include "kernels.def"
+#undef FA_KERNEL
+#undef FA_STORED_KERNEL
+} fa_kernels_bf16;
+#undef real
+#undef stored
+
+#define real float
+#define stored uint16_t
+typedef struct {
+    fa_kernel_sizes sizes;
+#define FA_KERNEL(name, arguments) FA_TABLE_MEMBER(name, arguments)
+#define FA_STORED_KERNEL FA_KERNEL
+#include "kernels.def"
+#undef FA_KERNEL
+#undef FA_STORED_KERNEL
+} fa_kernels_f16;
+#undef real
+#undef stored
 
 #endif

@@ -1,4 +1,4 @@
-/* The table of this ISA and real type. */
+/* The table of this ISA and type. */
 #include "common.h"
 
 #include "attention.h"
@@ -11,9 +11,26 @@
 #define TABLE(type, suffix) TABLE_(type, suffix)
 #define TEXT_(x) #x
 #define TEXT(x) TEXT_(x)
-#define FA_KERNEL(name, arguments) .name = KERNEL(name),
 
-#if defined(FA_REAL_F32)
+/* A 16-bit type takes from float what has to do with arithmetic alone: FA_REAL_SUFFIX, such as f32_avx2, comes from the build. */
+#if defined(FA_REAL_SUFFIX)
+#define REAL_KERNEL(name) KERNEL__(name, FA_REAL_SUFFIX)
+#define FA_KERNEL(name, arguments) FA_HIDDEN void REAL_KERNEL(name) arguments;
+#define FA_STORED_KERNEL(name, arguments)
+#include "kernels.def"
+#undef FA_KERNEL
+#undef FA_STORED_KERNEL
+#else
+#define REAL_KERNEL KERNEL
+#endif
+#define FA_KERNEL(name, arguments) .name = REAL_KERNEL(name),
+#define FA_STORED_KERNEL(name, arguments) .name = KERNEL(name),
+
+#if defined(FA_STORED_BF16)
+#define TYPE bf16
+#elif defined(FA_STORED_F16)
+#define TYPE f16
+#elif defined(FA_REAL_F32)
 #define TYPE f32
 #else
 #define TYPE f64
@@ -25,6 +42,7 @@ TABLE(TYPE, FA_SUFFIX) = {
               .lanes = VL,
               .panel_vectors = FA_NV,
               .tile_rows = {0, 0, TILE_ROWS(2), TILE_ROWS(3), TILE_ROWS(4)},
+              .packed = FA_PACKED,
               .tile_k = TILE_K,
               .k_block = {0, 0, K_BLOCK(2), K_BLOCK(3), K_BLOCK(4)},
               .attention_rows = TILE_ROWS(FA_NV),

@@ -8,7 +8,24 @@
 #include "declare.h"
 #undef OP
 
-#define BY_DTYPE(name, ...) return dtype == FA_F32 ? fa_##name##_f32(__VA_ARGS__) : fa_##name##_f64(__VA_ARGS__)
+#undef OP
+#define OP(name) fa_##name##_bf16
+#include "declare.h"
+#undef OP
+#define OP(name) fa_##name##_f16
+#include "declare.h"
+#undef OP
+
+/* Callers give no other dtype than the op has: the real types, or BY_ANY_DTYPE the 16-bit ones too. */
+#define BY_DTYPE(name, ...) return dtype == FA_F64 ? fa_##name##_f64(__VA_ARGS__) : fa_##name##_f32(__VA_ARGS__)
+#define BY_ANY_DTYPE(name, ...)                         \
+    switch (dtype) {                                    \
+    case FA_F32: return fa_##name##_f32(__VA_ARGS__);   \
+    case FA_F64: return fa_##name##_f64(__VA_ARGS__);   \
+    case FA_BF16: return fa_##name##_bf16(__VA_ARGS__); \
+    case FA_F16: break;                                 \
+    }                                                   \
+    return fa_##name##_f16(__VA_ARGS__)
 
 void fa_init(void)
 {
@@ -21,7 +38,9 @@ double fa_probe_multiply_add(fa_dtype dtype, fa_index rounds, int threads) { BY_
 
 void fa_probe_read(fa_dtype dtype, const void *x, fa_index n) { BY_DTYPE(probe_read, x, n); }
 
-fa_status fa_map(fa_dtype dtype, fa_activation f, void *y, const void *x, fa_index n) { BY_DTYPE(map, f, y, x, n); }
+fa_status fa_map(fa_dtype dtype, fa_activation f, void *y, const void *x, fa_index n) { BY_ANY_DTYPE(map, f, y, x, n); }
+
+fa_status fa_cast(fa_dtype dtype, void *y, const void *x, fa_index n, int narrow) { BY_ANY_DTYPE(cast, y, x, n, narrow); }
 
 fa_status fa_softmax_forward(fa_dtype dtype, int log, void *y, fa_index ldy, const void *x, fa_index ldx, fa_index rows,
                              fa_index n, double scale)

@@ -1,5 +1,6 @@
-/* The two versions of each op. Included with OP defined. */
+/* The versions of each op. Included with OP defined. */
 fa_status OP(map)(fa_activation f, void *y, const void *x, fa_index n);
+fa_status OP(cast)(void *y, const void *x, fa_index n, int narrow);
 fa_status OP(softmax_forward)(int log, void *y, fa_index ldy, const void *x, fa_index ldx, fa_index rows, fa_index n,
                               double scale);
 fa_status OP(softmax_backward)(int log, void *dx, const void *dy, const void *y, fa_index rows, fa_index n, double scale);

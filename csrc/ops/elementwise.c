@@ -6,11 +6,11 @@
 /* Multiply-adds that an element is worth (a transcendental is some 30 instructions on a vector). */
 #define WORK_PER_ELEMENT 4.0
 
-typedef void map_kernel(real *, const real *, fa_index);
+typedef void map_kernel(stored *, const stored *, fa_index);
 typedef struct {
     map_kernel *f;
-    real *y;
-    const real *x;
+    stored *y;
+    const stored *x;
     fa_index n;
 } map_call;
 

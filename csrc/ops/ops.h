@@ -1,27 +1,37 @@
-/* What the ops share. Each file of this folder but api.c is compiled twice, for float and for double: `real` is the type, OP(name) the
+/* What the ops share. Each file of this folder but api.c is compiled once per type of array, float32 and float64, and those that
+   setup.py lists for bfloat16 and float16 too: `stored` is what the arrays hold, `real` the type of the arithmetic, OP(name) the
    name of the version. Ops decide blocking, threads, scratch and BLAS; the arithmetic is in kernels. */
 #ifndef FA_OPS_H
 #define FA_OPS_H
 
 #include "../fastattn.h"
 
+#define FA_VERSION_(name, type) fa_##name##_##type
+#define FA_VERSION(name, type) FA_VERSION_(name, type)
 #if defined(FA_REAL_F32)
 typedef float real;
-#define OP(name) fa_##name##_f32
 #define REAL_INFINITY __builtin_inff()
-typedef fa_kernels_f32 fa_kernels;
-#define current_kernels fa_kernels_of_f32
-#define kernels_for fa_kernels_for_f32
-#define blas_gemm fa_blas_gemm_f32
+#define FA_REAL_TYPE f32
 #else
 typedef double real;
-#define OP(name) fa_##name##_f64
 #define REAL_INFINITY __builtin_inf()
-typedef fa_kernels_f64 fa_kernels;
-#define current_kernels fa_kernels_of_f64
-#define kernels_for fa_kernels_for_f64
-#define blas_gemm fa_blas_gemm_f64
+#define FA_REAL_TYPE f64
 #endif
+#if defined(FA_STORED_BF16)
+typedef uint16_t stored;
+#define FA_STORED_TYPE bf16
+#elif defined(FA_STORED_F16)
+typedef uint16_t stored;
+#define FA_STORED_TYPE f16
+#else
+typedef real stored;
+#define FA_STORED_TYPE FA_REAL_TYPE
+#endif
+#define OP(name) FA_VERSION(name, FA_STORED_TYPE)
+typedef FA_VERSION(kernels, FA_STORED_TYPE) fa_kernels;
+#define current_kernels FA_VERSION(kernels_of, FA_STORED_TYPE)
+#define kernels_for FA_VERSION(kernels_for, FA_STORED_TYPE)
+#define blas_gemm FA_VERSION(blas_gemm, FA_REAL_TYPE)
 
 #include "declare.h"
 

@@ -102,6 +102,39 @@ FA_INLINE void v_transpose(vreal a[VL])
     a[2] = _mm256_permute2f128_ps(u2, u6, 0x20), a[6] = _mm256_permute2f128_ps(u2, u6, 0x31);
     a[3] = _mm256_permute2f128_ps(u3, u7, 0x20), a[7] = _mm256_permute2f128_ps(u3, u7, 0x31);
 }
+/* Without masks for 16-bit elements a partial vector passes through memory. */
+FA_INLINE __m128i v_load_16_n(const uint16_t *p, fa_index n)
+{
+    uint16_t whole[VL] = {0};
+    for (int i = 0; i < VL; i++)
+        if (i < n) whole[i] = p[i];
+    return _mm_loadu_si128((const __m128i *)whole);
+}
+FA_INLINE void v_store_16_n(uint16_t *p, __m128i a, fa_index n)
+{
+    uint16_t whole[VL];
+    _mm_storeu_si128((__m128i *)whole, a);
+    for (int i = 0; i < VL; i++)
+        if (i < n) p[i] = whole[i];
+}
+FA_INLINE vreal v_widen_bf16(__m128i a) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(a), 16)); }
+FA_INLINE __m128i v_narrow_bf16(vreal a)
+{
+    const __m256i x = _mm256_castps_si256(a), odd = _mm256_and_si256(_mm256_srli_epi32(x, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(x, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i nan = _mm256_or_si256(x, _mm256_set1_epi32(0x400000));
+    const __m256i top = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, nan, _mm256_castps_si256(v_is_nan(a))), 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(top), _mm256_extracti128_si256(top, 1));
+}
+FA_INLINE __m128i v_narrow_f16(vreal a) { return _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+FA_INLINE vreal v_load_bf16(const uint16_t *p) { return v_widen_bf16(_mm_loadu_si128((const __m128i *)p)); }
+FA_INLINE vreal v_load_bf16_n(const uint16_t *p, fa_index n) { return v_widen_bf16(v_load_16_n(p, n)); }
+FA_INLINE void v_store_bf16(uint16_t *p, vreal a) { _mm_storeu_si128((__m128i *)p, v_narrow_bf16(a)); }
+FA_INLINE void v_store_bf16_n(uint16_t *p, vreal a, fa_index n) { v_store_16_n(p, v_narrow_bf16(a), n); }
+FA_INLINE vreal v_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+FA_INLINE vreal v_load_f16_n(const uint16_t *p, fa_index n) { return _mm256_cvtph_ps(v_load_16_n(p, n)); }
+FA_INLINE void v_store_f16(uint16_t *p, vreal a) { _mm_storeu_si128((__m128i *)p, v_narrow_f16(a)); }
+FA_INLINE void v_store_f16_n(uint16_t *p, vreal a, fa_index n) { v_store_16_n(p, v_narrow_f16(a), n); }
 
 #else
 #define VL 4

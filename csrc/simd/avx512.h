@@ -102,6 +102,28 @@ FA_INLINE void v_transpose(vreal a[VL])
         a[i + 8] = _mm512_shuffle_f32x4(h0, h1, 0x88), a[i + 12] = _mm512_shuffle_f32x4(h0, h1, 0xdd);
     }
 }
+FA_INLINE vreal v_widen_bf16(__m256i a) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(a), 16)); }
+FA_INLINE __m256i v_narrow_bf16(vreal a)
+{
+    /* Not VCVTNEPS2BF16, which makes 0 of subnormals. */
+    const __m512i x = _mm512_castps_si512(a), odd = _mm512_and_si512(_mm512_srli_epi32(x, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(x, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __m512i top = _mm512_mask_or_epi32(rounded, v_is_nan(a), x, _mm512_set1_epi32(0x400000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(top, 16));
+}
+FA_INLINE __m256i v_narrow_f16(vreal a) { return _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+FA_INLINE vreal v_load_bf16(const uint16_t *p) { return v_widen_bf16(_mm256_loadu_si256((const __m256i *)p)); }
+FA_INLINE vreal v_load_bf16_n(const uint16_t *p, fa_index n) { return v_widen_bf16(_mm256_maskz_loadu_epi16(v_first(n), p)); }
+FA_INLINE void v_store_bf16(uint16_t *p, vreal a) { _mm256_storeu_si256((__m256i *)p, v_narrow_bf16(a)); }
+FA_INLINE void v_store_bf16_n(uint16_t *p, vreal a, fa_index n) { _mm256_mask_storeu_epi16(p, v_first(n), v_narrow_bf16(a)); }
+FA_INLINE vreal v_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+FA_INLINE vreal v_load_f16_n(const uint16_t *p, fa_index n) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(v_first(n), p)); }
+FA_INLINE void v_store_f16(uint16_t *p, vreal a) { _mm256_storeu_si256((__m256i *)p, v_narrow_f16(a)); }
+FA_INLINE void v_store_f16_n(uint16_t *p, vreal a, fa_index n) { _mm256_mask_storeu_epi16(p, v_first(n), v_narrow_f16(a)); }
+#if FA_PAIRS
+FA_INLINE vreal v_multiply_add(vreal a, vreal b, vreal c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
+FA_INLINE void v_pack(real *p, vreal a, vreal b) { _mm512_storeu_ps(p, (__m512)_mm512_cvtne2ps_pbh(b, a)); }
+#endif
 
 #else
 #define VL 8

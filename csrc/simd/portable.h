@@ -152,4 +152,59 @@ FA_INLINE void v_transpose(vreal a[VL])
         }
 }
 
+#if defined(FA_REAL_F32)
+typedef uint32_t v_uint __attribute__((vector_size(16)));
+
+FA_INLINE v_uint v_unsigned(vreal a) { return (v_uint)v_bits(a); }
+FA_INLINE vreal v_from_unsigned(v_uint a) { return v_from_bits((vmask)a); }
+FA_INLINE v_uint v_choose(vmask m, v_uint a, v_uint b) { return (a & (v_uint)m) | (b & ~(v_uint)m); }
+FA_INLINE v_uint v_load_16(const uint16_t *p, fa_index n)
+{
+    v_uint a = {0};
+    for (int i = 0; i < VL; i++)
+        if (i < n) a[i] = p[i];
+    return a;
+}
+FA_INLINE void v_store_16(uint16_t *p, v_uint a, fa_index n)
+{
+    for (int i = 0; i < VL; i++)
+        if (i < n) p[i] = (uint16_t)a[i];
+}
+FA_INLINE v_uint v_narrow_bf16(vreal a)
+{
+    const v_uint x = v_unsigned(a), rounded = x + 0x7fff + ((x >> 16) & 1);
+    return v_choose(v_is_nan(a), x | 0x400000, rounded) >> 16;
+}
+FA_INLINE vreal v_widen_f16(v_uint h)
+{
+    /* The exponent is rebased by 112; 2^-14 takes off the hidden bit that a subnormal number has not. */
+    const vreal smallest = v_set1(0x1p-14f);
+    const v_uint exponent = h & 0x7c00, x = ((h & 0x7fff) << 13) + (112u << 23);
+    const v_uint special = (x + (112u << 23)) | ((v_uint)((h & 0x7fff) > 0x7c00) & 0x400000);
+    const v_uint subnormal = v_unsigned(v_from_unsigned(x + (1u << 23)) - smallest);
+    const v_uint finite = v_choose((vmask)(exponent == 0), subnormal, x);
+    const v_uint magnitude = v_choose((vmask)(exponent == 0x7c00), special, finite);
+    return v_from_unsigned(magnitude | (h & 0x8000) << 16);
+}
+FA_INLINE v_uint v_narrow_f16(vreal a)
+{
+    const v_uint bits = v_unsigned(a), x = bits & 0x7fffffff;
+    /* 2^-1 has the last place of the subnormal numbers: the addition rounds. */
+    const v_uint half = v_unsigned(v_set1(0.5f));
+    const v_uint subnormal = v_unsigned(v_from_unsigned(x) + v_set1(0.5f)) - half;
+    const v_uint normal = (x - (112u << 23) + 0xfff + ((x >> 13) & 1)) >> 13;
+    const v_uint special = 0x7c00 | ((v_uint)(x > 0x7f800000) & (0x200 | ((x >> 13) & 0x3ff)));
+    const v_uint magnitude = v_choose((vmask)(x >= 0x477ff000), special, v_choose((vmask)(x < (113u << 23)), subnormal, normal));
+    return magnitude | ((bits >> 16) & 0x8000);
+}
+FA_INLINE vreal v_load_bf16_n(const uint16_t *p, fa_index n) { return v_from_unsigned(v_load_16(p, n) << 16); }
+FA_INLINE vreal v_load_bf16(const uint16_t *p) { return v_load_bf16_n(p, VL); }
+FA_INLINE void v_store_bf16_n(uint16_t *p, vreal a, fa_index n) { v_store_16(p, v_narrow_bf16(a), n); }
+FA_INLINE void v_store_bf16(uint16_t *p, vreal a) { v_store_bf16_n(p, a, VL); }
+FA_INLINE vreal v_load_f16_n(const uint16_t *p, fa_index n) { return v_widen_f16(v_load_16(p, n)); }
+FA_INLINE vreal v_load_f16(const uint16_t *p) { return v_load_f16_n(p, VL); }
+FA_INLINE void v_store_f16_n(uint16_t *p, vreal a, fa_index n) { v_store_16(p, v_narrow_f16(a), n); }
+FA_INLINE void v_store_f16(uint16_t *p, vreal a) { v_store_f16_n(p, a, VL); }
+#endif
+
 #endif

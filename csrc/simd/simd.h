@@ -1,17 +1,26 @@
 /* The SIMD vocabulary: the only place where intrinsics are, and the only words that kernels use for vectors.
 
-   A kernel file is compiled once per ISA and real type. The build defines FA_ISA_<NAME> (one of PORTABLE, AVX2, AVX512)
-   and FA_REAL_F32 or FA_REAL_F64; this header then offers, for that pair,
+   A kernel file is compiled once per ISA and type of array: float32, float64, and bfloat16 and float16, which are storage only:
+   arithmetic is in float. The build defines FA_ISA_<NAME> (one of PORTABLE, AVX2, AVX512), FA_REAL_F32 or FA_REAL_F64, and for
+   the 16-bit types FA_STORED_BF16 or FA_STORED_F16 as well; this header then offers, for that pair,
 
      real, rint_t      float or double, and the signed integer of the same width
+     stored            what arrays of the caller hold: real, or the bits of a 16-bit number
      vreal, vmask      VL reals; VL truth values
      VL                lanes of a vreal
      FA_NV             vectors across a register tile of attention (kernels/tile.h has the rows)
      FA_HAS_FMA        1 when v_fma rounds once
+     FA_PAIRS          1 when packed operands of products hold pairs of bfloat16 (AVX-512 BF16 and FA_STORED_BF16), else 0
+     FA_PACKED         elements in a packed operand's place of one real: 2 with FA_PAIRS, else 1
 
    memory      v_load(p) v_store(p, a)           any alignment
                v_load_n(p, n) v_store_n(p, a, n) first n lanes, 0 <= n <= VL; touches no byte beyond them; the rest reads as 0
                v_broadcast(p) v_set1(x) v_zero()
+   storage     v_load_stored v_store_stored v_load_stored_n v_store_stored_n: the same for arrays of `stored`;
+               real_of(x) stored_of(x) for one number. Also by type, for float only: v_load_bf16, v_store_f16_n, ...
+               Widening is exact. Narrowing rounds to nearest even, to subnormals and infinity too; NaN stays NaN
+   products    v_multiply_add(a, b, c)           of packed operands: v_fma(a, b, c), or with FA_PAIRS c + a0 b0 + a1 b1
+               v_pack(p, a, b)                   with FA_PAIRS: 2 VL bfloat16 of two vectors at p; subnormals become 0
    arithmetic  v_add v_sub v_mul v_div v_sqrt    IEEE, round to nearest even
                v_fma(a, b, c)  = a b + c         one rounding where FA_HAS_FMA, else two
                v_fnma(a, b, c) = c - a b
@@ -57,6 +66,19 @@ typedef int64_t rint_t;
 #error "define FA_REAL_F32 or FA_REAL_F64"
 #endif
 
+#if defined(FA_STORED_BF16) || defined(FA_STORED_F16)
+typedef uint16_t stored;
+#else
+typedef real stored;
+#endif
+
+#if defined(FA_STORED_BF16) && defined(__AVX512BF16__)
+#define FA_PAIRS 1
+#else
+#define FA_PAIRS 0
+#endif
+#define FA_PACKED (1 + FA_PAIRS)
+
 #if defined(FA_REAL_F32)
 #define V_MAGIC 0x1.8p23f
 #define V_EXPONENT_FLOOR (-127.0f)
@@ -73,6 +95,34 @@ typedef int64_t rint_t;
 #include "portable.h"
 #else
 #error "define FA_ISA_PORTABLE, FA_ISA_AVX2 or FA_ISA_AVX512"
+#endif
+
+#if defined(FA_STORED_BF16)
+#define FA_STORED_WORD(word, suffix) word##_bf16##suffix
+#elif defined(FA_STORED_F16)
+#define FA_STORED_WORD(word, suffix) word##_f16##suffix
+#else
+#define FA_STORED_WORD(word, suffix) word##suffix
+#endif
+FA_INLINE vreal v_load_stored(const stored *p) { return FA_STORED_WORD(v_load, )(p); }
+FA_INLINE vreal v_load_stored_n(const stored *p, fa_index n) { return FA_STORED_WORD(v_load, _n)(p, n); }
+FA_INLINE void v_store_stored(stored *p, vreal a) { FA_STORED_WORD(v_store, )(p, a); }
+FA_INLINE void v_store_stored_n(stored *p, vreal a, fa_index n) { FA_STORED_WORD(v_store, _n)(p, a, n); }
+FA_INLINE real real_of(stored x)
+{
+    real y;
+    v_store_n(&y, v_load_stored_n(&x, 1), 1);
+    return y;
+}
+FA_INLINE stored stored_of(real x)
+{
+    stored y;
+    v_store_stored_n(&y, v_set1(x), 1);
+    return y;
+}
+
+#if !FA_PAIRS
+FA_INLINE vreal v_multiply_add(vreal a, vreal b, vreal c) { return v_fma(a, b, c); }
 #endif
 
 #endif
