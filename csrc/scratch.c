@@ -2,16 +2,24 @@
 #include "scratch.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
-#include <string.h>
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
 
 #define HUGE_PAGE ((size_t)2 << 20)
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static fa_scratch kept[FA_SCRATCH_KEPT_BLOCKS]; /* free blocks; base == NULL: empty place */
+/* A place for a free block. Whoever makes it BUSY owns it for a few instructions: nobody waits, a busy place is passed over. */
+enum { EMPTY = 0, FULL, BUSY };
+typedef struct {
+    FA_ALIGN(FA_CACHE_LINE) _Atomic int state;
+    fa_scratch block;
+} place;
+static place kept[FA_SCRATCH_KEPT_BLOCKS];
+
+static int seize(place *p, int state) { return atomic_compare_exchange_strong(&p->state, &state, BUSY); }
+static void leave(place *p, int state) { atomic_store(&p->state, state); }
 
 size_t fa_scratch_bytes(fa_index n, size_t item)
 {
@@ -48,57 +56,65 @@ static int allocate(fa_scratch *scratch, size_t size)
 int fa_scratch_take(fa_scratch *scratch, size_t size)
 {
     if (size < FA_CACHE_LINE) size = FA_CACHE_LINE;
-    int best = -1;
-    pthread_mutex_lock(&lock);
-    for (int i = 0; i < FA_SCRATCH_KEPT_BLOCKS; i++)
-        if (kept[i].base && kept[i].size >= size && (best < 0 || kept[i].size < kept[best].size)) best = i;
-    if (best >= 0) {
-        *scratch = kept[best];
-        kept[best].base = NULL;
+    place *best = NULL; /* held while a better one is looked for */
+    for (place *p = kept; p < kept + FA_SCRATCH_KEPT_BLOCKS; p++) {
+        if (!seize(p, FULL)) continue;
+        if (p->block.size >= size && (!best || p->block.size < best->block.size)) {
+            if (best) leave(best, FULL);
+            best = p;
+        } else {
+            leave(p, FULL);
+        }
     }
-    pthread_mutex_unlock(&lock);
-    return best >= 0 || allocate(scratch, size);
+    if (!best) return allocate(scratch, size);
+    *scratch = best->block;
+    leave(best, EMPTY);
+    return 1;
+}
+
+/* Into an empty place, else in place of the first block that it outgrows. */
+static char *keep(const fa_scratch *scratch)
+{
+    if (scratch->size > FA_SCRATCH_KEPT_BYTES) return scratch->base;
+    for (place *p = kept; p < kept + FA_SCRATCH_KEPT_BLOCKS; p++) {
+        if (!seize(p, EMPTY)) continue;
+        p->block = *scratch;
+        leave(p, FULL);
+        return NULL;
+    }
+    for (place *p = kept; p < kept + FA_SCRATCH_KEPT_BLOCKS; p++) {
+        if (!seize(p, FULL)) continue;
+        char *smaller = NULL;
+        if (p->block.size < scratch->size) {
+            smaller = p->block.base;
+            p->block = *scratch;
+        }
+        leave(p, FULL);
+        if (smaller) return smaller;
+    }
+    return scratch->base;
 }
 
 void fa_scratch_give(fa_scratch *scratch)
 {
-    char *drop = scratch->base;
-    if (scratch->size <= FA_SCRATCH_KEPT_BYTES) {
-        /* Into an empty place, else in place of the smallest block that it outgrows. */
-        int place = -1;
-        pthread_mutex_lock(&lock);
-        for (int i = 0; i < FA_SCRATCH_KEPT_BLOCKS; i++) {
-            if (!kept[i].base) {
-                place = i;
-                break;
-            }
-            if (kept[i].size < scratch->size && (place < 0 || kept[i].size < kept[place].size)) place = i;
-        }
-        if (place >= 0) {
-            drop = kept[place].base;
-            kept[place] = *scratch;
-        }
-        pthread_mutex_unlock(&lock);
-    }
-    free(drop);
+    free(keep(scratch));
     scratch->base = NULL;
 }
 
 void fa_scratch_trim(void)
 {
-    pthread_mutex_lock(&lock);
-    for (int i = 0; i < FA_SCRATCH_KEPT_BLOCKS; i++) {
-        free(kept[i].base);
-        kept[i].base = NULL;
+    for (place *p = kept; p < kept + FA_SCRATCH_KEPT_BLOCKS; p++) {
+        if (!seize(p, FULL)) continue;
+        free(p->block.base);
+        leave(p, EMPTY);
     }
-    pthread_mutex_unlock(&lock);
 }
 
+/* A place that another thread held at that moment is nobody's in the child: its block is given up. */
 static void after_fork_in_child(void)
 {
-    /* Another thread may have held the lock, half-way through: the blocks are not worth the doubt. */
-    pthread_mutex_init(&lock, NULL);
-    memset(kept, 0, sizeof kept);
+    for (place *p = kept; p < kept + FA_SCRATCH_KEPT_BLOCKS; p++)
+        if (atomic_load(&p->state) == BUSY) leave(p, EMPTY);
 }
 
 void fa_scratch_init(void) { pthread_atfork(NULL, NULL, after_fork_in_child); }

@@ -14,7 +14,7 @@ typedef struct {
     size_t size;
 } fa_scratch;
 
-/* 1 on success. Any thread; contents undefined. */
+/* 1 on success. Any thread, without waiting for another; contents undefined. */
 int fa_scratch_take(fa_scratch *scratch, size_t size);
 void fa_scratch_give(fa_scratch *scratch);
 
