@@ -70,10 +70,11 @@ cdef object as_ndarray(object value, str op, str name):
 
 
 cdef int format_dtype(const char *format) noexcept:
-    """fa_dtype of a buffer format, -1 when it is none of them in native order."""
+    """fa_dtype of a buffer format, -1 when it is none of them in native order. NumPy writes "=" before the letter when
+    the array is not aligned."""
     if format == NULL:
         return -1
-    if format[0] == b"=":  # float16 that is not aligned
+    if format[0] == b"=":
         format += 1
     if format[0] == b"f" and format[1] == 0:
         return FA_F32
