@@ -22,6 +22,8 @@
 
 #define TILE TILE_ROWS(FA_NV)
 #define PANEL (FA_NV * VL)
+#define LN2_REST -0x1.8432a1b0e2634p-43 /* ln 2 - 0x1.62e42fefa4p-1 */
+#define CHAIN_KEYS ((fa_index)256)
 #define PANEL_TILES 4 /* tiles that a panel of keys passes in a row */
 /* Rounding by V_MAGIC, and V_MAGIC - R, are exact below this; larger rows have R taken off first. */
 #define REFERENCE_LIMIT REAL_POWER(REAL_MANTISSA_BITS - 2)
@@ -61,8 +63,8 @@ void KERNEL(attention_scale_queries)(real *dst, fa_index slice, const real *q, f
         for (fa_index r = 0; r < rows; r++, row += ldq, to += QUERY_STRIDE)
             for (fa_index d = 0; d < size; d += VL) {
                 const vreal x = filled - d >= VL ? v_load(row + d) : v_load_n(row + d, filled - d);
-                const vreal y = v_fma(x, high, v_mul(x, low));
-                v_store(to + d, v_select(v_is_nan(y), nan, y));
+                const vreal y = v_fma(x, high, v_mul(x, low)), infinite = v_mul(x, high); /* the sum may be inf - inf */
+                v_store(to + d, v_select(v_is_nan(y), v_select(v_is_nan(infinite), nan, infinite), y));
             }
     }
 }
@@ -194,14 +196,15 @@ void KERNEL(attention_scores)(real *s, const real *q, fa_index slice, fa_index r
     }
 }
 
-/* Makes the NaNs of products that BLAS computed the default NaN; packing has done so for attention_scores. */
-void KERNEL(attention_plain_scores)(real *s, fa_index rows, const fa_index *begin, const fa_index *end)
+/* s + correction s for products that BLAS computed: its factor was rounded. NaNs become the default NaN; packing has done so for
+   attention_scores. What is infinite stays so. */
+void KERNEL(attention_plain_scores)(real *s, fa_index rows, const fa_index *begin, const fa_index *end, real correction)
 {
-    const vreal nan = v_set1((real)__builtin_nanf(""));
+    const vreal nan = v_set1((real)__builtin_nanf("")), rest = v_set1(correction);
     for (fa_index r = 0; r < rows; r++, s += ATTENTION_STRIDE)
         for (fa_index j = begin[r] / VL * VL; j < end[r]; j += VL) {
-            const vreal x = v_load(s + j);
-            v_store(s + j, v_select(v_is_nan(x), nan, x));
+            const vreal x = v_load(s + j), y = v_fma(x, rest, x);
+            v_store(s + j, v_select(v_is_nan(y), v_select(v_is_nan(x), nan, x), y));
         }
 }
 
@@ -370,6 +373,9 @@ void KERNEL(attention_softmax)(real *s, fa_index rows, const fa_index *begin, co
     }
 }
 
+/* -0 becomes +0. A sum that underflows to -0 would stay so, or not, by how many masked keys follow. */
+FA_INLINE vreal unsigned_zero(vreal x) { return v_add(x, v_zero()); }
+
 /* A row that attended to nothing has the sum 0, and O = 0. */
 FA_INLINE vreal divisor_of(real sum) { return v_set1(sum == 0 ? 1 : sum); }
 
@@ -387,7 +393,7 @@ FA_INLINE void store_values(real *dst, fa_index lddst, const real *o, fa_index l
         if (sum) {
             const vreal divisor = divisor_of(sum[r]);
             FA_UNROLL
-            for (int v = 0; v < nv; v++) acc[r][v] = v_div(acc[r][v], divisor);
+            for (int v = 0; v < nv; v++) acc[r][v] = v_div(unsigned_zero(acc[r][v]), divisor);
         }
         FA_UNROLL
         for (int v = 0; v < nv; v++) {
@@ -399,8 +405,33 @@ FA_INLINE void store_values(real *dst, fa_index lddst, const real *o, fa_index l
     }
 }
 
+/* The sums over the keys of a block are chains of CHAIN_KEYS: one of 512 has a larger error than NumPy's product, whose BLAS cuts it
+   at 256 to 384. */
+FA_INLINE void keep_part(real *part, tile_acc acc, const int mr, const int nv)
+{
+    FA_UNROLL
+    for (int r = 0; r < mr; r++) {
+        FA_UNROLL
+        for (int v = 0; v < nv; v++) v_store(part + (r * nv + v) * VL, acc[r][v]);
+    }
+}
+FA_INLINE void add_part(tile_acc acc, const real *part, const int mr, const int nv)
+{
+    FA_UNROLL
+    for (int r = 0; r < mr; r++) {
+        FA_UNROLL
+        for (int v = 0; v < nv; v++) acc[r][v] = v_add(v_load(part + (r * nv + v) * VL), acc[r][v]);
+    }
+}
+
 #define VALUE_TILE(mr, nv)                                                                                             \
-    tile_product(acc, mr, nv, p_tile, ATTENTION_STRIDE, 1, panel + range.begin * (nv) * VL, range.end - range.begin);  \
+    tile_product(acc, mr, nv, p_tile, ATTENTION_STRIDE, 1, panel + range.begin * (nv) * VL, chain_end - range.begin);  \
+    for (fa_index j = chain_end; j < range.end; j += CHAIN_KEYS) {                                                     \
+        keep_part(part, acc, mr, nv);                                                                                  \
+        tile_product(acc, mr, nv, p_tile + (j - range.begin), ATTENTION_STRIDE, 1, panel + j * (nv) * VL,              \
+                     fa_min(CHAIN_KEYS, range.end - j));                                                               \
+        add_part(acc, part, mr, nv);                                                                                   \
+    }                                                                                                                  \
     store_values(dst + r * lddst + first, lddst, o ? o + r * ldo + first : NULL, ldo, acc, mr, nv, columns, alpha + r, \
                  sum ? sum + r : NULL)
 #define VALUE_PANEL(nv) TILE_SWITCH_6(mr, VALUE_TILE, nv)
@@ -419,8 +450,10 @@ void KERNEL(attention_values)(real *dst, fa_index lddst, const real *o, fa_index
         for (fa_index t = 0, r = 0, mr; t < deal.tiles; t++, r += mr) {
             mr = rows_of_tile(deal, t);
             const key_range range = tile_keys(begin + r, end + r, mr);
+            const fa_index chain_end = fa_min(range.end, (range.begin / CHAIN_KEYS + 1) * CHAIN_KEYS);
             const real *p_tile = p + r * ATTENTION_STRIDE + range.begin;
             if (range.end == 0 && o) continue;
+            real part[TILE_ROWS(FA_NV) * PANEL];
             tile_acc acc;
             switch (nv) {
             case 1: VALUE_PANEL(1) break;
@@ -454,6 +487,15 @@ void KERNEL(attention_patch_values)(real *o, fa_index ldo, const real *p, const 
         }
 }
 
+/* R ln 2 + ln sum, rounded once but for ln sum itself: the product with the 37 bits of ln 2 is exact, the sum's rounding error is
+   added back. */
+FA_INLINE real log_of(real reference, real sum)
+{
+    const double R = (double)reference, high = R * 0x1.62e42fefa4p-1, low = log((double)sum), total = high + low;
+    const double part = total - high, rest = (high - (total - part)) + (low - part);
+    return (real)(isfinite(total) ? total + (rest + R * LN2_REST) : total);
+}
+
 /* out = o / sum, lse = ln sum + R ln 2; zeros and -inf for a row that attended to nothing, whose o is not read. out or lse may be
    NULL. */
 void KERNEL(attention_finish)(real *out, fa_index ldout, const real *o, fa_index ldo, fa_index rows, fa_index D,
@@ -462,13 +504,12 @@ void KERNEL(attention_finish)(real *out, fa_index ldout, const real *o, fa_index
     for (fa_index r = 0; out && r < rows; r++) {
         const vreal divisor = divisor_of(sum[r]);
         for (fa_index d = 0; d < D; d += VL) {
-            const vreal y = sum[r] == 0 ? v_zero() : v_div(v_load(o + r * ldo + d), divisor);
+            const vreal y = sum[r] == 0 ? v_zero() : v_div(unsigned_zero(v_load(o + r * ldo + d)), divisor);
             if (D - d >= VL)
                 v_store(out + r * ldout + d, y);
             else
                 v_store_n(out + r * ldout + d, y, D - d);
         }
     }
-    for (fa_index r = 0; lse && r < rows; r++)
-        lse[r] = sum[r] == 0 ? -REAL_INFINITY : (real)((double)reference[r] * 0x1.62e42fefa39efp-1 + log(sum[r]));
+    for (fa_index r = 0; lse && r < rows; r++) lse[r] = sum[r] == 0 ? -REAL_INFINITY : log_of(reference[r], sum[r]);
 }

@@ -23,6 +23,8 @@
 #include <string.h>
 
 #define QUERY_TILE 96
+#define LOG2_E 0x1.71547652b82fep+0
+#define LOG2_E_REST 0x1.777d0ffda0d24p-56 /* log2(e) - LOG2_E */
 #define GROUP_TILES 2                     /* register tiles in a group */
 #define FEW_TILES 4                       /* so many tiles keep their state while blocks of keys pass by */
 #define HEADS_PER_THREAD 4                /* so many kv heads per thread are an even load */
@@ -197,7 +199,7 @@ static void attend(const attention_call *c, const worker_scratch *w, tile_state 
         else
             k->attention_scores(w->scores, s->queries + first * k->sizes.query_stride, c->query_slice, rows, block->keys, keys,
                                 begin, end, a->D);
-        if (blas) k->attention_plain_scores(w->scores, rows, begin, end);
+        if (blas) k->attention_plain_scores(w->scores, rows, begin, end, c->scale_high == 0 ? 0 : c->scale_low / c->scale_high);
         OP(attention_apply_mask)(a, k, w->scores, w->mask, b, h, tile_first + first, j0, rows, begin, end);
         if (block->nonfinite) memcpy(w->unmasked, w->scores, (size_t)(rows * stride) * sizeof(real));
         k->attention_softmax(w->scores, rows, begin, end, blas ? c->block : 0, s->reference + first, s->sum + first, alpha);
@@ -347,9 +349,9 @@ fa_status OP(attention_forward)(const fa_attention_arguments *a)
     c.query_slice = QUERY_TILE * k->sizes.query_stride;
     c.key_size = c.block * padded;
     c.value_size = c.block * c.ldo;
-    const double scale = a->scale * 0x1.71547652b82fep+0;
+    const double scale = a->scale * LOG2_E, rest = fma(a->scale, LOG2_E, -scale) + a->scale * LOG2_E_REST;
     c.scale_high = (real)scale;
-    c.scale_low = (real)(scale - (double)c.scale_high);
+    c.scale_low = (real)((scale - (double)c.scale_high) + rest);
 
     const int members = fa_members_for((double)a->B * (double)a->H * (double)a->Lq * (double)a->Lk * (double)(a->D + a->Dv));
     const attention_way way = choose_way(&c, members);
