@@ -63,6 +63,7 @@ class ErrorRule:
 
     def __init__(self):
         self.got, self.plain, self.size = [], [], []
+        self.rounding = 0.0
 
     def add(self, got, plain, exact):
         """Results of the library and of the plain implementation, both of one dtype, and the exact values."""
@@ -76,17 +77,21 @@ class ErrorRule:
         self.got.append(np.abs(got[finite] - exact[finite]).ravel())
         self.plain.append(np.abs(plain[finite] - exact[finite]).ravel())
         self.size.append(np.spacing(np.abs(got[finite])).ravel())
+        self.rounding = max(self.rounding, float(np.spacing(np.abs(got[finite]).max(initial=0))) / 2)
 
-    def check(self):
-        """Fails when the library's errors are larger than the rule allows."""
+    def check(self, median=True):
+        """Fails when the library's errors are larger than the rule allows; without `median`, when the largest is."""
         got, plain, ulp = (np.concatenate(parts) for parts in (self.got, self.plain, self.size))
         if got.size == 0:
             return
         if not plain.any():
             assert (got <= ulp).all(), f"the plain implementation is exact, but errors reach {(got / ulp).max():.3} ULP"
             return
-        worst, allowed = got.max(), 2 * plain.max()
+        # Of few values, the plain implementation may have all but exact ones: one that rounds once is beyond reproach.
+        worst, allowed = got.max(), 2 * max(plain.max(), self.rounding)
         assert worst <= allowed, f"largest error {worst:.3e}, of the plain implementation {plain.max():.3e}"
+        if not median:
+            return
         # At most half of our errors may exceed the plain median, but for chance: both medians are of samples.
         above = np.count_nonzero(got > np.median(plain))
         chance = SIGMAS * math.sqrt(2 * got.size) / 2

@@ -61,15 +61,28 @@ def log_softmax_backward(dy, y, axis=-1, scale=1.0):
     return y.dtype.type(scale) * (dy - np.exp(y) * dy.sum(axis, keepdims=True))
 
 
-def product(x, w):
-    """x w' of x[..., in] and w[out, in].
+BATCH = 64  # rows and columns from which NumPy's BLAS takes its kernels for matrices
 
-    A single row goes in a pair: for one row alone NumPy calls another routine of its BLAS, with several partial sums
-    for each element, and the yardstick would depend on the batch. Here a row has one yardstick in every batch.
+
+def _at_least(x, size, axis):
+    """x, repeated along an axis up to `size`."""
+    n = x.shape[axis]
+    return x if n == 0 or n >= size else np.take(x, np.arange(size) % n, axis)
+
+
+def matmul(a, b):
+    """a b of a[..., m, k] and b[..., k, n].
+
+    NumPy multiplies few rows or columns in another order than many, with several partial sums for each element and
+    smaller errors. Here an element has one yardstick, whatever the batch: the error it has in a large matrix.
     """
-    rows = x.reshape(-1, x.shape[-1])
-    y = rows @ w.T if len(rows) != 1 else (np.concatenate([rows, rows]) @ w.T)[:1]
-    return y.reshape(*x.shape[:-1], len(w))
+    m, n = a.shape[-2], b.shape[-1]
+    return (_at_least(a, BATCH, -2) @ _at_least(b, BATCH, -1))[..., :m, :n]
+
+
+def product(x, w):
+    """x w' of x[..., in] and w[out, in]."""
+    return matmul(x.reshape(-1, x.shape[-1]), w.T).reshape(*x.shape[:-1], len(w))
 
 
 def linear(x, weight, bias=None, activation=None):
@@ -84,7 +97,7 @@ def attention(q, k, v, mask=None, causal=False, scale=None, window=None, q_lengt
     scale = dtype(1 / math.sqrt(q.shape[-1] or 1) if scale is None else scale)
     group = q.shape[1] // k.shape[1] if k.shape[1] else 1
     k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
-    s = scale * (q @ k.swapaxes(-1, -2))
+    s = scale * matmul(q, k.swapaxes(-1, -2))
     if mask is not None and mask.dtype != bool:
         s = s + mask
     allowed = reference.attention_allowed(
@@ -97,7 +110,7 @@ def attention(q, k, v, mask=None, causal=False, scale=None, window=None, q_lengt
     total = e.sum(-1, keepdims=True)
     with np.errstate(divide="ignore"):
         lse = (np.log(total) + top)[..., 0]
-    return (e / np.where(total == 0, dtype(1), total)) @ v, lse
+    return matmul(e / np.where(total == 0, dtype(1), total), v), lse
 
 
 def _affine(x, w, b):
