@@ -48,12 +48,28 @@ fa_status fa_linear_forward_packed(fa_dtype dtype, fa_isa isa, void *y, fa_index
                                    const void *packed, const void *bias, fa_index M, fa_index N, fa_index K,
                                    fa_activation activation);
 
-/* ---- attention: out = softmax(scale q k' + mask) v, per batch b and head h, the keys of head h being those of h / (H / Hk) ----
-   q[B, H, Lq, D], k[B, Hk, Lk, D], v[B, Hk, Lk, Dv], out[B, H, Lq, Dv] with strides of batch, head and row and contiguous last axes;
-   lse[B, H, Lq] contiguous, or NULL; likewise reference (an integer R) and sum, lse = R ln 2 + ln sum, from which backward has
-   the probabilities 2^(score log2(e) - R) / sum to the last bit, as lse would not. No output overlaps anything.
+/* ---- attention, per batch b and head h, the keys of head h being those of h / (H / Hk) ----
+   q[B, H, Lq, D], k[B, Hk, Lk, D], v[B, Hk, Lk, Dv], out[B, H, Lq, Dv] with strides of batch, head and row and contiguous last axes.
+   The score of query i and key j, in this order:
+
+     s = scale q_i k_j
+     s = softcap tanh(s / softcap)                  softcap > 0
+     s = s - alibi_slopes[h] |i + offset - j|       alibi_slopes given
+     s = s + mask                                   FA_MASK_ADD
+
    Row i attends to the keys j < length with i + offset - left <= j <= i + offset + right that the mask does not exclude;
-   offset = 0 (aligned top-left) or k length - q length (bottom-right). Rows beyond their length are zero, lse -inf. */
+   offset = 0 (aligned top-left) or k length - q length (bottom-right). Over those
+
+     Z = sum e^s + e^sinks[h]                       the last term with sinks only: a logit without a value
+     out = sum e^s v_j / Z,   lse = ln Z
+
+   lse[B, H, Lq] contiguous, or NULL; likewise reference (an integer R) and sum, lse = R ln 2 + ln sum, from which backward has
+   the probabilities 2^(s log2(e) - R) / sum to the last bit, as lse would not. All three include the sink. No output overlaps
+   anything. Rows that attend to nothing are zero, their lse is the sink, -inf without one. Rows beyond their length: zero, -inf.
+
+   Ragged batches (q_starts and k_starts given): the rows of sequence b begin q_starts[b] (k_starts[b]) rows into arrays that all
+   sequences share; strides of batch are 0, the lengths are given, Lq and Lk are the largest of them. out, and lse, reference and
+   sum as arrays [H, lse_stride], have a place for each row of q and none beyond. */
 typedef enum { FA_MASK_NONE = 0, FA_MASK_BOOL, FA_MASK_ADD } fa_mask_kind;
 typedef enum { FA_ATTENTION_FUSED = 0, FA_ATTENTION_BLAS } fa_attention_strategy;
 #define FA_UNBOUNDED INT64_MAX
@@ -68,7 +84,10 @@ typedef struct {
     fa_index left, right;    /* FA_UNBOUNDED, or a distance >= 0 */
     int bottom_right;
     const fa_index *q_lengths, *k_lengths; /* [B] in 0..L, or NULL */
-    double scale;
+    const fa_index *q_starts, *k_starts;   /* [B], both or none */
+    fa_index lse_stride;                   /* elements from head to head: Lq, or the rows of a ragged batch */
+    double scale, softcap;                 /* softcap: 0 for none */
+    const void *alibi_slopes, *sinks;      /* [H] of the dtype, or NULL */
     fa_attention_strategy strategy;
 } fa_attention_arguments;
 fa_status fa_attention_forward(fa_dtype dtype, const fa_attention_arguments *a);

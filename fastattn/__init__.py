@@ -10,7 +10,7 @@
 from fastattn import config
 from fastattn._core import PackedLinear, RecurrentWeights
 from fastattn.config import get_num_threads, num_threads, set_num_threads, show_config
-from fastattn.functional.attention import attention
+from fastattn.functional.attention import SavedAttention, attention, attention_forward
 from fastattn.functional.elementwise import exp, gelu, relu, sigmoid, silu, tanh
 from fastattn.functional.linear import linear, pack_linear
 from fastattn.functional.recurrent import (
@@ -38,7 +38,9 @@ __version__ = config.version
 __all__ = [
     "PackedLinear",
     "RecurrentWeights",
+    "SavedAttention",
     "attention",
+    "attention_forward",
     "config",
     "exp",
     "gelu",

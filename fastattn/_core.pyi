@@ -58,7 +58,7 @@ def linear(
 ) -> NDArray[Any]: ...
 
 # ---- attention.pxi ----
-# An array, or with return_lse the pair (out, lse).
+# An array, with return_lse the pair (out, lse), with return_state (out, lse, state).
 def attention(
     q: ArrayLike,
     k: ArrayLike,
@@ -67,11 +67,15 @@ def attention(
     causal: bool | str | None,
     scale: float | None,
     window: tuple[int | None, int | None] | None,
+    softcap: float,
+    alibi_slopes: ArrayLike | None,
+    sinks: ArrayLike | None,
     q_lengths: ArrayLike | None,
     kv_lengths: ArrayLike | None,
     layout: str,
-    return_lse: bool,
     out: NDArray[Any] | None,
+    return_lse: bool,
+    return_state: bool,
 ) -> Any: ...
 
 # ---- recurrent.pxi ----

@@ -109,7 +109,12 @@ cdef extern from "fastattn.h" nogil:
         int bottom_right
         const fa_index *q_lengths
         const fa_index *k_lengths
-        double scale
+        const fa_index *q_starts
+        const fa_index *k_starts
+        fa_index lse_stride
+        double scale, softcap
+        const void *alibi_slopes
+        const void *sinks
         fa_attention_strategy strategy
 
     fa_status fa_attention_forward(fa_dtype dtype, const fa_attention_arguments *a)

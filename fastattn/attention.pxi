@@ -78,86 +78,147 @@ cdef object set_alignment(fa_attention_arguments *a, object causal, object windo
         a.right = min(<fa_index>a.right, window_side(right))
 
 
-def attention(object q, object k, object v, object mask, object causal, object scale, object window, object q_lengths,
-              object kv_lengths, str layout, bint return_lse, object out):
-    cdef Array aq, ak, av, ao, al, am
+cdef struct AttentionInputs:
+    Array q, k, v, mask, slopes, sinks
+
+
+cdef void release_inputs(AttentionInputs *x) noexcept:
+    release(&x.q)
+    release(&x.k)
+    release(&x.v)
+    release(&x.mask)
+    release(&x.slopes)
+    release(&x.sinks)
+
+
+cdef int head_axis_of(object layout, str op) except -1:
+    if layout == "bhld":
+        return 1
+    if layout == "blhd":
+        return 2
+    raise ValueError(f"{op}: layout must be 'bhld' or 'blhd', got {layout!r}")
+
+
+cdef object acquire_per_head(Array *a, object value, int dtype, fa_index heads, str op, str name):
+    """Holds an array with one number for each query head."""
+    acquire_contiguous(a, value, op, name, 1, dtype)
+    if a.shape[0] != heads:
+        raise wrong_shape(op, name, f"have shape ({heads},), one number for each head of q", f"shape {shape_of(a)}")
+
+
+cdef object set_numbers(fa_attention_arguments *a, object scale, object softcap, str op):
+    """scale and softcap."""
+    if scale is None:
+        a.scale = 1 / sqrt(<double>a.D) if a.D else 1.0
+    else:
+        a.scale = as_float(scale, op, "scale")
+        if not isfinite(a.scale):
+            raise ValueError(f"{op}: scale must be finite, got {a.scale}")
+    a.softcap = as_float(softcap, op, "softcap")
+    if not isfinite(a.softcap) or a.softcap < 0:
+        raise ValueError(f"{op}: softcap must be a finite number of at least 0 (0: none), got {a.softcap}")
+
+
+cdef object set_heads(AttentionInputs *x, fa_attention_arguments *a, object slopes, object sinks, str op):
+    """alibi_slopes and sinks."""
+    a.alibi_slopes = a.sinks = NULL
+    if slopes is not None:
+        acquire_per_head(&x.slopes, slopes, x.q.dtype, a.H, op, "alibi_slopes")
+        a.alibi_slopes = x.slopes.data
+    if sinks is not None:
+        acquire_per_head(&x.sinks, sinks, x.q.dtype, a.H, op, "sinks")
+        a.sinks = x.sinks.data
+
+
+cdef tuple acquire_inputs(AttentionInputs *x, fa_attention_arguments *a, int head_axis, object q, object k, object v,
+                          object mask, object causal, object scale, object window, object softcap, object alibi_slopes,
+                          object sinks, object q_lengths, object kv_lengths):
+    """Checks and holds what every form of attention takes, and fills in `a` but for its outputs. The caller keeps the
+    result alive as long as `a`, and calls release_inputs in any case."""
+    cdef str op = "attention"
+    cdef Py_ssize_t full[4]
+    x.q.held = x.k.held = x.v.held = x.mask.held = x.slopes.held = x.sinks.held = False
+    acquire(&x.q, q, op, "q", 4)
+    acquire(&x.k, k, op, "k", 4, x.q.dtype)
+    acquire(&x.v, v, op, "v", 4, x.q.dtype)
+    a.B, a.H, a.Lq, a.D = x.q.shape[0], x.q.shape[head_axis], x.q.shape[3 - head_axis], x.q.shape[3]
+    a.Hk, a.Lk, a.Dv = x.k.shape[head_axis], x.k.shape[3 - head_axis], x.v.shape[3]
+    if x.k.shape[0] != a.B or x.k.shape[3] != a.D:
+        raise wrong_shape(op, "k", f"have the batch {a.B} and head size {a.D} of q", f"shape {shape_of(&x.k)}")
+    if x.v.shape[0] != a.B or x.v.shape[head_axis] != a.Hk or x.v.shape[3 - head_axis] != a.Lk:
+        raise wrong_shape(op, "v", f"have the batch, heads and length of k, {shape_of(&x.k)[:3]}",
+                          f"shape {shape_of(&x.v)}")
+    if a.Hk == 0 and a.H != 0 or a.Hk != 0 and a.H % a.Hk:
+        raise wrong_shape(op, "k", f"have a number of heads that divides the {a.H} of q", f"{a.Hk}")
+    set_strides(&x.q, a.q_stride, head_axis)
+    set_strides(&x.k, a.k_stride, head_axis)
+    set_strides(&x.v, a.v_stride, head_axis)
+    a.q, a.k, a.v = x.q.data, x.k.data, x.v.data
+
+    set_alignment(a, causal, window)
+    set_numbers(a, scale, softcap, op)
+    set_heads(x, a, alibi_slopes, sinks, op)
+    full[0], full[1], full[2], full[3] = a.B, a.H, a.Lq, a.Lk
+    a.mask_kind = FA_MASK_NONE
+    a.mask = NULL
+    if mask is not None:
+        acquire_mask(&x.mask, mask, x.q.dtype, full, a)
+    a.q_starts = a.k_starts = NULL
+    a.lse_stride = a.Lq
+    a.q_lengths = a.k_lengths = NULL
+    if q_lengths is not None:
+        q_lengths = as_lengths(q_lengths, a.B, a.Lq, op, "q_lengths")
+        a.q_lengths = index_pointer(q_lengths)
+    if kv_lengths is not None:
+        kv_lengths = as_lengths(kv_lengths, a.B, a.Lk, op, "kv_lengths")
+        a.k_lengths = index_pointer(kv_lengths)
+    a.strategy = FA_ATTENTION_BLAS if attention_strategy == 1 else FA_ATTENTION_FUSED
+    return q_lengths, kv_lengths
+
+
+def attention(object q, object k, object v, object mask, object causal, object scale, object window, object softcap,
+              object alibi_slopes, object sinks, object q_lengths, object kv_lengths, str layout, object out,
+              bint return_lse, bint return_state):
+    """out; with return_lse (out, lse); with return_state (out, lse, state)."""
+    cdef AttentionInputs x
+    cdef Array ao, al, state
     cdef fa_attention_arguments a
     cdef fa_status status
     cdef str op = "attention"
-    cdef int head_axis
-    cdef Py_ssize_t full[4]
-    cdef object result, lse = None
-    aq.held = ak.held = av.held = ao.held = al.held = am.held = False
-    if layout == "bhld":
-        head_axis = 1
-    elif layout == "blhd":
-        head_axis = 2
-    else:
-        raise ValueError(f"{op}: layout must be 'bhld' or 'blhd', got {layout!r}")
+    cdef int head_axis = head_axis_of(layout, op)
+    cdef object kept, result, lse = None, saved = None
+    ao.held = al.held = state.held = False
     try:
-        acquire(&aq, q, op, "q", 4)
-        acquire(&ak, k, op, "k", 4, aq.dtype)
-        acquire(&av, v, op, "v", 4, aq.dtype)
-        a.B, a.H, a.Lq, a.D = aq.shape[0], aq.shape[head_axis], aq.shape[3 - head_axis], aq.shape[3]
-        a.Hk, a.Lk, a.Dv = ak.shape[head_axis], ak.shape[3 - head_axis], av.shape[3]
-        if ak.shape[0] != a.B or ak.shape[3] != a.D:
-            raise wrong_shape(op, "k", f"have the batch {a.B} and head size {a.D} of q", f"shape {shape_of(&ak)}")
-        if av.shape[0] != a.B or av.shape[head_axis] != a.Hk or av.shape[3 - head_axis] != a.Lk:
-            raise wrong_shape(op, "v", f"have the batch, heads and length of k, {shape_of(&ak)[:3]}",
-                              f"shape {shape_of(&av)}")
-        if a.Hk == 0 and a.H != 0 or a.Hk != 0 and a.H % a.Hk:
-            raise wrong_shape(op, "k", f"have a number of heads that divides the {a.H} of q", f"{a.Hk}")
-        set_strides(&aq, a.q_stride, head_axis)
-        set_strides(&ak, a.k_stride, head_axis)
-        set_strides(&av, a.v_stride, head_axis)
-        a.q, a.k, a.v = aq.data, ak.data, av.data
-
-        set_alignment(&a, causal, window)
-        if scale is None:
-            a.scale = 1 / sqrt(<double>a.D) if a.D else 1.0
-        else:
-            a.scale = as_float(scale, op, "scale")
-            if not isfinite(a.scale):
-                raise ValueError(f"{op}: scale must be finite, got {a.scale}")
-        full[0], full[1], full[2], full[3] = a.B, a.H, a.Lq, a.Lk
-        a.mask_kind = FA_MASK_NONE
-        a.mask = NULL
-        if mask is not None:
-            acquire_mask(&am, mask, aq.dtype, full, &a)
-        a.q_lengths = a.k_lengths = NULL
-        if q_lengths is not None:
-            q_lengths = as_lengths(q_lengths, a.B, a.Lq, op, "q_lengths")
-            a.q_lengths = index_pointer(q_lengths)
-        if kv_lengths is not None:
-            kv_lengths = as_lengths(kv_lengths, a.B, a.Lk, op, "kv_lengths")
-            a.k_lengths = index_pointer(kv_lengths)
-        a.strategy = FA_ATTENTION_BLAS if attention_strategy == 1 else FA_ATTENTION_FUSED
-
+        kept = acquire_inputs(&x, &a, head_axis, q, k, v, mask, causal, scale, window, softcap, alibi_slopes,
+                              sinks, q_lengths, kv_lengths)
         shape = (a.B, a.H, a.Lq, a.Dv) if head_axis == 1 else (a.B, a.Lq, a.H, a.Dv)
-        if out is not None and acquire_out(&ao, out, shape, aq.dtype, op) and not (
-            overlap(&ao, &aq) or overlap(&ao, &ak) or overlap(&ao, &av)
+        if out is not None and acquire_out(&ao, out, shape, x.q.dtype, op) and not (
+            overlap(&ao, &x.q) or overlap(&ao, &x.k) or overlap(&ao, &x.v)
         ):
             result = out
         else:
             release(&ao)
-            result = new_out(&ao, shape, aq.dtype)
+            result = new_out(&ao, shape, x.q.dtype)
         set_strides(&ao, a.out_stride, head_axis)
         a.out = ao.data
         a.lse = a.reference = a.sum = NULL
-        if return_lse:
-            lse = new_out(&al, (a.B, a.H, a.Lq), aq.dtype)
+        if return_lse or return_state:
+            lse = new_out(&al, (a.B, a.H, a.Lq), x.q.dtype)
             a.lse = al.data
+        if return_state:
+            saved = new_out(&state, (2, a.B, a.H, a.Lq), x.q.dtype)
+            a.reference, a.sum = state.data, state.data + state.stride[0] * state.view.itemsize
         with nogil:
-            status = fa_attention_forward(<fa_dtype>aq.dtype, &a)
+            status = fa_attention_forward(<fa_dtype>x.q.dtype, &a)
         raise_status(status, op)
     finally:
-        release(&aq)
-        release(&ak)
-        release(&av)
+        release_inputs(&x)
         release(&ao)
         release(&al)
-        release(&am)
+        release(&state)
     result = copy_to(out, result)
-    if not return_lse:
-        return result
-    return result, lse if head_axis == 1 else lse.swapaxes(1, 2)
+    if lse is not None and head_axis == 2:
+        lse = lse.swapaxes(1, 2)
+    if return_state:
+        return result, lse, saved
+    return (result, lse) if return_lse else result

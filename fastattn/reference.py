@@ -107,28 +107,48 @@ def attention_allowed(batch, queries, keys, mask=None, causal=False, window=None
     return allowed
 
 
-def _attention_probabilities(q, k, mask, scale, **positions):
-    q, k = _double(q, k)
+def alibi_distance(batch, queries, keys, causal=False, q_lengths=None, kv_lengths=None):
+    """|i + offset - j|, broadcastable to [batch, heads, queries, keys]."""
+    q_lengths = np.full(batch, queries) if q_lengths is None else np.asarray(q_lengths)
+    kv_lengths = np.full(batch, keys) if kv_lengths is None else np.asarray(kv_lengths)
+    offset = np.zeros_like(q_lengths) if causal == "top-left" else kv_lengths - q_lengths
+    return np.abs(np.arange(queries)[:, None] + offset[:, None, None, None] - np.arange(keys))
+
+
+def _attention_probabilities(q, k, mask=None, causal=False, scale=None, window=None, softcap=0.0, alibi_slopes=None,
+                             sinks=None, q_lengths=None, kv_lengths=None):  # fmt: skip
+    """p and lse."""
+    q, k, alibi_slopes, sinks = _double(q, k, alibi_slopes, sinks)
+    causal = "bottom-right" if causal is True else causal
     scale = 1 / math.sqrt(q.shape[-1] or 1) if scale is None else scale
     group = q.shape[1] // k.shape[1] if k.shape[1] else 1
+    sizes = q.shape[0], q.shape[2], k.shape[2]
     s = scale * q @ np.repeat(k, group, axis=1).swapaxes(-1, -2)
-    allowed = attention_allowed(q.shape[0], q.shape[2], k.shape[2], mask, **positions)
+    if softcap:
+        s = softcap * np.tanh(s / softcap)
+    if alibi_slopes is not None:
+        s = s - alibi_slopes[:, None, None] * alibi_distance(*sizes, causal, q_lengths, kv_lengths)
+    allowed = attention_allowed(*sizes, mask, causal, window, q_lengths, kv_lengths)
     if mask is not None and mask.dtype != bool:
         s = s + np.where(mask == -np.inf, 0, mask)
     s = np.where(allowed, s, -np.inf)
-    top = s.max(-1, keepdims=True, initial=-np.inf)
-    e = np.exp(s - np.where(top == -np.inf, 0, top))
-    total = e.sum(-1, keepdims=True)
+    sink = np.full((q.shape[0], q.shape[1], q.shape[2], 1), -np.inf, s.dtype)
+    if sinks is not None:
+        exists = np.arange(q.shape[2]) < (np.full(q.shape[0], q.shape[2]) if q_lengths is None else q_lengths)[:, None]
+        sink = np.where(exists[:, None, :, None], sinks[:, None, None], sink)
+    top = np.maximum(s.max(-1, keepdims=True, initial=-np.inf), sink)
+    top = np.where(top == -np.inf, 0, top)
+    e = np.exp(s - top)
+    total = e.sum(-1, keepdims=True) + np.exp(sink - top)
     with np.errstate(divide="ignore"):
-        lse = (np.log(total) + np.where(top == -np.inf, 0, top))[..., 0]
+        lse = (np.log(total) + top)[..., 0]
     return e / np.where(total == 0, 1, total), lse
 
 
-def attention(q, k, v, mask=None, causal=False, scale=None, window=None, q_lengths=None, kv_lengths=None):
-    """out[B, H, Lq, Dv] and lse[B, H, Lq] of q[B, H, Lq, D], k[B, Hk, Lk, D], v[B, Hk, Lk, Dv]."""
-    causal = "bottom-right" if causal is True else causal
-    p, lse = _attention_probabilities(q, k, mask, scale, causal=causal, window=window, q_lengths=q_lengths,
-                                      kv_lengths=kv_lengths)  # fmt: skip
+def attention(q, k, v, **options):
+    """out[B, H, Lq, Dv] and lse[B, H, Lq] of q[B, H, Lq, D], k[B, Hk, Lk, D], v[B, Hk, Lk, Dv]; the options of
+    fastattn.attention but layout."""
+    p, lse = _attention_probabilities(q, k, **options)
     (v,) = _double(v)
     return p @ np.repeat(v, q.shape[1] // v.shape[1] if v.shape[1] else 1, axis=1), lse
 
@@ -138,7 +158,7 @@ def attention_backward(
 ):
     """dq, dk, dv."""
     causal = "bottom-right" if causal is True else causal
-    p, _ = _attention_probabilities(q, k, mask, scale, causal=causal, window=window, q_lengths=q_lengths,
+    p, _ = _attention_probabilities(q, k, mask, scale=scale, causal=causal, window=window, q_lengths=q_lengths,
                                     kv_lengths=kv_lengths)  # fmt: skip
     dout, q, k, v = _double(dout, q, k, v)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale

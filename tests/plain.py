@@ -90,27 +90,36 @@ def linear(x, weight, bias=None, activation=None):
     return ACTIVATIONS[activation](y if bias is None else y + bias)
 
 
-def attention(q, k, v, mask=None, causal=False, scale=None, window=None, q_lengths=None, kv_lengths=None):
+def attention(q, k, v, mask=None, causal=False, scale=None, window=None, softcap=0.0, alibi_slopes=None, sinks=None,
+              q_lengths=None, kv_lengths=None):  # fmt: skip
     """out and lse of whole matrices of scores."""
     dtype = q.dtype.type
     causal = "bottom-right" if causal is True else causal
     scale = dtype(1 / math.sqrt(q.shape[-1] or 1) if scale is None else scale)
     group = q.shape[1] // k.shape[1] if k.shape[1] else 1
     k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
+    sizes = q.shape[0], q.shape[2], k.shape[2]
     s = scale * matmul(q, k.swapaxes(-1, -2))
+    if softcap:
+        s = dtype(softcap) * np.tanh(s / dtype(softcap))
+    if alibi_slopes is not None:
+        distance = reference.alibi_distance(*sizes, causal, q_lengths, kv_lengths).astype(dtype)
+        s = s - alibi_slopes[:, None, None] * distance
     if mask is not None and mask.dtype != bool:
         s = s + mask
-    allowed = reference.attention_allowed(
-        q.shape[0], q.shape[2], k.shape[2], mask, causal, window, q_lengths, kv_lengths
-    )
+    allowed = reference.attention_allowed(*sizes, mask, causal, window, q_lengths, kv_lengths)
     s = np.where(allowed, s, dtype(-np.inf))
+    if sinks is not None:
+        exists = np.arange(sizes[1]) < (np.full(sizes[0], sizes[1]) if q_lengths is None else q_lengths)[:, None]
+        sink = np.where(exists[:, None, :, None], sinks[:, None, None], dtype(-np.inf))
+        s = np.concatenate([s, sink], axis=-1)
     top = s.max(-1, keepdims=True, initial=-np.inf)
     top = np.where(top == -np.inf, dtype(0), top)
     e = np.exp(s - top)
     total = e.sum(-1, keepdims=True)
     with np.errstate(divide="ignore"):
         lse = (np.log(total) + top)[..., 0]
-    return matmul(e / np.where(total == 0, dtype(1), total), v), lse
+    return matmul((e / np.where(total == 0, dtype(1), total))[..., : sizes[2]], v), lse
 
 
 def _affine(x, w, b):

@@ -13,7 +13,7 @@
    TILE_K, with zeros. s and p are rows of ATTENTION_STRIDE, o rows of ldo >= D rounded up to VL.
 
    Row r attends to the keys [begin[r], end[r]) of the block, less what the masks exclude by -inf. Other scores may hold
-   anything and are never read into arithmetic. */
+   anything and are never read into arithmetic. attention_mask.c has what happens to scores before the softmax. */
 #include "common.h"
 #include "attention.h"
 #include "tile.h"
@@ -192,50 +192,6 @@ void KERNEL(attention_scores)(real *s, const real *q, fa_index slice, fa_index r
                 default: WHOLE_PANEL(FA_NV)
                 }
             }
-        }
-    }
-}
-
-/* s + correction s for products that BLAS computed: its factor was rounded. NaNs become the default NaN; packing has done so for
-   attention_scores. What is infinite stays so. */
-void KERNEL(attention_plain_scores)(real *s, fa_index rows, const fa_index *begin, const fa_index *end, real correction)
-{
-    const vreal nan = v_set1((real)__builtin_nanf("")), rest = v_set1(correction);
-    for (fa_index r = 0; r < rows; r++, s += ATTENTION_STRIDE)
-        for (fa_index j = begin[r] / VL * VL; j < end[r]; j += VL) {
-            const vreal x = v_load(s + j), y = v_fma(x, rest, x);
-            v_store(s + j, v_select(v_is_nan(y), v_select(v_is_nan(x), nan, x), y));
-        }
-}
-
-/* s = -inf where the mask is 0. */
-void KERNEL(attention_mask_bool)(real *s, fa_index rows, const fa_index *begin, const fa_index *end, const uint8_t *mask,
-                                 fa_index ldmask)
-{
-    const vreal excluded = v_set1(-REAL_INFINITY);
-    for (fa_index r = 0; r < rows; r++, s += ATTENTION_STRIDE, mask += ldmask) {
-        for (fa_index j = begin[r] / VL * VL; j < end[r]; j += VL) {
-            uint8_t last[VL] = {0};
-            const uint8_t *bytes = mask + j;
-            if (end[r] - j < VL) {
-                for (fa_index i = 0; i < end[r] - j; i++) last[i] = bytes[i];
-                bytes = last;
-            }
-            v_store(s + j, v_select(v_mask_bytes(bytes), v_load(s + j), excluded));
-        }
-    }
-}
-
-/* s = s + mask log2(e), and -inf where the mask is -inf, whatever s was. */
-void KERNEL(attention_mask_add)(real *s, fa_index rows, const fa_index *begin, const fa_index *end, const real *mask,
-                                fa_index ldmask)
-{
-    const vreal excluded = v_set1(-REAL_INFINITY), nan = v_set1((real)__builtin_nanf("")), log2_e = v_set1(LOG2_E);
-    for (fa_index r = 0; r < rows; r++, s += ATTENTION_STRIDE, mask += ldmask) {
-        for (fa_index j = begin[r] / VL * VL; j < end[r]; j += VL) {
-            const vreal m = v_load_n(mask + j, fa_min(VL, end[r] - j));
-            const vreal sum = v_fma(m, log2_e, v_load(s + j));
-            v_store(s + j, v_select(v_eq(m, excluded), excluded, v_select(v_is_nan(sum), nan, sum)));
         }
     }
 }

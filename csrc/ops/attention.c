@@ -19,12 +19,10 @@
    block this is goes straight to `out`; otherwise its O is kept between blocks. */
 #include "attention.h"
 
-#include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define QUERY_TILE 96
-#define LOG2_E 0x1.71547652b82fep+0
-#define LOG2_E_REST 0x1.777d0ffda0d24p-56 /* log2(e) - LOG2_E */
 #define GROUP_TILES 2                     /* register tiles in a group */
 #define FEW_TILES 4                       /* so many tiles keep their state while blocks of keys pass by */
 #define HEADS_PER_THREAD 4                /* so many kv heads per thread are an even load */
@@ -51,8 +49,14 @@ typedef struct {
 } worker_scratch;
 
 typedef struct {
+    double work; /* of a batch, pairs of a query and a key */
+    fa_index batch;
+} batch_work;
+
+typedef struct {
     const fa_attention_arguments *a;
     const fa_kernels *kernels;
+    batch_work *order;             /* [B], the longest first: what is left to the end is short */
     fa_index block, blocks;        /* keys per block, blocks per head */
     fa_index tiles;                /* tiles per head */
     fa_index group_rows;           /* most rows in a group */
@@ -81,49 +85,20 @@ static void deal(fa_index size, fa_index most, fa_index i, fa_index *first, fa_i
 
 /* BLAS gets tiles at fixed places: OpenBLAS gives the rows of a tile different kernels by their place in it, so a row has the
    same bits only at the same index. */
-static void rows_of_tile(const fa_attention_arguments *a, fa_index tile, fa_index *first, fa_index *rows)
+static void rows_of_tile(const fa_attention_arguments *a, fa_index b, fa_index tile, fa_index *first, fa_index *rows)
 {
     if (a->strategy == FA_ATTENTION_BLAS) {
         *first = tile * QUERY_TILE;
-        *rows = fa_min(QUERY_TILE, a->Lq - *first);
+        *rows = fa_min(QUERY_TILE, query_rows(a, b) - *first);
     } else {
-        deal(a->Lq, QUERY_TILE, tile, first, rows);
-    }
-}
-
-void OP(attention_apply_mask)(const fa_attention_arguments *a, const fa_kernels *k, real *scores, real *copy, fa_index b,
-                              fa_index h, fa_index i0, fa_index j0, fa_index rows, const fa_index *begin, const fa_index *end)
-{
-    const fa_index *stride = a->mask_stride, at = b * stride[0] + h * stride[1] + i0 * stride[2] + j0 * stride[3];
-    const fa_index ldcopy = k->sizes.attention_stride;
-    if (a->mask_kind == FA_MASK_BOOL) {
-        const uint8_t *mask = (const uint8_t *)a->mask + at;
-        fa_index ld = stride[2];
-        if (stride[3] != 1) {
-            uint8_t *bytes = (uint8_t *)copy;
-            for (fa_index r = 0; r < rows; r++)
-                for (fa_index j = begin[r]; j < end[r]; j++) bytes[r * ldcopy + j] = mask[r * stride[2] + j * stride[3]];
-            mask = bytes;
-            ld = ldcopy;
-        }
-        k->attention_mask_bool(scores, rows, begin, end, mask, ld);
-    } else if (a->mask_kind == FA_MASK_ADD) {
-        const real *mask = (const real *)a->mask + at;
-        fa_index ld = stride[2];
-        if (stride[3] != 1) {
-            for (fa_index r = 0; r < rows; r++)
-                for (fa_index j = begin[r]; j < end[r]; j++) copy[r * ldcopy + j] = mask[r * stride[2] + j * stride[3]];
-            mask = copy;
-            ld = ldcopy;
-        }
-        k->attention_mask_add(scores, rows, begin, end, mask, ld);
+        deal(query_rows(a, b), QUERY_TILE, tile, first, rows);
     }
 }
 
 static void pack_block(const attention_call *c, fa_index b, fa_index hk, fa_index j, real *dst, int *nonfinite)
 {
     const fa_attention_arguments *a = c->a;
-    const fa_index first = j * c->block, keys = fa_min(c->block, a->Lk - first);
+    const fa_index first = j * c->block, keys = fa_min(c->block, key_length(a, b) - first);
     const real *k = key_row(a, b, hk, first), *v = value_row(a, b, hk, first);
     if (a->strategy == FA_ATTENTION_BLAS) {
         /* Whole tiles for BLAS: the keys that are missing are zeros. */
@@ -140,11 +115,15 @@ static void start_tile(const attention_call *c, tile_state *s, fa_index b, fa_in
 {
     const fa_attention_arguments *a = c->a;
     fa_index first, rows;
-    rows_of_tile(a, tile, &first, &rows);
+    rows_of_tile(a, b, tile, &first, &rows);
     for (fa_index r = 0; r < rows; r++) {
         s->sum[r] = 0;
         s->reference[r] = -REAL_INFINITY;
         s->progress[r] = NOT_BEGUN;
+    }
+    if (a->sinks) {
+        const fa_index within = fa_max(0, fa_min(rows, query_length(a, b) - first));
+        c->kernels->attention_sink(s->reference, s->sum, within, ((const real *)a->sinks)[h]);
     }
     if (a->strategy == FA_ATTENTION_BLAS) {
         memset(s->o, 0, (size_t)(QUERY_TILE * c->ldo) * sizeof(real));
@@ -161,13 +140,15 @@ static void finish_tile(const attention_call *c, const tile_state *s, fa_index b
 {
     const fa_attention_arguments *a = c->a;
     fa_index first, rows;
-    rows_of_tile(a, tile, &first, &rows);
+    rows_of_tile(a, b, tile, &first, &rows);
     const fa_index most = rows_of_group(c);
     for (fa_index g = 0; g * most < rows; g++) {
         fa_index r, n;
         deal(rows, most, g, &r, &n);
+        if (s->progress[g] == NOT_BEGUN && a->sinks) /* a sum, but nothing to divide by it */
+            memset(s->o + r * c->ldo, 0, (size_t)(n * c->ldo) * sizeof(real));
         real *out = s->progress[g] == FINISHED ? NULL : output_row(a, b, h, first + r);
-        const fa_index row = (b * a->H + h) * a->Lq + first + r;
+        const fa_index row = state_row(a, b, h, first + r);
         real *lse = a->lse ? (real *)a->lse + row : NULL;
         c->kernels->attention_finish(out, a->out_stride[2], s->o + r * c->ldo, c->ldo, n, a->Dv, s->reference + r, s->sum + r,
                                      lse);
@@ -183,15 +164,16 @@ static void attend(const attention_call *c, const worker_scratch *w, tile_state 
     const fa_attention_arguments *a = c->a;
     const fa_kernels *k = c->kernels;
     const int blas = a->strategy == FA_ATTENTION_BLAS;
-    const fa_index stride = k->sizes.attention_stride, j0 = j * c->block, keys = fa_min(c->block, a->Lk - j0);
+    const fa_index stride = k->sizes.attention_stride, j0 = j * c->block, keys = fa_min(c->block, key_length(a, b) - j0);
     const fa_index most = rows_of_group(c);
     fa_index tile_first, tile_rows;
-    rows_of_tile(a, tile, &tile_first, &tile_rows);
+    rows_of_tile(a, b, tile, &tile_first, &tile_rows);
     for (fa_index g = 0; g * most < tile_rows; g++) {
         fa_index begin[QUERY_TILE], end[QUERY_TILE], first, rows;
         real alpha[QUERY_TILE];
         deal(tile_rows, most, g, &first, &rows);
         if (!block_ranges(a, b, tile_first + first, rows, j0, keys, begin, end)) continue;
+        if (a->mask_kind != FA_MASK_NONE && !OP(attention_narrow)(a, b, h, tile_first + first, j0, rows, begin, end)) continue;
         real *o = s->o + first * c->ldo;
         if (blas)
             blas_gemm(1, QUERY_TILE, c->block, a->D, c->scale_high, s->queries, fa_max(1, a->D), block->keys, fa_max(1, a->D), 0,
@@ -200,12 +182,13 @@ static void attend(const attention_call *c, const worker_scratch *w, tile_state 
             k->attention_scores(w->scores, s->queries + first * k->sizes.query_stride, c->query_slice, rows, block->keys, keys,
                                 begin, end, a->D);
         if (blas) k->attention_plain_scores(w->scores, rows, begin, end, c->scale_high == 0 ? 0 : c->scale_low / c->scale_high);
-        OP(attention_apply_mask)(a, k, w->scores, w->mask, b, h, tile_first + first, j0, rows, begin, end);
+        OP(attention_adjust_scores)(a, k, w->scores, w->mask, b, h, tile_first + first, j0, rows, begin, end);
         if (block->nonfinite) memcpy(w->unmasked, w->scores, (size_t)(rows * stride) * sizeof(real));
         k->attention_softmax(w->scores, rows, begin, end, blas ? c->block : 0, s->reference + first, s->sum + first, alpha);
         if (blas) {
             k->attention_scale_rows(o, c->ldo, rows, a->Dv, alpha);
             blas_gemm(0, QUERY_TILE, c->ldo, c->block, 1, w->scores, stride, block->values, c->ldo, 1, o, c->ldo);
+            s->progress[g] = BEGUN;
         } else if (only && !block->nonfinite) {
             k->attention_values(output_row(a, b, h, tile_first + first), a->out_stride[2], NULL, 0, w->scores, rows,
                                 block->values, keys, begin, end, a->Dv, alpha, s->sum + first);
@@ -221,6 +204,8 @@ static void attend(const attention_call *c, const worker_scratch *w, tile_state 
     }
 }
 
+static fa_index batch_tiles(const attention_call *c, fa_index b) { return fa_ceil_div(query_rows(c->a, b), QUERY_TILE); }
+
 static fa_index block_size(const attention_call *c) { return c->key_size + c->value_size; }
 
 static key_block packed_block(const attention_call *c, real *packed, int nonfinite)
@@ -233,25 +218,26 @@ static void passing_blocks(void *context, fa_index i, int worker)
 {
     const attention_call *c = context;
     worker_scratch *w = &c->worker[worker];
-    const fa_index b = i / c->a->Hk, hk = i % c->a->Hk, n = c->tiles * c->group;
+    const fa_index b = c->order[i / c->a->Hk].batch, hk = i % c->a->Hk, tiles = batch_tiles(c, b), n = tiles * c->group;
     fa_index first, end;
     head_blocks(c->a, c->block, b, &first, &end);
-    for (fa_index t = 0; t < n; t++) start_tile(c, &w->state[t], b, hk * c->group + t / c->tiles, t % c->tiles);
+    for (fa_index t = 0; t < n; t++) start_tile(c, &w->state[t], b, hk * c->group + t / tiles, t % tiles);
     for (fa_index j = first; j < end; j++) {
         key_block block = packed_block(c, w->packed, 0);
         pack_block(c, b, hk, j, w->packed, &block.nonfinite);
         for (fa_index t = 0; t < n; t++)
-            attend(c, w, &w->state[t], &block, end - first == 1, b, hk * c->group + t / c->tiles, t % c->tiles, j);
+            attend(c, w, &w->state[t], &block, end - first == 1, b, hk * c->group + t / tiles, t % tiles, j);
     }
-    for (fa_index t = 0; t < n; t++) finish_tile(c, &w->state[t], b, hk * c->group + t / c->tiles, t % c->tiles);
+    for (fa_index t = 0; t < n; t++) finish_tile(c, &w->state[t], b, hk * c->group + t / tiles, t % tiles);
 }
 
 static void whole_tile(const attention_call *c, const worker_scratch *w, real *packed, const int *nonfinite, fa_index b,
                        fa_index h, fa_index tile)
 {
     tile_state state = w->state[0];
-    fa_index first, end;
-    head_blocks(c->a, c->block, b, &first, &end);
+    fa_index row, rows, first, end;
+    rows_of_tile(c->a, b, tile, &row, &rows);
+    row_blocks(c->a, c->block, b, row, rows, &first, &end);
     start_tile(c, &state, b, h, tile);
     for (fa_index j = first; j < end; j++) {
         const key_block block = packed_block(c, packed + j * block_size(c), nonfinite[j]);
@@ -265,22 +251,25 @@ static void packed_head(void *context, fa_index i, int worker)
 {
     const attention_call *c = context;
     const worker_scratch *w = &c->worker[worker];
-    const fa_index b = i / c->a->Hk, hk = i % c->a->Hk;
+    const fa_index b = c->order[i / c->a->Hk].batch, hk = i % c->a->Hk, tiles = batch_tiles(c, b);
     int *nonfinite = c->nonfinite + worker * c->blocks;
     fa_index first, end;
     head_blocks(c->a, c->block, b, &first, &end);
     for (fa_index j = first; j < end; j++) pack_block(c, b, hk, j, w->packed + j * block_size(c), &nonfinite[j]);
-    for (fa_index t = 0; t < c->tiles * c->group; t++)
-        whole_tile(c, w, w->packed, nonfinite, b, hk * c->group + t / c->tiles, t % c->tiles);
+    for (fa_index t = 0; t < tiles * c->group; t++)
+        whole_tile(c, w, w->packed, nonfinite, b, hk * c->group + t / tiles, t % tiles);
 }
 
 /* Third way, first round: task i is a block of one of the kv heads in hand. */
 static void shared_block(void *context, fa_index i, int worker)
 {
     const attention_call *c = context;
-    const fa_index head = c->first_head + i / c->blocks;
+    const fa_index head = c->first_head + i / c->blocks, b = c->order[head / c->a->Hk].batch, j = i % c->blocks;
+    fa_index first, end;
     (void)worker;
-    pack_block(c, head / c->a->Hk, head % c->a->Hk, i % c->blocks, c->packed + i * block_size(c), &c->nonfinite[i]);
+    head_blocks(c->a, c->block, b, &first, &end);
+    if (j < first || j >= end) return;
+    pack_block(c, b, head % c->a->Hk, j, c->packed + i * block_size(c), &c->nonfinite[i]);
 }
 
 /* Second round: task i is a tile. Tiles are taken from the last to the first: under a causal mask the last ones take longest. */
@@ -288,19 +277,54 @@ static void shared_tile(void *context, fa_index i, int worker)
 {
     const attention_call *c = context;
     const fa_index per_head = c->tiles * c->group, n = i / per_head, t = per_head - 1 - i % per_head;
-    const fa_index head = c->first_head + n, b = head / c->a->Hk;
+    const fa_index head = c->first_head + n, b = c->order[head / c->a->Hk].batch;
+    if (t / c->group >= batch_tiles(c, b)) return;
     whole_tile(c, &c->worker[worker], c->packed + n * c->blocks * block_size(c), c->nonfinite + n * c->blocks, b,
                head % c->a->Hk * c->group + t % c->group, t / c->group);
 }
 
 typedef enum { PASSING_BLOCKS, PACKED_HEADS, SHARED_HEADS } attention_way;
 
-static attention_way choose_way(const attention_call *c, int members)
+/* Pairs of a query and a key in a head of batch b, about. */
+static double pairs_of(const fa_attention_arguments *a, fa_index b)
 {
-    const fa_index heads = c->a->B * c->a->Hk;
+    return (double)query_length(a, b) * (double)key_length(a, b);
+}
+
+/* Of all heads together, and of the largest. */
+static double count_pairs(const fa_attention_arguments *a, double *largest)
+{
+    const fa_index different = a->q_lengths || a->k_lengths ? a->B : 1;
+    double total = 0;
+    *largest = 0;
+    for (fa_index b = 0; b < different; b++) {
+        const double pairs = pairs_of(a, b);
+        total += pairs;
+        if (pairs > *largest) *largest = pairs;
+    }
+    return total * (double)a->H * (double)(a->B / different);
+}
+
+static int by_work(const void *x, const void *y)
+{
+    const batch_work *p = x, *q = y;
+    if (p->work != q->work) return p->work > q->work ? -1 : 1;
+    return (p->batch > q->batch) - (p->batch < q->batch);
+}
+
+static void order_batches(const attention_call *c)
+{
+    const fa_attention_arguments *a = c->a;
+    for (fa_index b = 0; b < a->B; b++) c->order[b] = (batch_work){pairs_of(a, b), b};
+    if (a->q_lengths || a->k_lengths) qsort(c->order, (size_t)a->B, sizeof *c->order, by_work);
+}
+
+/* `share`: heads as large as the largest that would make up all the work. */
+static attention_way choose_way(const attention_call *c, double share, int members)
+{
     if (c->tiles * c->group <= FEW_TILES) return PASSING_BLOCKS;
     const fa_index head_bytes = c->blocks * block_size(c) * (fa_index)sizeof(real);
-    if (members == 1 || (heads >= HEADS_PER_THREAD * members && head_bytes * members <= PACKED_BYTES)) return PACKED_HEADS;
+    if (members == 1 || (share >= HEADS_PER_THREAD * members && head_bytes * members <= PACKED_BYTES)) return PACKED_HEADS;
     return SHARED_HEADS;
 }
 
@@ -314,6 +338,7 @@ static void plan_scratch(attention_call *c, arena *plan, attention_way way, int 
                                  : fa_ceil_div(c->a->D, c->kernels->sizes.query_slice) * c->query_slice;
     const fa_index states = way == PASSING_BLOCKS ? c->tiles * c->group : 1;
     c->worker = arena_take(plan, members, sizeof *c->worker);
+    c->order = arena_take(plan, c->a->B, sizeof *c->order);
     for (int m = 0; m < members; m++) {
         worker_scratch w = {0};
         w.scores = arena_take(plan, rows * stride, sizeof(real));
@@ -349,12 +374,12 @@ fa_status OP(attention_forward)(const fa_attention_arguments *a)
     c.query_slice = QUERY_TILE * k->sizes.query_stride;
     c.key_size = c.block * padded;
     c.value_size = c.block * c.ldo;
-    const double scale = a->scale * LOG2_E, rest = fma(a->scale, LOG2_E, -scale) + a->scale * LOG2_E_REST;
-    c.scale_high = (real)scale;
-    c.scale_low = (real)((scale - (double)c.scale_high) + rest);
+    query_scale(a, &c.scale_high, &c.scale_low);
 
-    const int members = fa_members_for((double)a->B * (double)a->H * (double)a->Lq * (double)a->Lk * (double)(a->D + a->Dv));
-    const attention_way way = choose_way(&c, members);
+    double largest;
+    const double pairs = count_pairs(a, &largest);
+    const int members = fa_members_for(pairs * (double)(a->D + a->Dv));
+    const attention_way way = choose_way(&c, largest > 0 ? pairs / (double)c.group / largest : 0, members);
     const fa_index head_bytes = fa_max(1, c.blocks * block_size(&c) * (fa_index)sizeof(real));
     c.heads = way == SHARED_HEADS ? fa_min(heads, fa_max(1, PACKED_BYTES / head_bytes)) : 0;
 
@@ -365,6 +390,7 @@ fa_status OP(attention_forward)(const fa_attention_arguments *a)
     plan = (arena){.base = scratch.base};
     plan_scratch(&c, &plan, way, members);
 
+    order_batches(&c);
     if (way == PASSING_BLOCKS) {
         fa_parallel_for(heads, members, passing_blocks, &c);
     } else if (way == PACKED_HEADS) {

@@ -1,36 +1,68 @@
-/* What forward and backward attention share: who attends to whom by position, and the user's mask. */
+/* What forward and backward attention share: where rows lie, who attends to whom, and what becomes of scores before the softmax. */
 #ifndef FA_OPS_ATTENTION_H
 #define FA_OPS_ATTENTION_H
 
 #include "ops.h"
 
-#define WIDE_HEAD 128 /* larger heads take blocks of half as many keys */
+#include <math.h>
+
+#define LOG2_E 0x1.71547652b82fep+0
+#define LOG2_E_REST 0x1.777d0ffda0d24p-56 /* log2(e) - LOG2_E */
+#define WIDE_HEAD 128                     /* larger heads take blocks of half as many keys */
 
 FA_INLINE fa_index query_length(const fa_attention_arguments *a, fa_index b) { return a->q_lengths ? a->q_lengths[b] : a->Lq; }
 FA_INLINE fa_index key_length(const fa_attention_arguments *a, fa_index b) { return a->k_lengths ? a->k_lengths[b] : a->Lk; }
 
+/* Rows that an output has: in a ragged batch none beyond the length. */
+FA_INLINE fa_index query_rows(const fa_attention_arguments *a, fa_index b) { return a->q_starts ? a->q_lengths[b] : a->Lq; }
+FA_INLINE fa_index query_start(const fa_attention_arguments *a, fa_index b) { return a->q_starts ? a->q_starts[b] : 0; }
+FA_INLINE fa_index key_start(const fa_attention_arguments *a, fa_index b) { return a->k_starts ? a->k_starts[b] : 0; }
+
 FA_INLINE const real *query_row(const fa_attention_arguments *a, fa_index b, fa_index h, fa_index i)
 {
-    return (const real *)a->q + b * a->q_stride[0] + h * a->q_stride[1] + i * a->q_stride[2];
+    return (const real *)a->q + b * a->q_stride[0] + h * a->q_stride[1] + (query_start(a, b) + i) * a->q_stride[2];
 }
 FA_INLINE const real *key_row(const fa_attention_arguments *a, fa_index b, fa_index h, fa_index j)
 {
-    return (const real *)a->k + b * a->k_stride[0] + h * a->k_stride[1] + j * a->k_stride[2];
+    return (const real *)a->k + b * a->k_stride[0] + h * a->k_stride[1] + (key_start(a, b) + j) * a->k_stride[2];
 }
 FA_INLINE const real *value_row(const fa_attention_arguments *a, fa_index b, fa_index h, fa_index j)
 {
-    return (const real *)a->v + b * a->v_stride[0] + h * a->v_stride[1] + j * a->v_stride[2];
+    return (const real *)a->v + b * a->v_stride[0] + h * a->v_stride[1] + (key_start(a, b) + j) * a->v_stride[2];
 }
 FA_INLINE real *output_row(const fa_attention_arguments *a, fa_index b, fa_index h, fa_index i)
 {
-    return (real *)a->out + b * a->out_stride[0] + h * a->out_stride[1] + i * a->out_stride[2];
+    return (real *)a->out + b * a->out_stride[0] + h * a->out_stride[1] + (query_start(a, b) + i) * a->out_stride[2];
+}
+/* The place of a row in lse, reference and sum. */
+FA_INLINE fa_index state_row(const fa_attention_arguments *a, fa_index b, fa_index h, fa_index i)
+{
+    return (a->q_starts ? a->q_starts[b] : b * a->H * a->Lq) + h * a->lse_stride + i;
+}
+
+/* What queries are scaled by, in two pieces: scores are in units of log2(e), or of the softcap, whose tanh comes first. */
+FA_INLINE void query_scale(const fa_attention_arguments *a, real *high, real *low)
+{
+    double scale = a->scale * LOG2_E, rest = fma(a->scale, LOG2_E, -scale) + a->scale * LOG2_E_REST;
+    if (a->softcap > 0) {
+        scale = a->scale / a->softcap;
+        rest = isfinite(scale) ? fma(-scale, a->softcap, a->scale) / a->softcap : 0;
+    }
+    *high = (real)scale;
+    *low = (real)((scale - (double)*high) + rest);
+}
+
+/* The key that query i of batch b is aligned with; may lie outside. */
+FA_INLINE fa_index diagonal_of(const fa_attention_arguments *a, fa_index b, fa_index i)
+{
+    return i + (a->bottom_right ? key_length(a, b) - query_length(a, b) : 0);
 }
 
 /* The keys [*begin, *end) that row i of batch b attends to, by position alone. */
 FA_INLINE void key_range(const fa_attention_arguments *a, fa_index b, fa_index i, fa_index *begin, fa_index *end)
 {
     const fa_index keys = key_length(a, b), queries = query_length(a, b);
-    const fa_index diagonal = i + (a->bottom_right ? keys - queries : 0);
+    const fa_index diagonal = diagonal_of(a, b, i);
     *begin = 0;
     *end = i < queries ? keys : 0;
     if (a->left != FA_UNBOUNDED) *begin = fa_max(0, diagonal - a->left);
@@ -52,19 +84,31 @@ FA_INLINE fa_index block_ranges(const fa_attention_arguments *a, fa_index b, fa_
     return attended;
 }
 
-/* The blocks [*first, *end) of `block` keys that some row of batch b can attend to, by position. */
-FA_INLINE void head_blocks(const fa_attention_arguments *a, fa_index block, fa_index b, fa_index *first, fa_index *end)
+/* The blocks [*first, *end) of `block` keys that some of the `rows` rows from i0 on can attend to, by position. */
+FA_INLINE void row_blocks(const fa_attention_arguments *a, fa_index block, fa_index b, fa_index i0, fa_index rows,
+                          fa_index *first, fa_index *end)
 {
-    const fa_index keys = key_length(a, b), queries = query_length(a, b), offset = a->bottom_right ? keys - queries : 0;
-    const fa_index lowest = a->left == FA_UNBOUNDED ? 0 : fa_max(0, offset - a->left);
-    const fa_index highest = a->right == FA_UNBOUNDED ? keys : fa_min(keys, queries + offset + a->right);
+    const fa_index keys = key_length(a, b), last = fa_min(i0 + rows, query_length(a, b)) - 1;
+    const fa_index lowest = a->left == FA_UNBOUNDED ? 0 : fa_max(0, diagonal_of(a, b, i0) - a->left);
+    const fa_index highest = a->right == FA_UNBOUNDED ? keys : fa_min(keys, diagonal_of(a, b, last) + a->right + 1);
     *first = lowest / block;
-    *end = queries > 0 && highest > lowest ? fa_ceil_div(highest, block) : *first;
+    *end = last >= i0 && highest > lowest ? fa_ceil_div(highest, block) : *first;
 }
 
-/* Applies the user's mask to the scores of `rows` rows from query i0 and key j0 on; `copy` holds that part of a mask whose keys are
-   not contiguous. */
-void OP(attention_apply_mask)(const fa_attention_arguments *a, const fa_kernels *k, real *scores, real *copy, fa_index b,
-                              fa_index h, fa_index i0, fa_index j0, fa_index rows, const fa_index *begin, const fa_index *end);
+/* The same for all rows of batch b. */
+FA_INLINE void head_blocks(const fa_attention_arguments *a, fa_index block, fa_index b, fa_index *first, fa_index *end)
+{
+    row_blocks(a, block, b, 0, a->Lq, first, end);
+}
+
+/* Narrows the ranges of `rows` rows from query i0 and key j0 on to the keys between the first and the last that the user's mask
+   leaves. Returns how many there are: a block that the mask excludes costs no product, and no bit changes. */
+fa_index OP(attention_narrow)(const fa_attention_arguments *a, fa_index b, fa_index h, fa_index i0, fa_index j0, fa_index rows,
+                              fa_index *begin, fa_index *end);
+
+/* From products to scores in units of log2(e): softcap, ALiBi, the user's mask, for `rows` rows from query i0 and key j0 on; `copy`
+   holds that part of a mask whose keys are not contiguous. */
+void OP(attention_adjust_scores)(const fa_attention_arguments *a, const fa_kernels *k, real *scores, real *copy, fa_index b,
+                                 fa_index h, fa_index i0, fa_index j0, fa_index rows, const fa_index *begin, const fa_index *end);
 
 #endif

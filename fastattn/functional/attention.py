@@ -1,5 +1,6 @@
 """Scaled dot-product attention."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import ArrayLike
@@ -9,21 +10,31 @@ from fastattn.functional._types import Array
 
 
 def attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, mask: ArrayLike | None = None, causal: bool | str = False,
-              scale: float | None = None, window: tuple[int | None, int | None] | None = None,
+              scale: float | None = None, window: tuple[int | None, int | None] | None = None, softcap: float = 0.0,
+              alibi_slopes: ArrayLike | None = None, sinks: ArrayLike | None = None,
               q_lengths: ArrayLike | None = None, kv_lengths: ArrayLike | None = None, layout: str = "bhld",
               return_lse: bool = False, out: Array | None = None) -> Any:  # fmt: skip
-    """Scaled dot-product attention: out = softmax(scale q k^T + mask) v, without an Lq x Lk matrix in memory.
+    """Scaled dot-product attention, without an Lq x Lk matrix in memory.
+
+    The score of query i and key j, in this order:
+
+        s = scale q_i . k_j
+        s = softcap tanh(s / softcap)           if softcap > 0
+        s = s - alibi_slopes[h] |i + o - j|     o = Lk - Lq, or 0 with causal="top-left"
+        s = s + mask                            a mask of floats
+
+    and over the keys that query i attends to
+
+        Z = sum e^s + e^sinks[h],  out = sum e^s v_j / Z,  lse = ln Z
 
     Parameters
     ----------
     q, k, v
         [B, H, Lq, D], [B, Hk, Lk, D], [B, Hk, Lk, Dv]; H a multiple of Hk (query heads h share the keys of head h // (H
-        / Hk), which are
-        not copied). layout="blhd": axes 1 and 2 of q, k, v and of the results change places.
+        / Hk), which are not copied). layout="blhd": axes 1 and 2 of q, k, v and of the results change places.
     mask
-        bool (True: attend) or the dtype of q (added to the scaled scores; -inf: do not attend), broadcastable to [B, H,
-        Lq, Lk].
-        What is masked is never read into arithmetic: NaN or inf there changes nothing.
+        bool (True: attend) or the dtype of q (added; -inf: do not attend), broadcastable to [B, H, Lq, Lk] in either
+        layout. What is masked is never read into arithmetic: NaN or inf there changes nothing.
     causal
         False, "top-left" (key j <= query i) or "bottom-right" (j <= i + Lk - Lq); True when Lq == Lk.
     scale
@@ -31,18 +42,65 @@ def attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, mask: ArrayLike | Non
     window
         (left, right): distances on each side of the diagonal, None for no bound. The diagonal is that of `causal`,
         bottom-right when not causal.
+    softcap
+        Bound of the scaled scores, 0 for none.
+    alibi_slopes
+        [H], of the dtype of q: a penalty for each step of distance from the diagonal.
+    sinks
+        [H], of the dtype of q: a logit for each head that has no key and no value; it takes its part of the softmax.
     q_lengths, kv_lengths
         [B] integers in 0..L: positions beyond do not exist, also for the diagonal; their outputs are zero.
     return_lse
-        Also return the natural log of the sum of exponentials of each row, [B, H, Lq] (layout "blhd": [B, Lq, H]).
+        Also return the natural log of Z of each row, the sink included, [B, H, Lq] (layout "blhd": [B, Lq, H]).
 
-    A query with nothing to attend to: zeros, lse -inf. NaN in a score, or +inf, makes its row NaN.
+    A query with nothing to attend to: zeros, lse -inf (its sink, where there is one). Queries beyond q_lengths: zeros,
+    -inf. NaN in a score, or +inf, makes its row NaN.
 
     Raises ValueError and TypeError naming the argument. Sources: Vaswani et al. 2017, arXiv:1706.03762; Dao et al.
-    2022, arXiv:2205.14135.
+    2022, arXiv:2205.14135; ALiBi: Press et al. 2021, arXiv:2108.12409; softcap: Gemma 2, arXiv:2408.00118; sinks: Xiao
+    et al. 2023, arXiv:2309.17453.
 
     >>> q = np.zeros((1, 1, 2, 4)); k = q; v = np.array([[[[1.0], [3.0]]]])
     >>> attention(q, k, v, causal=True)[0, 0, :, 0]
     array([1., 2.])
+    >>> attention(q, k, v, causal=True, sinks=np.zeros(1))[0, 0, :, 0]
+    array([0.5       , 1.33333333])
     """
-    return _core.attention(q, k, v, mask, causal, scale, window, q_lengths, kv_lengths, layout, return_lse, out)
+    return _core.attention(
+        q, k, v, mask, causal, scale, window, softcap, alibi_slopes, sinks, q_lengths, kv_lengths, layout, out,
+        return_lse, False,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SavedAttention:
+    """What the gradients of attention need of a forward call: its arguments, which must not be written to in between,
+    its results, and two numbers for each row of scores."""
+
+    q: ArrayLike
+    k: ArrayLike
+    v: ArrayLike
+    options: tuple[Any, ...]  # mask ... layout, in the order of _core.attention
+    out: Array
+    lse: Array
+    state: Array  # [2, B, H, Lq]: the integer R and sum of each row; lse = R ln 2 + ln sum
+
+
+def attention_forward(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, mask: ArrayLike | None = None,
+                      causal: bool | str = False, scale: float | None = None,
+                      window: tuple[int | None, int | None] | None = None, softcap: float = 0.0,
+                      alibi_slopes: ArrayLike | None = None, sinks: ArrayLike | None = None,
+                      q_lengths: ArrayLike | None = None, kv_lengths: ArrayLike | None = None,
+                      layout: str = "bhld") -> tuple[Array, SavedAttention]:  # fmt: skip
+    """attention, and what its gradients need: (out, saved). Arguments and errors as of attention.
+
+    saved keeps q, k, v, mask and out, not copies of them: leave them as they are until backward. saved.lse is what
+    return_lse gives.
+
+    >>> out, saved = attention_forward(*[np.ones((1, 1, 2, 4))] * 3)
+    >>> saved.lse.shape
+    (1, 1, 2)
+    """
+    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_lengths, kv_lengths, layout)
+    out, lse, state = _core.attention(q, k, v, *options, None, False, True)
+    return out, SavedAttention(q, k, v, options, out, lse, state)

@@ -1,0 +1,107 @@
+/* What happens to the scores of a block between the product and the softmax, in this order:
+
+     s = log2(e) c tanh(s)                       softcap; s came as scale q k / c
+     s = s - log2(e) slope |i + offset - j|      ALiBi
+     s = s + log2(e) mask, or s = -inf           the user's mask
+
+   each from its description, in place, for the keys [begin[r], end[r]) of row r and whole vectors around them: other scores
+   may hold anything. And what a sink adds to the softmax. */
+#include "common.h"
+#include "attention.h"
+
+#include <math.h>
+
+/* s + correction s for products that BLAS computed: its factor was rounded. NaNs become the default NaN; packing has done so for
+   attention_scores. What is infinite stays so. */
+void KERNEL(attention_plain_scores)(real *s, fa_index rows, const fa_index *begin, const fa_index *end, real correction)
+{
+    const vreal nan = v_set1((real)__builtin_nanf("")), rest = v_set1(correction);
+    for (fa_index r = 0; r < rows; r++, s += ATTENTION_STRIDE)
+        for (fa_index j = begin[r] / VL * VL; j < end[r]; j += VL) {
+            const vreal x = v_load(s + j), y = v_fma(x, rest, x);
+            v_store(s + j, v_select(v_is_nan(y), v_select(v_is_nan(x), nan, x), y));
+        }
+}
+
+/* s = -inf where the mask is 0. */
+void KERNEL(attention_mask_bool)(real *s, fa_index rows, const fa_index *begin, const fa_index *end, const uint8_t *mask,
+                                 fa_index ldmask)
+{
+    const vreal excluded = v_set1(-REAL_INFINITY);
+    for (fa_index r = 0; r < rows; r++, s += ATTENTION_STRIDE, mask += ldmask) {
+        for (fa_index j = begin[r] / VL * VL; j < end[r]; j += VL) {
+            uint8_t last[VL] = {0};
+            const uint8_t *bytes = mask + j;
+            if (end[r] - j < VL) {
+                for (fa_index i = 0; i < end[r] - j; i++) last[i] = bytes[i];
+                bytes = last;
+            }
+            v_store(s + j, v_select(v_mask_bytes(bytes), v_load(s + j), excluded));
+        }
+    }
+}
+
+/* s = s + mask log2(e), and -inf where the mask is -inf, whatever s was. */
+void KERNEL(attention_mask_add)(real *s, fa_index rows, const fa_index *begin, const fa_index *end, const real *mask,
+                                fa_index ldmask)
+{
+    const vreal excluded = v_set1(-REAL_INFINITY), nan = v_set1((real)__builtin_nanf("")), log2_e = v_set1(LOG2_E);
+    for (fa_index r = 0; r < rows; r++, s += ATTENTION_STRIDE, mask += ldmask) {
+        for (fa_index j = begin[r] / VL * VL; j < end[r]; j += VL) {
+            const vreal m = v_load_n(mask + j, fa_min(VL, end[r] - j));
+            const vreal sum = v_fma(m, log2_e, v_load(s + j));
+            v_store(s + j, v_select(v_eq(m, excluded), excluded, v_select(v_is_nan(sum), nan, sum)));
+        }
+    }
+}
+
+/* s = log2(e) c tanh(s), the factor in two pieces. */
+void KERNEL(attention_softcap)(real *s, fa_index rows, const fa_index *begin, const fa_index *end, real high_factor,
+                               real low_factor)
+{
+    const vreal high = v_set1(high_factor), low = v_set1(low_factor), nan = v_set1((real)__builtin_nanf(""));
+    for (fa_index r = 0; r < rows; r++, s += ATTENTION_STRIDE)
+        for (fa_index j = begin[r] / VL * VL; j < end[r]; j += VL) {
+            const vreal t = v_tanh(v_load(s + j)), x = v_fma(t, high, v_mul(t, low));
+            v_store(s + j, v_select(v_is_nan(x), nan, x));
+        }
+}
+
+/* s = s - log2(e) slope |distance + j - r|: `distance` is that of key 0 from the diagonal of row 0. The factor, negative, comes in two
+   pieces: one rounding of it would tilt a whole row. */
+void KERNEL(attention_alibi)(real *s, fa_index rows, const fa_index *begin, const fa_index *end, fa_index distance,
+                             real high_factor, real low_factor)
+{
+    const vreal high = v_set1(high_factor), low = v_set1(low_factor), nan = v_set1((real)__builtin_nanf(""));
+    const vreal step = v_set1(VL);
+    real lane[VL];
+    for (int i = 0; i < VL; i++) lane[i] = (real)i;
+    for (fa_index r = 0; r < rows; r++, s += ATTENTION_STRIDE) {
+        const fa_index first = begin[r] / VL * VL;
+        vreal d = v_add(v_load(lane), v_set1((real)(distance + first - r)));
+        for (fa_index j = first; j < end[r]; j += VL, d = v_add(d, step)) {
+            const vreal away = v_abs(d), x = v_fma(away, high, v_fma(away, low, v_load(s + j)));
+            v_store(s + j, v_select(v_is_nan(x), nan, x));
+        }
+    }
+}
+
+/* The state of rows that have met a sink, a logit without a value, and no key yet: reference R and sum = e^sink 2^-R. A sink that is
+   NaN or +inf makes its rows NaN; -inf is none. */
+void KERNEL(attention_sink)(real *reference, real *sum, fa_index rows, real sink)
+{
+    double R = (double)(real)rint((double)sink * 0x1.71547652b82fep+0), total = (double)__builtin_nanf("");
+    if (sink == -REAL_INFINITY) {
+        total = 0;
+    } else if (!isfinite(sink)) {
+        R = 0;
+    } else {
+        /* Where R has no bits left for an integer, it is off by any amount, and all there is to know of the sink. */
+        const double rest = fma(-R, 0x1.abc9e3b39803fp-56, fma(-R, 0x1.62e42fefa39efp-1, (double)sink));
+        total = fabs(rest) < 1 ? exp(rest) : 1;
+    }
+    for (fa_index r = 0; r < rows; r++) {
+        reference[r] = (real)R;
+        sum[r] = (real)total;
+    }
+}
