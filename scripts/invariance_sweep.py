@@ -1,0 +1,83 @@
+#!/usr/bin/env python3
+"""Compares bits over many cases of the seven invariances (tests/invariance.py), under every ISA and in both types.
+
+    python scripts/invariance_sweep.py [--cases 100000] [--write]
+
+--cases: at least so many of each invariance. --write records the result in tests/invariance.md. Exit code 1 when any
+bits differ; each problem is printed with the call that repeats it.
+"""
+
+import argparse
+import itertools
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import fastattn as fa  # noqa: E402
+from tests import invariance  # noqa: E402
+
+RECORD = ROOT / "tests" / "invariance.md"
+
+
+def sweep(least):
+    """Numbers of cases and of mismatches by (invariance, op)."""
+    counts = {key: [0, 0] for key in itertools.product(invariance.INVARIANCES, invariance.OPS)}
+    settings = list(itertools.product(fa.config.available_isas(), (np.float32, np.float64)))
+    start = time.monotonic()
+    for name in invariance.INVARIANCES:
+        done = 0
+        for seed in itertools.count():
+            if done >= least:
+                break
+            for op, (isa, dtype) in itertools.product(invariance.OPS, settings):
+                with fa.config.use_isa(isa):
+                    cases, different = invariance.compare(name, op, seed, dtype)
+                counts[name, op][0] += cases
+                counts[name, op][1] += different
+                done += cases
+                if different:
+                    print(f"\n{isa}: compare({name!r}, {op!r}, {seed}, np.{np.dtype(dtype)}): {different} differ")
+            if seed % 20 == 0:
+                print(f"\r{name}: {done:,} of {least:,} cases, {time.monotonic() - start:.0f} s ", end="", flush=True)
+        print(f"\r{name}: {done:,} cases, {time.monotonic() - start:.0f} s{' ' * 20}")
+    return counts
+
+
+def table(counts):
+    ops = list(invariance.OPS)
+    yield f"| invariance | cases | mismatches | {' | '.join(ops)} |"
+    yield "|---" * (3 + len(ops)) + "|"
+    for name in invariance.INVARIANCES:
+        rows = [counts[name, op] for op in ops]
+        total, different = (sum(column) for column in zip(*rows, strict=True))
+        yield f"| {name} | {total:,} | {different} | {' | '.join(f'{n:,}' for n, _ in rows)} |"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--cases", type=int, default=100_000)
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+    counts = sweep(arguments.cases)
+    lines = list(table(counts))
+    print("\n".join(lines))
+    if arguments.write:
+        head = [
+            "# Sweep of the invariances",
+            "",
+            f"By `scripts/invariance_sweep.py --cases {arguments.cases}`: calls whose bits were compared, by op, over",
+            f"float32 and float64 under {', '.join(fa.config.available_isas())} ({fa.config.info()['cpu']}).",
+            "`tests/invariance.py` says what a case is.",
+            "",
+        ]
+        RECORD.write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8")
+    sys.exit(any(different for _, different in counts.values()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,304 @@
+"""The seven invariances of the promises about values, as functions that count the cases they compare.
+
+A case is one call whose bits are compared with those of another call: run again, with other numbers of threads, alone
+or in a batch, with masked padding, at another alignment, in another layout, in another lane. test_invariance.py runs
+some cases of each, scripts/invariance_sweep.py many.
+"""
+
+from typing import ClassVar
+
+import numpy as np
+
+import fastattn as fa
+from tests.arrays import LAYOUTS, same_bits, unaligned
+
+GARBAGE = (np.nan, np.inf, -np.inf, 3.0)
+
+
+def _size(rng, small=True):
+    return int(rng.choice((1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 23, 33))) if small else int(rng.integers(1, 150))
+
+
+def _normal(rng, dtype, *shape):
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def _garbage(rng, dtype, *shape):
+    return rng.choice(np.array(GARBAGE, dtype), shape)
+
+
+class Op:
+    """An op: `draw` makes arrays by name, `run` computes a tuple of results with the batch on `batch_axes`.
+
+    `inputs_batch` names the batch axis of each input that has one.
+    """
+
+    inputs_batch: ClassVar[dict[str, int]]
+    outputs_batch: tuple[int, ...]
+
+    def draw(self, rng, dtype):
+        raise NotImplementedError
+
+    def run(self, a):
+        raise NotImplementedError
+
+    def take(self, a, index):
+        return {n: np.take(x, index, self.inputs_batch[n]) if n in self.inputs_batch else x for n, x in a.items()}
+
+
+class Attention(Op):
+    inputs_batch: ClassVar = {"q": 0, "k": 0, "v": 0, "mask": 0, "kv_lengths": 0}
+    outputs_batch = (0, 0)
+
+    def draw(self, rng, dtype):
+        B, Hk, group, lq, lk = int(rng.integers(1, 5)), 1, int(rng.integers(1, 3)), _size(rng), _size(rng)
+        if rng.random() < 0.02:
+            lq, lk = int(rng.integers(90, 400)), int(rng.integers(1, 700))
+        d, dv = _size(rng), _size(rng)
+        a = {
+            "q": _normal(rng, dtype, B, Hk * group, lq, d),
+            "k": _normal(rng, dtype, B, Hk, lk, d),
+            "v": _normal(rng, dtype, B, Hk, lk, dv),
+        }
+        if rng.random() < 0.5:
+            a["mask"] = rng.random((B, 1, lq, lk)) < 0.7
+        elif rng.random() < 0.5:
+            a["mask"] = _normal(rng, dtype, B, 1, lq, lk)
+        a["kv_lengths"] = rng.integers(0, lk + 1, B)
+        return a
+
+    def run(self, a):
+        return fa.attention(**a, return_lse=True)
+
+    def padded(self, rng, a):
+        """More keys: of other lengths, or masked; and what is there must not matter."""
+        a = dict(a)
+        extra, dtype = int(rng.integers(1, 40)), a["q"].dtype
+        B, _, lq, _ = a["q"].shape
+        lk = a["k"].shape[2]
+        for name in ("k", "v"):
+            shape = (*a[name].shape[:2], extra, a[name].shape[3])
+            a[name] = np.concatenate([a[name], _garbage(rng, dtype, *shape)], axis=2)
+        if "mask" in a:
+            fill = False if a["mask"].dtype == bool else -np.inf
+            a["mask"] = np.concatenate([a["mask"], np.full((B, 1, lq, extra), fill, a["mask"].dtype)], axis=3)
+            if rng.random() < 0.5 and a["mask"].dtype == bool:  # lengths as a mask
+                a["mask"] = a["mask"] & (np.arange(lk + extra) < a.pop("kv_lengths")[:, None, None, None])
+        return a, lambda result: result
+
+    def moved(self, rng, a):
+        """Queries, heads of a group and columns of v in another order."""
+        a = dict(a)
+        rows, heads = rng.permutation(a["q"].shape[2]), rng.permutation(a["q"].shape[1])
+        columns = rng.permutation(a["v"].shape[3])
+        a["q"] = a["q"][:, heads][:, :, rows]
+        a["v"] = a["v"][..., columns]
+        if "mask" in a:
+            a["mask"] = a["mask"][:, :, rows]
+        rows, heads, columns = np.argsort(rows), np.argsort(heads), np.argsort(columns)
+        return a, lambda r: (r[0][:, heads][:, :, rows][..., columns], r[1][:, heads][:, :, rows])
+
+
+class Softmax(Op):
+    inputs_batch: ClassVar = {"x": 0}
+    outputs_batch = (0, 0)
+
+    def draw(self, rng, dtype):
+        n = _size(rng) if rng.random() < 0.95 else int(rng.integers(1, 3000))
+        return {"x": 10 * _normal(rng, dtype, _size(rng), n)}
+
+    def run(self, a):
+        return fa.softmax(a["x"]), fa.log_softmax(a["x"])
+
+    def padded(self, rng, a):
+        x = a["x"]
+        extra = np.full((len(x), int(rng.integers(1, 40))), -np.inf, x.dtype)
+        return {"x": np.concatenate([x, extra], axis=1)}, lambda r: tuple(y[:, : x.shape[1]] for y in r)
+
+    def moved(self, rng, a):
+        """Rows in another order; equal elements have equal results, wherever they are."""
+        x = a["x"].copy()
+        rows = rng.permutation(len(x))
+        return {"x": x[rows]}, lambda r: tuple(y[np.argsort(rows)] for y in r)
+
+
+class Linear(Op):
+    inputs_batch: ClassVar = {"x": 0}
+    outputs_batch = (0,)
+
+    def draw(self, rng, dtype):
+        m, n, k = _size(rng), _size(rng), _size(rng)
+        if rng.random() < 0.03:
+            m, n, k = (int(rng.integers(1, 150)) for _ in range(3))
+        return {"x": _normal(rng, dtype, m, k), "weight": _normal(rng, dtype, n, k), "bias": _normal(rng, dtype, n)}
+
+    def run(self, a):
+        return (fa.linear(**a, activation="tanh"),)
+
+    def padded(self, rng, a):
+        """More inputs, all zero, with any finite weights."""
+        extra = int(rng.integers(1, 20))
+        x, w = a["x"], a["weight"]
+        x = np.concatenate([x, np.zeros((len(x), extra), x.dtype)], axis=1)
+        w = np.concatenate([w, _normal(rng, w.dtype, len(w), extra)], axis=1)
+        return a | {"x": x, "weight": w}, lambda r: r
+
+    def moved(self, rng, a):
+        """Outputs and rows in another order."""
+        rows, columns = rng.permutation(len(a["x"])), rng.permutation(len(a["weight"]))
+        b = {"x": a["x"][rows], "weight": a["weight"][columns], "bias": a["bias"][columns]}
+        return b, lambda r: (r[0][np.argsort(rows)][:, np.argsort(columns)],)
+
+
+class Recurrent(Op):
+    inputs_batch: ClassVar = {"x": 1, "h": 1, "c": 1, "lengths": 0}
+    outputs_batch = (1, 1, 1)
+    gates: ClassVar = {"rnn": 1, "gru": 3, "lstm": 4}
+
+    def __init__(self, kind):
+        self.kind = kind
+        self.outputs_batch = (1,) * (3 if kind == "lstm" else 2)
+
+    def draw(self, rng, dtype):
+        T, B, I, H = int(rng.integers(1, 5)), int(rng.integers(1, 9)), _size(rng), _size(rng)
+        if rng.random() < 0.03:
+            B, H = int(rng.integers(1, 50)), int(rng.integers(30, 130))
+        g = self.gates[self.kind]
+        a = {
+            "x": _normal(rng, dtype, T, B, I),
+            "h": _normal(rng, dtype, 1, B, H),
+            "weight_ih_l0": _normal(rng, dtype, g * H, I) / 4,
+            "weight_hh_l0": _normal(rng, dtype, g * H, H) / 4,
+            "bias_ih_l0": _normal(rng, dtype, g * H),
+            "bias_hh_l0": _normal(rng, dtype, g * H),
+            "lengths": rng.integers(0, T + 1, B),
+        }
+        if self.kind == "lstm":
+            a["c"] = _normal(rng, dtype, 1, B, H)
+        return a
+
+    def run(self, a):
+        weights = {n: x for n, x in a.items() if n.endswith("_l0")}
+        state = (a["h"], a["c"]) if self.kind == "lstm" else a["h"]
+        y, state = getattr(fa, self.kind)(a["x"], state, weights, lengths=a["lengths"])
+        return (y, *state) if self.kind == "lstm" else (y, state)
+
+    def padded(self, rng, a):
+        """More time steps beyond the lengths, and garbage there."""
+        T, B, I = a["x"].shape
+        x = np.concatenate([a["x"], _garbage(rng, a["x"].dtype, int(rng.integers(1, 5)), B, I)])
+        x[np.arange(len(x))[:, None] >= a["lengths"]] = rng.choice(GARBAGE)
+        return a | {"x": x}, lambda r: (r[0][:T], *r[1:])
+
+    def moved(self, rng, a):
+        """The same unit in two lanes has the same values, and so have sequences in another order."""
+        order = rng.permutation(a["x"].shape[1])
+        return self.take(a, order), lambda r: tuple(np.take(y, np.argsort(order), 1) for y in r)
+
+
+class ElementWise(Op):
+    inputs_batch: ClassVar = {"x": 0}
+    outputs_batch = (0,) * 5
+
+    def draw(self, rng, dtype):
+        return {"x": 4 * _normal(rng, dtype, _size(rng) if rng.random() < 0.97 else int(rng.integers(1, 40_000)))}
+
+    def run(self, a):
+        x = a["x"]
+        return fa.exp(x), fa.tanh(x), fa.sigmoid(x), fa.gelu(x), fa.silu(x)
+
+    def padded(self, rng, a):
+        n = len(a["x"])
+        more = _garbage(rng, a["x"].dtype, int(rng.integers(1, 40)))
+        return {"x": np.concatenate([a["x"], more])}, lambda r: tuple(y[:n] for y in r)
+
+    def moved(self, rng, a):
+        order = rng.permutation(len(a["x"]))
+        return {"x": a["x"][order]}, lambda r: tuple(y[np.argsort(order)] for y in r)
+
+
+OPS = {
+    "attention": Attention(),
+    "softmax": Softmax(),
+    "linear": Linear(),
+    "rnn": Recurrent("rnn"),
+    "gru": Recurrent("gru"),
+    "lstm": Recurrent("lstm"),
+    "element-wise": ElementWise(),
+}
+
+
+# ---- the invariances: each yields (arrays, how to bring the results back into order) for the same problem ----
+
+
+def rerun(rng, op, a):
+    op.run(op.draw(rng, next(iter(a.values())).dtype))  # something else in the scratch memory
+    yield a, lambda r: r
+
+
+def threads(rng, op, a):
+    for n in rng.choice((2, 3, 4, 5, 8), 2, replace=False):
+        with fa.num_threads(int(n)):
+            yield a, lambda r: r
+
+
+def batch(rng, op, a):
+    name, axis = next(iter(op.inputs_batch.items()))
+    size = a[name].shape[axis]
+    for index in (np.array([rng.integers(size)]), rng.integers(0, size, rng.integers(1, 2 * size + 1))):
+        yield op.take(a, index), index
+
+
+def padding(rng, op, a):
+    for _ in range(2):
+        yield op.padded(rng, a)
+
+
+def _each(function, a):
+    return {n: function(x) if x.dtype.kind == "f" else x for n, x in a.items()}
+
+
+def alignment(rng, op, a):
+    for _ in range(2):
+        item = next(iter(a.values())).itemsize
+        yield _each(lambda x, item=item: unaligned(x, int(rng.integers(64 // item)) * item), a), lambda r: r
+    yield _each(lambda x: unaligned(x, int(rng.integers(64))), a), lambda r: r
+
+
+def layout(rng, op, a):
+    for name in rng.choice(list(LAYOUTS), 2, replace=False):
+        yield _each(LAYOUTS[name], a), lambda r: r
+
+
+def lane(rng, op, a):
+    for _ in range(2):
+        yield op.moved(rng, a)
+
+
+INVARIANCES = {
+    "rerun": rerun,
+    "threads": threads,
+    "batch": batch,
+    "masked padding": padding,
+    "alignment": alignment,
+    "layout": layout,
+    "lane": lane,
+}
+
+
+def compare(invariance, op_name, seed, dtype):
+    """Cases of one problem. Returns (number of cases, number that differ)."""
+    op, rng = OPS[op_name], np.random.default_rng(seed)
+    a = op.draw(rng, dtype)
+    with fa.num_threads(1):
+        expected = op.run(a)
+    cases = mismatches = 0
+    for arrays, back in INVARIANCES[invariance](rng, op, a):
+        got = op.run(arrays)
+        if invariance == "batch":
+            wanted = [np.take(y, back, axis) for y, axis in zip(expected, op.outputs_batch, strict=True)]
+        else:
+            got, wanted = back(got), expected
+        cases += 1
+        mismatches += not all(map(same_bits, got, wanted))
+    return cases, mismatches
