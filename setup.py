@@ -26,7 +26,7 @@ TYPES = {
     "f16": ("FA_REAL_F32", "FA_STORED_F16"),
 }
 # The files of kernels/ and ops/ that know 16-bit arrays.
-LOW_PRECISION = {"activation", "cast", "table", "elementwise"}
+LOW_PRECISION = {"activation", "attention", "attention_mask", "cast", "elementwise", "gemm", "table"}
 COMMON = ["-std=c11", "-O2", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]

@@ -87,7 +87,7 @@ typedef struct {
     const fa_index *q_starts, *k_starts;   /* [B], both or none */
     fa_index lse_stride;                   /* elements from head to head: Lq, or the rows of a ragged batch */
     double scale, softcap;                 /* softcap: 0 for none */
-    const void *alibi_slopes, *sinks;      /* [H] of the dtype, or NULL */
+    const void *alibi_slopes, *sinks;      /* [H] of the real type, or NULL */
     fa_attention_strategy strategy;
 } fa_attention_arguments;
 fa_status fa_attention_forward(fa_dtype dtype, const fa_attention_arguments *a);

@@ -271,6 +271,11 @@ cdef object new_out(Array *a, tuple shape, int dtype):
     return out
 
 
+cdef int real_dtype(int dtype) noexcept:
+    """fa_dtype of the arithmetic for arrays of `dtype`."""
+    return FA_F64 if dtype == FA_F64 else FA_F32
+
+
 cdef object raise_status(fa_status status, str op):
     if status == FA_NOMEM:
         raise MemoryError(f"{op}: no memory for its working buffers")

@@ -16,12 +16,12 @@ cdef object acquire_mask(Array *a, object mask, int dtype, const Py_ssize_t *ful
     cdef int axis, missing
     kind = array.dtype.char
     a.held = False
-    if kind != "?" and array.dtype != DTYPES[dtype]:
-        raise TypeError(f"{op}: mask must be bool (True = attend) or {DTYPES[dtype]} like q (added), got {array.dtype}")
+    if kind != "?" and array.dtype != ALL_DTYPES[dtype]:
+        raise TypeError(f"{op}: mask must be bool (True = attend) or {NAMES[dtype]} like q (added), got {array.dtype}")
     item = array.itemsize
     if array.ctypes.data % item or any([stride % item for stride in array.strides]):
         array = array.copy()
-    PyObject_GetBuffer(array, &a.view, PyBUF_STRIDES | PyBUF_FORMAT)
+    PyObject_GetBuffer(bits_of(array), &a.view, PyBUF_STRIDES | PyBUF_FORMAT)
     a.held = True
     missing = 4 - a.view.ndim
     for axis in range(4):
@@ -100,8 +100,11 @@ cdef int head_axis_of(object layout, str op) except -1:
 
 
 cdef object acquire_per_head(Array *a, object value, int dtype, fa_index heads, str op, str name):
-    """Holds an array with one number for each query head."""
-    acquire_contiguous(a, value, op, name, 1, dtype)
+    """Holds an array with one number for each query head, as float32 where the dtype is a 16-bit one."""
+    array = acquire_contiguous(a, value, op, name, 1, dtype)
+    if dtype != real_dtype(dtype):
+        release(a)
+        acquire_contiguous(a, cast(array, np.float32), op, name)
     if a.shape[0] != heads:
         raise wrong_shape(op, name, f"have shape ({heads},), one number for each head of q", f"shape {shape_of(a)}")
 
@@ -138,7 +141,7 @@ cdef tuple acquire_inputs(AttentionInputs *x, fa_attention_arguments *a, int hea
     cdef str op = "attention"
     cdef Py_ssize_t full[4]
     x.q.held = x.k.held = x.v.held = x.mask.held = x.slopes.held = x.sinks.held = False
-    acquire(&x.q, q, op, "q", 4)
+    acquire(&x.q, q, op, "q", 4, ALL_TYPES)
     acquire(&x.k, k, op, "k", 4, x.q.dtype)
     acquire(&x.v, v, op, "v", 4, x.q.dtype)
     a.B, a.H, a.Lq, a.D = x.q.shape[0], x.q.shape[head_axis], x.q.shape[3 - head_axis], x.q.shape[3]
@@ -203,10 +206,10 @@ def attention(object q, object k, object v, object mask, object causal, object s
         a.out = ao.data
         a.lse = a.reference = a.sum = NULL
         if return_lse or return_state:
-            lse = new_out(&al, (a.B, a.H, a.Lq), x.q.dtype)
+            lse = new_out(&al, (a.B, a.H, a.Lq), real_dtype(x.q.dtype))
             a.lse = al.data
         if return_state:
-            saved = new_out(&state, (2, a.B, a.H, a.Lq), x.q.dtype)
+            saved = new_out(&state, (2, a.B, a.H, a.Lq), real_dtype(x.q.dtype))
             a.reference, a.sum = state.data, state.data + state.stride[0] * state.view.itemsize
         with nogil:
             status = fa_attention_forward(<fa_dtype>x.q.dtype, &a)

@@ -7,13 +7,12 @@ import pytest
 import fastattn as fa
 from fastattn import _core, reference
 from tests.arrays import LAYOUTS, same_bits
+from tests.low_precision import BFLOAT16, FLOAT16, LOW, is_nan
 
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-FLOAT16 = np.dtype(np.float16)
 MAPS = ("exp", "tanh", "sigmoid", "relu", "silu", "gelu")
 
 
-@pytest.fixture(params=[BFLOAT16, FLOAT16], ids=["bf16", "f16"])
+@pytest.fixture(params=LOW.values(), ids=LOW)
 def low(request):
     """Runs the test with each 16-bit type."""
     return request.param
@@ -36,11 +35,6 @@ def rounded(x, dtype):
     value = np.where(value >= top, np.inf, value)
     assert width + mantissa == 15
     return np.copysign(value, x)
-
-
-def is_nan(x):
-    """By the bits: conversions of a NaN that signals may warn."""
-    return (x.view(np.uint16) & 0x7FFF) > (0x7F80 if x.dtype == BFLOAT16 else 0x7C00)
 
 
 def test_every_16_bit_number_widens_exactly(isa, low):

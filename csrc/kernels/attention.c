@@ -12,6 +12,11 @@
    attention_pack_values, panels of FA_NV vectors of columns, [keys padded][columns of the panel], likewise. "padded" is to
    TILE_K, with zeros. s and p are rows of ATTENTION_STRIDE, o rows of ldo >= D rounded up to VL.
 
+   With FA_PAIRS (bfloat16 of AVX-512 BF16) packed queries, keys, values and P hold pairs in the places of reals, pairs along D for the
+   first product, of neighbouring keys for the second; "[D padded]" and "[keys padded]" then count pairs. Queries stay as they are,
+   so that they are not rounded again, and the scale is applied to the scores; P is rounded to bfloat16, and its sum is that of the
+   rounded numbers, so that rows stay normalised.
+
    Row r attends to the keys [begin[r], end[r]) of the block, less what the masks exclude by -inf. Other scores may hold
    anything and are never read into arithmetic. attention_mask.c has what happens to scores before the softmax. */
 #include "common.h"
@@ -19,11 +24,12 @@
 #include "tile.h"
 
 #include <math.h>
+#include <string.h>
 
 #define TILE TILE_ROWS(FA_NV)
 #define PANEL (FA_NV * VL)
 #define LN2_REST -0x1.8432a1b0e2634p-43 /* ln 2 - 0x1.62e42fefa4p-1 */
-#define CHAIN_KEYS ((fa_index)256)
+#define CHAIN_KEYS ((fa_index)256 * FA_PACKED)
 #define PANEL_TILES 4 /* tiles that a panel of keys passes in a row */
 /* Rounding by V_MAGIC, and V_MAGIC - R, are exact below this; larger rows have R taken off first. */
 #define REFERENCE_LIMIT REAL_POWER(REAL_MANTISSA_BITS - 2)
@@ -32,7 +38,13 @@
 /* Vectors in the panel that starts at `first` of `size` columns. */
 FA_INLINE fa_index panel_vectors(fa_index size, fa_index first) { return fa_min(FA_NV, fa_ceil_div(size - first, VL)); }
 
-/* The keys that any row of a tile attends to, widened to whole steps of TILE_K. */
+/* Keys and dimensions in a step of the register tile. */
+#define STEP (TILE_K * FA_PACKED)
+
+/* Places of `size` elements in a packed operand, padded. */
+FA_INLINE fa_index packed_size(fa_index size) { return fa_round_up(fa_ceil_div(size, FA_PACKED), TILE_K); }
+
+/* The keys that any row of a tile attends to, widened to whole steps. */
 typedef struct {
     fa_index begin, end;
 } key_range;
@@ -46,32 +58,44 @@ FA_INLINE key_range tile_keys(const fa_index *begin, const fa_index *end, fa_ind
         range.end = fa_max(range.end, end[r]);
     }
     if (range.end == 0) return (key_range){0, 0};
-    return (key_range){range.begin / TILE_K * TILE_K, fa_round_up(range.end, TILE_K)};
+    return (key_range){range.begin / STEP * STEP, fa_round_up(range.end, STEP)};
 }
 
 /* dst = scale log2(e) q, slice after slice. The scale comes in two pieces: one rounding of it would shift all scores of a row
-   alike. */
-void KERNEL(attention_scale_queries)(real *dst, fa_index slice, const real *q, fa_index ldq, fa_index rows, fa_index D,
+   alike. With FA_PAIRS q itself, and the scale beyond the slice, at [QUERY_SLICE]. */
+void KERNEL(attention_scale_queries)(real *dst, fa_index slice, const stored *q, fa_index ldq, fa_index rows, fa_index D,
                                      real scale_high, real scale_low)
 {
-    const fa_index padded = fa_round_up(D, TILE_K);
+    const fa_index padded = packed_size(D);
+#if FA_PAIRS
+    (void)scale_low;
+    for (fa_index d0 = 0; d0 < padded; d0 += QUERY_SLICE, dst += slice) {
+        const fa_index size = fa_min(QUERY_SLICE, padded - d0);
+        for (fa_index r = 0; r < rows; r++) {
+            for (fa_index d = 0; d < size; d += VL)
+                v_store(dst + r * QUERY_STRIDE + d, v_load_pairs_n(q + r * ldq + 2 * (d0 + d), D - 2 * (d0 + d)));
+            dst[r * QUERY_STRIDE + QUERY_SLICE] = scale_high;
+        }
+    }
+#else
     const vreal high = v_set1(scale_high), low = v_set1(scale_low), nan = v_set1((real)__builtin_nanf(""));
     for (fa_index d0 = 0; d0 < padded; d0 += QUERY_SLICE, dst += slice) {
         const fa_index size = fa_min(QUERY_SLICE, padded - d0), filled = fa_min(QUERY_SLICE, D - d0);
-        const real *row = q + d0;
+        const stored *row = q + d0;
         real *to = dst;
         for (fa_index r = 0; r < rows; r++, row += ldq, to += QUERY_STRIDE)
             for (fa_index d = 0; d < size; d += VL) {
-                const vreal x = filled - d >= VL ? v_load(row + d) : v_load_n(row + d, filled - d);
+                const vreal x = filled - d >= VL ? v_load_stored(row + d) : v_load_stored_n(row + d, filled - d);
                 const vreal y = v_fma(x, high, v_mul(x, low)), infinite = v_mul(x, high); /* the sum may be inf - inf */
                 v_store(to + d, v_select(v_is_nan(y), v_select(v_is_nan(infinite), nan, infinite), y));
             }
     }
+#endif
 }
 
-void KERNEL(attention_pack_keys)(real *dst, const real *k, fa_index ldk, fa_index keys, fa_index D)
+void KERNEL(attention_pack_keys)(real *dst, const stored *k, fa_index ldk, fa_index keys, fa_index D)
 {
-    const fa_index padded = fa_round_up(D, TILE_K);
+    const fa_index padded = packed_size(D);
     for (fa_index first = 0; first < keys; first += PANEL) {
         const fa_index nv = panel_vectors(keys, first);
         for (fa_index v = 0; v < nv; v++) {
@@ -83,47 +107,62 @@ void KERNEL(attention_pack_keys)(real *dst, const real *k, fa_index ldk, fa_inde
 }
 
 /* x, with what is not finite made 0 when `finite_only`; *bad becomes NaN in the lanes where anything is not finite. */
-FA_INLINE vreal checked_values(const real *v, fa_index count, int finite_only, vreal *bad)
+FA_INLINE vreal checked_values(const stored *v, fa_index count, int finite_only, vreal *bad)
 {
-    const vreal x = count >= VL ? v_load(v) : v_load_n(v, count);
+    const vreal x = count >= VL ? v_load_stored(v) : v_load_stored_n(v, count);
     *bad = v_fma(x, v_zero(), *bad); /* 0 inf and 0 NaN are NaN */
     return finite_only ? v_select(v_is_nan(v_sub(x, x)), v_zero(), x) : x;
 }
 
-FA_INLINE int copy_panels(real *dst, const real *v, fa_index ldv, fa_index keys, fa_index D, const int finite_only)
+/* One vector of values for the products: those of a key, or with FA_PAIRS of two, the second missing after the last key. */
+FA_INLINE vreal packed_values(const stored *v, fa_index ldv, fa_index keys, fa_index count, int finite_only, vreal *bad)
 {
-    const fa_index padded = fa_round_up(keys, TILE_K);
+    const vreal x = checked_values(v, count, finite_only, bad);
+#if FA_PAIRS
+    return v_zip(x, keys > 1 ? checked_values(v + ldv, count, finite_only, bad) : v_zero());
+#else
+    (void)ldv, (void)keys;
+    return x;
+#endif
+}
+
+FA_INLINE int copy_panels(real *dst, const stored *v, fa_index ldv, fa_index keys, fa_index D, const int finite_only)
+{
+    const fa_index filled = fa_ceil_div(keys, FA_PACKED), padded = packed_size(keys);
     vreal bad = v_zero();
     for (fa_index first = 0; first < D; first += PANEL) {
         const fa_index nv = panel_vectors(D, first);
         real *panel = dst + first * padded;
-        const real *row = v + first;
+        const stored *row = v + first;
         if (D - first >= PANEL) {
-            for (fa_index j = 0; j < keys; j++, row += ldv) {
+            for (fa_index j = 0; j < filled; j++, row += FA_PACKED * ldv) {
                 FA_UNROLL
                 for (int u = 0; u < FA_NV; u++)
-                    v_store(panel + (j * FA_NV + u) * VL, checked_values(row + u * VL, VL, finite_only, &bad));
+                    v_store(panel + (j * FA_NV + u) * VL,
+                            packed_values(row + u * VL, ldv, keys - FA_PACKED * j, VL, finite_only, &bad));
             }
         } else {
-            for (fa_index j = 0; j < keys; j++, row += ldv)
+            for (fa_index j = 0; j < filled; j++, row += FA_PACKED * ldv)
                 for (fa_index u = 0; u < nv; u++)
-                    v_store(panel + (j * nv + u) * VL, checked_values(row + u * VL, D - first - u * VL, finite_only, &bad));
+                    v_store(panel + (j * nv + u) * VL,
+                            packed_values(row + u * VL, ldv, keys - FA_PACKED * j, D - first - u * VL, finite_only, &bad));
         }
-        for (fa_index i = keys * nv; i < padded * nv; i++) v_store(panel + i * VL, v_zero());
+        for (fa_index i = filled * nv; i < padded * nv; i++) v_store(panel + i * VL, v_zero());
     }
     return v_any(v_is_nan(bad));
 }
 
 /* Values that are not finite are stored as 0 and reported: 0 * NaN would reach rows that do not attend to them.
    attention_patch_values adds them to the rows that do. The first pass only looks for them. */
-void KERNEL(attention_pack_values)(real *dst, const real *v, fa_index ldv, fa_index keys, fa_index D, int *nonfinite)
+void KERNEL(attention_pack_values)(real *dst, const stored *v, fa_index ldv, fa_index keys, fa_index D, int *nonfinite)
 {
     *nonfinite = copy_panels(dst, v, ldv, keys, D, 0);
     if (*nonfinite) copy_panels(dst, v, ldv, keys, D, 1);
 }
 
 /* Values row by row, for BLAS: dst[j * ld + d], with the same treatment of what is not finite. */
-void KERNEL(attention_copy_values)(real *dst, fa_index ld, const real *v, fa_index ldv, fa_index keys, fa_index D, int *nonfinite)
+void KERNEL(attention_copy_values)(real *dst, fa_index ld, const stored *v, fa_index ldv, fa_index keys, fa_index D,
+                                   int *nonfinite)
 {
     vreal bad = v_zero();
     for (fa_index j = 0; j < keys; j++)
@@ -134,8 +173,18 @@ void KERNEL(attention_copy_values)(real *dst, fa_index ld, const real *v, fa_ind
     *nonfinite = v_any(v_is_nan(bad));
 }
 
-FA_INLINE void store_scores(real *s, tile_acc acc, const int mr, const int nv)
+FA_INLINE void store_scores(real *s, const real *q, tile_acc acc, const int mr, const int nv)
 {
+#if FA_PAIRS
+    const vreal scale = v_broadcast(q + QUERY_SLICE);
+    FA_UNROLL
+    for (int r = 0; r < mr; r++) {
+        FA_UNROLL
+        for (int v = 0; v < nv; v++) acc[r][v] = v_mul(acc[r][v], scale);
+    }
+#else
+    (void)q;
+#endif
     FA_UNROLL
     for (int r = 0; r < mr; r++) {
         FA_UNROLL
@@ -148,7 +197,7 @@ FA_INLINE void store_scores(real *s, tile_acc acc, const int mr, const int nv)
     for (fa_index d = 0; d == 0 || d < padded; d += QUERY_SLICE)                                                           \
         tile_product_part(acc, mr, nv, width, q_tile + d / QUERY_SLICE * slice, QUERY_STRIDE, 1, panel + d * (width) * VL, \
                           fa_min(QUERY_SLICE, padded - d));                                                                \
-    store_scores(s_tile + first, acc, mr, nv)
+    store_scores(s_tile + first, q_tile, acc, mr, nv)
 #define WHOLE_TILE(mr, nv) SCORE_TILE(mr, nv, nv)
 #define PART_TILE(mr, nv) SCORE_TILE(mr, nv, FA_NV)
 #define WHOLE_PANEL(nv) TILE_SWITCH_6(mr, WHOLE_TILE, nv)
@@ -157,7 +206,7 @@ FA_INLINE void store_scores(real *s, tile_acc acc, const int mr, const int nv)
 void KERNEL(attention_scores)(real *s, const real *q, fa_index slice, fa_index rows, const real *k, fa_index keys,
                               const fa_index *begin, const fa_index *end, fa_index D)
 {
-    const fa_index padded = fa_round_up(D, TILE_K);
+    const fa_index padded = packed_size(D);
     const tile_deal deal = deal_rows(rows, TILE);
     for (fa_index t0 = 0, r0 = 0; t0 < deal.tiles; t0 += PANEL_TILES) {
         /* A panel passes PANEL_TILES tiles while it is in the first-level cache. */
@@ -208,14 +257,17 @@ FA_INLINE vreal exact_power(vreal n)
     return v_add_exponent(v_set1(1), v_add(v_max(lowest, n), v_set1(V_MAGIC)));
 }
 
-/* In each lane the largest score of a row, in `VL` parts; the lanes outside [begin, end) of its first and last vector are made
+/* Scores go through the softmax in steps of so many: pairs of vectors become one. */
+#define SCORES (FA_PACKED * VL)
+
+/* In each lane the largest score of a row, in `VL` parts; the lanes outside [begin, end) of its first and last step are made
    -inf. */
 FA_INLINE vreal row_maxima(real *row, fa_index begin, fa_index end)
 {
     const vreal excluded = v_set1(-REAL_INFINITY);
-    const fa_index first = begin / VL * VL, last = fa_round_up(end, VL) - VL;
-    if (first < begin) v_store(row + first, v_select(v_first(begin - first), excluded, v_load(row + first)));
-    if (end < last + VL) v_store(row + last, v_select(v_first(end - last), v_load(row + last), excluded));
+    const fa_index first = begin / SCORES * SCORES, last = fa_round_up(end, SCORES) - VL;
+    for (fa_index j = first; j < begin; j += VL) v_store(row + j, v_select(v_first(begin - j), excluded, v_load(row + j)));
+    for (fa_index j = last; j + VL > end; j -= VL) v_store(row + j, v_select(v_first(end - j), v_load(row + j), excluded));
     vreal top0 = v_load(row + first), top1 = top0;
     fa_index j = first + VL;
     for (; j + 3 * VL <= last; j += 4 * VL) {
@@ -250,11 +302,22 @@ FA_INLINE vreal exp2_shifted(vreal x, vreal magic, vreal lowest)
     return v_add_exponent(v_fma(POLYNOMIAL(r, exp2_coefficient), r, v_set1(1)), t);
 }
 
-/* One row: p = 2^(s - R) over whole vectors; returns the sum in VL parts. */
+/* One row: p = 2^(s - R) over whole steps; returns the sum in VL parts. Pairs of p take the first half of the row, behind the scores
+   that are still to be read. */
 FA_INLINE vreal row_powers(real *row, fa_index first, fa_index end, real R)
 {
     const vreal magic = v_set1(V_MAGIC - R), lowest = v_set1(R + V_EXPONENT_FLOOR);
     vreal total = v_zero();
+#if FA_PAIRS
+    const vreal one = v_pair_of_ones();
+#pragma GCC unroll 2
+    for (fa_index j = first; j < end; j += SCORES) {
+        const vreal p = v_pack(exp2_shifted(v_load(row + j), magic, lowest), exp2_shifted(v_load(row + j + VL), magic, lowest));
+        v_store(row + j / FA_PACKED, p);
+        total = v_multiply_add(p, one, total);
+    }
+    return total;
+#else
 #pragma GCC unroll 2
     for (fa_index j = first; j < end; j += VL) {
         const vreal p = exp2_shifted(v_load(row + j), magic, lowest);
@@ -262,6 +325,7 @@ FA_INLINE vreal row_powers(real *row, fa_index first, fa_index end, real R)
         total = v_add(total, p);
     }
     return total;
+#endif
 }
 
 /* The NaNs of a row whose other scores are all -inf, and zeros: v_max may have lost them. */
@@ -307,7 +371,7 @@ void KERNEL(attention_softmax)(real *s, fa_index rows, const fa_index *begin, co
                 range = tile_keys(begin + r, end + r, tile_end - r);
             }
             real *row = s + r * ATTENTION_STRIDE;
-            fa_index first = begin[r] / VL * VL, last = fa_round_up(end[r], VL);
+            fa_index first = begin[r] / SCORES * SCORES, last = fa_round_up(end[r], SCORES);
             if (end[r] <= begin[r]) {
                 first = last = range.end;
             } else if (FA_UNLIKELY(reference_of[i] == -REAL_INFINITY)) {
@@ -319,8 +383,8 @@ void KERNEL(attention_softmax)(real *s, fa_index rows, const fa_index *begin, co
             } else {
                 part[i] = row_powers(row, first, last, reference_of[i]);
             }
-            fill(row, range.begin, first);
-            fill(row, last, range.end);
+            fill(row, range.begin / FA_PACKED, first / FA_PACKED);
+            fill(row, last / FA_PACKED, range.end / FA_PACKED);
         }
         const vreal factor = v_select(v_eq(R, nothing), v_set1(1), exact_power(v_sub(before, R)));
         v_store_n(alpha + r0, factor, n);
@@ -335,9 +399,10 @@ FA_INLINE vreal unsigned_zero(vreal x) { return v_add(x, v_zero()); }
 /* A row that attended to nothing has the sum 0, and O = 0. */
 FA_INLINE vreal divisor_of(real sum) { return v_set1(sum == 0 ? 1 : sum); }
 
-/* What becomes of the products of a tile: dst = acc, plus alpha o unless o is NULL, divided by sum unless that is NULL. */
-FA_INLINE void store_values(real *dst, fa_index lddst, const real *o, fa_index ldo, tile_acc acc, const int mr, const int nv,
-                            fa_index columns, const real *alpha, const real *sum)
+/* What becomes of the products of a tile: acc, plus alpha o unless o is NULL, goes to dst, or divided by sum, if that is given, to
+   out. */
+FA_INLINE void store_values(real *dst, stored *out, fa_index ld, const real *o, fa_index ldo, tile_acc acc, const int mr,
+                            const int nv, fa_index columns, const real *alpha, const real *sum)
 {
     FA_UNROLL
     for (int r = 0; r < mr; r++) {
@@ -353,10 +418,12 @@ FA_INLINE void store_values(real *dst, fa_index lddst, const real *o, fa_index l
         }
         FA_UNROLL
         for (int v = 0; v < nv; v++) {
-            if (columns - v * VL >= VL)
-                v_store(dst + r * lddst + v * VL, acc[r][v]);
+            if (!sum)
+                v_store(dst + r * ld + v * VL, acc[r][v]);
+            else if (columns - v * VL >= VL)
+                v_store_stored(out + r * ld + v * VL, acc[r][v]);
             else
-                v_store_n(dst + r * lddst + v * VL, acc[r][v], columns - v * VL);
+                v_store_stored_n(out + r * ld + v * VL, acc[r][v], columns - v * VL);
         }
     }
 }
@@ -380,34 +447,35 @@ FA_INLINE void add_part(tile_acc acc, const real *part, const int mr, const int 
     }
 }
 
-#define VALUE_TILE(mr, nv)                                                                                             \
-    tile_product(acc, mr, nv, p_tile, ATTENTION_STRIDE, 1, panel + range.begin * (nv) * VL, chain_end - range.begin);  \
-    for (fa_index j = chain_end; j < range.end; j += CHAIN_KEYS) {                                                     \
-        keep_part(part, acc, mr, nv);                                                                                  \
-        tile_product(acc, mr, nv, p_tile + (j - range.begin), ATTENTION_STRIDE, 1, panel + j * (nv) * VL,              \
-                     fa_min(CHAIN_KEYS, range.end - j));                                                               \
-        add_part(acc, part, mr, nv);                                                                                   \
-    }                                                                                                                  \
-    store_values(dst + r * lddst + first, lddst, o ? o + r * ldo + first : NULL, ldo, acc, mr, nv, columns, alpha + r, \
-                 sum ? sum + r : NULL)
+#define VALUE_TILE(mr, nv)                                                                                            \
+    tile_product(acc, mr, nv, p_tile, ATTENTION_STRIDE, 1, panel + range.begin / FA_PACKED * (nv) * VL,               \
+                 (chain_end - range.begin) / FA_PACKED);                                                              \
+    for (fa_index j = chain_end; j < range.end; j += CHAIN_KEYS) {                                                    \
+        keep_part(part, acc, mr, nv);                                                                                 \
+        tile_product(acc, mr, nv, p_tile + (j - range.begin) / FA_PACKED, ATTENTION_STRIDE, 1,                        \
+                     panel + j / FA_PACKED * (nv) * VL, fa_min(CHAIN_KEYS, range.end - j) / FA_PACKED);               \
+        add_part(acc, part, mr, nv);                                                                                  \
+    }                                                                                                                 \
+    store_values(sum ? NULL : (real *)dst + r * lddst + first, sum ? (stored *)dst + r * lddst + first : NULL, lddst, \
+                 o ? o + r * ldo + first : NULL, ldo, acc, mr, nv, columns, alpha + r, sum ? sum + r : NULL)
 #define VALUE_PANEL(nv) TILE_SWITCH_6(mr, VALUE_TILE, nv)
 
-/* dst = alpha o + p v, or without o (NULL) in the first block of a row; divided by sum, if that is given, in its only block. dst
-   and o may be the same. Without sum, whole vectors of dst are written. */
-void KERNEL(attention_values)(real *dst, fa_index lddst, const real *o, fa_index ldo, const real *p, fa_index rows, const real *v,
+/* dst = alpha o + p v, or without o (NULL) in the first block of a row; divided by sum, if that is given, in its only block: then
+   dst is `stored`. dst and o may be the same. Without sum, whole vectors of dst are written. */
+void KERNEL(attention_values)(void *dst, fa_index lddst, const real *o, fa_index ldo, const real *p, fa_index rows, const real *v,
                               fa_index keys, const fa_index *begin, const fa_index *end, fa_index D, const real *alpha,
                               const real *sum)
 {
-    const fa_index padded = fa_round_up(keys, TILE_K);
+    const fa_index padded = packed_size(keys);
     const tile_deal deal = deal_rows(rows, TILE);
     for (fa_index first = 0; first < D; first += PANEL) {
-        const fa_index nv = panel_vectors(D, first), columns = sum ? D - first : PANEL;
+        const fa_index nv = panel_vectors(D, first), columns = D - first;
         const real *panel = v + first * padded;
         for (fa_index t = 0, r = 0, mr; t < deal.tiles; t++, r += mr) {
             mr = rows_of_tile(deal, t);
             const key_range range = tile_keys(begin + r, end + r, mr);
             const fa_index chain_end = fa_min(range.end, (range.begin / CHAIN_KEYS + 1) * CHAIN_KEYS);
-            const real *p_tile = p + r * ATTENTION_STRIDE + range.begin;
+            const real *p_tile = p + r * ATTENTION_STRIDE + range.begin / FA_PACKED;
             if (range.end == 0 && o) continue;
             real part[TILE_ROWS(FA_NV) * PANEL];
             tile_acc acc;
@@ -430,16 +498,31 @@ void KERNEL(attention_scale_rows)(real *o, fa_index ldo, fa_index rows, fa_index
         for (fa_index d = 0; d < D; d += VL) v_store(o + r * ldo + d, v_mul(v_load(o + r * ldo + d), v_broadcast(alpha + r)));
 }
 
+/* p of one key, as attention_softmax stored it. */
+FA_INLINE real probability(const real *row, fa_index j)
+{
+#if FA_PAIRS
+    stored pair[FA_PACKED];
+    memcpy(pair, row + j / FA_PACKED, sizeof pair);
+    return real_of(pair[j % FA_PACKED]);
+#else
+    return row[j];
+#endif
+}
+
 /* o += p v over the values that are not finite, for the rows whose score s (before the softmax) does not exclude the key. Rare,
    so plain: the sums are NaN or infinite whatever the order. */
 void KERNEL(attention_patch_values)(real *o, fa_index ldo, const real *p, const real *s, fa_index rows, const fa_index *begin,
-                                    const fa_index *end, const real *v, fa_index ldv, fa_index D)
+                                    const fa_index *end, const stored *v, fa_index ldv, fa_index D)
 {
     for (fa_index r = 0; r < rows; r++)
         for (fa_index j = begin[r]; j < end[r]; j++) {
             if (s[r * ATTENTION_STRIDE + j] == -REAL_INFINITY) continue;
-            for (fa_index d = 0; d < D; d++)
-                if (!isfinite(v[j * ldv + d])) o[r * ldo + d] += p[r * ATTENTION_STRIDE + j] * v[j * ldv + d];
+            const real weight = probability(p + r * ATTENTION_STRIDE, j);
+            for (fa_index d = 0; d < D; d++) {
+                const real value = real_of(v[j * ldv + d]);
+                if (!isfinite(value)) o[r * ldo + d] += weight * value;
+            }
         }
 }
 
@@ -454,7 +537,7 @@ FA_INLINE real log_of(real reference, real sum)
 
 /* out = o / sum, lse = ln sum + R ln 2; zeros and -inf for a row that attended to nothing, whose o is not read. out or lse may be
    NULL. */
-void KERNEL(attention_finish)(real *out, fa_index ldout, const real *o, fa_index ldo, fa_index rows, fa_index D,
+void KERNEL(attention_finish)(stored *out, fa_index ldout, const real *o, fa_index ldo, fa_index rows, fa_index D,
                               const real *reference, const real *sum, real *lse)
 {
     for (fa_index r = 0; out && r < rows; r++) {
@@ -462,9 +545,9 @@ void KERNEL(attention_finish)(real *out, fa_index ldout, const real *o, fa_index
         for (fa_index d = 0; d < D; d += VL) {
             const vreal y = sum[r] == 0 ? v_zero() : v_div(unsigned_zero(v_load(o + r * ldo + d)), divisor);
             if (D - d >= VL)
-                v_store(out + r * ldout + d, y);
+                v_store_stored(out + r * ldout + d, y);
             else
-                v_store_n(out + r * ldout + d, y, D - d);
+                v_store_stored_n(out + r * ldout + d, y, D - d);
         }
     }
     for (fa_index r = 0; lse && r < rows; r++) lse[r] = sum[r] == 0 ? -REAL_INFINITY : log_of(reference[r], sum[r]);

@@ -49,14 +49,14 @@ void KERNEL(attention_mask_bool)(real *s, fa_index rows, const fa_index *begin, 
 
 /* s = s + mask log2(e), and the mask where that is infinite, whatever s was. A finite mask excludes nothing: its largest numbers are
    taken as MASK_LIMIT, the largest that can be written in units of log2(e). */
-void KERNEL(attention_mask_add)(real *s, fa_index rows, const fa_index *begin, const fa_index *end, const real *mask,
+void KERNEL(attention_mask_add)(real *s, fa_index rows, const fa_index *begin, const fa_index *end, const stored *mask,
                                 fa_index ldmask)
 {
     const vreal infinity = v_set1(REAL_INFINITY), nan = v_set1((real)__builtin_nanf("")), log2_e = v_set1(LOG2_E);
     const vreal highest = v_set1(MASK_LIMIT), lowest = v_set1(-MASK_LIMIT);
     for (fa_index r = 0; r < rows; r++, s += ATTENTION_STRIDE, mask += ldmask) {
         for (fa_index j = begin[r] / VL * VL; j < end[r]; j += VL) {
-            const vreal m = v_load_n(mask + j, fa_min(VL, end[r] - j));
+            const vreal m = v_load_stored_n(mask + j, fa_min(VL, end[r] - j));
             const vreal sum = v_fma(v_min(highest, v_max(lowest, m)), log2_e, v_load(s + j));
             v_store(s + j, v_select(v_eq(v_abs(m), infinity), m, v_select(v_is_nan(sum), nan, sum)));
         }

@@ -7,46 +7,59 @@
 #include "gemm.h"
 #include "tile.h"
 
-/* NaNs become the default NaN, the only one whose low bits are 0: attention adds such bits to exponents (v_add_exponent). */
-FA_INLINE vreal plain_nan(vreal a) { return v_select(v_is_nan(a), v_set1((real)__builtin_nanf("")), a); }
+/* NaNs become the default NaN, the only one whose low bits are 0: attention adds such bits to exponents (v_add_exponent). Pairs are
+   loaded so. */
+FA_INLINE vreal plain_nan(vreal a) { return FA_PAIRS ? a : v_select(v_is_nan(a), v_set1((real)__builtin_nanf("")), a); }
 
-void KERNEL(pack_columns)(real *dst, fa_index step, const real *src, fa_index ld, fa_index columns, fa_index k_size,
+/* VL places of a packed operand, from the first `count` elements at p, count >= 0: reals or pairs. */
+#define PLACES (FA_PACKED * VL)
+FA_INLINE vreal load_packed(const stored *p, fa_index count)
+{
+#if FA_PAIRS
+    return v_load_pairs_n(p, count);
+#else
+    return count >= VL ? v_load_stored(p) : v_load_stored_n(p, count);
+#endif
+}
+
+void KERNEL(pack_columns)(real *dst, fa_index step, const stored *src, fa_index ld, fa_index columns, fa_index k_size,
                           fa_index k_padded)
 {
     fa_index k = 0;
     if (columns == VL) {
-        for (; k + VL <= k_size; k += VL) {
+        for (; (k + VL) * FA_PACKED <= k_size; k += VL) {
             vreal t[VL];
             FA_UNROLL
-            for (int i = 0; i < VL; i++) t[i] = plain_nan(v_load(src + i * ld + k));
+            for (int i = 0; i < VL; i++) t[i] = plain_nan(load_packed(src + i * ld + k * FA_PACKED, PLACES));
             v_transpose(t);
             FA_UNROLL
             for (int i = 0; i < VL; i++) v_store(dst + (k + i) * step, t[i]);
         }
     }
-    for (; k < k_size; k += VL) {
-        const fa_index count = fa_min(VL, k_size - k);
+    for (; k * FA_PACKED < k_size; k += VL) {
+        const fa_index count = k_size - k * FA_PACKED, places = fa_min(VL, fa_ceil_div(count, FA_PACKED));
         vreal t[VL];
-        for (int i = 0; i < VL; i++) t[i] = i < columns ? plain_nan(v_load_n(src + i * ld + k, count)) : v_zero();
+        for (int i = 0; i < VL; i++) t[i] = i < columns ? plain_nan(load_packed(src + i * ld + k * FA_PACKED, count)) : v_zero();
         v_transpose(t);
-        for (int i = 0; i < count; i++) v_store(dst + (k + i) * step, t[i]);
+        for (int i = 0; i < places; i++) v_store(dst + (k + i) * step, t[i]);
     }
-    for (k = k_size; k < k_padded; k++) v_store(dst + k * step, v_zero());
+    for (k = fa_ceil_div(k_size, FA_PACKED); k < k_padded; k++) v_store(dst + k * step, v_zero());
 }
 
 /* One tile: dst[k * most + r] = rows[r][k]. Vectors of VL rows are stored whole, each over the end of the one before it, in
    ascending k; what the last ones write beyond the tile is the padding that the contract asks for. */
-FA_INLINE void pack_tile(real *dst, const real *const *rows, fa_index mr, const fa_index most, fa_index k_size, fa_index k_padded)
+FA_INLINE void pack_tile(real *dst, const stored *const *rows, fa_index mr, const fa_index most, fa_index k_size,
+                         fa_index k_padded)
 {
     enum { MAX_GROUPS = (TILE_MAX_ROWS + 1) / 2 };
     const fa_index groups = fa_ceil_div(most, VL);
     for (fa_index k = 0; k < k_padded; k += VL) {
-        const fa_index count = fa_max(0, fa_min(VL, k_size - k));
+        const fa_index count = fa_max(0, k_size - k * FA_PACKED);
         vreal t[MAX_GROUPS][VL];
         for (fa_index g = 0; g < groups; g++) {
             for (int i = 0; i < VL; i++) {
                 const fa_index r = g * VL + i;
-                t[g][i] = r >= mr || count == 0 ? v_zero() : count == VL ? v_load(rows[r] + k) : v_load_n(rows[r] + k, count);
+                t[g][i] = r >= mr || count == 0 ? v_zero() : load_packed(rows[r] + k * FA_PACKED, count);
             }
             v_transpose(t[g]);
         }
@@ -55,14 +68,14 @@ FA_INLINE void pack_tile(real *dst, const real *const *rows, fa_index mr, const 
     }
 }
 
-void KERNEL(pack_rows)(real *dst, const real *const *rows, fa_index m, fa_index nv, fa_index k_size, fa_index k_padded)
+void KERNEL(pack_rows)(real *dst, const stored *const *rows, fa_index m, fa_index nv, fa_index k_size, fa_index k_padded)
 {
     const fa_index most = TILE_ROWS(nv);
     const tile_deal deal = deal_rows(m, most);
     if (m == 1) {
         for (fa_index k = 0; k < k_padded; k += VL) {
-            const fa_index count = fa_max(0, fa_min(VL, k_size - k));
-            v_store(dst + k, count == 0 ? v_zero() : count == VL ? v_load(rows[0] + k) : v_load_n(rows[0] + k, count));
+            const fa_index count = fa_max(0, k_size - k * FA_PACKED);
+            v_store(dst + k, count == 0 ? v_zero() : load_packed(rows[0] + k * FA_PACKED, count));
         }
         return;
     }
@@ -142,7 +155,8 @@ FA_INLINE void row_product(real *c, fa_index c_panel, const real *restrict a, co
             FA_UNROLL
             for (int s = 0; s < side; s++) {
                 FA_UNROLL
-                for (int v = 0; v < nv; v++) acc[s][v] = v_fma(x, v_load(b + s * panel_stride + (k * nv + v) * VL), acc[s][v]);
+                for (int v = 0; v < nv; v++)
+                    acc[s][v] = v_multiply_add(x, v_load(b + s * panel_stride + (k * nv + v) * VL), acc[s][v]);
             }
         }
     }

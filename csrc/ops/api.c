@@ -75,7 +75,7 @@ fa_status fa_linear_forward_packed(fa_dtype dtype, fa_isa isa, void *y, fa_index
     BY_DTYPE(linear_forward_packed, isa, y, ldy, x, ldx, packed, bias, M, N, K, activation);
 }
 
-fa_status fa_attention_forward(fa_dtype dtype, const fa_attention_arguments *a) { BY_DTYPE(attention_forward, a); }
+fa_status fa_attention_forward(fa_dtype dtype, const fa_attention_arguments *a) { BY_ANY_DTYPE(attention_forward, a); }
 
 size_t fa_recurrent_packed_bytes(fa_dtype dtype, fa_isa isa, const fa_recurrent_weights *w)
 {

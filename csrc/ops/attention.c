@@ -99,11 +99,11 @@ static void pack_block(const attention_call *c, fa_index b, fa_index hk, fa_inde
 {
     const fa_attention_arguments *a = c->a;
     const fa_index first = j * c->block, keys = fa_min(c->block, key_length(a, b) - first);
-    const real *k = key_row(a, b, hk, first), *v = value_row(a, b, hk, first);
+    const stored *k = key_row(a, b, hk, first), *v = value_row(a, b, hk, first);
     if (a->strategy == FA_ATTENTION_BLAS) {
         /* Whole tiles for BLAS: the keys that are missing are zeros. */
         memset(dst, 0, (size_t)(c->key_size + c->value_size) * sizeof(real));
-        for (fa_index i = 0; i < keys; i++) memcpy(dst + i * a->D, k + i * a->k_stride[2], (size_t)a->D * sizeof(real));
+        for (fa_index i = 0; i < keys; i++) c->kernels->widen(dst + i * a->D, k + i * a->k_stride[2], a->D);
         c->kernels->attention_copy_values(dst + c->key_size, c->ldo, v, a->v_stride[2], keys, a->Dv, nonfinite);
         return;
     }
@@ -128,8 +128,7 @@ static void start_tile(const attention_call *c, tile_state *s, fa_index b, fa_in
     if (a->strategy == FA_ATTENTION_BLAS) {
         memset(s->o, 0, (size_t)(QUERY_TILE * c->ldo) * sizeof(real));
         memset(s->queries, 0, (size_t)(QUERY_TILE * a->D) * sizeof(real));
-        for (fa_index r = 0; r < rows; r++)
-            memcpy(s->queries + r * a->D, query_row(a, b, h, first + r), (size_t)a->D * sizeof(real));
+        for (fa_index r = 0; r < rows; r++) c->kernels->widen(s->queries + r * a->D, query_row(a, b, h, first + r), a->D);
         return;
     }
     c->kernels->attention_scale_queries(s->queries, c->query_slice, query_row(a, b, h, first), a->q_stride[2], rows, a->D,
@@ -147,7 +146,7 @@ static void finish_tile(const attention_call *c, const tile_state *s, fa_index b
         deal(rows, most, g, &r, &n);
         if (s->progress[g] == NOT_BEGUN && a->sinks) /* a sum, but nothing to divide by it */
             memset(s->o + r * c->ldo, 0, (size_t)(n * c->ldo) * sizeof(real));
-        real *out = s->progress[g] == FINISHED ? NULL : output_row(a, b, h, first + r);
+        stored *out = s->progress[g] == FINISHED ? NULL : output_row(a, b, h, first + r);
         const fa_index row = state_row(a, b, h, first + r);
         real *lse = a->lse ? (real *)a->lse + row : NULL;
         c->kernels->attention_finish(out, a->out_stride[2], s->o + r * c->ldo, c->ldo, n, a->Dv, s->reference + r, s->sum + r,
@@ -357,10 +356,18 @@ static void plan_scratch(attention_call *c, arena *plan, attention_way way, int 
     c->packed = way == SHARED_HEADS ? arena_take(plan, head * c->heads, sizeof(real)) : NULL;
 }
 
-fa_status OP(attention_forward)(const fa_attention_arguments *a)
+/* BLAS multiplies reals: not the set whose packed operands are pairs, but the one below it. */
+static const fa_kernels *attention_kernels(fa_attention_strategy strategy)
 {
     const fa_kernels *k = current_kernels();
-    const fa_index lanes = k->sizes.lanes, padded = fa_round_up(a->D, k->sizes.tile_k);
+    return strategy == FA_ATTENTION_BLAS && k->sizes.packed > 1 ? kernels_for(FA_ISA_LEVEL_AVX512) : k;
+}
+
+fa_status OP(attention_forward)(const fa_attention_arguments *a)
+{
+    const fa_kernels *k = attention_kernels(a->strategy);
+    const fa_index lanes = k->sizes.lanes, packed = k->sizes.packed,
+                   padded = fa_round_up(fa_ceil_div(a->D, packed), k->sizes.tile_k);
     const fa_index heads = a->B * a->Hk;
     if (a->B == 0 || a->H == 0 || a->Lq == 0) return FA_OK;
     if (a->strategy == FA_ATTENTION_BLAS && !fa_blas_load()) return FA_NOBLAS;
@@ -373,7 +380,7 @@ fa_status OP(attention_forward)(const fa_attention_arguments *a)
     c.ldo = fa_max(lanes, fa_round_up(a->Dv, lanes));
     c.query_slice = QUERY_TILE * k->sizes.query_stride;
     c.key_size = c.block * padded;
-    c.value_size = c.block * c.ldo;
+    c.value_size = c.block / packed * c.ldo;
     query_scale(a, &c.scale_high, &c.scale_low);
 
     double largest;

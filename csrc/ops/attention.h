@@ -18,21 +18,21 @@ FA_INLINE fa_index query_rows(const fa_attention_arguments *a, fa_index b) { ret
 FA_INLINE fa_index query_start(const fa_attention_arguments *a, fa_index b) { return a->q_starts ? a->q_starts[b] : 0; }
 FA_INLINE fa_index key_start(const fa_attention_arguments *a, fa_index b) { return a->k_starts ? a->k_starts[b] : 0; }
 
-FA_INLINE const real *query_row(const fa_attention_arguments *a, fa_index b, fa_index h, fa_index i)
+FA_INLINE const stored *query_row(const fa_attention_arguments *a, fa_index b, fa_index h, fa_index i)
 {
-    return (const real *)a->q + b * a->q_stride[0] + h * a->q_stride[1] + (query_start(a, b) + i) * a->q_stride[2];
+    return (const stored *)a->q + b * a->q_stride[0] + h * a->q_stride[1] + (query_start(a, b) + i) * a->q_stride[2];
 }
-FA_INLINE const real *key_row(const fa_attention_arguments *a, fa_index b, fa_index h, fa_index j)
+FA_INLINE const stored *key_row(const fa_attention_arguments *a, fa_index b, fa_index h, fa_index j)
 {
-    return (const real *)a->k + b * a->k_stride[0] + h * a->k_stride[1] + (key_start(a, b) + j) * a->k_stride[2];
+    return (const stored *)a->k + b * a->k_stride[0] + h * a->k_stride[1] + (key_start(a, b) + j) * a->k_stride[2];
 }
-FA_INLINE const real *value_row(const fa_attention_arguments *a, fa_index b, fa_index h, fa_index j)
+FA_INLINE const stored *value_row(const fa_attention_arguments *a, fa_index b, fa_index h, fa_index j)
 {
-    return (const real *)a->v + b * a->v_stride[0] + h * a->v_stride[1] + (key_start(a, b) + j) * a->v_stride[2];
+    return (const stored *)a->v + b * a->v_stride[0] + h * a->v_stride[1] + (key_start(a, b) + j) * a->v_stride[2];
 }
-FA_INLINE real *output_row(const fa_attention_arguments *a, fa_index b, fa_index h, fa_index i)
+FA_INLINE stored *output_row(const fa_attention_arguments *a, fa_index b, fa_index h, fa_index i)
 {
-    return (real *)a->out + b * a->out_stride[0] + h * a->out_stride[1] + (query_start(a, b) + i) * a->out_stride[2];
+    return (stored *)a->out + b * a->out_stride[0] + h * a->out_stride[1] + (query_start(a, b) + i) * a->out_stride[2];
 }
 /* The place of a row in lse, reference and sum. */
 FA_INLINE fa_index state_row(const fa_attention_arguments *a, fa_index b, fa_index h, fa_index i)

@@ -41,9 +41,9 @@ fa_index OP(attention_narrow)(const fa_attention_arguments *a, fa_index b, fa_in
             first += first_set(mask + first * stride[3], stride[3], last - first);
             last = first + last_set(mask + first * stride[3], stride[3], last - first);
         } else if (first < last && a->mask_kind == FA_MASK_ADD) {
-            const real *mask = (const real *)a->mask + at + r * stride[2];
-            while (first < last && mask[first * stride[3]] == -REAL_INFINITY) first++;
-            while (first < last && mask[(last - 1) * stride[3]] == -REAL_INFINITY) last--;
+            const stored *mask = (const stored *)a->mask + at + r * stride[2];
+            while (first < last && mask[first * stride[3]] == STORED_MINUS_INFINITY) first++;
+            while (first < last && mask[(last - 1) * stride[3]] == STORED_MINUS_INFINITY) last--;
         }
         begin[r] = first;
         end[r] = last;
@@ -69,12 +69,13 @@ static void apply_mask(const fa_attention_arguments *a, const fa_kernels *k, rea
         }
         k->attention_mask_bool(scores, rows, begin, end, mask, ld);
     } else if (a->mask_kind == FA_MASK_ADD) {
-        const real *mask = (const real *)a->mask + at;
+        const stored *mask = (const stored *)a->mask + at;
         fa_index ld = stride[2];
         if (stride[3] != 1) {
+            stored *part = (stored *)copy;
             for (fa_index r = 0; r < rows; r++)
-                for (fa_index j = begin[r]; j < end[r]; j++) copy[r * ldcopy + j] = mask[r * stride[2] + j * stride[3]];
-            mask = copy;
+                for (fa_index j = begin[r]; j < end[r]; j++) part[r * ldcopy + j] = mask[r * stride[2] + j * stride[3]];
+            mask = part;
             ld = ldcopy;
         }
         k->attention_mask_add(scores, rows, begin, end, mask, ld);

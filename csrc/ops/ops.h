@@ -19,12 +19,15 @@ typedef double real;
 #endif
 #if defined(FA_STORED_BF16)
 typedef uint16_t stored;
+#define STORED_MINUS_INFINITY 0xff80
 #define FA_STORED_TYPE bf16
 #elif defined(FA_STORED_F16)
 typedef uint16_t stored;
+#define STORED_MINUS_INFINITY 0xfc00
 #define FA_STORED_TYPE f16
 #else
 typedef real stored;
+#define STORED_MINUS_INFINITY (-REAL_INFINITY)
 #define FA_STORED_TYPE FA_REAL_TYPE
 #endif
 #define OP(name) FA_VERSION(name, FA_STORED_TYPE)

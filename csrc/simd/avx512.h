@@ -122,7 +122,20 @@ FA_INLINE void v_store_f16(uint16_t *p, vreal a) { _mm256_storeu_si256((__m256i 
 FA_INLINE void v_store_f16_n(uint16_t *p, vreal a, fa_index n) { _mm256_mask_storeu_epi16(p, v_first(n), v_narrow_f16(a)); }
 #if FA_PAIRS
 FA_INLINE vreal v_multiply_add(vreal a, vreal b, vreal c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
-FA_INLINE void v_pack(real *p, vreal a, vreal b) { _mm512_storeu_ps(p, (__m512)_mm512_cvtne2ps_pbh(b, a)); }
+FA_INLINE vreal v_load_pairs_n(const uint16_t *p, fa_index n)
+{
+    const __mmask32 first = (__mmask32)((UINT64_C(1) << (n < 0 ? 0 : n > 2 * VL ? 2 * VL : n)) - 1);
+    const __m512i x = _mm512_maskz_loadu_epi16(first, p), magnitude = _mm512_and_si512(x, _mm512_set1_epi16(0x7fff));
+    const __mmask32 nan = _mm512_cmpgt_epi16_mask(magnitude, _mm512_set1_epi16(0x7f80));
+    return _mm512_castsi512_ps(_mm512_mask_blend_epi16(nan, x, _mm512_set1_epi16(0x7fc0)));
+}
+FA_INLINE vreal v_zip(vreal low, vreal high)
+{
+    const __m512i a = _mm512_srli_epi32(_mm512_castps_si512(low), 16), b = _mm512_castps_si512(high);
+    return _mm512_castsi512_ps(_mm512_mask_blend_epi16(0xaaaaaaaa, a, b));
+}
+FA_INLINE vreal v_pack(vreal a, vreal b) { return (vreal)_mm512_cvtne2ps_pbh(b, a); }
+FA_INLINE vreal v_pair_of_ones(void) { return _mm512_castsi512_ps(_mm512_set1_epi32(0x3f803f80)); }
 #endif
 
 #else

@@ -20,7 +20,11 @@
                real_of(x) stored_of(x) for one number. Also by type, for float only: v_load_bf16, v_store_f16_n, ...
                Widening is exact. Narrowing rounds to nearest even, to subnormals and infinity too; NaN stays NaN
    products    v_multiply_add(a, b, c)           of packed operands: v_fma(a, b, c), or with FA_PAIRS c + a0 b0 + a1 b1
-               v_pack(p, a, b)                   with FA_PAIRS: 2 VL bfloat16 of two vectors at p; subnormals become 0
+               with FA_PAIRS only, pairs in the places of VL reals:
+               v_load_pairs_n(p, n)              the first n of 2 VL bfloat16; NaN becomes the default NaN
+               v_zip(low, high)                  lane by lane, of reals that are bfloat16
+               v_pack(a, b)                      a, then b, rounded to nearest even; subnormals become 0
+               v_pair_of_ones()
    arithmetic  v_add v_sub v_mul v_div v_sqrt    IEEE, round to nearest even
                v_fma(a, b, c)  = a b + c         one rounding where FA_HAS_FMA, else two
                v_fnma(a, b, c) = c - a b

@@ -1,0 +1,198 @@
+"""Attention on bfloat16 and float16 arrays, under every instruction set (avx512bf16 multiplies pairs)."""
+
+import numpy as np
+import pytest
+
+import fastattn as fa
+from fastattn import reference
+from tests.arrays import LAYOUTS
+from tests.low_precision import BFLOAT16, LOW, LowPrecisionRule, Rounded, is_nan, same
+
+# B, H, Hk, Lq, Lk, D, Dv: pairs cut by odd sizes, several blocks of keys, wide heads, decode
+SHAPES = [
+    (1, 1, 1, 1, 1, 1, 1), (1, 1, 1, 3, 2, 2, 2), (1, 2, 2, 7, 7, 5, 3), (1, 1, 1, 17, 31, 16, 16),
+    (1, 1, 1, 33, 47, 80, 15), (2, 2, 1, 60, 100, 64, 64), (1, 1, 1, 100, 33, 32, 65), (1, 1, 1, 13, 1100, 64, 64),
+    (1, 4, 1, 1, 600, 128, 128), (1, 1, 1, 50, 513, 300, 257), (1, 1, 1, 130, 131, 33, 70),
+]  # fmt: skip
+OPTIONS = {
+    "plain": {},
+    "causal": {"causal": "bottom-right"},
+    "top-left": {"causal": "top-left"},
+    "window": {"window": (20, 3)},
+    "causal window": {"causal": "bottom-right", "window": (37, 0)},
+    "scale": {"scale": 0.3},
+}
+
+
+@pytest.fixture(params=LOW.values(), ids=LOW)
+def low(request):
+    """Runs the test with each 16-bit type."""
+    return request.param
+
+
+def arrays(rng, dtype, B, H, Hk, Lq, Lk, D, Dv):
+    shapes = (B, H, Lq, D), (B, Hk, Lk, D), (B, Hk, Lk, Dv)
+    return tuple(rng.standard_normal(shape).astype(dtype) for shape in shapes)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_errors_are_at_most_those_of_rounding_after_each_op(isa, low, options, rng):
+    rule = LowPrecisionRule()
+    for shape in SHAPES:
+        q, k, v = arrays(rng, low, *shape)
+        got = fa.attention(q, k, v, **options)
+        rule.add(got, Rounded(low).attention(q, k, v, **options), reference.attention(q, k, v, **options)[0])
+    rule.check()
+
+
+def test_masks_and_lengths_keep_the_error_rule(isa, low, rng):
+    q, k, v = arrays(rng, low, 3, 4, 2, 50, 90, 40, 24)
+    rule = LowPrecisionRule()
+    added = np.where(rng.random((4, 50, 90)) < 0.2, -np.inf, rng.standard_normal((4, 50, 90))).astype(low)
+    every = [
+        {"mask": rng.random((3, 1, 50, 90)) < 0.6},
+        {"mask": added},
+        {"mask": np.asfortranarray(added)},
+        {"kv_lengths": [90, 0, 37], "q_lengths": [50, 20, 3]},
+        {"mask": rng.random((1, 90)) < 0.5, "causal": "bottom-right", "kv_lengths": [11, 90, 89]},
+    ]
+    for options in every:
+        got = fa.attention(q, k, v, **options)
+        rule.add(got, Rounded(low).attention(q, k, v, **options), reference.attention(q, k, v, **options)[0])
+    rule.check()
+
+
+def test_large_scores_keep_the_error_rule(isa, low, rng):
+    q, k, v = arrays(rng, low, 1, 2, 2, 40, 300, 64, 64)
+    q = (8 * q.astype(np.float32)).astype(low)
+    rule = LowPrecisionRule()
+    rule.add(fa.attention(q, k, v), Rounded(low).attention(q, k, v), reference.attention(q, k, v)[0])
+    rule.check()
+
+
+def test_strategy_blas_keeps_the_error_rule(isa, low, strategy, rng):
+    q, k, v = arrays(rng, low, 1, 2, 1, 70, 600, 48, 40)
+    rule = LowPrecisionRule()
+    rule.add(fa.attention(q, k, v), Rounded(low).attention(q, k, v), reference.attention(q, k, v)[0])
+    rule.check()
+
+
+def test_lse_is_float32_and_close(isa, low, rng):
+    q, k, v = arrays(rng, low, 2, 2, 2, 30, 700, 64, 64)
+    _, lse = fa.attention(q, k, v, return_lse=True)
+    exact = reference.attention(q, k, v)[1]
+    assert lse.dtype == np.float32
+    # P rounded to bfloat16 (2^-9 relative each, both ways) is what pairs have; everything else sums floats.
+    assert np.abs(lse - exact).max() <= (2**-9 if low == BFLOAT16 and isa == "avx512bf16" else 2e-6)
+
+
+def test_rows_are_normalised(isa, low, rng):
+    q, k, v = arrays(rng, low, 1, 2, 2, 50, 700, 64, 33)
+    assert np.all(fa.attention(q, k, np.ones_like(v)) == 1)
+
+
+def test_a_single_key_hands_on_its_value(isa, low, rng):
+    q, k, v = arrays(rng, low, 3, 2, 2, 5, 9, 24, 40)
+    mask = np.zeros(9, bool)
+    mask[6] = True
+    assert same(fa.attention(q, k, v, mask=mask), np.broadcast_to(v[:, :, 6:7], (3, 2, 5, 40)).copy())
+
+
+def test_result_does_not_depend_on_threads_batch_or_padding(isa, low, threads, rng):
+    q, k, v = arrays(rng, low, 3, 4, 2, 150, 700, 64, 64)
+    with fa.num_threads(1):
+        expected = fa.attention(q, k, v, causal="bottom-right")
+    assert same(fa.attention(q, k, v, causal="bottom-right"), expected)
+    alone = fa.attention(q[1:2, 2:4], k[1:2, 1:2], v[1:2, 1:2], causal="bottom-right")
+    assert same(alone, expected[1:2, 2:4])
+    longer = [np.concatenate([x, np.full((3, 2, 90, 64), np.nan, low)], axis=2) for x in (k, v)]
+    assert same(fa.attention(q, *longer, causal="bottom-right", kv_lengths=[700] * 3), expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_result_does_not_depend_on_layout(isa, low, layout, rng):
+    q, k, v = arrays(rng, low, 2, 2, 2, 20, 37, 31, 18)
+    expected = fa.attention(q, k, v)
+    assert same(fa.attention(*(LAYOUTS[layout](x) for x in (q, k, v))), expected)
+    swapped = fa.attention(*(x.swapaxes(1, 2) for x in (q, k, v)), layout="blhd")
+    assert same(swapped.swapaxes(1, 2).copy(), expected)
+
+
+def test_a_row_does_not_depend_on_the_others(isa, low, rng):
+    q, k, v = arrays(rng, low, 1, 1, 1, 100, 333, 64, 64)
+    expected = fa.attention(q, k, v)
+    for row in (0, 1, 41, 99):
+        assert same(fa.attention(q[:, :, row : row + 1], k, v), expected[:, :, row : row + 1])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("size", [(5, 3, 2), (40, 70, 64), (20, 1030, 33)])
+def test_masked_values_are_not_arithmetic(isa, low, size, value, rng):
+    queries, keys, D = size
+    q, k, v = arrays(rng, low, 1, 1, 1, queries, keys, D, D)
+    mask = rng.random(keys) < 0.7
+    mask[0] = True
+    expected = fa.attention(q, k, v, mask=mask)
+    for x in (k, v):
+        x[:, :, ~mask] = value
+    assert same(fa.attention(q, k, v, mask=mask), expected)
+
+
+def test_nan_reaches_exactly_the_rows_that_attend_to_it(isa, low, rng):
+    q, k, v = arrays(rng, low, 1, 1, 1, 40, 40, 24, 20)
+    clean = fa.attention(q, k, v, causal=True)
+    for name, array in (("q", q), ("k", k), ("v", v)):
+        before = array[0, 0, 17, 5]
+        array[0, 0, 17, 5] = np.nan
+        got = fa.attention(q, k, v, causal=True)
+        array[0, 0, 17, 5] = before
+        hit = np.zeros(got.shape, bool)
+        if name == "q":
+            hit[0, 0, 17] = True
+        elif name == "k":
+            hit[0, 0, 17:] = True
+        else:
+            hit[0, 0, 17:, 5] = True
+        assert is_nan(got)[hit].all(), name
+        assert np.array_equal(got[~hit].view(np.uint16), clean[~hit].view(np.uint16)), name
+
+
+def test_infinite_values_stay_infinite_for_the_rows_that_attend(isa, low, rng):
+    q, k, v = arrays(rng, low, 1, 1, 1, 30, 30, 16, 16)
+    v[0, 0, 4, 3] = np.inf
+    v[0, 0, 9, 7] = -np.inf
+    got = fa.attention(q, k, v, causal=True).astype(np.float32)[0, 0]
+    assert np.all(got[4:, 3] == np.inf)
+    assert np.all(got[9:, 7] == -np.inf)
+    assert np.isfinite(got[:4]).all()
+
+
+def test_rows_without_keys_are_zero(isa, low, rng):
+    q, k, v = arrays(rng, low, 1, 1, 1, 6, 4, 8, 8)
+    out, lse = fa.attention(q, k, v, mask=np.zeros((6, 4), bool), return_lse=True)
+    assert not out.view(np.uint16).any()
+    assert np.all(lse == -np.inf)
+    assert fa.attention(q, k[:, :, :0], v[:, :, :0]).astype(np.float32).sum() == 0
+    assert fa.attention(q[:, :, :0], k, v).shape == (1, 1, 0, 8)
+
+
+def test_out_is_written_and_returned(low, rng):
+    q, k, v = arrays(rng, low, 1, 2, 2, 9, 11, 8, 6)
+    expected, out = fa.attention(q, k, v), np.zeros((1, 2, 9, 6), low)
+    assert fa.attention(q, k, v, out=out) is out
+    assert same(out, expected)
+
+
+@pytest.mark.parametrize("name", ["k", "v"])
+def test_mixed_types_are_refused_by_name(low, name, rng):
+    given = dict(zip("qkv", arrays(rng, low, 1, 1, 1, 3, 3, 4, 4), strict=True))
+    given[name] = given[name].astype(np.float32)
+    fix = "'bfloat16'" if low == BFLOAT16 else "np.float16"
+    with pytest.raises(TypeError, match=rf"attention: {name} must be {low} .*got float32; pass {name}.astype\({fix}\)"):
+        fa.attention(**given)
+
+
+def test_a_mask_of_another_type_is_refused(low, rng):
+    q, k, v = arrays(rng, low, 1, 1, 1, 3, 3, 4, 4)
+    with pytest.raises(TypeError, match=f"attention: mask must be bool .* or {low} like q"):
+        fa.attention(q, k, v, mask=np.zeros((3, 3), np.float32))
