@@ -106,14 +106,18 @@ typedef struct {
     const void *b_ih, *b_hh; /* [G H] or NULL */
     const void *peephole;    /* [3, H] rows i, f, o, or NULL; FA_LSTM only */
 } fa_recurrent_weights;
-/* Weights packed beforehand, under the ISA `isa` whose layout the buffer then has. It starts at a multiple of 64 bytes. */
-size_t fa_recurrent_packed_bytes(fa_dtype dtype, fa_isa isa, const fa_recurrent_weights *w);
-fa_status fa_recurrent_pack(fa_dtype dtype, fa_isa isa, void *packed, const fa_recurrent_weights *w);
+/* Weights packed beforehand, under the ISA `isa` whose layout the buffer then has, as numbers of the dtype or of fewer bits (float32
+   only): bfloat16, or int8 with a scale for each row of w. Biases and peepholes keep the dtype. The buffer starts at a multiple of
+   64 bytes. */
+typedef enum { FA_WEIGHT_REAL = 0, FA_WEIGHT_BF16, FA_WEIGHT_INT8 } fa_weight_type;
+size_t fa_recurrent_packed_bytes(fa_dtype dtype, fa_isa isa, fa_weight_type type, const fa_recurrent_weights *w);
+fa_status fa_recurrent_pack(fa_dtype dtype, fa_isa isa, fa_weight_type type, void *packed, const fa_recurrent_weights *w);
 
 typedef struct {
     fa_recurrent_weights weights; /* of its arrays only whether there is a peephole counts when `packed` is given */
     const void *packed;           /* from fa_recurrent_pack, or NULL */
     fa_isa isa;                   /* of `packed` */
+    fa_weight_type type;          /* of `packed` */
     fa_activation activation;     /* of FA_RNN: FA_TANH, FA_RELU, FA_SIGMOID */
     fa_index T, B;
     const void *x;

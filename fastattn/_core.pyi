@@ -83,6 +83,7 @@ def attention(
 class RecurrentWeights:
     def __init__(self, *args: object, **kwargs: object) -> None: ...  # raises TypeError: pack_rnn and others make them
     cell: str
+    weight_dtype: str | None
     layers: int
     directions: int
     input_size: int
@@ -103,7 +104,7 @@ def recurrent_weights(
     input_size: int,
     dtype: np.dtype[Any] | None,
 ) -> RecurrentWeights: ...
-def pack_recurrent(weights: RecurrentWeights) -> RecurrentWeights: ...
+def pack_recurrent(op: str, weights: RecurrentWeights, type_name: str) -> RecurrentWeights: ...
 
 # (h, c), c None but for "lstm".
 def recurrent(

@@ -134,13 +134,19 @@ cdef extern from "fastattn.h" nogil:
         const void *b_hh
         const void *peephole
 
-    size_t fa_recurrent_packed_bytes(fa_dtype dtype, fa_isa isa, const fa_recurrent_weights *w)
-    fa_status fa_recurrent_pack(fa_dtype dtype, fa_isa isa, void *packed, const fa_recurrent_weights *w)
+    ctypedef enum fa_weight_type:
+        FA_WEIGHT_REAL
+        FA_WEIGHT_BF16
+        FA_WEIGHT_INT8
+    size_t fa_recurrent_packed_bytes(fa_dtype dtype, fa_isa isa, fa_weight_type type, const fa_recurrent_weights *w)
+    fa_status fa_recurrent_pack(fa_dtype dtype, fa_isa isa, fa_weight_type type, void *packed,
+                                const fa_recurrent_weights *w)
 
     ctypedef struct fa_recurrent_arguments:
         fa_recurrent_weights weights
         const void *packed
         fa_isa isa
+        fa_weight_type type
         fa_activation activation
         fa_index T, B
         const void *x

@@ -20,7 +20,7 @@ cdef class RecurrentWeights:
     cdef list held  # what the pointers point into
     cdef int dtype_code
     cdef bint is_packed
-    cdef readonly str cell
+    cdef readonly str cell, weight_dtype
     cdef readonly Py_ssize_t layers, directions, input_size, hidden_size
 
     def __init__(self):
@@ -44,7 +44,7 @@ cdef class RecurrentWeights:
 
     def __repr__(self):
         return (f"<packed {self.cell}, {self.layers} x {self.directions}, {self.input_size} to {self.hidden_size}, "
-                f"{self.dtype}, for {self.isa}>")
+                f"{self.weight_dtype}, for {self.isa}>")
 
 
 cdef RecurrentWeights new_weights(str cell, Py_ssize_t layers, Py_ssize_t directions, Py_ssize_t input_size,
@@ -109,28 +109,37 @@ def recurrent_weights(str op, str cell, list lanes, list names, Py_ssize_t direc
     return w
 
 
-def pack_recurrent(RecurrentWeights weights):
-    """The same weights in the layout of the kernels of the instruction set in force."""
+cdef dict WEIGHT_TYPES = {"bfloat16": FA_WEIGHT_BF16, "int8": FA_WEIGHT_INT8}
+
+
+def pack_recurrent(str op, RecurrentWeights weights, str type_name):
+    """The same weights in the layout of the kernels of the instruction set in force, as numbers of their own dtype, or
+    of "bfloat16" or "int8" (float32 weights only)."""
     cdef RecurrentWeights w = new_weights(weights.cell, weights.layers, weights.directions, weights.input_size,
                                           weights.hidden_size, weights.dtype_code)
     cdef fa_isa isa = fa_get_isa()
     cdef fa_dtype dtype = <fa_dtype>weights.dtype_code
+    cdef fa_weight_type type = <fa_weight_type><int>WEIGHT_TYPES.get(type_name, FA_WEIGHT_REAL)
+    cdef fa_status status
     cdef fa_recurrent_weights *source
     cdef uintptr_t address
     cdef Py_ssize_t i
     cdef size_t size
     w.is_packed = True
+    w.weight_dtype = type_name
     for i in range(w.layers * w.directions):
         source = &weights.lane[i].weights
-        size = fa_recurrent_packed_bytes(dtype, isa, source)
+        size = fa_recurrent_packed_bytes(dtype, isa, type, source)
         buffer = np.empty(size + 64, np.uint8)
         w.held.append(buffer)
         address = (<uintptr_t>buffer.ctypes.data + 63) // 64 * 64
         w.lane[i] = weights.lane[i]
         w.lane[i].packed = <const void *>address
         w.lane[i].isa = isa
+        w.lane[i].type = type
         with nogil:
-            fa_recurrent_pack(dtype, isa, <void *>address, source)
+            status = fa_recurrent_pack(dtype, isa, type, <void *>address, source)
+        raise_status(status, op)
     return w
 
 

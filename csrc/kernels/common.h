@@ -12,8 +12,10 @@
 
 #define FA_KERNEL(name, arguments) FA_HIDDEN void KERNEL(name) arguments;
 #define FA_STORED_KERNEL FA_KERNEL
+#define FA_FLOAT_KERNEL FA_KERNEL
 #include "kernels.def"
 #undef FA_KERNEL
 #undef FA_STORED_KERNEL
+#undef FA_FLOAT_KERNEL
 
 #endif

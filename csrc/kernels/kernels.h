@@ -30,9 +30,11 @@ typedef struct {
     fa_kernel_sizes sizes;
 #define FA_KERNEL(name, arguments) FA_TABLE_MEMBER(name, arguments)
 #define FA_STORED_KERNEL FA_KERNEL
+#define FA_FLOAT_KERNEL FA_KERNEL
 #include "kernels.def"
 #undef FA_KERNEL
 #undef FA_STORED_KERNEL
+#undef FA_FLOAT_KERNEL
 } fa_kernels_f32;
 #undef real
 #undef stored
@@ -43,9 +45,11 @@ typedef struct {
     fa_kernel_sizes sizes;
 #define FA_KERNEL(name, arguments) FA_TABLE_MEMBER(name, arguments)
 #define FA_STORED_KERNEL FA_KERNEL
+#define FA_FLOAT_KERNEL(name, arguments)
 #include "kernels.def"
 #undef FA_KERNEL
 #undef FA_STORED_KERNEL
+#undef FA_FLOAT_KERNEL
 } fa_kernels_f64;
 #undef real
 #undef stored
@@ -56,9 +60,11 @@ typedef struct {
     fa_kernel_sizes sizes;
 #define FA_KERNEL(name, arguments) FA_TABLE_MEMBER(name, arguments)
 #define FA_STORED_KERNEL FA_KERNEL
+#define FA_FLOAT_KERNEL FA_KERNEL
 #include "kernels.def"
 #undef FA_KERNEL
 #undef FA_STORED_KERNEL
+#undef FA_FLOAT_KERNEL
 } fa_kernels_bf16;
 #undef real
 #undef stored
@@ -69,9 +75,11 @@ typedef struct {
     fa_kernel_sizes sizes;
 #define FA_KERNEL(name, arguments) FA_TABLE_MEMBER(name, arguments)
 #define FA_STORED_KERNEL FA_KERNEL
+#define FA_FLOAT_KERNEL FA_KERNEL
 #include "kernels.def"
 #undef FA_KERNEL
 #undef FA_STORED_KERNEL
+#undef FA_FLOAT_KERNEL
 } fa_kernels_f16;
 #undef real
 #undef stored

@@ -17,14 +17,21 @@
 #define REAL_KERNEL(name) KERNEL__(name, FA_REAL_SUFFIX)
 #define FA_KERNEL(name, arguments) FA_HIDDEN void REAL_KERNEL(name) arguments;
 #define FA_STORED_KERNEL(name, arguments)
+#define FA_FLOAT_KERNEL FA_KERNEL
 #include "kernels.def"
 #undef FA_KERNEL
 #undef FA_STORED_KERNEL
+#undef FA_FLOAT_KERNEL
 #else
 #define REAL_KERNEL KERNEL
 #endif
 #define FA_KERNEL(name, arguments) .name = REAL_KERNEL(name),
 #define FA_STORED_KERNEL(name, arguments) .name = KERNEL(name),
+#if defined(FA_REAL_F32)
+#define FA_FLOAT_KERNEL FA_KERNEL
+#else
+#define FA_FLOAT_KERNEL(name, arguments)
+#endif
 
 #if defined(FA_STORED_BF16)
 #define TYPE bf16

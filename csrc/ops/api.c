@@ -77,14 +77,14 @@ fa_status fa_linear_forward_packed(fa_dtype dtype, fa_isa isa, void *y, fa_index
 
 fa_status fa_attention_forward(fa_dtype dtype, const fa_attention_arguments *a) { BY_ANY_DTYPE(attention_forward, a); }
 
-size_t fa_recurrent_packed_bytes(fa_dtype dtype, fa_isa isa, const fa_recurrent_weights *w)
+size_t fa_recurrent_packed_bytes(fa_dtype dtype, fa_isa isa, fa_weight_type type, const fa_recurrent_weights *w)
 {
-    BY_DTYPE(recurrent_packed_bytes, isa, w);
+    BY_DTYPE(recurrent_packed_bytes, isa, type, w);
 }
 
-fa_status fa_recurrent_pack(fa_dtype dtype, fa_isa isa, void *packed, const fa_recurrent_weights *w)
+fa_status fa_recurrent_pack(fa_dtype dtype, fa_isa isa, fa_weight_type type, void *packed, const fa_recurrent_weights *w)
 {
-    BY_DTYPE(recurrent_pack, isa, packed, w);
+    BY_DTYPE(recurrent_pack, isa, type, packed, w);
 }
 
 fa_status fa_recurrent_forward(fa_dtype dtype, const fa_recurrent_arguments *a, fa_index layers, fa_index directions)

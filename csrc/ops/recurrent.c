@@ -63,21 +63,39 @@ static void pack_state(const recurrent_lane *c, const member_work *w, const real
     c->g.kernels->pack_rows(w->tiles, w->rows, active, nv, c->g.H, c->g.Hp);
 }
 
-/* gates (+)= tiles w, for one panel. */
+/* gates (+)= tiles w for panel `panel` of `width` vectors, which is products of nv vectors side by side. */
+static void multiply(const recurrent_lane *c, real *gates, const real *tiles, fa_index rows, const void *w, const real *scale,
+                     fa_index panel, fa_index width, fa_index nv, fa_index k, int add)
+{
+    const fa_kernels *kernels = c->g.kernels;
+    const fa_index columns = nv * c->g.lanes, ldc = width * c->g.lanes, products = width / nv, at = panel * k * ldc;
+#if defined(FA_REAL_F32)
+    const real *factor = scale ? scale + panel * ldc : NULL;
+    if (c->w.type == FA_WEIGHT_BF16) {
+        kernels->gemm_panels_bf16(gates, ldc, columns, tiles, rows, (const uint16_t *)w + at, NULL, k * columns, products, nv, k,
+                                  add);
+        return;
+    }
+    if (c->w.type == FA_WEIGHT_INT8) {
+        kernels->gemm_panels_i8(gates, ldc, columns, tiles, rows, (const int8_t *)w + at, factor, k * columns, products, nv, k,
+                                add);
+        return;
+    }
+#endif
+    (void)scale;
+    kernels->gemm_panels(gates, ldc, columns, tiles, rows, (const real *)w + at, k * columns, products, columns, nv, k, add);
+}
+
 static void multiply_x(const recurrent_lane *c, const real *tiles, fa_index rows, fa_index panel, real *gates)
 {
     const cell_shape *s = c->g.shape;
-    const fa_index width = s->nv_x * c->g.lanes;
-    c->g.kernels->gemm_panels(gates, s->width_x * c->g.lanes, width, tiles, rows, c->w.w_ih + panel * c->g.size_x,
-                              c->g.Ip * width, s->width_x / s->nv_x, width, s->nv_x, c->g.Ip, 0);
+    multiply(c, gates, tiles, rows, c->w.w_ih, c->w.scale_x, panel, s->width_x, s->nv_x, c->g.Ip, 0);
 }
 
 static void multiply_h(const recurrent_lane *c, const real *tiles, fa_index rows, fa_index panel, real *gates, int add)
 {
     const cell_shape *s = c->g.shape;
-    const fa_index width = s->nv_h * c->g.lanes;
-    c->g.kernels->gemm_panels(gates, s->width_h * c->g.lanes, width, tiles, rows, c->w.w_hh + panel * c->g.size_h,
-                              c->g.Hp * width, s->width_h / s->nv_h, width, s->nv_h, c->g.Hp, add);
+    multiply(c, gates, tiles, rows, c->w.w_hh, c->w.scale_h, panel, s->width_h, s->nv_h, c->g.Hp, add);
 }
 
 /* One step of `active` sequences. gates_x: their rows of the first panel, those of the next `panel_stride` further; they hold the products
@@ -119,8 +137,7 @@ static void run_step(const recurrent_lane *c, const member_work *w, fa_index ste
     pack_state(c, w, c->reset_h, active, 2);
     for (fa_index i = 0; i < w->panels; i++) {
         const fa_index p = w->first_panel + i, first = p * c->g.panel_units;
-        if (i % 2 == 0)
-            k->gemm_panels(w->gates_h, 2 * VL, 0, w->tiles, active, c->w.w_hn + p / 2 * c->g.size_n, 0, 1, 2 * VL, 2, c->g.Hp, 0);
+        if (i % 2 == 0) multiply(c, w->gates_h, w->tiles, active, c->w.w_hn, c->w.scale_n, p / 2, 2, 2, c->g.Hp, 0);
         k->gru_update(w->y_rows, after, before, c->update + at, ld, gates_x + i * panel_stride, w->gates_h + i % 2 * VL,
                       c->w.bias + p * s->bias_vectors * VL, active, first, units_of_panel(&c->g, p));
     }
@@ -197,7 +214,7 @@ void OP(lane_plan)(recurrent_lane *c, arena *plan)
     const fa_recurrent_arguments *a = c->a;
     const fa_index state = a->B * c->g.ld;
     const int before = c->g.cell == FA_GRU_RESET_BEFORE;
-    if (!a->packed) c->w = OP(recurrent_plan)(&c->g, plan, a->weights.peephole != NULL);
+    if (!a->packed) c->w = OP(recurrent_plan)(&c->g, plan, a->weights.peephole != NULL, FA_WEIGHT_REAL);
     c->h[0] = arena_take(plan, state, sizeof(real));
     c->h[1] = arena_take(plan, state, sizeof(real));
     c->c = c->g.shape->state_cell ? arena_take(plan, state, sizeof(real)) : NULL;
@@ -205,7 +222,7 @@ void OP(lane_plan)(recurrent_lane *c, arena *plan)
     c->update = before ? arena_take(plan, state, sizeof(real)) : NULL;
 }
 
-void OP(lane_start)(recurrent_lane *c)
+fa_status OP(lane_start)(recurrent_lane *c)
 {
     const fa_recurrent_arguments *a = c->a;
     const size_t row = (size_t)c->g.H * sizeof(real), padded = (size_t)c->g.ld * sizeof(real);
@@ -218,7 +235,7 @@ void OP(lane_start)(recurrent_lane *c)
         memset(c->c + i * c->g.ld, 0, padded);
         if (a->c0) memcpy(c->c + i * c->g.ld, (const real *)a->c0 + b * c->g.H, row);
     }
-    if (!a->packed) OP(recurrent_fill)(&c->g, &c->w, &a->weights);
+    return a->packed ? FA_OK : OP(recurrent_fill)(&c->g, &c->w, &a->weights);
 }
 
 void OP(lane_finish)(const recurrent_lane *c, fa_index i)

@@ -26,15 +26,18 @@ typedef struct {
     fa_index size_x, size_h, size_n; /* of a packed panel */
 } recurrent_layer;
 
+/* Numbers of `type`. int8 has a scale for each column of a panel: [panels][width lanes], of w_hn [panels / 2][2 lanes]. */
 typedef struct {
-    real *w_ih, *w_hh, *w_hn;
+    fa_weight_type type;
+    void *w_ih, *w_hh, *w_hn;
+    real *scale_x, *scale_h, *scale_n;
     real *bias, *peephole;
 } packed_weights;
 
 recurrent_layer OP(recurrent_layer)(const fa_kernels *k, const fa_recurrent_weights *w);
 /* Gives out the packed weights from `plan`; see arena. */
-packed_weights OP(recurrent_plan)(const recurrent_layer *g, arena *plan, int peephole);
-void OP(recurrent_fill)(const recurrent_layer *g, const packed_weights *packed, const fa_recurrent_weights *w);
+packed_weights OP(recurrent_plan)(const recurrent_layer *g, arena *plan, int peephole, fa_weight_type type);
+fa_status OP(recurrent_fill)(const recurrent_layer *g, const packed_weights *packed, const fa_recurrent_weights *w);
 
 FA_INLINE fa_index units_of_panel(const recurrent_layer *g, fa_index panel)
 {

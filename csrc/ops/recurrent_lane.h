@@ -27,7 +27,7 @@ typedef struct {
 /* Gives out the lane's state, and its packed weights unless the caller has them. */
 void OP(lane_plan)(recurrent_lane *c, arena *plan);
 /* Initial state and packed weights. */
-void OP(lane_start)(recurrent_lane *c);
+fa_status OP(lane_start)(recurrent_lane *c);
 /* Scratch of a share, and its steps [step, end). No step depends on where a run was cut. */
 size_t OP(lane_work_bytes)(const recurrent_lane *c, lane_share share);
 void OP(lane_run)(const recurrent_lane *c, lane_share share, char *scratch, fa_index step, fa_index end);

@@ -205,7 +205,7 @@ static recurrent_lane make_lane(const fa_recurrent_arguments *a)
     recurrent_lane lane = {.a = a, .g = OP(recurrent_layer)(k, &a->weights)};
     if (a->packed) {
         arena packed = {.base = (char *)(uintptr_t)a->packed};
-        lane.w = OP(recurrent_plan)(&lane.g, &packed, a->weights.peephole != NULL);
+        lane.w = OP(recurrent_plan)(&lane.g, &packed, a->weights.peephole != NULL, a->type);
     }
     return lane;
 }
@@ -232,15 +232,17 @@ fa_status OP(recurrent_forward)(const fa_recurrent_arguments *a, fa_index layers
         plan = (arena){.base = scratch.base};
         plan_call(&c, &plan);
         sort_slots(&c);
-        for (fa_index i = 0; i < c.lanes; i++) {
-            OP(lane_start)(&c.lane[i]);
+        status = FA_OK;
+        for (fa_index i = 0; status == FA_OK && i < c.lanes; i++) {
+            status = OP(lane_start)(&c.lane[i]);
             c.progress[i] = (lane_progress){0};
         }
-        fa_team_run(c.members, run_member, &c);
-        double rows = (double)c.lanes * (double)c.B * (double)c.lane[0].g.H;
-        fa_parallel_for(c.lanes * c.B, fa_members_for(rows), finish, &c);
+        if (status == FA_OK) {
+            fa_team_run(c.members, run_member, &c);
+            const double units = (double)c.lanes * (double)c.B * (double)c.lane[0].g.H;
+            fa_parallel_for(c.lanes * c.B, fa_members_for(units), finish, &c);
+        }
         fa_scratch_give(&scratch);
-        status = FA_OK;
     }
     if (lanes.base) fa_scratch_give(&lanes);
     return status;

@@ -30,13 +30,25 @@ recurrent_layer OP(recurrent_layer)(const fa_kernels *k, const fa_recurrent_weig
     return g;
 }
 
-packed_weights OP(recurrent_plan)(const recurrent_layer *g, arena *plan, int peephole)
+static size_t bytes_of(fa_weight_type type)
 {
-    packed_weights w = {0};
-    w.w_ih = arena_take(plan, g->panels * g->size_x, sizeof(real));
-    w.w_hh = arena_take(plan, g->panels * g->size_h, sizeof(real));
-    if (g->cell == FA_GRU_RESET_BEFORE) w.w_hn = arena_take(plan, g->panels / 2 * g->size_n, sizeof(real));
-    w.bias = arena_take(plan, g->panels * g->shape->bias_vectors * g->lanes, sizeof(real));
+    return type == FA_WEIGHT_BF16 ? sizeof(uint16_t) : type == FA_WEIGHT_INT8 ? sizeof(int8_t) : sizeof(real);
+}
+
+packed_weights OP(recurrent_plan)(const recurrent_layer *g, arena *plan, int peephole, fa_weight_type type)
+{
+    const cell_shape *s = g->shape;
+    const int before = g->cell == FA_GRU_RESET_BEFORE;
+    packed_weights w = {.type = type};
+    w.w_ih = arena_take(plan, g->panels * g->size_x, bytes_of(type));
+    w.w_hh = arena_take(plan, g->panels * g->size_h, bytes_of(type));
+    if (before) w.w_hn = arena_take(plan, g->panels / 2 * g->size_n, bytes_of(type));
+    if (type == FA_WEIGHT_INT8) {
+        w.scale_x = arena_take(plan, g->panels * s->width_x * g->lanes, sizeof(real));
+        w.scale_h = arena_take(plan, g->panels * s->width_h * g->lanes, sizeof(real));
+        if (before) w.scale_n = arena_take(plan, g->panels * g->lanes, sizeof(real));
+    }
+    w.bias = arena_take(plan, g->panels * s->bias_vectors * g->lanes, sizeof(real));
     if (peephole) w.peephole = arena_take(plan, g->panels * 3 * g->lanes, sizeof(real));
     return w;
 }
@@ -45,6 +57,8 @@ typedef struct {
     const recurrent_layer *g;
     const packed_weights *packed;
     const fa_recurrent_weights *w;
+    real *wide; /* for numbers of fewer bits: a pair of panels of each worker, as reals */
+    fa_index wide_size;
 } packing;
 
 static void pack_vector(const recurrent_layer *g, real *dst, fa_index step, const real *w, fa_index gate, fa_index unit,
@@ -65,54 +79,87 @@ static void add_units(const recurrent_layer *g, real *dst, const real *src, fa_i
     for (fa_index i = 0; src && i < fa_min(g->lanes, g->H - unit); i++) dst[i] += src[gate * g->H + unit + i];
 }
 
-/* Task p is panel p. */
-static void pack_panel(void *context, fa_index p, int worker)
+/* `count` panels of nv vectors and k rows, from reals to where they belong, panel `at` of dst. */
+static void narrow_panels(const packing *c, void *dst, real *scale, fa_index at, const real *wide, fa_index count, fa_index nv,
+                          fa_index k)
+{
+#if defined(FA_REAL_F32)
+    const fa_index width = nv * c->g->lanes, size = k * width;
+    if (c->packed->type == FA_WEIGHT_BF16) fa_kernels_of_bf16()->narrow((uint16_t *)dst + at * size, wide, count * size);
+    for (fa_index i = 0; c->packed->type == FA_WEIGHT_INT8 && i < count; i++)
+        c->g->kernels->quantize_panel((int8_t *)dst + (at + i) * size, scale + (at + i) * width, wide + i * size, width, k);
+#else
+    (void)c, (void)dst, (void)scale, (void)at, (void)wide, (void)count, (void)nv, (void)k;
+#endif
+}
+
+/* Task i is the panels 2 i and 2 i + 1, which share a panel of w_hn. */
+static void pack_panels(void *context, fa_index i, int worker)
 {
     const packing *c = context;
     const recurrent_layer *g = c->g;
     const fa_recurrent_weights *w = c->w;
+    const packed_weights *packed = c->packed;
     const cell_shape *s = g->shape;
-    const fa_index VL = g->lanes, unit = p * g->panel_units;
-    real *bias = c->packed->bias + p * s->bias_vectors * VL;
-    (void)worker;
-    memset(bias, 0, (size_t)(s->bias_vectors * VL) * sizeof(real));
-    for (fa_index v = 0; v < s->width_x; v++) {
-        const fa_index gate = s->unit_vectors == 1 ? v : 0, u = unit + (s->unit_vectors == 1 ? 0 : v * VL);
-        pack_vector(g, c->packed->w_ih + p * g->size_x + at_vector(g, v, s->nv_x, g->Ip), s->nv_x * VL, w->w_ih, gate, u, g->I,
-                    g->Ip);
-        if (v < s->width_h)
-            pack_vector(g, c->packed->w_hh + p * g->size_h + at_vector(g, v, s->nv_h, g->Hp), s->nv_h * VL, w->w_hh, gate, u,
-                        g->H, g->Hp);
-        add_units(g, bias + v * VL, w->b_ih, gate, u);
-        /* The last gate of gru keeps its hidden bias apart: it is inside the product with r, or beside it. */
-        add_units(g, bias + (v == 2 && s->bias_vectors > s->width_x ? 3 : v) * VL, w->b_hh, gate, u);
+    const fa_index VL = g->lanes;
+    const int narrow = packed->type != FA_WEIGHT_REAL;
+    real *wide = narrow ? c->wide + worker * c->wide_size : NULL;
+    real *wide_n = narrow ? wide : packed->w_hn ? (real *)packed->w_hn + i * g->size_n : NULL;
+    for (fa_index p = 2 * i; p < fa_min(2 * i + 2, g->panels); p++) {
+        const fa_index unit = p * g->panel_units;
+        real *bias = packed->bias + p * s->bias_vectors * VL;
+        real *x = narrow ? wide : (real *)packed->w_ih + p * g->size_x;
+        real *h = narrow ? wide + g->size_x : (real *)packed->w_hh + p * g->size_h;
+        memset(bias, 0, (size_t)(s->bias_vectors * VL) * sizeof(real));
+        for (fa_index v = 0; v < s->width_x; v++) {
+            const fa_index gate = s->unit_vectors == 1 ? v : 0, u = unit + (s->unit_vectors == 1 ? 0 : v * VL);
+            pack_vector(g, x + at_vector(g, v, s->nv_x, g->Ip), s->nv_x * VL, w->w_ih, gate, u, g->I, g->Ip);
+            if (v < s->width_h) pack_vector(g, h + at_vector(g, v, s->nv_h, g->Hp), s->nv_h * VL, w->w_hh, gate, u, g->H, g->Hp);
+            add_units(g, bias + v * VL, w->b_ih, gate, u);
+            /* The last gate of gru keeps its hidden bias apart: it is inside the product with r, or beside it. */
+            add_units(g, bias + (v == 2 && s->bias_vectors > s->width_x ? 3 : v) * VL, w->b_hh, gate, u);
+        }
+        if (narrow) {
+            const fa_index x_panels = s->width_x / s->nv_x, h_panels = s->width_h / s->nv_h;
+            narrow_panels(c, packed->w_ih, packed->scale_x, p * x_panels, x, x_panels, s->nv_x, g->Ip);
+            narrow_panels(c, packed->w_hh, packed->scale_h, p * h_panels, h, h_panels, s->nv_h, g->Hp);
+        }
+        if (w->peephole) {
+            memset(packed->peephole + p * 3 * VL, 0, (size_t)(3 * VL) * sizeof(real));
+            for (fa_index n = 0; n < 3; n++) add_units(g, packed->peephole + (p * 3 + n) * VL, w->peephole, n, unit);
+        }
     }
-    if (c->packed->w_hn) pack_vector(g, c->packed->w_hn + p / 2 * g->size_n + p % 2 * VL, 2 * VL, w->w_hh, 2, unit, g->H, g->Hp);
-    if (w->peephole) {
-        memset(c->packed->peephole + p * 3 * VL, 0, (size_t)(3 * VL) * sizeof(real));
-        for (fa_index i = 0; i < 3; i++) add_units(g, c->packed->peephole + (p * 3 + i) * VL, w->peephole, i, unit);
-    }
+    for (fa_index p = 2 * i; packed->w_hn && p < 2 * i + 2; p++)
+        pack_vector(g, wide_n + p % 2 * VL, 2 * VL, w->w_hh, 2, p * g->panel_units, g->H, g->Hp);
+    if (packed->w_hn && narrow) narrow_panels(c, packed->w_hn, packed->scale_n, i, wide_n, 1, 2, g->Hp);
 }
 
-void OP(recurrent_fill)(const recurrent_layer *g, const packed_weights *packed, const fa_recurrent_weights *w)
+fa_status OP(recurrent_fill)(const recurrent_layer *g, const packed_weights *packed, const fa_recurrent_weights *w)
 {
-    packing c = {g, packed, w};
-    fa_parallel_for(g->panels, fa_members_for((double)g->panels * (double)(g->size_x + g->size_h)), pack_panel, &c);
+    const int members = fa_members_for((double)g->panels * (double)(g->size_x + g->size_h));
+    packing c = {.g = g, .packed = packed, .w = w, .wide_size = fa_max(g->size_x + g->size_h, g->size_n)};
+    fa_scratch scratch = {0};
+    if (packed->type != FA_WEIGHT_REAL) {
+        if (!fa_scratch_take(&scratch, fa_scratch_bytes(c.wide_size * members, sizeof(real)))) return FA_NOMEM;
+        c.wide = (real *)(void *)scratch.base;
+    }
+    fa_parallel_for(fa_ceil_div(g->panels, 2), members, pack_panels, &c);
+    if (scratch.base) fa_scratch_give(&scratch);
+    return FA_OK;
 }
 
-size_t OP(recurrent_packed_bytes)(fa_isa isa, const fa_recurrent_weights *w)
+size_t OP(recurrent_packed_bytes)(fa_isa isa, fa_weight_type type, const fa_recurrent_weights *w)
 {
     const recurrent_layer g = OP(recurrent_layer)(kernels_for(isa), w);
     arena plan = {0};
-    OP(recurrent_plan)(&g, &plan, w->peephole != NULL);
+    OP(recurrent_plan)(&g, &plan, w->peephole != NULL, type);
     return plan.used;
 }
 
-fa_status OP(recurrent_pack)(fa_isa isa, void *packed, const fa_recurrent_weights *w)
+fa_status OP(recurrent_pack)(fa_isa isa, fa_weight_type type, void *packed, const fa_recurrent_weights *w)
 {
     const recurrent_layer g = OP(recurrent_layer)(kernels_for(isa), w);
     arena plan = {.base = packed};
-    const packed_weights p = OP(recurrent_plan)(&g, &plan, w->peephole != NULL);
-    OP(recurrent_fill)(&g, &p, w);
-    return FA_OK;
+    const packed_weights p = OP(recurrent_plan)(&g, &plan, w->peephole != NULL, type);
+    return OP(recurrent_fill)(&g, &p, w);
 }

@@ -127,6 +127,10 @@ FA_INLINE __m128i v_narrow_bf16(vreal a)
     return _mm_packus_epi32(_mm256_castsi256_si128(top), _mm256_extracti128_si256(top, 1));
 }
 FA_INLINE __m128i v_narrow_f16(vreal a) { return _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+FA_INLINE vreal v_load_i8(const int8_t *p)
+{
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
 FA_INLINE vreal v_load_bf16(const uint16_t *p) { return v_widen_bf16(_mm_loadu_si128((const __m128i *)p)); }
 FA_INLINE vreal v_load_bf16_n(const uint16_t *p, fa_index n) { return v_widen_bf16(v_load_16_n(p, n)); }
 FA_INLINE void v_store_bf16(uint16_t *p, vreal a) { _mm_storeu_si128((__m128i *)p, v_narrow_bf16(a)); }

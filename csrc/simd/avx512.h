@@ -112,6 +112,10 @@ FA_INLINE __m256i v_narrow_bf16(vreal a)
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(top, 16));
 }
 FA_INLINE __m256i v_narrow_f16(vreal a) { return _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+FA_INLINE vreal v_load_i8(const int8_t *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
 FA_INLINE vreal v_load_bf16(const uint16_t *p) { return v_widen_bf16(_mm256_loadu_si256((const __m256i *)p)); }
 FA_INLINE vreal v_load_bf16_n(const uint16_t *p, fa_index n) { return v_widen_bf16(_mm256_maskz_loadu_epi16(v_first(n), p)); }
 FA_INLINE void v_store_bf16(uint16_t *p, vreal a) { _mm256_storeu_si256((__m256i *)p, v_narrow_bf16(a)); }

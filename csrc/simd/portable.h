@@ -198,6 +198,12 @@ FA_INLINE v_uint v_narrow_f16(vreal a)
     return magnitude | ((bits >> 16) & 0x8000);
 }
 FA_INLINE vreal v_load_bf16_n(const uint16_t *p, fa_index n) { return v_from_unsigned(v_load_16(p, n) << 16); }
+FA_INLINE vreal v_load_i8(const int8_t *p)
+{
+    vreal a;
+    for (int i = 0; i < VL; i++) a[i] = (real)p[i];
+    return a;
+}
 FA_INLINE vreal v_load_bf16(const uint16_t *p) { return v_load_bf16_n(p, VL); }
 FA_INLINE void v_store_bf16_n(uint16_t *p, vreal a, fa_index n) { v_store_16(p, v_narrow_bf16(a), n); }
 FA_INLINE void v_store_bf16(uint16_t *p, vreal a) { v_store_bf16_n(p, a, VL); }
