@@ -136,13 +136,12 @@ DEFINE_PANEL(3, TILE_SWITCH_4)
 DEFINE_PANEL(4, TILE_SWITCH_3)
 #endif
 
-/* A single row, not dealt to a tile but as it is, and `side` panels of nv vectors at a time. The panels come from the second-level cache
-   or beyond, once per call, so that only the number of streams and chains counts: with two panels of two vectors instead of one a
-   row is a fifth faster. */
+/* A single row, not dealt to a tile but as it is, and `side` panels of nv vectors at a time: enough chains to hide the latency of a
+   multiply-add, and enough streams from the second-level cache or beyond, where the panels come from, once per call. */
 FA_INLINE void row_product(real *c, fa_index c_panel, const real *restrict a, const real *restrict b, fa_index panel_stride,
                            fa_index k_size, const int side, const int nv, fa_index columns, int accumulate)
 {
-    vreal acc[2][TILE_MAX_VECTORS];
+    vreal acc[ROW_SIDES][TILE_MAX_VECTORS];
     FA_UNROLL
     for (int s = 0; s < side; s++) {
         FA_UNROLL
@@ -175,7 +174,8 @@ FA_INLINE void row_product(real *c, fa_index c_panel, const real *restrict a, co
     {                                                                                                                  \
         row_product(c, c_panel, a, b, panel_stride, k_size, side, nv, columns, accumulate);                            \
     }
-DEFINE_ROW(2, 2)
+DEFINE_ROW(4, 2)
+DEFINE_ROW(2, 3)
 DEFINE_ROW(1, 2)
 DEFINE_ROW(1, 3)
 DEFINE_ROW(1, 4)
@@ -185,15 +185,17 @@ FA_NOINLINE void row_panels(real *c, fa_index c_panel, const real *a, const real
 {
     const fa_index k_block = K_BLOCK(nv);
     for (fa_index p = 0, side; p < n_panels; p += side) {
-        side = nv == 2 && p + 2 <= n_panels ? 2 : 1;
+        side = p + ROW_SIDES_OF(nv) <= n_panels ? ROW_SIDES_OF(nv) : 1;
         const fa_index columns = p + side < n_panels ? nv * VL : last_columns;
         for (fa_index k = 0; k == 0 || k < k_size; k += k_block) {
             const fa_index kb = fa_min(k_block, k_size - k);
             real *to = c + p * c_panel;
             const real *bk = b + p * panel_stride + k * nv * VL;
             const int add = accumulate || k > 0;
-            if (side == 2)
-                row_2_2(to, c_panel, a + k, bk, panel_stride, kb, columns, add);
+            if (side == 4)
+                row_4_2(to, c_panel, a + k, bk, panel_stride, kb, columns, add);
+            else if (side == 2)
+                row_2_3(to, c_panel, a + k, bk, panel_stride, kb, columns, add);
             else if (nv == 2)
                 row_1_2(to, c_panel, a + k, bk, panel_stride, kb, columns, add);
             else if (nv == 3)

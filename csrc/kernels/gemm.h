@@ -11,4 +11,8 @@
 #endif
 #define K_BLOCK(nv) (PANEL_BYTES / ((nv) * VL * (int)sizeof(real)) / 16 * 16)
 
+/* Panels of nv vectors that a single row meets side by side, and the most there are. */
+#define ROW_SIDES_OF(nv) ((nv) == 2 ? 4 : (nv) == 3 ? 2 : 1)
+#define ROW_SIDES 4
+
 #endif

@@ -25,6 +25,7 @@ typedef struct {
     fa_index first_panel, panels; /* slice of the units */
     real *tiles;                  /* packed rows of x of a chunk, then of h */
     real *x_tiles;                /* packed rows of x of a step, or NULL: chunks */
+    int alone;                    /* a single sequence: all panels are one product, and panels the inner axis of gates */
     real *gates_x;                /* [panels of the slice][rows of the chunk][width_x VL], or [slots][width_x VL] */
     real *gates_h;                /* [slots][width_h VL] */
     const real **rows;            /* pointers to rows of x or h */
@@ -63,39 +64,41 @@ static void pack_state(const recurrent_lane *c, const member_work *w, const real
     c->g.kernels->pack_rows(w->tiles, w->rows, active, nv, c->g.H, c->g.Hp);
 }
 
-/* gates (+)= tiles w for panel `panel` of `width` vectors, which is products of nv vectors side by side. */
-static void multiply(const recurrent_lane *c, real *gates, const real *tiles, fa_index rows, const void *w, const real *scale,
-                     fa_index panel, fa_index width, fa_index nv, fa_index k, int add)
+/* gates (+)= tiles w for `panels` panels of `width` vectors, each of them products of nv vectors side by side; rows of gates are ldc
+   apart. */
+static void multiply(const recurrent_lane *c, real *gates, fa_index ldc, const real *tiles, fa_index rows, const void *w,
+                     const real *scale, fa_index first, fa_index panels, fa_index width, fa_index nv, fa_index k, int add)
 {
     const fa_kernels *kernels = c->g.kernels;
-    const fa_index columns = nv * c->g.lanes, ldc = width * c->g.lanes, products = width / nv, at = panel * k * ldc;
+    const fa_index columns = nv * c->g.lanes, n = panels * (width / nv), at = first * k * width * c->g.lanes;
 #if defined(FA_REAL_F32)
-    const real *factor = scale ? scale + panel * ldc : NULL;
     if (c->w.type == FA_WEIGHT_BF16) {
-        kernels->gemm_panels_bf16(gates, ldc, columns, tiles, rows, (const uint16_t *)w + at, NULL, k * columns, products, nv, k,
-                                  add);
+        kernels->gemm_panels_bf16(gates, ldc, columns, tiles, rows, (const uint16_t *)w + at, NULL, k * columns, n, nv, k, add);
         return;
     }
     if (c->w.type == FA_WEIGHT_INT8) {
-        kernels->gemm_panels_i8(gates, ldc, columns, tiles, rows, (const int8_t *)w + at, factor, k * columns, products, nv, k,
-                                add);
+        kernels->gemm_panels_i8(gates, ldc, columns, tiles, rows, (const int8_t *)w + at, scale + first * width * c->g.lanes,
+                                k * columns, n, nv, k, add);
         return;
     }
 #endif
     (void)scale;
-    kernels->gemm_panels(gates, ldc, columns, tiles, rows, (const real *)w + at, k * columns, products, columns, nv, k, add);
+    kernels->gemm_panels(gates, ldc, columns, tiles, rows, (const real *)w + at, k * columns, n, columns, nv, k, add);
 }
 
-static void multiply_x(const recurrent_lane *c, const real *tiles, fa_index rows, fa_index panel, real *gates)
+static void multiply_x(const recurrent_lane *c, const real *tiles, fa_index rows, fa_index first, fa_index panels, real *gates)
 {
     const cell_shape *s = c->g.shape;
-    multiply(c, gates, tiles, rows, c->w.w_ih, c->w.scale_x, panel, s->width_x, s->nv_x, c->g.Ip, 0);
+    multiply(c, gates, panels * s->width_x * c->g.lanes, tiles, rows, c->w.w_ih, c->w.scale_x, first, panels, s->width_x, s->nv_x,
+             c->g.Ip, 0);
 }
 
-static void multiply_h(const recurrent_lane *c, const real *tiles, fa_index rows, fa_index panel, real *gates, int add)
+static void multiply_h(const recurrent_lane *c, const real *tiles, fa_index rows, fa_index first, fa_index panels, real *gates,
+                       int add)
 {
     const cell_shape *s = c->g.shape;
-    multiply(c, gates, tiles, rows, c->w.w_hh, c->w.scale_h, panel, s->width_h, s->nv_h, c->g.Hp, add);
+    multiply(c, gates, panels * s->width_h * c->g.lanes, tiles, rows, c->w.w_hh, c->w.scale_h, first, panels, s->width_h, s->nv_h,
+             c->g.Hp, add);
 }
 
 /* One step of `active` sequences. gates_x: their rows of the first panel, those of the next `panel_stride` further; they hold the products
@@ -113,32 +116,35 @@ static void run_step(const recurrent_lane *c, const member_work *w, fa_index ste
         w->y_rows[r] = y_row(c, slot, time_of(c, slot, step));
     }
     pack_state(c, w, c->h[step % 2], active, s->nv_h);
+    const int add = c->g.cell == FA_RNN || c->g.cell == FA_LSTM;
+    if (w->alone) multiply_h(c, w->tiles, 1, w->first_panel, w->panels, add ? gates_x : w->gates_h, add);
     for (fa_index i = 0; i < w->panels; i++) {
         const fa_index p = w->first_panel + i, first = p * c->g.panel_units, units = units_of_panel(&c->g, p);
         const real *bias = c->w.bias + p * s->bias_vectors * VL;
-        real *gates = gates_x + i * panel_stride;
-        const int add = c->g.cell == FA_RNN || c->g.cell == FA_LSTM;
-        if (x_tiles) multiply_x(c, x_tiles, active, p, gates);
-        multiply_h(c, w->tiles, active, p, add ? gates : w->gates_h, add);
+        real *gates = gates_x + i * panel_stride, *gates_h = w->gates_h + (w->alone ? i * s->width_h * VL : 0);
+        if (x_tiles) multiply_x(c, x_tiles, active, p, 1, gates);
+        if (!w->alone) multiply_h(c, w->tiles, active, p, 1, add ? gates : gates_h, add);
         switch (c->g.cell) {
         case FA_RNN: k->rnn_gates(w->y_rows, after, ld, gates, bias, active, first, units, (int)c->a->activation); break;
         case FA_LSTM:
             k->lstm_gates(w->y_rows, after, c->c + at, ld, gates, bias, c->w.peephole ? c->w.peephole + p * 3 * VL : NULL, active,
                           first, units);
             break;
-        case FA_GRU: k->gru_gates(w->y_rows, after, before, ld, gates, w->gates_h, bias, active, first, units); break;
+        case FA_GRU: k->gru_gates(w->y_rows, after, before, ld, gates, gates_h, bias, active, first, units); break;
         case FA_GRU_RESET_BEFORE:
-            k->gru_reset(c->reset_h + at, c->update + at, before, ld, gates, w->gates_h, bias, active, first);
+            k->gru_reset(c->reset_h + at, c->update + at, before, ld, gates, gates_h, bias, active, first);
             break;
         }
     }
     if (c->g.cell != FA_GRU_RESET_BEFORE) return;
     if (barrier) fa_team_wait(barrier, members);
     pack_state(c, w, c->reset_h, active, 2);
+    /* A panel of w_hn is two vectors of units. */
     for (fa_index i = 0; i < w->panels; i++) {
-        const fa_index p = w->first_panel + i, first = p * c->g.panel_units;
-        if (i % 2 == 0) multiply(c, w->gates_h, w->tiles, active, c->w.w_hn, c->w.scale_n, p / 2, 2, 2, c->g.Hp, 0);
-        k->gru_update(w->y_rows, after, before, c->update + at, ld, gates_x + i * panel_stride, w->gates_h + i % 2 * VL,
+        const fa_index p = w->first_panel + i, first = p * c->g.panel_units, pairs = w->alone ? w->panels / 2 : 1;
+        if (i % (2 * pairs) == 0)
+            multiply(c, w->gates_h, 2 * VL, w->tiles, active, c->w.w_hn, c->w.scale_n, p / 2, pairs, 2, 2, c->g.Hp, 0);
+        k->gru_update(w->y_rows, after, before, c->update + at, ld, gates_x + i * panel_stride, w->gates_h + i % (2 * pairs) * VL,
                       c->w.bias + p * s->bias_vectors * VL, active, first, units_of_panel(&c->g, p));
     }
 }
@@ -165,7 +171,8 @@ static member_work plan_work(const recurrent_lane *c, lane_share share, arena *p
     w.tiles = arena_take(plan, tiles * fa_max(c->g.Ip, c->g.Hp) + VL, sizeof(real));
     w.x_tiles = by_steps ? arena_take(plan, tiles * c->g.Ip + VL, sizeof(real)) : NULL;
     w.gates_x = arena_take(plan, (by_steps ? 1 : w.panels) * rows * s->width_x * VL, sizeof(real));
-    w.gates_h = arena_take(plan, w.slots * s->width_h * VL, sizeof(real));
+    w.alone = w.slots == 1;
+    w.gates_h = arena_take(plan, (w.alone ? w.panels : w.slots) * s->width_h * VL, sizeof(real));
     w.rows = arena_take(plan, rows, sizeof *w.rows);
     w.y_rows = arena_take(plan, w.slots, sizeof *w.y_rows);
     return w;
@@ -194,13 +201,17 @@ void OP(lane_run)(const recurrent_lane *c, lane_share share, char *scratch, fa_i
         }
         real *x_tiles = w->x_tiles ? w->x_tiles : w->tiles;
         c->g.kernels->pack_rows(x_tiles, w->rows, rows, c->g.shape->nv_x, c->g.I, c->g.Ip);
-        for (fa_index i = 0; !w->x_tiles && i < w->panels; i++)
-            multiply_x(c, x_tiles, rows, w->first_panel + i, w->gates_x + i * rows * width_x);
+        const fa_index together = w->alone ? w->panels : 1, row = together * width_x;
+        for (fa_index i = 0; !w->x_tiles && i < w->panels; i += together)
+            multiply_x(c, x_tiles, rows, w->first_panel + i, together, w->gates_x + i * rows * width_x);
         for (fa_index done = 0; step < chunk_end; step++) {
             active = still_active(c, w, active, step);
             if (active > 0)
-                run_step(c, w, step, active, w->gates_x + done * width_x, w->x_tiles ? 0 : rows * width_x, w->x_tiles,
-                         share.barrier, share.members);
+                run_step(c, w, step, active, w->gates_x + done * row,
+                         w->x_tiles ? 0
+                         : w->alone ? width_x
+                                    : rows * width_x,
+                         w->x_tiles, share.barrier, share.members);
             done += active;
             if (share.barrier) fa_team_wait(share.barrier, share.members);
         }

@@ -85,9 +85,11 @@ static void narrow_panels(const packing *c, void *dst, real *scale, fa_index at,
 {
 #if defined(FA_REAL_F32)
     const fa_index width = nv * c->g->lanes, size = k * width;
-    if (c->packed->type == FA_WEIGHT_BF16) fa_kernels_of_bf16()->narrow((uint16_t *)dst + at * size, wide, count * size);
-    for (fa_index i = 0; c->packed->type == FA_WEIGHT_INT8 && i < count; i++)
-        c->g->kernels->quantize_panel((int8_t *)dst + (at + i) * size, scale + (at + i) * width, wide + i * size, width, k);
+    for (fa_index i = 0; i < count; i++)
+        if (c->packed->type == FA_WEIGHT_BF16)
+            c->g->kernels->pair_panel((uint16_t *)dst + (at + i) * size, wide + i * size, width, k);
+        else
+            c->g->kernels->quantize_panel((int8_t *)dst + (at + i) * size, scale + (at + i) * width, wide + i * size, width, k);
 #else
     (void)c, (void)dst, (void)scale, (void)at, (void)wide, (void)count, (void)nv, (void)k;
 #endif

@@ -131,6 +131,12 @@ FA_INLINE vreal v_load_i8(const int8_t *p)
 {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
 }
+FA_INLINE void v_load_bf16_pairs(const uint16_t *p, vreal *even, vreal *odd)
+{
+    const __m256i x = _mm256_loadu_si256((const __m256i *)p);
+    *even = _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
+    *odd = _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32((int)0xffff0000)));
+}
 FA_INLINE vreal v_load_bf16(const uint16_t *p) { return v_widen_bf16(_mm_loadu_si128((const __m128i *)p)); }
 FA_INLINE vreal v_load_bf16_n(const uint16_t *p, fa_index n) { return v_widen_bf16(v_load_16_n(p, n)); }
 FA_INLINE void v_store_bf16(uint16_t *p, vreal a) { _mm_storeu_si128((__m128i *)p, v_narrow_bf16(a)); }

@@ -116,6 +116,12 @@ FA_INLINE vreal v_load_i8(const int8_t *p)
 {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }
+FA_INLINE void v_load_bf16_pairs(const uint16_t *p, vreal *even, vreal *odd)
+{
+    const __m512i x = _mm512_loadu_si512(p);
+    *even = _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
+    *odd = _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32((int)0xffff0000)));
+}
 FA_INLINE vreal v_load_bf16(const uint16_t *p) { return v_widen_bf16(_mm256_loadu_si256((const __m256i *)p)); }
 FA_INLINE vreal v_load_bf16_n(const uint16_t *p, fa_index n) { return v_widen_bf16(_mm256_maskz_loadu_epi16(v_first(n), p)); }
 FA_INLINE void v_store_bf16(uint16_t *p, vreal a) { _mm256_storeu_si256((__m256i *)p, v_narrow_bf16(a)); }

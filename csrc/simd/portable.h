@@ -197,6 +197,16 @@ FA_INLINE v_uint v_narrow_f16(vreal a)
     const v_uint magnitude = v_choose((vmask)(x >= 0x477ff000), special, v_choose((vmask)(x < (113u << 23)), subnormal, normal));
     return magnitude | ((bits >> 16) & 0x8000);
 }
+FA_INLINE void v_load_bf16_pairs(const uint16_t *p, vreal *even, vreal *odd)
+{
+    v_uint low = {0}, high = {0};
+    for (int i = 0; i < VL; i++) {
+        low[i] = p[2 * i];
+        high[i] = p[2 * i + 1];
+    }
+    *even = v_from_unsigned(low << 16);
+    *odd = v_from_unsigned(high << 16);
+}
 FA_INLINE vreal v_load_bf16_n(const uint16_t *p, fa_index n) { return v_from_unsigned(v_load_16(p, n) << 16); }
 FA_INLINE vreal v_load_i8(const int8_t *p)
 {

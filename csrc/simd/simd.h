@@ -18,7 +18,7 @@
                v_broadcast(p) v_set1(x) v_zero()
    storage     v_load_stored v_store_stored v_load_stored_n v_store_stored_n: the same for arrays of `stored`;
                real_of(x) stored_of(x) for one number. Also by type, for float only: v_load_bf16, v_store_f16_n, ...
-               v_load_i8(p): VL signed bytes.
+               v_load_i8(p): VL signed bytes; v_load_bf16_pairs(p, &even, &odd): 2 VL numbers, lane i from p[2 i], p[2 i + 1].
                Widening is exact. Narrowing rounds to nearest even, to subnormals and infinity too; NaN stays NaN
    products    v_multiply_add(a, b, c)           of packed operands: v_fma(a, b, c), or with FA_PAIRS c + a0 b0 + a1 b1
                with FA_PAIRS only, pairs in the places of VL reals:
