@@ -212,9 +212,9 @@ def _sequence(op: str, cell: str, nonlinearity: str, x: Any, state: tuple[Any, .
 def pack_rnn(weights: Mapping[str, Any], *, dtype: Any = None) -> RecurrentWeights:
     """The weights of rnn (a mapping, see there) in the layout of the kernels, for many calls.
 
-    dtype: that of the arrays by default. "bfloat16" and "int8" (rounded to nearest; one scale for each row of a matrix) take
-    a half and a quarter of the memory, and make calls with few sequences faster, which wait for the weights; arithmetic,
-    biases, x and results stay float32. The handle keeps to the instruction set in force.
+    dtype: that of the arrays by default. "bfloat16" and "int8" (rounded to nearest; one scale for each row of a matrix)
+    take a half and a quarter of the memory, and make calls with few sequences faster, which wait for the weights;
+    arithmetic, biases, x and results stay float32. The handle keeps to the instruction set in force.
 
     >>> pack_rnn({"weight_ih_l0": np.ones((1, 2)), "weight_hh_l0": np.ones((1, 1))}).hidden_size
     1
@@ -249,7 +249,7 @@ def _pack(op: str, cell: str, weights: Mapping[str, Any], dtype: Any) -> Recurre
     name = own if dtype is None else dtype if isinstance(dtype, str) else np.dtype(dtype).name
     if name not in (own, "bfloat16", "int8"):
         raise TypeError(f"{op}: dtype must be {own} like the weights, bfloat16 or int8, got {dtype!r}")
-    if name != own and own != "float32":
+    if own not in (name, "float32"):
         raise TypeError(f"{op}: weights must be float32 to be packed as {name}, got {own}")
     if name == "int8":
         for key, value in weights.items():
