@@ -128,9 +128,26 @@ typedef struct {
     void *h_out, *c_out;
     const fa_index *lengths; /* [B] in 0..T, or NULL */
     int reverse;
+    void *saved; /* [T, B, fa_recurrent_saved(cell), H] contiguous: what the backward pass needs beside y; NULL: not wanted */
 } fa_recurrent_arguments;
+/* Quantities that are saved for each unit: lstm i, f, g, o, c; gru r, z, n, and with reset after the product h_n + b_hn; rnn none. */
+fa_index fa_recurrent_saved(fa_cell cell);
 /* Layers and directions in one call: a[layer * directions + direction], all of one T, B, cell and lengths; the x of a layer is the y
    of the one below (y of two directions side by side). Every second direction is `reverse`. */
 fa_status fa_recurrent_forward(fa_dtype dtype, const fa_recurrent_arguments *a, fa_index layers, fa_index directions);
+
+/* Gradients of one layer and direction. dy[T, B, H] and dx[T, B, I] with strides of time and batch and contiguous last axes; dh, dc: of
+   the final state; dh0, dc0: of the initial one; all [B, H] contiguous. dy, dh, dc may be NULL: zeros. The others are outputs, all
+   needed but for db_ih, db_hh, dpeephole, dc0, which may be NULL, and overlap nothing. add_dx: dx is added to (beyond lengths
+   too it has been written before); otherwise it is zero beyond. Of `a`, weights (not packed ones), x, y, h0, c0, saved
+   are those of the forward call; h_out and c_out do not count. */
+typedef struct {
+    const void *dy, *dh, *dc;
+    fa_index dy_stride[2], dx_stride[2];
+    void *dx, *dh0, *dc0;
+    void *dw_ih, *dw_hh, *db_ih, *db_hh, *dpeephole; /* shaped like the weights */
+    int add_dx;
+} fa_recurrent_gradients;
+fa_status fa_recurrent_backward(fa_dtype dtype, const fa_recurrent_arguments *a, const fa_recurrent_gradients *g);
 
 #endif

@@ -116,7 +116,28 @@ def recurrent(
     c0: ArrayLike | None,
     lengths: NDArray[np.int64] | None,
     ys: list[NDArray[Any]],
+    saves: list[NDArray[Any] | None] | None = None,
 ) -> tuple[NDArray[Any], Any]: ...
+def new_saved(w: RecurrentWeights, steps: int, batch: int) -> NDArray[Any] | None: ...
+
+# Gradients of the state h and c, and of weight_ih, weight_hh, bias_ih, bias_hh, peephole.
+def recurrent_backward(
+    op: str,
+    w: RecurrentWeights,
+    lane: int,
+    nonlinearity: str,
+    x: NDArray[Any],
+    y: NDArray[Any],
+    saved: NDArray[Any] | None,
+    h0: ArrayLike | None,
+    c0: ArrayLike | None,
+    lengths: NDArray[np.int64] | None,
+    dy: ArrayLike | None,
+    dh: ArrayLike | None,
+    dc: ArrayLike | None,
+    dx: NDArray[Any],
+    add_dx: bool,
+) -> list[Any]: ...
 def recurrent_step(
     op: str,
     w: RecurrentWeights,

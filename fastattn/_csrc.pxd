@@ -159,6 +159,26 @@ cdef extern from "fastattn.h" nogil:
         void *c_out
         const fa_index *lengths
         int reverse
+        void *saved
 
+    fa_index fa_recurrent_saved(fa_cell cell)
     fa_status fa_recurrent_forward(fa_dtype dtype, const fa_recurrent_arguments *a, fa_index layers,
                                    fa_index directions)
+
+    ctypedef struct fa_recurrent_gradients:
+        const void *dy
+        const void *dh
+        const void *dc
+        fa_index dy_stride[2]
+        fa_index dx_stride[2]
+        void *dx
+        void *dh0
+        void *dc0
+        void *dw_ih
+        void *dw_hh
+        void *db_ih
+        void *db_hh
+        void *dpeephole
+        int add_dx
+
+    fa_status fa_recurrent_backward(fa_dtype dtype, const fa_recurrent_arguments *a, const fa_recurrent_gradients *g)

@@ -163,9 +163,11 @@ cdef object set_lane(fa_recurrent_arguments *a, RecurrentWeights w, Py_ssize_t i
     a.c_out = c.data + at if c.held else NULL
 
 
-def recurrent(str op, RecurrentWeights w, str nonlinearity, object x, object h0, object c0, object lengths, list ys):
+def recurrent(str op, RecurrentWeights w, str nonlinearity, object x, object h0, object c0, object lengths, list ys,
+              list saves=None):
     """Runs x[T, B, I] through all layers; ys are arrays of ours with a contiguous last axis, [T, B, directions * H],
-    one for each layer. lengths: int64 [B] from checked_lengths, or None. Returns (h, c); c is None but for lstm."""
+    one for each layer. lengths: int64 [B] from checked_lengths, or None. saves: None, or for each layer and direction
+    an array from new_saved. Returns (h, c); c is None but for lstm."""
     cdef Array ax, ay, ah, ac, h_out, c_out
     cdef fa_recurrent_arguments few[MOST_LANES]
     cdef fa_recurrent_arguments *lane = few
@@ -208,6 +210,7 @@ def recurrent(str op, RecurrentWeights w, str nonlinearity, object x, object h0,
             item = ay.view.itemsize
             a.y = ay.data + i % w.directions * w.hidden_size * item
             a.y_stride[0], a.y_stride[1] = ay.stride[0], ay.stride[1]
+            a.saved = NULL if saves is None or saves[i] is None else <void *><uintptr_t>saves[i].ctypes.data
         with nogil:
             status = fa_recurrent_forward(<fa_dtype>w.dtype_code, lane, w.layers, w.directions)
         raise_status(status, op)
@@ -289,6 +292,91 @@ def recurrent_step(str op, RecurrentWeights w, str nonlinearity, object x, objec
         release(&ac)
         release(&ah_out)
         release(&ac_out)
+
+
+def new_saved(RecurrentWeights w, Py_ssize_t steps, Py_ssize_t batch):
+    """Where `recurrent` leaves what the backward pass of a layer and direction needs beside y; None: nothing."""
+    cdef fa_index kinds = fa_recurrent_saved(w.lane[0].weights.cell)
+    return empty((steps, batch, kinds, w.hidden_size), DTYPES[w.dtype_code]) if kinds else None
+
+
+cdef object optional_gradient(Array *a, object value, tuple shape, int dtype, str op, str name):
+    """Holds a contiguous gradient, or nothing for None."""
+    if value is None:
+        return
+    acquire_contiguous(a, value, op, name, len(shape), dtype)
+    if shape_of(a) != shape:
+        raise wrong_shape(op, name, f"have shape {shape}", f"shape {shape_of(a)}")
+
+
+cdef void *new_gradient(list results, tuple shape, int dtype, bint wanted):
+    """The elements of a fresh array, which becomes the last of the results; NULL and None when it is not wanted."""
+    cdef object array = empty(shape, DTYPES[dtype]) if wanted else None
+    results.append(array)
+    return <void *><uintptr_t>array.ctypes.data if wanted else NULL
+
+
+def recurrent_backward(str op, RecurrentWeights w, Py_ssize_t lane, str nonlinearity, object x, object y, object saved,
+                       object h0, object c0, object lengths, object dy, object dh, object dc, object dx, bint add_dx):
+    """Gradients of one layer and direction, from its x[T, B, I], y[T, B, H] and what new_saved holds. h0, c0 and the
+    gradients dh, dc of the final state: [B, H] or None; dy[T, B, H] or None. dx: an array of ours, which is added to
+    with add_dx. Returns [dh0, dc0, weight_ih, weight_hh, bias_ih, bias_hh, peephole], None where there is none."""
+    cdef Array ax, ay, ah, ac, ady, adh, adc, adx
+    cdef fa_recurrent_arguments a = w.lane[lane]
+    cdef fa_recurrent_gradients g
+    cdef fa_status status
+    cdef list results = []
+    cdef bint lstm = w.cell == "lstm"
+    cdef Py_ssize_t rows = CELL_GATES[w.cell] * w.hidden_size
+    ax.held = ay.held = ah.held = ac.held = ady.held = adh.held = adc.held = adx.held = False
+    try:
+        acquire(&ax, x, op, "x", 3, w.dtype_code)
+        acquire(&ay, y, op, "y", 3, w.dtype_code)
+        acquire(&adx, dx, op, "dx", 3, w.dtype_code)
+        state = (ax.shape[1], w.hidden_size)
+        optional_gradient(&ah, h0, state, w.dtype_code, op, "h")
+        optional_gradient(&ac, c0, state, w.dtype_code, op, "c")
+        optional_gradient(&adh, dh, state, w.dtype_code, op, "dh")
+        optional_gradient(&adc, dc, state, w.dtype_code, op, "dc")
+        if dy is not None:
+            acquire(&ady, dy, op, "dy", 3, w.dtype_code)
+        a.activation = NONLINEARITIES[nonlinearity]
+        a.T, a.B, a.lengths = ax.shape[0], ax.shape[1], index_pointer(lengths)
+        a.x, a.x_stride[0], a.x_stride[1] = ax.data, ax.stride[0], ax.stride[1]
+        a.y, a.y_stride[0], a.y_stride[1] = ay.data, ay.stride[0], ay.stride[1]
+        a.h0 = ah.data if ah.held else NULL
+        a.c0 = ac.data if ac.held else NULL
+        a.h_out = a.c_out = NULL
+        a.saved = NULL if saved is None else <void *><uintptr_t>saved.ctypes.data
+        g.dy = g.dh = g.dc = NULL
+        g.dy_stride[0] = g.dy_stride[1] = 0
+        if ady.held:
+            g.dy, g.dy_stride[0], g.dy_stride[1] = ady.data, ady.stride[0], ady.stride[1]
+        if adh.held:
+            g.dh = adh.data
+        if adc.held:
+            g.dc = adc.data
+        g.dx, g.dx_stride[0], g.dx_stride[1], g.add_dx = adx.data, adx.stride[0], adx.stride[1], add_dx
+        g.dh0 = new_gradient(results, state, w.dtype_code, True)
+        g.dc0 = new_gradient(results, state, w.dtype_code, lstm)
+        g.dw_ih = new_gradient(results, (rows, a.weights.I), w.dtype_code, True)
+        g.dw_hh = new_gradient(results, (rows, a.weights.H), w.dtype_code, True)
+        g.db_ih = new_gradient(results, (rows,), w.dtype_code, a.weights.b_ih != NULL)
+        g.db_hh = new_gradient(results, (rows,), w.dtype_code, a.weights.b_hh != NULL)
+        g.dpeephole = new_gradient(results, (3, w.hidden_size), w.dtype_code, a.weights.peephole != NULL)
+        with nogil:
+            status = fa_recurrent_backward(<fa_dtype>w.dtype_code, &a, &g)
+        raise_status(status, op)
+    finally:
+        release(&ax)
+        release(&ay)
+        release(&ah)
+        release(&ac)
+        release(&ady)
+        release(&adh)
+        release(&adc)
+        release(&adx)
+    return results
 
 
 def checked_lengths(object lengths, Py_ssize_t batch, Py_ssize_t longest, str op, str name):

@@ -222,3 +222,86 @@ def sequence(cell, x, state, lengths=None, reverse=False):
         state = tuple(np.where(runs[:, None], new, old) for new, old in zip(after, state, strict=True))
         y[t[runs], rows[runs]] = state[0][runs]
     return y, state
+
+
+# ---- recurrent cells backward: gradients of x, of the state (a tuple) and of the weights (a dict), from those of the
+# ---- new state (a tuple)
+
+
+def _cell_gradients(da_x, da_h, x, h, w_ih, w_hh, dh=0):
+    """From the gradients of w_ih x + b_ih and of w_hh h + b_hh, for h handed on with gradient dh besides."""
+    dweights = {"w_ih": da_x.T @ x, "w_hh": da_h.T @ h, "b_ih": da_x.sum(0), "b_hh": da_h.sum(0)}
+    return da_x @ w_ih, (dh + da_h @ w_hh,), dweights
+
+
+def rnn_cell_backward(grads, x, h, w_ih, w_hh, b_ih=None, b_hh=None, nonlinearity="tanh"):
+    y = rnn_cell(x, h, w_ih, w_hh, b_ih, b_hh, nonlinearity)
+    d, x, h, w_ih, w_hh = _double(*grads, x, h, w_ih, w_hh)
+    da = d * {"tanh": 1 - y**2, "sigmoid": y * (1 - y), "relu": y > 0}[nonlinearity]
+    return _cell_gradients(da, da, x, h, w_ih, w_hh)
+
+
+def gru_cell_backward(grads, x, h, w_ih, w_hh, b_ih=None, b_hh=None, linear_before_reset=True):
+    x_r, x_z, x_n = np.split(_affine(x, w_ih, b_ih), 3, axis=-1)
+    h_r, h_z, h_n = np.split(_affine(h, w_hh, b_hh), 3, axis=-1)
+    d, x, h, w_ih, w_hh = _double(*grads, x, h, w_ih, w_hh)
+    hidden = h.shape[-1]
+    r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
+    if not linear_before_reset:
+        h_n = _affine(r * h, w_hh[2 * hidden :], None if b_hh is None else b_hh[2 * hidden :])
+    n = np.tanh(x_n + (r if linear_before_reset else 1) * h_n)
+    da_n, da_z = d * (1 - z) * (1 - n**2), d * (h - n) * z * (1 - z)
+    if linear_before_reset:
+        da_r = da_n * h_n * r * (1 - r)
+        da_x, da_h = np.concatenate([da_r, da_z, da_n], -1), np.concatenate([da_r, da_z, da_n * r], -1)
+        return _cell_gradients(da_x, da_h, x, h, w_ih, w_hh, d * z)
+    d_reset = da_n @ w_hh[2 * hidden :]
+    da = np.concatenate([d_reset * h * r * (1 - r), da_z, da_n], -1)
+    dx, _, dweights = _cell_gradients(da, da, x, h, w_ih, w_hh)
+    dweights["w_hh"][2 * hidden :] = da_n.T @ (r * h)
+    return dx, (d * z + d_reset * r + da[:, : 2 * hidden] @ w_hh[: 2 * hidden],), dweights
+
+
+def lstm_cell_backward(grads, x, h, c, w_ih, w_hh, b_ih=None, b_hh=None, peephole=None):
+    dh, dc, x, h, c, w_ih, w_hh, peephole = _double(*grads, x, h, c, w_ih, w_hh, peephole)
+    p_i, p_f, p_o = (0, 0, 0) if peephole is None else peephole
+    a_i, a_f, a_g, a_o = np.split(_affine(x, w_ih, b_ih) + _affine(h, w_hh, b_hh), 4, axis=-1)
+    i, f, g = sigmoid(a_i + p_i * c), sigmoid(a_f + p_f * c), np.tanh(a_g)
+    c_next = f * c + i * g
+    o, t = sigmoid(a_o + p_o * c_next), np.tanh(c_next)
+    da_o = dh * t * o * (1 - o)
+    dc = dc + dh * o * (1 - t**2) + p_o * da_o
+    da_i, da_f, da_g = dc * g * i * (1 - i), dc * c * f * (1 - f), dc * i * (1 - g**2)
+    da = np.concatenate([da_i, da_f, da_g, da_o], -1)
+    dx, (dh,), dweights = _cell_gradients(da, da, x, h, w_ih, w_hh)
+    if peephole is not None:
+        dweights["peephole"] = np.stack([(da_i * c).sum(0), (da_f * c).sum(0), (da_o * c_next).sum(0)])
+    return dx, (dh, dc * f + p_i * da_i + p_f * da_f), dweights
+
+
+def sequence_backward(cell, cell_backward, dy, dstate, x, state, lengths=None, reverse=False):
+    """Backward through time of `sequence`: dx, the gradients of the initial state and of the weights, from dy[T, B, H]
+    and those of the final state. cell_backward(grads, x, *state) is that of cell."""
+    steps, batch = x.shape[:2]
+    lengths = np.full(batch, steps) if lengths is None else np.asarray(lengths)
+    (dy,), state, dstate = _double(dy), _double(*state), tuple(d.copy() for d in _double(*dstate))
+    rows = np.arange(batch)
+    runs, states = [], []
+    for step in range(steps):
+        r = rows[step < lengths]
+        t = lengths[r] - 1 - step if reverse else np.full(len(r), step)
+        before = tuple(part[r] for part in state)
+        runs.append((t, r))
+        states.append(before)
+        after = cell(x[t, r], *before)
+        state = tuple(part.copy() for part in state)
+        for part, new in zip(state, after if isinstance(after, tuple) else (after,), strict=True):
+            part[r] = new
+    dx, dweights = np.zeros(x.shape, np.float64), {}
+    for (t, r), before in zip(reversed(runs), reversed(states), strict=True):
+        dh, *rest = (d[r] for d in dstate)
+        dx[t, r], grads, own = cell_backward((dh + dy[t, r], *rest), x[t, r], *before)
+        for d, new in zip(dstate, grads, strict=True):
+            d[r] = new
+        dweights = {name: dweights.get(name, 0) + value for name, value in own.items()}
+    return dx, dstate, dweights

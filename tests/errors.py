@@ -1,8 +1,8 @@
 """Tolerances that nobody chose: the error rule and the bounds in ULP of the promises about values.
 
 The error rule: against exact arithmetic, the largest error is at most 2 times that of the plain NumPy implementation in
-the same dtype, and the median at most 1 times. "Exact" is fastattn.reference, in float64 for float32 results; for
-float64 results the same source runs in NumPy's long double.
+the same dtype, and the median at most 1 times (of gradients 1.1). "Exact" is fastattn.reference, in float64 for float32
+results; for float64 results the same source runs in NumPy's long double.
 """
 
 import inspect
@@ -79,8 +79,9 @@ class ErrorRule:
         self.size.append(np.spacing(np.abs(got[finite])).ravel())
         self.rounding = max(self.rounding, float(np.spacing(np.abs(got[finite]).max(initial=0))) / 2)
 
-    def check(self, median=True):
-        """Fails when the library's errors are larger than the rule allows; without `median`, when the largest is."""
+    def check(self, median=True, backward=False):
+        """Fails when the library's errors are larger than the rule allows; without `median`, when the largest is. Of
+        gradients the median may be 1.1 times."""
         got, plain, ulp = (np.concatenate(parts) for parts in (self.got, self.plain, self.size))
         if got.size == 0:
             return
@@ -93,7 +94,7 @@ class ErrorRule:
         if not median:
             return
         # At most half of our errors may exceed the plain median, but for chance: both medians are of samples.
-        above = np.count_nonzero(got > np.median(plain))
+        above = np.count_nonzero(got > np.median(plain) * (1.1 if backward else 1))
         chance = SIGMAS * math.sqrt(2 * got.size) / 2
         assert above <= got.size / 2 + chance, (
             f"median error {np.median(got):.3e}, of the plain implementation {np.median(plain):.3e} ({got.size} values)"

@@ -163,3 +163,67 @@ def sequence(cell, x, state, lengths=None, reverse=False):
         state = tuple(np.where(runs[:, None], new, old) for new, old in zip(after, state, strict=True))
         y[t[runs], rows[runs]] = state[0][runs]
     return y, state
+
+
+def _cell_gradients(da_x, da_h, x, h, w_ih, w_hh):
+    dweights = {"w_ih": da_x.T @ x, "w_hh": da_h.T @ h, "b_ih": da_x.sum(0), "b_hh": da_h.sum(0)}
+    return product(da_x, w_ih.T), product(da_h, w_hh.T), dweights
+
+
+def rnn_cell_backward(grads, x, h, w_ih, w_hh, b_ih=None, b_hh=None, nonlinearity="tanh"):
+    y = rnn_cell(x, h, w_ih, w_hh, b_ih, b_hh, nonlinearity)
+    da = grads[0] * {"tanh": 1 - y * y, "sigmoid": y * (1 - y), "relu": (y > 0).astype(y.dtype)}[nonlinearity]
+    dx, dh, dweights = _cell_gradients(da, da, x, h, w_ih, w_hh)
+    return dx, (dh,), dweights
+
+
+def gru_cell_backward(grads, x, h, w_ih, w_hh, b_ih=None, b_hh=None, linear_before_reset=True):
+    (d,), hidden = grads, h.shape[-1]
+    x_r, x_z, x_n = np.split(_affine(x, w_ih, b_ih), 3, axis=-1)
+    h_r, h_z, h_n = np.split(_affine(h, w_hh, b_hh), 3, axis=-1)
+    r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
+    if linear_before_reset:
+        n = np.tanh(x_n + r * h_n)
+    else:
+        n = np.tanh(x_n + _affine(r * h, w_hh[2 * hidden :], None if b_hh is None else b_hh[2 * hidden :]))
+    da_n, da_z = d * (1 - z) * (1 - n * n), d * (h - n) * z * (1 - z)
+    if linear_before_reset:
+        da_r = da_n * h_n * r * (1 - r)
+        da_x, da_h = np.concatenate([da_r, da_z, da_n], -1), np.concatenate([da_r, da_z, da_n * r], -1)
+        dx, dh, dweights = _cell_gradients(da_x, da_h, x, h, w_ih, w_hh)
+        return dx, (d * z + dh,), dweights
+    d_reset = product(da_n, w_hh[2 * hidden :].T)
+    da = np.concatenate([d_reset * h * r * (1 - r), da_z, da_n], -1)
+    dx, _, dweights = _cell_gradients(da, da, x, h, w_ih, w_hh)
+    dweights["w_hh"] = np.concatenate([dweights["w_hh"][: 2 * hidden], da_n.T @ (r * h)])
+    return dx, (d * z + d_reset * r + product(da[:, : 2 * hidden], w_hh[: 2 * hidden].T),), dweights
+
+
+def lstm_cell_backward(grads, x, h, c, w_ih, w_hh, b_ih=None, b_hh=None, peephole=None):
+    dh, dc = grads
+    p_i, p_f, p_o = (0, 0, 0) if peephole is None else peephole
+    i, f, g, o = np.split(_affine(x, w_ih, b_ih) + _affine(h, w_hh, b_hh), 4, axis=-1)
+    i, f, g = sigmoid(i + p_i * c), sigmoid(f + p_f * c), np.tanh(g)
+    c_next = f * c + i * g
+    o, t = sigmoid(o + p_o * c_next), np.tanh(c_next)
+    da_o = dh * t * o * (1 - o)
+    dc = dc + dh * o * (1 - t * t) + p_o * da_o
+    da_i, da_f, da_g = dc * g * i * (1 - i), dc * c * f * (1 - f), dc * i * (1 - g * g)
+    da = np.concatenate([da_i, da_f, da_g, da_o], -1)
+    dx, dh, dweights = _cell_gradients(da, da, x, h, w_ih, w_hh)
+    if peephole is not None:
+        dweights["peephole"] = np.stack([(da_i * c).sum(0), (da_f * c).sum(0), (da_o * c_next).sum(0)])
+    return dx, (dh, dc * f + p_i * da_i + p_f * da_f), dweights
+
+
+def sequence_backward(cell, cell_backward, dy, dstate, x, state):
+    """Backward through time, all sequences of one length; as reference.sequence_backward."""
+    states = [state]
+    for step in x[:-1]:
+        after = cell(step, *states[-1])
+        states.append(after if isinstance(after, tuple) else (after,))
+    dx, dweights = np.empty_like(x), {}
+    for t in reversed(range(len(x))):
+        dx[t], dstate, own = cell_backward((dstate[0] + dy[t], *dstate[1:]), x[t], *states[t])
+        dweights = {name: dweights[name] + value if dweights else value for name, value in own.items()}
+    return dx, dstate, dweights

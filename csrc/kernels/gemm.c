@@ -86,6 +86,37 @@ void KERNEL(pack_rows)(real *dst, const stored *const *rows, fa_index m, fa_inde
     }
 }
 
+/* Of each row k, `columns` elements from `column` on, at dst[k * step]: whole vectors up to `width`, zeros where there is nothing. */
+FA_INLINE void copy_columns(real *dst, fa_index step, fa_index width, const real *const *rows, fa_index column, fa_index columns,
+                            fa_index k_size, fa_index k_padded)
+{
+    for (fa_index k = 0; k < k_padded; k++, dst += step)
+        for (fa_index v = 0; v < width; v += VL) {
+            const fa_index count = k < k_size ? fa_max(0, fa_min(VL, columns - v)) : 0;
+            const real *src = count ? rows[k] + column + v : NULL;
+            v_store(dst + v, count == VL ? v_load(src) : count ? v_load_n(src, count) : v_zero());
+        }
+}
+
+void KERNEL(copy_panel)(real *dst, const real *const *rows, fa_index column, fa_index columns, fa_index nv, fa_index k_size,
+                        fa_index k_padded)
+{
+    copy_columns(dst, nv * VL, nv * VL, rows, column, columns, k_size, k_padded);
+}
+
+/* The last vector of a k runs into the next k, which is stored after it. */
+void KERNEL(copy_tiles)(real *dst, const real *const *rows, fa_index column, fa_index m, fa_index nv, fa_index k_size,
+                        fa_index k_padded)
+{
+    const fa_index most = m == 1 ? 1 : TILE_ROWS(nv); /* a single row is left as it is */
+    const tile_deal deal = deal_rows(m, most);
+    for (fa_index t = 0; t < deal.tiles; t++, dst += most * k_padded) {
+        const fa_index mr = rows_of_tile(deal, t);
+        copy_columns(dst, most, most, rows, column, mr, k_size, k_padded);
+        column += mr;
+    }
+}
+
 FA_INLINE void add_tile(real *c, fa_index ldc, tile_acc acc, const int mr, const int nv, fa_index columns, int accumulate)
 {
     if (FA_LIKELY(columns >= nv * VL)) {
@@ -227,5 +258,25 @@ void KERNEL(gemm_panels)(real *c, fa_index ldc, fa_index c_panel, const real *a,
             default: panel_4(c, ldc, ak, most * k_size, deal, bk, kb, columns, add); break;
             }
         }
+    }
+}
+
+#define SUM_ROWS 64 /* short chains: the sum over a batch is closer to the exact one than a single chain would be */
+
+void KERNEL(sum_rows)(real *sum, const real *x, fa_index ldx, const real *const *y, fa_index rows, fa_index n)
+{
+    for (fa_index j = 0; j < n; j += VL) {
+        const fa_index count = fa_min(VL, n - j);
+        vreal total = v_load_n(sum + j, count);
+        for (fa_index first = 0; first < rows; first += SUM_ROWS) {
+            const fa_index end = fa_min(rows, first + SUM_ROWS);
+            vreal part = v_zero();
+            for (fa_index r = first; r < end; r++) {
+                const vreal a = v_load_n(x + r * ldx + j, count);
+                part = y ? v_fma(a, v_load_n(y[r] + j, count), part) : v_add(part, a);
+            }
+            total = v_add(total, part);
+        }
+        v_store_n(sum + j, total, count);
     }
 }

@@ -20,6 +20,14 @@ FA_INLINE void store_units(real *y, vreal h, fa_index units)
         v_store_n(y, h, units);
 }
 
+/* What the backward pass needs of a row: `plane` elements from one quantity to the next. */
+FA_INLINE void save(real *saved, fa_index plane, int number, vreal a, fa_index units)
+{
+    store_units(saved + number * plane, a, units);
+}
+
+FA_INLINE vreal inverse(vreal a) { return v_div(v_set1(1), a); }
+
 FA_INLINE vreal biased(const real *gates, const real *bias, int gate)
 {
     return v_add(v_load(gates + gate * VL), v_load(bias + gate * VL));
@@ -45,8 +53,8 @@ void KERNEL(rnn_gates)(real *const *y, real *h, fa_index ld, const real *gates, 
         }
 }
 
-void KERNEL(lstm_gates)(real *const *y, real *h, real *c, fa_index ld, const real *gates, const real *bias, const real *peephole,
-                        fa_index rows, fa_index first, fa_index units)
+void KERNEL(lstm_gates)(real *const *y, real *const *saved, fa_index plane, real *h, real *c, fa_index ld, const real *gates,
+                        const real *bias, const real *peephole, fa_index rows, fa_index first, fa_index units)
 {
     const vreal peep_i = peephole ? v_load(peephole) : v_zero();
     const vreal peep_f = peephole ? v_load(peephole + VL) : v_zero();
@@ -60,52 +68,74 @@ void KERNEL(lstm_gates)(real *const *y, real *h, real *c, fa_index ld, const rea
             f = v_fma(peep_f, before, f);
         }
         const vreal g = gate_tanh(biased(gates, bias, 2));
-        const vreal input = v_div(g, v_mul(gate_sigmoid(i), v_add(g, two)));
-        const vreal after = v_add(v_div(before, gate_sigmoid(f)), input);
+        i = gate_sigmoid(i);
+        f = gate_sigmoid(f);
+        const vreal after = v_add(v_div(before, f), v_div(g, v_mul(i, v_add(g, two))));
         if (peephole) o = v_fma(peep_o, after, o);
+        o = gate_sigmoid(o);
         const vreal t = gate_tanh(after);
-        const vreal next = v_div(t, v_mul(gate_sigmoid(o), v_add(t, two)));
+        const vreal next = v_div(t, v_mul(o, v_add(t, two)));
+        if (saved) {
+            save(saved[r] + first, plane, 0, inverse(i), units);
+            save(saved[r] + first, plane, 1, inverse(f), units);
+            save(saved[r] + first, plane, 2, tanh_from(g), units);
+            save(saved[r] + first, plane, 3, inverse(o), units);
+            save(saved[r] + first, plane, 4, after, units);
+        }
         v_store(cell, after);
         v_store(h + r * ld + first, next);
         store_units(y[r] + first, next, units);
     }
 }
 
-void KERNEL(gru_gates)(real *const *y, real *h, const real *before, fa_index ld, const real *gates_x, const real *gates_h,
-                       const real *bias, fa_index rows, fa_index first, fa_index units)
+void KERNEL(gru_gates)(real *const *y, real *const *saved, fa_index plane, real *h, const real *before, fa_index ld,
+                       const real *gates_x, const real *gates_h, const real *bias, fa_index rows, fa_index first, fa_index units)
 {
     for (fa_index r = 0; r < rows; r++, gates_x += 3 * VL, gates_h += 3 * VL) {
         const vreal reset = gate_sigmoid(v_add(biased(gates_x, bias, 0), v_load(gates_h)));
         const vreal update = gate_sigmoid(v_add(biased(gates_x, bias, 1), v_load(gates_h + VL)));
         const vreal inner = v_add(v_load(gates_h + 2 * VL), v_load(bias + 3 * VL));
-        const vreal n = tanh_from(gate_tanh(v_add(v_div(inner, reset), biased(gates_x, bias, 2))));
+        const vreal n = v_tanh(v_add(v_div(inner, reset), biased(gates_x, bias, 2)));
         const vreal next = v_add(v_div(v_sub(v_load(before + r * ld + first), n), update), n);
+        if (saved) {
+            save(saved[r] + first, plane, 0, inverse(reset), units);
+            save(saved[r] + first, plane, 1, inverse(update), units);
+            save(saved[r] + first, plane, 2, n, units);
+            save(saved[r] + first, plane, 3, inner, units);
+        }
         v_store(h + r * ld + first, next);
         store_units(y[r] + first, next, units);
     }
 }
 
 /* First half of gru with reset before the product: reset_h = r h, update = 1 / z. */
-void KERNEL(gru_reset)(real *reset_h, real *update, const real *before, fa_index ld, const real *gates_x, const real *gates_h,
-                       const real *bias, fa_index rows, fa_index first)
+void KERNEL(gru_reset)(real *const *saved, fa_index plane, real *reset_h, real *update, const real *before, fa_index ld,
+                       const real *gates_x, const real *gates_h, const real *bias, fa_index rows, fa_index first, fa_index units)
 {
     for (fa_index r = 0; r < rows; r++, gates_x += 3 * VL, gates_h += 2 * VL) {
         const fa_index at = r * ld + first;
         const vreal reset = gate_sigmoid(v_add(biased(gates_x, bias, 0), v_load(gates_h)));
-        v_store(update + at, gate_sigmoid(v_add(biased(gates_x, bias, 1), v_load(gates_h + VL))));
+        const vreal z = gate_sigmoid(v_add(biased(gates_x, bias, 1), v_load(gates_h + VL)));
+        v_store(update + at, z);
+        if (saved) {
+            save(saved[r] + first, plane, 0, inverse(reset), units);
+            save(saved[r] + first, plane, 1, inverse(z), units);
+        }
         v_store(reset_h + at, v_div(v_load(before + at), reset));
     }
 }
 
 /* Second half. Rows of gates_n are panels of two vectors of units; the caller points at the right one. */
-void KERNEL(gru_update)(real *const *y, real *h, const real *before, const real *update, fa_index ld, const real *gates_x,
-                        const real *gates_n, const real *bias, fa_index rows, fa_index first, fa_index units)
+void KERNEL(gru_update)(real *const *y, real *const *saved, fa_index plane, real *h, const real *before, const real *update,
+                        fa_index ld, const real *gates_x, const real *gates_n, const real *bias, fa_index rows, fa_index first,
+                        fa_index units)
 {
     for (fa_index r = 0; r < rows; r++, gates_x += 3 * VL, gates_n += 2 * VL) {
         const fa_index at = r * ld + first;
         const vreal inner = v_add(v_load(gates_n), v_load(bias + 3 * VL));
-        const vreal n = tanh_from(gate_tanh(v_add(biased(gates_x, bias, 2), inner)));
+        const vreal n = v_tanh(v_add(biased(gates_x, bias, 2), inner));
         const vreal next = v_add(v_div(v_sub(v_load(before + at), n), v_load(update + at)), n);
+        if (saved) save(saved[r] + first, plane, 2, n, units);
         v_store(h + at, next);
         store_units(y[r] + first, next, units);
     }

@@ -91,3 +91,13 @@ fa_status fa_recurrent_forward(fa_dtype dtype, const fa_recurrent_arguments *a, 
 {
     BY_DTYPE(recurrent_forward, a, layers, directions);
 }
+
+fa_index fa_recurrent_saved(fa_cell cell)
+{
+    return cell == FA_LSTM ? 5 : cell == FA_GRU ? 4 : cell == FA_GRU_RESET_BEFORE ? 3 : 0;
+}
+
+fa_status fa_recurrent_backward(fa_dtype dtype, const fa_recurrent_arguments *a, const fa_recurrent_gradients *g)
+{
+    BY_DTYPE(recurrent_backward, a, g);
+}

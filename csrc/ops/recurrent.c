@@ -29,7 +29,7 @@ typedef struct {
     real *gates_x;                /* [panels of the slice][rows of the chunk][width_x VL], or [slots][width_x VL] */
     real *gates_h;                /* [slots][width_h VL] */
     const real **rows;            /* pointers to rows of x or h */
-    real **y_rows;
+    real **y_rows, **saved_rows;  /* saved_rows NULL: nothing is saved */
 } member_work;
 
 /* ---- the sequence ---- */
@@ -47,6 +47,11 @@ static const real *x_row(const recurrent_lane *c, const slot *s, fa_index step)
 static real *y_row(const recurrent_lane *c, const slot *s, fa_index time)
 {
     return (real *)c->a->y + time * c->a->y_stride[0] + s->sequence * c->a->y_stride[1];
+}
+
+static real *saved_row(const recurrent_lane *c, const slot *s, fa_index time)
+{
+    return (real *)c->a->saved + (time * c->a->B + s->sequence) * fa_recurrent_saved(c->g.cell) * c->g.H;
 }
 
 static fa_index slot_of(const member_work *w, fa_index row) { return w->first_slot + row * w->slot_step; }
@@ -114,6 +119,7 @@ static void run_step(const recurrent_lane *c, const member_work *w, fa_index ste
     for (fa_index r = 0; r < active; r++) {
         const slot *slot = &c->slots[slot_of(w, r)];
         w->y_rows[r] = y_row(c, slot, time_of(c, slot, step));
+        if (w->saved_rows) w->saved_rows[r] = saved_row(c, slot, time_of(c, slot, step));
     }
     pack_state(c, w, c->h[step % 2], active, s->nv_h);
     const int add = c->g.cell == FA_RNN || c->g.cell == FA_LSTM;
@@ -127,12 +133,15 @@ static void run_step(const recurrent_lane *c, const member_work *w, fa_index ste
         switch (c->g.cell) {
         case FA_RNN: k->rnn_gates(w->y_rows, after, ld, gates, bias, active, first, units, (int)c->a->activation); break;
         case FA_LSTM:
-            k->lstm_gates(w->y_rows, after, c->c + at, ld, gates, bias, c->w.peephole ? c->w.peephole + p * 3 * VL : NULL, active,
-                          first, units);
+            k->lstm_gates(w->y_rows, w->saved_rows, c->g.H, after, c->c + at, ld, gates, bias,
+                          c->w.peephole ? c->w.peephole + p * 3 * VL : NULL, active, first, units);
             break;
-        case FA_GRU: k->gru_gates(w->y_rows, after, before, ld, gates, gates_h, bias, active, first, units); break;
+        case FA_GRU:
+            k->gru_gates(w->y_rows, w->saved_rows, c->g.H, after, before, ld, gates, gates_h, bias, active, first, units);
+            break;
         case FA_GRU_RESET_BEFORE:
-            k->gru_reset(c->reset_h + at, c->update + at, before, ld, gates, gates_h, bias, active, first);
+            k->gru_reset(w->saved_rows, c->g.H, c->reset_h + at, c->update + at, before, ld, gates, gates_h, bias, active, first,
+                         units);
             break;
         }
     }
@@ -144,8 +153,9 @@ static void run_step(const recurrent_lane *c, const member_work *w, fa_index ste
         const fa_index p = w->first_panel + i, first = p * c->g.panel_units, pairs = w->alone ? w->panels / 2 : 1;
         if (i % (2 * pairs) == 0)
             multiply(c, w->gates_h, 2 * VL, w->tiles, active, c->w.w_hn, c->w.scale_n, p / 2, pairs, 2, 2, c->g.Hp, 0);
-        k->gru_update(w->y_rows, after, before, c->update + at, ld, gates_x + i * panel_stride, w->gates_h + i % (2 * pairs) * VL,
-                      c->w.bias + p * s->bias_vectors * VL, active, first, units_of_panel(&c->g, p));
+        k->gru_update(w->y_rows, w->saved_rows, c->g.H, after, before, c->update + at, ld, gates_x + i * panel_stride,
+                      w->gates_h + i % (2 * pairs) * VL, c->w.bias + p * s->bias_vectors * VL, active, first,
+                      units_of_panel(&c->g, p));
     }
 }
 
@@ -175,6 +185,7 @@ static member_work plan_work(const recurrent_lane *c, lane_share share, arena *p
     w.gates_h = arena_take(plan, (w.alone ? w.panels : w.slots) * s->width_h * VL, sizeof(real));
     w.rows = arena_take(plan, rows, sizeof *w.rows);
     w.y_rows = arena_take(plan, w.slots, sizeof *w.y_rows);
+    w.saved_rows = c->a->saved ? arena_take(plan, w.slots, sizeof *w.saved_rows) : NULL;
     return w;
 }
 

@@ -4,6 +4,11 @@
 
 #include "recurrent.h"
 
+/* Splitting by sequences leaves each member at least this many: below, a panel that comes from the third-level cache is used too few
+   times. */
+#define SEQUENCES_PER_MEMBER 12
+/* Multiply-adds of a step for each member that repay a meeting (about half a microsecond). */
+#define STEP_WORK_PER_MEMBER 20000.0
 /* A row of the state: which sequence it belongs to. Slots are sorted by falling length; all lanes of a call share them. */
 typedef struct {
     fa_index length, sequence;
@@ -24,6 +29,8 @@ typedef struct {
     fa_team_barrier *barrier;
 } lane_share;
 
+/* Slots of all sequences, longest first; returns the longest length. */
+fa_index OP(recurrent_sort)(slot *slots, const fa_recurrent_arguments *a);
 /* Gives out the lane's state, and its packed weights unless the caller has them. */
 void OP(lane_plan)(recurrent_lane *c, arena *plan);
 /* Initial state and packed weights. */

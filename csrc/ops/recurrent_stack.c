@@ -14,11 +14,6 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
-/* Splitting by sequences leaves each member at least this many: below, a panel that comes from the third-level cache is used too few
-   times. */
-#define SEQUENCES_PER_MEMBER 12
-/* Multiply-adds of a step for each member that repay a meeting (about half a microsecond). */
-#define STEP_WORK_PER_MEMBER 20000.0
 /* Rows in a chunk of a wavefront, and the most parts that a sequence is cut into: a layer starts a chunk late. */
 #define WAVE_ROWS 48
 #define WAVE_CHUNKS 32
@@ -154,12 +149,11 @@ static int longer_first(const void *left, const void *right)
     return a->sequence < b->sequence ? -1 : a->sequence > b->sequence;
 }
 
-static void sort_slots(stack_call *c)
+fa_index OP(recurrent_sort)(slot *slots, const fa_recurrent_arguments *a)
 {
-    const fa_recurrent_arguments *a = c->lane[0].a;
-    for (fa_index b = 0; b < a->B; b++) c->slots[b] = (slot){a->lengths ? a->lengths[b] : a->T, b};
-    if (a->lengths) qsort(c->slots, (size_t)a->B, sizeof *c->slots, longer_first);
-    c->steps = c->slots[0].length;
+    for (fa_index b = 0; b < a->B; b++) slots[b] = (slot){a->lengths ? a->lengths[b] : a->T, b};
+    if (a->lengths) qsort(slots, (size_t)a->B, sizeof *slots, longer_first);
+    return a->B ? slots[0].length : 0;
 }
 
 static void finish(void *context, fa_index i, int worker)
@@ -231,7 +225,7 @@ fa_status OP(recurrent_forward)(const fa_recurrent_arguments *a, fa_index layers
     if (fa_scratch_take(&scratch, plan.used)) {
         plan = (arena){.base = scratch.base};
         plan_call(&c, &plan);
-        sort_slots(&c);
+        c.steps = OP(recurrent_sort)(c.slots, c.lane[0].a);
         status = FA_OK;
         for (fa_index i = 0; status == FA_OK && i < c.lanes; i++) {
             status = OP(lane_start)(&c.lane[i]);

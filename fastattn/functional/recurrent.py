@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,6 +13,22 @@ from fastattn.functional._types import Array
 
 # PyTorch's names and arrays, or the handle of pack_rnn, pack_gru or pack_lstm.
 Weights = Mapping[str, Any] | RecurrentWeights
+
+
+class RecurrentSaved(NamedTuple):
+    """What rnn_forward and the like keep for the backward call; nothing in it is copied from the caller. Private."""
+
+    op: str
+    nonlinearity: str
+    batch_first: bool
+    x: Array  # time first
+    h0: Any
+    c0: Any
+    weights: RecurrentWeights
+    names: list[dict[str, str]]  # of the weights of each layer and direction
+    lengths: Any
+    ys: list[Array]  # of each layer, time first
+    activations: list[Array | None]  # of each layer and direction
 
 
 def rnn_cell(x: ArrayLike, h: ArrayLike, w_ih: ArrayLike, w_hh: ArrayLike, b_ih: ArrayLike | None = None,
@@ -129,8 +145,13 @@ def _check_nonlinearity(op: str, name: str) -> None:
 
 def _cell(op: str, cell: str, nonlinearity: str, x: Any, h: Any, c: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any,
           peephole: Any) -> tuple[Array, Any]:  # fmt: skip
+    return _run_cell(op, cell, nonlinearity, x, h, c, (w_ih, w_hh, b_ih, b_hh, peephole), False)[:2]
+
+
+def _run_cell(op: str, cell: str, nonlinearity: str, x: Any, h: Any, c: Any, arrays: tuple[Any, ...],
+              save: bool) -> tuple[Array, Any, RecurrentSaved]:  # fmt: skip
     x = _core.checked_floats(x, op, "x", 2)
-    own = {"weight_ih": w_ih, "weight_hh": w_hh, "bias_ih": b_ih, "bias_hh": b_hh, "peephole": peephole}
+    own = dict(zip(_CELL_NAMES, arrays, strict=True))
     weights = _core.recurrent_weights(op, cell, [own], [_CELL_NAMES], 1, x.shape[1], x.dtype)
     states = []
     for name, state in (("h", h), ("c", c))[: 2 if cell == "lstm" else 1]:
@@ -140,8 +161,12 @@ def _cell(op: str, cell: str, nonlinearity: str, x: Any, h: Any, c: Any, w_ih: A
             raise ValueError(f"{op}: {name} must have shape {expected}, got {states[-1].shape}")
     h0, c0 = (*(state[None] for state in states), None)[:2]
     y = np.empty((1, len(x), weights.hidden_size), x.dtype)
-    after, c_after = _core.recurrent(op, weights, nonlinearity, x[None], h0, c0, None, [y])
-    return after[0], None if c_after is None else c_after[0]
+    activations = [_core.new_saved(weights, 1, len(x))] if save else []
+    after, c_after = _core.recurrent(
+        op, weights, nonlinearity, x[None], h0, c0, None, [y], activations if save else None
+    )
+    saved = RecurrentSaved(op, nonlinearity, False, x[None], h0, c0, weights, [_CELL_NAMES], None, [y], activations)
+    return after[0], None if c_after is None else c_after[0], saved
 
 
 _CELL_NAMES = {"weight_ih": "w_ih", "weight_hh": "w_hh", "bias_ih": "b_ih", "bias_hh": "b_hh", "peephole": "peephole"}
@@ -175,14 +200,16 @@ def _layers(op: str, weights: Mapping[str, Any], peephole: bool) -> tuple[int, i
     return layers, directions
 
 
-def _weights(op: str, cell: str, weights: Any, input_size: int, dtype: Any) -> RecurrentWeights:
-    """The weights of a call from a mapping or a handle."""
+def _weights(
+    op: str, cell: str, weights: Any, input_size: int, dtype: Any
+) -> tuple[RecurrentWeights, list[dict[str, str]]]:
+    """The weights of a call from a mapping or a handle, and their names for each layer and direction."""
     if isinstance(weights, RecurrentWeights):
         if weights.cell != cell:
             raise ValueError(f"{op}: weights must be packed for {cell}, got {weights!r}")
         if dtype is not None and weights.dtype != dtype:
             raise TypeError(f"{op}: x must be {weights.dtype} like the packed weights, got {dtype}")
-        return weights
+        return weights, []
     layers, directions = _layers(op, weights, cell == "lstm")
     lanes, labels = [], []
     for suffix in (f"_l{layer}{side}" for layer in range(layers) for side in ("", "_reverse")[:directions]):
@@ -190,23 +217,34 @@ def _weights(op: str, cell: str, weights: Any, input_size: int, dtype: Any) -> R
         names["peephole"] = "weight_peephole" + suffix
         lanes.append({kind: weights.get(name) for kind, name in names.items()})
         labels.append(names)
-    return _core.recurrent_weights(op, cell, lanes, labels, directions, input_size, dtype)
+    return _core.recurrent_weights(op, cell, lanes, labels, directions, input_size, dtype), labels
 
 
 def _sequence(op: str, cell: str, nonlinearity: str, x: Any, state: tuple[Any, ...], weights: Any,
               lengths: ArrayLike | None, batch_first: bool) -> tuple[Array, Any, Any]:  # fmt: skip
+    y, h, c, _ = _run(op, cell, nonlinearity, x, state, weights, lengths, batch_first, False)
+    return y, h, c
+
+
+def _run(op: str, cell: str, nonlinearity: str, x: Any, state: tuple[Any, ...], weights: Any,
+         lengths: ArrayLike | None, batch_first: bool,
+         save: bool) -> tuple[Array, Any, Any, RecurrentSaved]:  # fmt: skip
     x = _core.checked_floats(x, op, "x", 3)
     if batch_first:
         x = x.swapaxes(0, 1)
     steps, batch, inputs = x.shape
-    stack = _weights(op, cell, weights, inputs, x.dtype)
+    stack, names = _weights(op, cell, weights, inputs, x.dtype)
     lengths = _core.checked_lengths(lengths, batch, steps, op, "lengths")
     width = stack.directions * stack.hidden_size
     ys = [np.empty((steps, batch, width), x.dtype) for _ in range(stack.layers - 1)]
     y = np.empty((batch, steps, width) if batch_first else (steps, batch, width), x.dtype)
     ys.append(y.swapaxes(0, 1) if batch_first else y)
     h0, c0 = (*state, None)[:2]
-    return y, *_core.recurrent(op, stack, nonlinearity, x, h0, c0, lengths, ys)
+    lanes = range(stack.layers * stack.directions) if save else ()
+    activations = [_core.new_saved(stack, steps, batch) for _ in lanes]
+    h, c = _core.recurrent(op, stack, nonlinearity, x, h0, c0, lengths, ys, activations if save else None)
+    saved = RecurrentSaved(op, nonlinearity, batch_first, x, h0, c0, stack, names, lengths, ys, activations)
+    return y, h, c, saved
 
 
 def pack_rnn(weights: Mapping[str, Any], *, dtype: Any = None) -> RecurrentWeights:
@@ -244,7 +282,7 @@ def pack_lstm(weights: Mapping[str, Any], *, dtype: Any = None) -> RecurrentWeig
 def _pack(op: str, cell: str, weights: Mapping[str, Any], dtype: Any) -> RecurrentWeights:
     if isinstance(weights, RecurrentWeights):
         raise TypeError(f"{op}: weights must be a mapping from names to arrays, got {weights!r}")
-    stack = _weights(op, cell, weights, -1, None)
+    stack = _weights(op, cell, weights, -1, None)[0]
     own = stack.dtype.name
     name = own if dtype is None else dtype if isinstance(dtype, str) else np.dtype(dtype).name
     if name not in (own, "bfloat16", "int8"):

@@ -1,0 +1,296 @@
+"""Recurrent cells and sequences with their gradients: pairs of calls, forward and backward.
+
+`..._forward` takes the arguments of the plain call and returns its result, with the same bits, and `saved`, an object
+for `..._backward`. `saved` holds on to x, the state, the weights and the output: change none of them in between. It
+keeps for each step and unit of each layer and direction: LSTM 5 numbers, GRU 4 (3 with reset before the product), RNN
+none beside the output. The backward call takes further memory for about 1024 rows, whatever the number of steps.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fastattn import _core
+from fastattn._core import RecurrentWeights
+from fastattn.functional._types import Array
+from fastattn.functional.recurrent import RecurrentSaved, _check_nonlinearity, _gru_form, _run, _run_cell
+
+State = tuple[ArrayLike | None, ArrayLike | None]
+
+
+def rnn_cell_forward(x: ArrayLike, h: ArrayLike, w_ih: ArrayLike, w_hh: ArrayLike, b_ih: ArrayLike | None = None,
+                     b_hh: ArrayLike | None = None, *,
+                     nonlinearity: str = "tanh") -> tuple[Array, RecurrentSaved]:  # fmt: skip
+    """rnn_cell, and what rnn_cell_backward needs.
+
+    >>> h, saved = rnn_cell_forward(np.ones((1, 1)), np.ones((1, 1)), np.ones((1, 1)), np.ones((1, 1)),
+    ...                             nonlinearity="relu")
+    >>> dx, dh, dweights = rnn_cell_backward(np.ones((1, 1)), saved)
+    >>> dx
+    array([[1.]])
+    """
+    _check_nonlinearity("rnn_cell_forward", nonlinearity)
+    arrays = (w_ih, w_hh, b_ih, b_hh, None)
+    h_next, _, saved = _run_cell("rnn_cell_forward", "rnn", nonlinearity, x, h, None, arrays, True)
+    return h_next, saved
+
+
+def rnn_cell_backward(dh: ArrayLike, saved: RecurrentSaved) -> tuple[Array, Array, dict[str, Array]]:
+    """Gradients of rnn_cell from that of its result: dx, dh and a dict w_ih, w_hh, b_ih, b_hh of those that were given.
+
+    >>> h, saved = rnn_cell_forward(np.ones((1, 1)), np.ones((1, 1)), np.ones((1, 1)), np.ones((1, 1)))
+    >>> sorted(rnn_cell_backward(np.ones((1, 1)), saved)[2])
+    ['w_hh', 'w_ih']
+    """
+    dx, state, dweights = _cell_backward("rnn_cell", dh, None, saved)
+    return dx, state[0], dweights
+
+
+def gru_cell_forward(x: ArrayLike, h: ArrayLike, w_ih: ArrayLike, w_hh: ArrayLike, b_ih: ArrayLike | None = None,
+                     b_hh: ArrayLike | None = None, *,
+                     linear_before_reset: bool = True) -> tuple[Array, RecurrentSaved]:  # fmt: skip
+    """gru_cell, and what gru_cell_backward needs.
+
+    >>> h, saved = gru_cell_forward(np.zeros((1, 1)), np.ones((1, 1)), np.zeros((3, 1)), np.zeros((3, 1)))
+    >>> h
+    array([[0.5]])
+    """
+    cell, arrays = _gru_form(linear_before_reset), (w_ih, w_hh, b_ih, b_hh, None)
+    h_next, _, saved = _run_cell("gru_cell_forward", cell, "tanh", x, h, None, arrays, True)
+    return h_next, saved
+
+
+def gru_cell_backward(dh: ArrayLike, saved: RecurrentSaved) -> tuple[Array, Array, dict[str, Array]]:
+    """Gradients of gru_cell, as rnn_cell_backward.
+
+    >>> h, saved = gru_cell_forward(np.zeros((1, 1)), np.ones((1, 1)), np.zeros((3, 1)), np.zeros((3, 1)))
+    >>> gru_cell_backward(np.ones((1, 1)), saved)[1]
+    array([[0.5]])
+    """
+    dx, state, dweights = _cell_backward("gru_cell", dh, None, saved)
+    return dx, state[0], dweights
+
+
+def lstm_cell_forward(x: ArrayLike, h: ArrayLike, c: ArrayLike, w_ih: ArrayLike, w_hh: ArrayLike,
+                      b_ih: ArrayLike | None = None, b_hh: ArrayLike | None = None, *,
+                      peephole: ArrayLike | None = None) -> tuple[tuple[Array, Array], RecurrentSaved]:  # fmt: skip
+    """lstm_cell, and what lstm_cell_backward needs.
+
+    >>> zeros, one = np.zeros((4, 1)), np.ones((1, 1))
+    >>> (h, c), saved = lstm_cell_forward(np.zeros((1, 1)), np.zeros((1, 1)), one, zeros, zeros)
+    >>> c
+    array([[0.5]])
+    """
+    arrays = (w_ih, w_hh, b_ih, b_hh, peephole)
+    h_next, c_next, saved = _run_cell("lstm_cell_forward", "lstm", "tanh", x, h, c, arrays, True)
+    return (h_next, c_next), saved
+
+
+def lstm_cell_backward(grads: State, saved: RecurrentSaved) -> tuple[Array, tuple[Array, Array], dict[str, Array]]:
+    """Gradients of lstm_cell from those of its results, a pair (dh, dc) of which either may be None: dx, the pair of
+    the state, and a dict w_ih, w_hh, b_ih, b_hh, peephole of those that were given.
+
+    >>> zeros, one = np.zeros((4, 1)), np.ones((1, 1))
+    >>> (h, c), saved = lstm_cell_forward(np.zeros((1, 1)), np.zeros((1, 1)), one, zeros, zeros)
+    >>> dx, (dh, dc), dweights = lstm_cell_backward((None, one), saved)
+    >>> dc
+    array([[0.5]])
+    """
+    dh, dc = _pair("lstm_cell_backward", "grads", "(dh, dc)", grads)
+    return _cell_backward("lstm_cell", dh, dc, saved)
+
+
+def rnn_forward(x: ArrayLike, state: ArrayLike | None, weights: Mapping[str, Any], *, nonlinearity: str = "tanh",
+                lengths: ArrayLike | None = None,
+                batch_first: bool = False) -> tuple[tuple[Array, Array], RecurrentSaved]:  # fmt: skip
+    """rnn, and what rnn_backward needs. Weights that pack_rnn has packed cannot be used here.
+
+    >>> w = {"weight_ih_l0": np.ones((1, 1)), "weight_hh_l0": np.ones((1, 1))}
+    >>> (y, h), saved = rnn_forward(np.ones((3, 1, 1)), None, w, nonlinearity="relu")
+    >>> dx, dh, dweights = rnn_backward(np.ones((3, 1, 1)), saved)
+    >>> dx[:, 0, 0]
+    array([3., 2., 1.])
+    """
+    _check_nonlinearity("rnn_forward", nonlinearity)
+    _check_weights("rnn_forward", weights)
+    y, h, _, saved = _run("rnn_forward", "rnn", nonlinearity, x, (state,), weights, lengths, batch_first, True)
+    return (y, h), saved
+
+
+def rnn_backward(grads: Any, saved: RecurrentSaved) -> tuple[Array, Array, dict[str, Array]]:
+    """Backward through time: gradients of rnn from those of its results.
+
+    Parameters
+    ----------
+    grads
+        A pair (dy, dh), either of which may be None (zeros); or dy alone. Of dy, what lies beyond the lengths is not
+        read.
+    saved
+        From rnn_forward.
+
+    Returns dx, shaped like x and zero beyond the lengths; dh, the gradient of the initial state, also if that was
+    None; and a dict with the names of the weights. dx and dh of a sequence do not depend on the rest of the batch.
+
+    >>> w = {"weight_ih_l0": np.ones((1, 1)), "weight_hh_l0": np.ones((1, 1))}
+    >>> (y, h), saved = rnn_forward(np.ones((3, 1, 1)), None, w, nonlinearity="relu")
+    >>> dx, dh, dweights = rnn_backward((None, np.ones((1, 1, 1))), saved)
+    >>> dweights["weight_hh_l0"]
+    array([[3.]])
+    """
+    dy, dh = _pair("rnn_backward", "grads", "(dy, dh)", grads, alone=True)
+    dx, state, dweights = _sequence_backward("rnn", dy, dh, None, saved)
+    return dx, state[0], dweights
+
+
+def gru_forward(x: ArrayLike, state: ArrayLike | None, weights: Mapping[str, Any], *,
+                linear_before_reset: bool = True, lengths: ArrayLike | None = None,
+                batch_first: bool = False) -> tuple[tuple[Array, Array], RecurrentSaved]:  # fmt: skip
+    """gru, and what gru_backward needs.
+
+    >>> w = {"weight_ih_l0": np.zeros((3, 1)), "weight_hh_l0": np.zeros((3, 1))}
+    >>> (y, h), saved = gru_forward(np.ones((2, 1, 1)), np.ones((1, 1, 1)), w)
+    >>> y[:, 0, 0]
+    array([0.5 , 0.25])
+    """
+    _check_weights("gru_forward", weights)
+    cell = _gru_form(linear_before_reset)
+    y, h, _, saved = _run("gru_forward", cell, "tanh", x, (state,), weights, lengths, batch_first, True)
+    return (y, h), saved
+
+
+def gru_backward(grads: Any, saved: RecurrentSaved) -> tuple[Array, Array, dict[str, Array]]:
+    """Gradients of gru; arguments and results as for rnn_backward.
+
+    >>> w = {"weight_ih_l0": np.zeros((3, 1)), "weight_hh_l0": np.zeros((3, 1))}
+    >>> (y, h), saved = gru_forward(np.ones((2, 1, 1)), np.ones((1, 1, 1)), w)
+    >>> gru_backward((None, np.ones((1, 1, 1))), saved)[1]
+    array([[[0.25]]])
+    """
+    dy, dh = _pair("gru_backward", "grads", "(dy, dh)", grads, alone=True)
+    dx, state, dweights = _sequence_backward("gru", dy, dh, None, saved)
+    return dx, state[0], dweights
+
+
+def lstm_forward(x: ArrayLike, state: tuple[ArrayLike, ArrayLike] | None, weights: Mapping[str, Any], *,
+                 lengths: ArrayLike | None = None,
+                 batch_first: bool = False) -> tuple[tuple[Array, tuple[Array, Array]], RecurrentSaved]:  # fmt: skip
+    """lstm, and what lstm_backward needs.
+
+    >>> w = {"weight_ih_l0": np.zeros((4, 1)), "weight_hh_l0": np.zeros((4, 1))}
+    >>> (y, (h, c)), saved = lstm_forward(np.ones((2, 1, 1)), (np.zeros((1, 1, 1)), np.ones((1, 1, 1))), w)
+    >>> c
+    array([[[0.25]]])
+    """
+    _check_weights("lstm_forward", weights)
+    pair = (None, None) if state is None else _pair("lstm_forward", "state", "(h, c)", state)
+    y, h, c, saved = _run("lstm_forward", "lstm", "tanh", x, pair, weights, lengths, batch_first, True)
+    return (y, (h, c)), saved
+
+
+def lstm_backward(grads: Any, saved: RecurrentSaved) -> tuple[Array, tuple[Array, Array], dict[str, Array]]:
+    """Gradients of lstm; as rnn_backward, but the state is a pair: grads is (dy, (dh, dc)), or dy alone; dy, the pair,
+    dh and dc may be None. Returns dx, (dh, dc) and the dict.
+
+    >>> w = {"weight_ih_l0": np.zeros((4, 1)), "weight_hh_l0": np.zeros((4, 1))}
+    >>> (y, (h, c)), saved = lstm_forward(np.ones((2, 1, 1)), (np.zeros((1, 1, 1)), np.ones((1, 1, 1))), w)
+    >>> dx, (dh, dc), dweights = lstm_backward((None, (None, np.ones((1, 1, 1)))), saved)
+    >>> dc
+    array([[[0.25]]])
+    """
+    op = "lstm_backward"
+    dy, state = _pair(op, "grads", "(dy, (dh, dc))", grads, alone=True)
+    dh, dc = (None, None) if state is None else _pair(op, "the second of grads", "(dh, dc)", state)
+    return _sequence_backward("lstm", dy, dh, dc, saved)
+
+
+def _pair(op: str, name: str, expected: str, value: Any, alone: bool = False) -> tuple[Any, Any]:
+    """Both parts of a pair; with `alone` anything that is no tuple or list is the first."""
+    if alone and not isinstance(value, tuple | list):
+        return value, None
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        got = f"{len(value)} items" if isinstance(value, tuple | list) else type(value).__name__
+        raise ValueError(f"{op}: {name} must be a pair {expected}, got {got}")
+    first, second = value
+    return first, second
+
+
+def _check_weights(op: str, weights: Any) -> None:
+    if isinstance(weights, RecurrentWeights):
+        raise TypeError(f"{op}: weights must be a mapping of names to arrays, got packed ones: they have no gradient")
+
+
+def _check_saved(op: str, saved: Any) -> None:
+    if not isinstance(saved, RecurrentSaved):
+        raise TypeError(f"{op}_backward: saved must come from {op}_forward, got {type(saved).__name__}")
+    if saved.op != f"{op}_forward":
+        raise ValueError(f"{op}_backward: saved must come from {op}_forward, got that of {saved.op}")
+
+
+def _gradient(op: str, name: str, value: Any, shape: tuple[int, ...]) -> Any:
+    """A gradient of the shape of its result, or None."""
+    if value is None:
+        return None
+    array = _core.checked_floats(value, op, name, len(shape))
+    if array.shape != shape:
+        raise ValueError(f"{op}: {name} must have shape {shape}, got {array.shape}")
+    return array
+
+
+def _cell_backward(op: str, dh: Any, dc: Any, saved: RecurrentSaved) -> tuple[Array, Any, dict[str, Array]]:
+    _check_saved(op, saved)
+    shape = saved.ys[0].shape[1:]
+    dh, dc = (_gradient(f"{op}_backward", name, value, shape) for name, value in (("dh", dh), ("dc", dc)))
+    dx, state, dweights = _layers_backward(
+        f"{op}_backward", saved, None, None if dh is None else dh[None], None if dc is None else dc[None]
+    )
+    return dx[0], tuple(part[0] for part in state), dweights
+
+
+def _sequence_backward(
+    op: str, dy: Any, dh: Any, dc: Any, saved: RecurrentSaved
+) -> tuple[Array, Any, dict[str, Array]]:
+    _check_saved(op, saved)
+    steps, batch, width = saved.ys[-1].shape
+    name = f"{op}_backward"
+    dy = _gradient(name, "dy", dy, (batch, steps, width) if saved.batch_first else (steps, batch, width))
+    state = (len(saved.activations), batch, saved.weights.hidden_size)
+    dh, dc = (_gradient(name, label, value, state) for label, value in (("dh", dh), ("dc", dc)))
+    dx, dstate, dweights = _layers_backward(
+        name, saved, dy.swapaxes(0, 1) if dy is not None and saved.batch_first else dy, dh, dc
+    )
+    return dx.swapaxes(0, 1) if saved.batch_first else dx, dstate, dweights
+
+
+def _layers_backward(op: str, saved: RecurrentSaved, dy: Any, dh: Any, dc: Any) -> tuple[Array, Any, dict[str, Array]]:
+    """From the last layer to the first; all arrays time first."""
+    weights, hidden = saved.weights, saved.weights.hidden_size
+    directions, dtype = weights.directions, saved.x.dtype
+    steps, batch = saved.x.shape[:2]
+    dstate = tuple(
+        np.empty((len(saved.activations), batch, hidden), dtype) for _ in range(2 if weights.cell == "lstm" else 1)
+    )
+    dweights: dict[str, Array] = {}
+    for layer in reversed(range(weights.layers)):
+        x = saved.ys[layer - 1] if layer else saved.x
+        dx = (
+            np.empty((batch, steps, x.shape[2]), dtype).swapaxes(0, 1)
+            if saved.batch_first and layer == 0
+            else np.empty(x.shape, dtype)
+        )
+        for direction in range(directions):
+            lane = layer * directions + direction
+            own = slice(direction * hidden, (direction + 1) * hidden)
+            h0, c0, own_dh, own_dc = (None if part is None else part[lane] for part in (saved.h0, saved.c0, dh, dc))
+            *states, w_ih, w_hh, b_ih, b_hh, peephole = _core.recurrent_backward(
+                op, weights, lane, saved.nonlinearity, x, saved.ys[layer][:, :, own], saved.activations[lane],
+                h0, c0, saved.lengths, None if dy is None else dy[:, :, own], own_dh, own_dc, dx, direction > 0,
+            )  # fmt: skip
+            for whole, part in zip(dstate, states, strict=False):
+                whole[lane] = part
+            for name, part in zip(saved.names[lane].values(), (w_ih, w_hh, b_ih, b_hh, peephole), strict=True):
+                if part is not None:
+                    dweights[name] = part
+        dy = dx
+    return dx, dstate, dweights
