@@ -92,6 +92,24 @@ typedef struct {
 } fa_attention_arguments;
 fa_status fa_attention_forward(fa_dtype dtype, const fa_attention_arguments *a);
 
+/* Probabilities e^(s - lse) of the heads heads[n_heads] and queries rows[n_rows] of `attention`, of which v, out, reference, sum and
+   strategy are not read: weights[B, n_heads, n_rows, Lk] with strides of batch, head and row; 0 where a row does not attend. lse as
+   forward left it. */
+typedef struct {
+    fa_attention_arguments attention;
+    const void *lse;
+    const fa_index *heads, *rows;
+    fa_index n_heads, n_rows;
+    void *weights;
+    fa_index stride[3];
+} fa_attention_weights_arguments;
+fa_status fa_attention_weights(fa_dtype dtype, const fa_attention_weights_arguments *w);
+
+/* out = (e^lse_a a + e^lse_b b) / (e^lse_a + e^lse_b), lse = ln of the denominator; a, b, out contiguous [rows, n], the lse [rows]; no
+   aliasing. A part whose lse is -inf is not read. */
+fa_status fa_attention_merge(fa_dtype dtype, void *out, void *lse, const void *a, const void *lse_a, const void *b,
+                             const void *lse_b, fa_index rows, fa_index n);
+
 /* ---- one layer and direction of a recurrent network over a sequence ----
    a_t = w_ih x_t + w_hh h_{t-1} + bias, then the cell (kernels/recurrent.c has the equations). Gate order as in PyTorch:
    lstm i, f, g, o; gru r, z, n. x[T, B, I] and y[T, B, H] with strides of time and batch and contiguous last axes; h0, c0, h_out, c_out

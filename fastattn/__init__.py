@@ -11,6 +11,8 @@ from fastattn import config
 from fastattn._core import PackedLinear, RecurrentWeights
 from fastattn.config import get_num_threads, num_threads, set_num_threads, show_config
 from fastattn.functional.attention import SavedAttention, attention, attention_forward
+from fastattn.functional.attention_parts import attention_weights, merge_attention
+from fastattn.functional.attention_varlen import SavedAttentionVarlen, attention_varlen, attention_varlen_forward
 from fastattn.functional.elementwise import exp, gelu, relu, sigmoid, silu, tanh
 from fastattn.functional.linear import linear, pack_linear
 from fastattn.functional.recurrent import (
@@ -53,8 +55,12 @@ __all__ = [
     "PackedLinear",
     "RecurrentWeights",
     "SavedAttention",
+    "SavedAttentionVarlen",
     "attention",
     "attention_forward",
+    "attention_varlen",
+    "attention_varlen_forward",
+    "attention_weights",
     "config",
     "exp",
     "gelu",
@@ -75,6 +81,7 @@ __all__ = [
     "lstm_cell_backward",
     "lstm_cell_forward",
     "lstm_forward",
+    "merge_attention",
     "num_threads",
     "pack_gru",
     "pack_linear",

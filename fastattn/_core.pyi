@@ -78,6 +78,48 @@ def attention(
     return_state: bool,
 ) -> Any: ...
 
+# ---- attention_varlen.pxi ----
+# Results as of attention.
+def attention_varlen(
+    q: ArrayLike,
+    k: ArrayLike,
+    v: ArrayLike,
+    cu_seqlens_q: ArrayLike,
+    cu_seqlens_k: ArrayLike,
+    mask: ArrayLike | None,
+    causal: bool | str | None,
+    scale: float | None,
+    window: tuple[int | None, int | None] | None,
+    softcap: float,
+    alibi_slopes: ArrayLike | None,
+    sinks: ArrayLike | None,
+    out: NDArray[Any] | None,
+    return_lse: bool,
+    return_state: bool,
+) -> Any: ...
+
+# ---- attention_parts.pxi ----
+def attention_weights(
+    q: ArrayLike,
+    k: ArrayLike,
+    lse: ArrayLike,
+    heads: Any,
+    rows: Any,
+    mask: ArrayLike | None,
+    causal: bool | str | None,
+    scale: float | None,
+    window: tuple[int | None, int | None] | None,
+    softcap: float,
+    alibi_slopes: ArrayLike | None,
+    sinks: ArrayLike | None,
+    q_lengths: ArrayLike | None,
+    kv_lengths: ArrayLike | None,
+    layout: str,
+) -> NDArray[Any]: ...
+def merge_attention(
+    out_a: ArrayLike, lse_a: ArrayLike, out_b: ArrayLike, lse_b: ArrayLike
+) -> tuple[NDArray[Any], NDArray[Any]]: ...
+
 # ---- recurrent.pxi ----
 @final
 class RecurrentWeights:

@@ -27,6 +27,8 @@ include "cast.pxi"
 include "rows.pxi"
 include "linear.pxi"
 include "attention.pxi"
+include "attention_varlen.pxi"
+include "attention_parts.pxi"
 include "recurrent.pxi"
 
 fa_init()

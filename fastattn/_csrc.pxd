@@ -119,6 +119,19 @@ cdef extern from "fastattn.h" nogil:
 
     fa_status fa_attention_forward(fa_dtype dtype, const fa_attention_arguments *a)
 
+    ctypedef struct fa_attention_weights_arguments:
+        fa_attention_arguments attention
+        const void *lse
+        const fa_index *heads
+        const fa_index *rows
+        fa_index n_heads, n_rows
+        void *weights
+        fa_index stride[3]
+
+    fa_status fa_attention_weights(fa_dtype dtype, const fa_attention_weights_arguments *w)
+    fa_status fa_attention_merge(fa_dtype dtype, void *out, void *lse, const void *a, const void *lse_a, const void *b,
+                                 const void *lse_b, fa_index rows, fa_index n)
+
     ctypedef enum fa_cell:
         FA_RNN
         FA_LSTM

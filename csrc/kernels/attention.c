@@ -29,6 +29,7 @@
 #define TILE TILE_ROWS(FA_NV)
 #define PANEL (FA_NV * VL)
 #define LN2_REST -0x1.8432a1b0e2634p-43 /* ln 2 - 0x1.62e42fefa4p-1 */
+#define LOG2_E_DOUBLE 0x1.71547652b82fep+0
 #define CHAIN_KEYS ((fa_index)256 * FA_PACKED)
 #define PANEL_TILES 4 /* tiles that a panel of keys passes in a row */
 /* Rounding by V_MAGIC, and V_MAGIC - R, are exact below this; larger rows have R taken off first. */
@@ -197,7 +198,7 @@ FA_INLINE void store_scores(real *s, const real *q, tile_acc acc, const int mr, 
     for (fa_index d = 0; d == 0 || d < padded; d += QUERY_SLICE)                                                           \
         tile_product_part(acc, mr, nv, width, q_tile + d / QUERY_SLICE * slice, QUERY_STRIDE, 1, panel + d * (width) * VL, \
                           fa_min(QUERY_SLICE, padded - d));                                                                \
-    store_scores(s_tile + first, q_tile, acc, mr, nv)
+    store_scores(s_tile + column, q_tile, acc, mr, nv)
 #define WHOLE_TILE(mr, nv) SCORE_TILE(mr, nv, nv)
 #define PART_TILE(mr, nv) SCORE_TILE(mr, nv, FA_NV)
 #define WHOLE_PANEL(nv) TILE_SWITCH_6(mr, WHOLE_TILE, nv)
@@ -220,7 +221,6 @@ void KERNEL(attention_scores)(real *s, const real *q, fa_index slice, fa_index r
         r0 = row[tiles];
         for (fa_index first = 0; first < keys; first += PANEL) {
             const fa_index nv = panel_vectors(keys, first);
-            const real *panel = k + first * padded;
             for (fa_index t = 0; t < tiles; t++) {
                 if (range[t].end <= first || range[t].begin >= first + PANEL) continue;
                 const fa_index mr = row[t + 1] - row[t];
@@ -228,7 +228,9 @@ void KERNEL(attention_scores)(real *s, const real *q, fa_index slice, fa_index r
                 real *s_tile = s + row[t] * ATTENTION_STRIDE;
                 tile_acc acc;
                 /* Of a whole panel only the vectors that the tile attends to: under a causal mask that is half of its last one. */
-                const fa_index part = nv == FA_NV ? fa_min(FA_NV, fa_ceil_div(range[t].end - first, VL)) : FA_NV;
+                const fa_index before = nv == FA_NV ? fa_max(0, range[t].begin - first) / VL : 0, column = first + before * VL;
+                const fa_index part = nv == FA_NV ? fa_min(FA_NV, fa_ceil_div(range[t].end - first, VL)) - before : FA_NV;
+                const real *panel = k + first * padded + before * VL;
                 switch (part < FA_NV ? -part : nv) {
                 case -1: PART_PANEL(1) break;
                 case 1: WHOLE_PANEL(1) break;
@@ -395,6 +397,30 @@ void KERNEL(attention_softmax)(real *s, fa_index rows, const fa_index *begin, co
 
 /* -0 becomes +0. A sum that underflows to -0 would stay so, or not, by how many masked keys follow. */
 FA_INLINE vreal unsigned_zero(vreal x) { return v_add(x, v_zero()); }
+
+#if !defined(FA_STORED_BF16) && !defined(FA_STORED_F16)
+/* The probabilities of a block from known sums: dst = 2^(s - lse log2(e)) for the keys [begin, end) of a row, 0 for the others of
+   `keys`. lse = -inf: zeros. */
+void KERNEL(attention_weights)(real *dst, fa_index lddst, real *s, fa_index rows, const fa_index *begin, const fa_index *end,
+                               fa_index keys, const real *lse)
+{
+    for (fa_index r = 0; r < rows; r++, dst += lddst, s += ATTENTION_STRIDE) {
+        const double power = (double)lse[r] * LOG2_E_DOUBLE;
+        double R = rint(power);
+        if (!isfinite(R)) R = 0;
+        const vreal factor = v_set1(isfinite(power) ? (real)exp2(R - power) : lse[r] - lse[r]);
+        const fa_index last = lse[r] == -REAL_INFINITY ? begin[r] : end[r];
+        const vreal off = v_set1((real)R), floor = v_set1(V_EXPONENT_FLOOR), ceiling = v_set1(-V_EXPONENT_FLOOR);
+        fill(dst, 0, keys);
+        for (fa_index j = begin[r] / VL * VL; j < last; j += VL) {
+            /* A score far above lse does not belong to it; it must not leave the exponent's range. */
+            const vreal x = v_min(ceiling, v_sub(v_load(s + j), off));
+            const vreal p = v_mul(exp2_shifted(x, v_set1(V_MAGIC), floor), factor);
+            v_store_n(dst + j, v_select(v_first(begin[r] - j), v_zero(), p), fa_min(VL, last - j));
+        }
+    }
+}
+#endif
 
 /* A row that attended to nothing has the sum 0, and O = 0. */
 FA_INLINE vreal divisor_of(real sum) { return v_set1(sum == 0 ? 1 : sum); }

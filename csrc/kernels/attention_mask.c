@@ -5,7 +5,7 @@
      s = s + log2(e) mask, or s = -inf           the user's mask
 
    each from its description, in place, for the keys [begin[r], end[r]) of row r and whole vectors around them: other scores
-   may hold anything. And what a sink adds to the softmax. */
+   may hold anything. And what a sink adds to the softmax, and what becomes of two softmaxes over different keys. */
 #include "common.h"
 #include "attention.h"
 
@@ -111,5 +111,25 @@ void KERNEL(attention_sink)(real *reference, real *sum, fa_index rows, real sink
     for (fa_index r = 0; r < rows; r++) {
         reference[r] = (real)R;
         sum[r] = (real)total;
+    }
+}
+
+/* Two results over different keys as one: out = (e^la a + e^lb b) / (e^la + e^lb), lse the log of the denominator. A part whose lse is
+   -inf attended to nothing and is not read. Contiguous rows of n; the result does not depend on the order of the parts. */
+void KERNEL(attention_merge)(real *out, real *lse, const real *a, const real *lse_a, const real *b, const real *lse_b,
+                             fa_index rows, fa_index n)
+{
+    for (fa_index r = 0; r < rows; r++, out += n, a += n, b += n) {
+        const double la = (double)lse_a[r], lb = (double)lse_b[r], top = lb > la ? lb : la;
+        const int has_a = !(lse_a[r] == -REAL_INFINITY), has_b = !(lse_b[r] == -REAL_INFINITY);
+        const double ea = has_a ? exp(la - top) : 0, eb = has_b ? exp(lb - top) : 0, total = ea + eb;
+        const vreal wa = v_set1((real)(ea / total)), wb = v_set1((real)(eb / total));
+        lse[r] = has_a || has_b ? (real)(top + log(total)) : -REAL_INFINITY;
+        for (fa_index d = 0; d < n; d += VL) {
+            const fa_index count = fa_min(VL, n - d);
+            const vreal x = has_a ? v_mul(wa, v_load_n(a + d, count)) : v_zero();
+            const vreal y = has_b ? v_mul(wb, v_load_n(b + d, count)) : v_zero();
+            v_store_n(out + d, has_a && has_b ? v_add(x, y) : has_a ? x : y, count);
+        }
     }
 }

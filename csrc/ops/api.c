@@ -77,6 +77,14 @@ fa_status fa_linear_forward_packed(fa_dtype dtype, fa_isa isa, void *y, fa_index
 
 fa_status fa_attention_forward(fa_dtype dtype, const fa_attention_arguments *a) { BY_ANY_DTYPE(attention_forward, a); }
 
+fa_status fa_attention_weights(fa_dtype dtype, const fa_attention_weights_arguments *w) { BY_DTYPE(attention_weights, w); }
+
+fa_status fa_attention_merge(fa_dtype dtype, void *out, void *lse, const void *a, const void *lse_a, const void *b,
+                             const void *lse_b, fa_index rows, fa_index n)
+{
+    BY_DTYPE(attention_merge, out, lse, a, lse_a, b, lse_b, rows, n);
+}
+
 size_t fa_recurrent_packed_bytes(fa_dtype dtype, fa_isa isa, fa_weight_type type, const fa_recurrent_weights *w)
 {
     BY_DTYPE(recurrent_packed_bytes, isa, type, w);

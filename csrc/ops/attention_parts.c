@@ -1,0 +1,119 @@
+/* What can be had of attention besides its output: probabilities of chosen rows from their lse, and one result of two over
+   different keys. Always native kernels, whatever the strategy. */
+#include "attention.h"
+
+#define ROW_TILE 96
+#define MERGE_ELEMENTS 16384 /* in a task */
+
+typedef struct {
+    real *scores, *copy, *queries, *keys;
+} weights_scratch;
+
+typedef struct {
+    const fa_attention_weights_arguments *w;
+    const fa_kernels *kernels;
+    fa_index block, query_slice, tiles;
+    real scale_high, scale_low;
+    weights_scratch *worker;
+} weights_call;
+
+/* Task: a tile of the chosen rows of one chosen head. */
+static void weights_tile(void *context, fa_index task, int worker)
+{
+    const weights_call *c = context;
+    const fa_attention_weights_arguments *w = c->w;
+    const fa_attention_arguments *a = &w->attention;
+    const fa_kernels *k = c->kernels;
+    const weights_scratch *scratch = &c->worker[worker];
+    const fa_index first = task % c->tiles * ROW_TILE, at = task / c->tiles % w->n_heads, b = task / c->tiles / w->n_heads;
+    const fa_index h = w->heads[at], hk = h / (a->H / a->Hk), n = fa_min(ROW_TILE, w->n_rows - first);
+    const fa_index most = 2 * k->sizes.attention_rows, stride = k->sizes.attention_stride;
+    const fa_index *row = w->rows + first;
+    real lse[ROW_TILE];
+    for (fa_index r = 0; r < n; r++) {
+        k->attention_scale_queries(scratch->queries + r * k->sizes.query_stride, c->query_slice, query_row(a, b, h, row[r]),
+                                   a->q_stride[2], 1, a->D, c->scale_high, c->scale_low);
+        lse[r] = ((const real *)w->lse)[state_row(a, b, h, row[r])];
+    }
+    for (fa_index j0 = 0; j0 < a->Lk; j0 += c->block) {
+        const fa_index keys = fa_max(0, fa_min(c->block, key_length(a, b) - j0)), places = fa_min(c->block, a->Lk - j0);
+        fa_index begin[ROW_TILE], end[ROW_TILE], attended = 0;
+        for (fa_index r = 0; r < n; r++) {
+            attended += block_ranges(a, b, row[r], 1, j0, keys, &begin[r], &end[r]);
+            OP(attention_narrow)(a, b, h, row[r], j0, 1, &begin[r], &end[r]);
+        }
+        if (attended) k->attention_pack_keys(scratch->keys, key_row(a, b, hk, j0), a->k_stride[2], keys, a->D);
+        for (fa_index g = 0; g < n; g += most) {
+            const fa_index rows = fa_min(most, n - g);
+            if (attended)
+                k->attention_scores(scratch->scores, scratch->queries + g * k->sizes.query_stride, c->query_slice, rows,
+                                    scratch->keys, keys, begin + g, end + g, a->D);
+            for (fa_index r = 0; attended && r < rows; r++)
+                OP(attention_adjust_scores)(a, k, scratch->scores + r * stride, scratch->copy, b, h, row[g + r], j0, 1,
+                                            begin + g + r, end + g + r);
+            real *dst = (real *)w->weights + b * w->stride[0] + at * w->stride[1] + (first + g) * w->stride[2] + j0;
+            k->attention_weights(dst, w->stride[2], scratch->scores, rows, begin + g, end + g, places, lse + g);
+        }
+    }
+}
+
+static void plan_weights(weights_call *c, arena *plan, int members)
+{
+    const fa_attention_arguments *a = &c->w->attention;
+    const fa_kernel_sizes *sizes = &c->kernels->sizes;
+    c->worker = arena_take(plan, members, sizeof *c->worker);
+    for (int m = 0; m < members; m++) {
+        weights_scratch w;
+        w.scores = arena_take(plan, 2 * sizes->attention_rows * sizes->attention_stride, sizeof(real));
+        w.copy = arena_take(plan, sizes->attention_stride, sizeof(real));
+        w.queries = arena_take(plan, fa_ceil_div(a->D, sizes->query_slice) * c->query_slice, sizeof(real));
+        w.keys = arena_take(plan, c->block * fa_round_up(a->D, sizes->tile_k), sizeof(real));
+        if (plan->base) c->worker[m] = w;
+    }
+}
+
+fa_status OP(attention_weights)(const fa_attention_weights_arguments *w)
+{
+    const fa_attention_arguments *a = &w->attention;
+    weights_call c = {.w = w, .kernels = current_kernels()};
+    if (a->B == 0 || w->n_heads == 0 || w->n_rows == 0 || a->Lk == 0) return FA_OK;
+    c.block = c.kernels->sizes.attention_keys / (a->D > WIDE_HEAD ? 2 : 1);
+    c.query_slice = ROW_TILE * c.kernels->sizes.query_stride;
+    c.tiles = fa_ceil_div(w->n_rows, ROW_TILE);
+    query_scale(a, &c.scale_high, &c.scale_low);
+    const int members =
+        fa_members_for((double)a->B * (double)w->n_heads * (double)w->n_rows * (double)a->Lk * (double)(a->D + 8));
+    fa_scratch scratch;
+    arena plan = {0};
+    plan_weights(&c, &plan, members);
+    if (!fa_scratch_take(&scratch, plan.used)) return FA_NOMEM;
+    plan = (arena){.base = scratch.base};
+    plan_weights(&c, &plan, members);
+    fa_parallel_for(a->B * w->n_heads * c.tiles, members, weights_tile, &c);
+    fa_scratch_give(&scratch);
+    return FA_OK;
+}
+
+typedef struct {
+    const fa_kernels *kernels;
+    real *out, *lse;
+    const real *a, *lse_a, *b, *lse_b;
+    fa_index rows, n, rows_per_task;
+} merge_call;
+
+static void merge_rows(void *context, fa_index task, int worker)
+{
+    const merge_call *c = context;
+    const fa_index first = task * c->rows_per_task, rows = fa_min(c->rows_per_task, c->rows - first), at = first * c->n;
+    (void)worker;
+    c->kernels->attention_merge(c->out + at, c->lse + first, c->a + at, c->lse_a + first, c->b + at, c->lse_b + first, rows,
+                                c->n);
+}
+
+fa_status OP(attention_merge)(void *out, void *lse, const void *a, const void *lse_a, const void *b, const void *lse_b,
+                              fa_index rows, fa_index n)
+{
+    merge_call c = {current_kernels(), out, lse, a, lse_a, b, lse_b, rows, n, 1 + MERGE_ELEMENTS / (n + 1)};
+    fa_parallel_for(fa_ceil_div(rows, c.rows_per_task), fa_members_for((double)rows * (double)(n + 32)), merge_rows, &c);
+    return FA_OK;
+}

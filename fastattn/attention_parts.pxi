@@ -1,0 +1,100 @@
+# Probabilities of attention on demand, and one result of two over different keys.
+
+cdef object as_selection(object value, fa_index size, str op, str name):
+    """int64 indices [n] in 0..size - 1 of what a slice or an array of indices selects; None: everything."""
+    try:
+        selected = np.arange(size) if value is None else np.arange(size)[value]
+    except (IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"{op}: {name} must be None, a slice or integers in 0..{size - 1}, got {value!r} ({error})") \
+            from None
+    if selected.ndim != 1:
+        raise ValueError(f"{op}: {name} must be None, a slice or integers of one axis, got {value!r}")
+    return np.ascontiguousarray(selected, dtype=np.int64)
+
+
+def attention_weights(object q, object k, object lse, object heads, object rows, object mask, object causal,
+                      object scale, object window, object softcap, object alibi_slopes, object sinks, object q_lengths,
+                      object kv_lengths, str layout):
+    cdef AttentionInputs x
+    cdef Array al, aw
+    cdef fa_attention_weights_arguments w
+    cdef fa_attention_arguments *a = &w.attention
+    cdef fa_status status
+    cdef str op = "attention_weights"
+    cdef int head_axis = head_axis_of(layout, op)
+    cdef object kept, result
+    al.held = aw.held = False
+    try:
+        # The values are not read: k stands in for them.
+        kept = acquire_inputs(&x, a, head_axis, q, k, k, mask, causal, scale, window, softcap, alibi_slopes, sinks,
+                              q_lengths, kv_lengths)
+        if real_dtype(x.q.dtype) != x.q.dtype:
+            raise wrong_type(op, "q", q)
+        lse = acquire(&al, lse, op, "lse", 3, x.q.dtype)
+        expected = (a.B, a.H, a.Lq) if head_axis == 1 else (a.B, a.Lq, a.H)
+        if shape_of(&al) != expected:
+            raise wrong_shape(op, "lse", f"have shape {expected}", f"shape {shape_of(&al)}")
+        if head_axis == 2:
+            release(&al)
+            lse = lse.swapaxes(1, 2)
+            acquire(&al, lse, op, "lse", 3, x.q.dtype)
+        if not is_contiguous(&al):
+            release(&al)
+            acquire_contiguous(&al, lse, op, "lse", 3, x.q.dtype)
+        heads = as_selection(heads, a.H, op, "heads")
+        rows = as_selection(rows, a.Lq, op, "rows")
+        w.n_heads, w.n_rows = heads.shape[0], rows.shape[0]
+        w.heads = <const fa_index *><uintptr_t>heads.ctypes.data
+        w.rows = <const fa_index *><uintptr_t>rows.ctypes.data
+        w.lse = al.data
+        shape = (a.B, w.n_heads, w.n_rows, a.Lk) if head_axis == 1 else (a.B, w.n_rows, w.n_heads, a.Lk)
+        result = new_out(&aw, shape, x.q.dtype)
+        set_strides(&aw, w.stride, head_axis)
+        w.weights = aw.data
+        a.out = a.lse = a.reference = a.sum = NULL
+        with nogil:
+            status = fa_attention_weights(<fa_dtype>x.q.dtype, &w)
+        raise_status(status, op)
+    finally:
+        release_inputs(&x)
+        release(&al)
+        release(&aw)
+    return result
+
+
+def merge_attention(object out_a, object lse_a, object out_b, object lse_b):
+    cdef Array xa, la, xb, lb, ao, al
+    cdef fa_status status
+    cdef fa_index rows, n
+    cdef str op = "merge_attention"
+    cdef object out, lse
+    xa.held = la.held = xb.held = lb.held = ao.held = al.held = False
+    try:
+        acquire_contiguous(&xa, out_a, op, "out_a")
+        acquire_contiguous(&la, lse_a, op, "lse_a", -1, xa.dtype)
+        acquire_contiguous(&xb, out_b, op, "out_b", -1, xa.dtype)
+        acquire_contiguous(&lb, lse_b, op, "lse_b", -1, xa.dtype)
+        shape = shape_of(&xa)
+        if not shape:
+            raise wrong_shape(op, "out_a", "have an axis at least", "shape ()")
+        of_rows, n = shape[:len(shape) - 1], shape[len(shape) - 1]
+        if shape_of(&xb) != shape:
+            raise wrong_shape(op, "out_b", f"have the shape {shape} of out_a", f"shape {shape_of(&xb)}")
+        for name, got in (("lse_a", shape_of(&la)), ("lse_b", shape_of(&lb))):
+            if got != of_rows:
+                raise wrong_shape(op, name, f"have shape {of_rows}, that of out_a without its last axis",
+                                  f"shape {got}")
+        out, lse = new_out(&ao, shape, xa.dtype), new_out(&al, of_rows, xa.dtype)
+        rows = count(&la)
+        with nogil:
+            status = fa_attention_merge(<fa_dtype>xa.dtype, ao.data, al.data, xa.data, la.data, xb.data, lb.data, rows,
+                                        n)
+        raise_status(status, op)
+    finally:
+        release(&xa)
+        release(&la)
+        release(&xb)
+        release(&lb)
+        release(&ao)
+        release(&al)
+    return out, lse

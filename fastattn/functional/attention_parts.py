@@ -1,0 +1,56 @@
+"""Probabilities of attention on demand, and one result of two over different keys."""
+
+from collections.abc import Sequence
+
+from numpy.typing import ArrayLike
+
+from fastattn import _core
+from fastattn.functional._types import Array
+
+
+def attention_weights(q: ArrayLike, k: ArrayLike, lse: ArrayLike, *, heads: slice | Sequence[int] | None = None,
+                      rows: slice | Sequence[int] | None = None, mask: ArrayLike | None = None,
+                      causal: bool | str = False, scale: float | None = None,
+                      window: tuple[int | None, int | None] | None = None, softcap: float = 0.0,
+                      alibi_slopes: ArrayLike | None = None, sinks: ArrayLike | None = None,
+                      q_lengths: ArrayLike | None = None, kv_lengths: ArrayLike | None = None,
+                      layout: str = "bhld") -> Array:  # fmt: skip
+    """Probabilities e^(s - lse) that attention gives to the keys, of the heads and queries asked for and no others.
+
+    Parameters
+    ----------
+    q, k
+        As of attention, whose other arguments are to be the same too.
+    lse
+        What attention returned with return_lse=True.
+    heads, rows
+        Which query heads and which queries: None for all, a slice, or integers.
+
+    Returns weights[B, heads, rows, Lk] (layout "blhd": [B, rows, heads, Lk]), 0 where a query does not attend. With
+    sinks the rest of a row, up to 1, is the sink's.
+
+    >>> q = np.zeros((1, 1, 2, 4))
+    >>> out, lse = attention(q, q, q, causal=True, return_lse=True)
+    >>> attention_weights(q, q, lse, causal=True)[0, 0]
+    array([[1. , 0. ],
+           [0.5, 0.5]])
+    """
+    return _core.attention_weights(
+        q, k, lse, heads, rows, mask, causal, scale, window, softcap, alibi_slopes, sinks, q_lengths, kv_lengths, layout
+    )
+
+
+def merge_attention(out_a: ArrayLike, lse_a: ArrayLike, out_b: ArrayLike, lse_b: ArrayLike) -> tuple[Array, Array]:
+    """Attention over the keys of two calls from the results of each: (out, lse).
+
+        out = (e^lse_a out_a + e^lse_b out_b) / (e^lse_a + e^lse_b),  lse = ln(e^lse_a + e^lse_b)
+
+    out_a, out_b [..., Dv] and lse_a, lse_b [...] of one dtype: any layout of attention, or rows of attention_varlen.
+    Where a part attended to nothing (lse -inf) the other is the result, in its bits. The order of the parts changes
+    nothing. A sink counts once: give sinks to one of the calls.
+
+    >>> out, lse = merge_attention(np.ones((1, 1)), np.zeros(1), 3 * np.ones((1, 1)), np.zeros(1))
+    >>> out, lse
+    (array([[2.]]), array([0.69314718]))
+    """
+    return _core.merge_attention(out_a, lse_a, out_b, lse_b)
