@@ -36,6 +36,27 @@ fa_status fa_softmax_forward(fa_dtype dtype, int log, void *y, fa_index ldy, con
 fa_status fa_softmax_backward(fa_dtype dtype, int log, void *dx, const void *dy, const void *y, fa_index rows, fa_index n,
                               double scale);
 
+/* ---- layer norm and RMS norm over contiguous rows of n; kernels/norm.c has the equations ----
+   z = x, or x + residual, which goes to `sum` then. bias: layer norm only. weight, bias, residual (with sum), mean and rstd may be
+   NULL; rms has no mean. y == x and sum == x allowed. Backward: x is z; dx = gradient of z + dsum (NULL: without);
+   dx == dy or dx == dsum allowed. dweight needs weight. */
+typedef enum { FA_LAYER_NORM = 0, FA_RMS_NORM } fa_norm;
+typedef struct {
+    fa_norm kind;
+    fa_index rows, n;
+    void *y, *sum, *mean, *rstd;
+    const void *x, *residual, *weight, *bias;
+    double eps;
+} fa_norm_arguments;
+typedef struct {
+    fa_norm kind;
+    fa_index rows, n;
+    void *dx, *dweight, *dbias;
+    const void *dy, *x, *weight, *dsum, *mean, *rstd;
+} fa_norm_backward_arguments;
+fa_status fa_norm_forward(fa_dtype dtype, const fa_norm_arguments *a);
+fa_status fa_norm_backward(fa_dtype dtype, const fa_norm_backward_arguments *a);
+
 /* ---- linear: y[M, N] = activation(x[M, K] w[N, K]' + bias[N]); bias may be NULL; no aliasing ---- */
 typedef enum { FA_LINEAR_NATIVE = 0, FA_LINEAR_BLAS } fa_linear_strategy;
 fa_status fa_linear_forward(fa_dtype dtype, void *y, fa_index ldy, const void *x, fa_index ldx, const void *w, fa_index ldw,

@@ -15,6 +15,16 @@ from fastattn.functional.attention_parts import attention_weights, merge_attenti
 from fastattn.functional.attention_varlen import SavedAttentionVarlen, attention_varlen, attention_varlen_forward
 from fastattn.functional.elementwise import exp, gelu, relu, sigmoid, silu, tanh
 from fastattn.functional.linear import linear, pack_linear
+from fastattn.functional.norm import (
+    add_layer_norm,
+    add_rms_norm,
+    layer_norm,
+    layer_norm_backward,
+    layer_norm_forward,
+    rms_norm,
+    rms_norm_backward,
+    rms_norm_forward,
+)
 from fastattn.functional.recurrent import (
     gru,
     gru_cell,
@@ -56,6 +66,8 @@ __all__ = [
     "RecurrentWeights",
     "SavedAttention",
     "SavedAttentionVarlen",
+    "add_layer_norm",
+    "add_rms_norm",
     "attention",
     "attention_forward",
     "attention_varlen",
@@ -71,6 +83,9 @@ __all__ = [
     "gru_cell_backward",
     "gru_cell_forward",
     "gru_forward",
+    "layer_norm",
+    "layer_norm_backward",
+    "layer_norm_forward",
     "linear",
     "log_softmax",
     "log_softmax_backward",
@@ -88,6 +103,9 @@ __all__ = [
     "pack_lstm",
     "pack_rnn",
     "relu",
+    "rms_norm",
+    "rms_norm_backward",
+    "rms_norm_forward",
     "rnn",
     "rnn_backward",
     "rnn_cell",

@@ -35,6 +35,31 @@ def map_elements(kind: str, x: ArrayLike, out: NDArray[Any] | None, op: str) -> 
 def softmax_rows(log: bool, x: ArrayLike, scale: float, out: NDArray[Any] | None, op: str) -> NDArray[Any]: ...
 def softmax_backward_rows(log: bool, dy: ArrayLike, y: ArrayLike, scale: float, op: str) -> NDArray[Any]: ...
 
+# ---- norm.pxi ----
+# (y, sum, mean, rstd) and (dx, dweight, dbias).
+def norm(
+    kind: str,
+    x: ArrayLike,
+    residual: ArrayLike | None,
+    weight: ArrayLike | None,
+    bias: ArrayLike | None,
+    eps: float,
+    out: NDArray[Any] | None,
+    statistics: bool,
+    op: str,
+) -> tuple[NDArray[Any], NDArray[Any], Any, Any]: ...
+def norm_backward(
+    kind: str,
+    dy: ArrayLike,
+    x: ArrayLike,
+    weight: ArrayLike | None,
+    mean: ArrayLike | None,
+    rstd: ArrayLike,
+    dsum: ArrayLike | None,
+    with_bias: bool,
+    op: str,
+) -> tuple[NDArray[Any], NDArray[Any] | None, NDArray[Any] | None]: ...
+
 # ---- linear.pxi ----
 @final
 class PackedLinear:

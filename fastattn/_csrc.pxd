@@ -66,6 +66,39 @@ cdef extern from "fastattn.h" nogil:
     fa_status fa_softmax_backward(fa_dtype dtype, int log, void *dx, const void *dy, const void *y, fa_index rows,
                                   fa_index n, double scale)
 
+    ctypedef enum fa_norm:
+        FA_LAYER_NORM
+        FA_RMS_NORM
+
+    ctypedef struct fa_norm_arguments:
+        fa_norm kind
+        fa_index rows, n
+        void *y
+        void *sum
+        void *mean
+        void *rstd
+        const void *x
+        const void *residual
+        const void *weight
+        const void *bias
+        double eps
+
+    ctypedef struct fa_norm_backward_arguments:
+        fa_norm kind
+        fa_index rows, n
+        void *dx
+        void *dweight
+        void *dbias
+        const void *dy
+        const void *x
+        const void *weight
+        const void *dsum
+        const void *mean
+        const void *rstd
+
+    fa_status fa_norm_forward(fa_dtype dtype, const fa_norm_arguments *a)
+    fa_status fa_norm_backward(fa_dtype dtype, const fa_norm_backward_arguments *a)
+
     ctypedef enum fa_linear_strategy:
         FA_LINEAR_NATIVE
         FA_LINEAR_BLAS

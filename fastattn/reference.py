@@ -84,6 +84,48 @@ def linear(x, weight, bias=None, activation=None):
     return ACTIVATIONS[activation](y if bias is None else y + bias)
 
 
+# ---- norms of the last axis; a missing weight, bias or residual is None ----
+
+
+def _scaled(y, weight, bias=None):
+    weight, bias = _double(weight, bias)
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+def layer_norm(x, weight=None, bias=None, eps=1e-5):
+    (x,) = _double(x)
+    x = x - x.mean(-1, keepdims=True)
+    return _scaled(x / np.sqrt((x**2).mean(-1, keepdims=True) + eps), weight, bias)
+
+
+def rms_norm(x, weight=None, eps=1e-5):
+    (x,) = _double(x)
+    return _scaled(x / np.sqrt((x**2).mean(-1, keepdims=True) + eps), weight)
+
+
+def _rows_sum(x):
+    return x.reshape(-1, x.shape[-1]).sum(0)
+
+
+def layer_norm_backward(dy, x, weight=None, eps=1e-5):
+    """dx, dweight, dbias."""
+    dy, x = _double(dy, x)
+    x = x - x.mean(-1, keepdims=True)
+    rstd = 1 / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
+    y, g = x * rstd, _scaled(dy, weight)
+    dx = rstd * (g - g.mean(-1, keepdims=True) - y * (g * y).mean(-1, keepdims=True))
+    return dx, _rows_sum(dy * y), _rows_sum(dy)
+
+
+def rms_norm_backward(dy, x, weight=None, eps=1e-5):
+    """dx, dweight."""
+    dy, x = _double(dy, x)
+    rstd = 1 / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
+    y, g = x * rstd, _scaled(dy, weight)
+    return rstd * (g - y * (g * y).mean(-1, keepdims=True)), _rows_sum(dy * y)
+
+
 # ---- attention ----
 
 

@@ -90,6 +90,34 @@ def linear(x, weight, bias=None, activation=None):
     return ACTIVATIONS[activation](y if bias is None else y + bias)
 
 
+def layer_norm(x, weight=None, bias=None, eps=1e-5):
+    x = x - x.mean(-1, keepdims=True)
+    y = x / np.sqrt((x * x).mean(-1, keepdims=True) + x.dtype.type(eps))
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+def rms_norm(x, weight=None, eps=1e-5):
+    y = x / np.sqrt((x * x).mean(-1, keepdims=True) + x.dtype.type(eps))
+    return y if weight is None else y * weight
+
+
+def layer_norm_backward(dy, x, weight=None, eps=1e-5):
+    """dx, dweight, dbias."""
+    x = x - x.mean(-1, keepdims=True)
+    rstd = 1 / np.sqrt((x * x).mean(-1, keepdims=True) + x.dtype.type(eps))
+    y, g = x * rstd, dy if weight is None else dy * weight
+    dx = rstd * (g - g.mean(-1, keepdims=True) - y * (g * y).mean(-1, keepdims=True))
+    return dx, (dy * y).reshape(-1, y.shape[-1]).sum(0), dy.reshape(-1, y.shape[-1]).sum(0)
+
+
+def rms_norm_backward(dy, x, weight=None, eps=1e-5):
+    """dx, dweight."""
+    rstd = 1 / np.sqrt((x * x).mean(-1, keepdims=True) + x.dtype.type(eps))
+    y, g = x * rstd, dy if weight is None else dy * weight
+    return rstd * (g - y * (g * y).mean(-1, keepdims=True)), (dy * y).reshape(-1, y.shape[-1]).sum(0)
+
+
 def attention(q, k, v, mask=None, causal=False, scale=None, window=None, softcap=0.0, alibi_slopes=None, sinks=None,
               q_lengths=None, kv_lengths=None):  # fmt: skip
     """out and lse of whole matrices of scores."""

@@ -9,12 +9,12 @@
    any two numbers that matter is exact.
 
    NaN anywhere, +inf anywhere, or a row of -inf alone: the row becomes NaN, as in IEEE arithmetic. n = 0 writes nothing.
-   Sums run in blocks of SUM_BLOCK vectors, and the blocks are added in double length: long rows lose nothing. */
+   Sums run in blocks (rows.h): long rows lose nothing. */
 #include "common.h"
+#include "rows.h"
 
 #include <math.h>
 
-#define SUM_BLOCK 32
 #if defined(FA_REAL_F32)
 #define SHIFT_BEYOND 256.0f /* 2^8: z in [max - 104, max] and max are multiples of 2^-16, and 104 2^16 < 2^24 */
 #else
@@ -26,32 +26,6 @@ typedef struct {
     vreal scale, minus_shift, lowest, magic;
     real n_value;
 } row_frame;
-
-typedef struct {
-    vreal high, low;
-} long_sum;
-
-/* The first `count` lanes; a constant VL makes it a plain load or store. */
-FA_INLINE vreal load_some(const real *p, fa_index count) { return count >= VL ? v_load(p) : v_load_n(p, count); }
-FA_INLINE void store_some(real *p, vreal a, fa_index count)
-{
-    if (count >= VL)
-        v_store(p, a);
-    else
-        v_store_n(p, a, count);
-}
-
-FA_INLINE void add_block(long_sum *total, vreal block)
-{
-    vreal rest;
-    total->high = two_sum(total->high, block, &rest);
-    total->low = v_add(total->low, rest);
-}
-
-FA_INLINE real long_total(const long_sum *total)
-{
-    return (real)((double)v_reduce_add(total->high) + (double)v_reduce_add(total->low));
-}
 
 /* The largest of sign x. */
 FA_INLINE real largest(const real *x, fa_index n, const int negative)

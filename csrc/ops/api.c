@@ -54,6 +54,10 @@ fa_status fa_softmax_backward(fa_dtype dtype, int log, void *dx, const void *dy,
     BY_DTYPE(softmax_backward, log, dx, dy, y, rows, n, scale);
 }
 
+fa_status fa_norm_forward(fa_dtype dtype, const fa_norm_arguments *a) { BY_DTYPE(norm_forward, a); }
+
+fa_status fa_norm_backward(fa_dtype dtype, const fa_norm_backward_arguments *a) { BY_DTYPE(norm_backward, a); }
+
 fa_status fa_linear_forward(fa_dtype dtype, void *y, fa_index ldy, const void *x, fa_index ldx, const void *w, fa_index ldw,
                             const void *bias, fa_index M, fa_index N, fa_index K, fa_activation activation,
                             fa_linear_strategy strategy)

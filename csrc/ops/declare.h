@@ -4,6 +4,8 @@ fa_status OP(cast)(void *y, const void *x, fa_index n, int narrow);
 fa_status OP(softmax_forward)(int log, void *y, fa_index ldy, const void *x, fa_index ldx, fa_index rows, fa_index n,
                               double scale);
 fa_status OP(softmax_backward)(int log, void *dx, const void *dy, const void *y, fa_index rows, fa_index n, double scale);
+fa_status OP(norm_forward)(const fa_norm_arguments *a);
+fa_status OP(norm_backward)(const fa_norm_backward_arguments *a);
 fa_status OP(linear_forward)(void *y, fa_index ldy, const void *x, fa_index ldx, const void *w, fa_index ldw, const void *bias,
                              fa_index M, fa_index N, fa_index K, fa_activation activation, fa_linear_strategy strategy);
 size_t OP(linear_packed_bytes)(fa_isa isa, fa_index N, fa_index K);

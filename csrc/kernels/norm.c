@@ -1,0 +1,253 @@
+/* Layer norm and RMS norm of rows, z = x, or x + residual where there is one:
+
+     layer   y = (z - mean) rstd w + b     mean = sum z / n     rstd = 1 / sqrt(sum (z - mean)^2 / n + eps)
+     rms     y = z rstd w                                       rstd = 1 / sqrt(sum z^2 / n + eps)
+
+   and with x^ = (z - mean) rstd (rms: z rstd), g = dy w:
+
+     layer   dz = rstd (g - sum g / n - x^ sum g x^ / n)     dw = sum over rows of dy x^     db = sum over rows of dy
+     rms     dz = rstd (g - x^ sum g x^ / n)                 dw likewise
+
+   The mean is found in two steps: m, the rounded mean, then the mean of z - m. Of a row with a large common offset it is taken off
+   as well, as `low`, and keeps the digits that the offset would cost; the variance is about the sum of both. NaN or an infinity in a row makes the row NaN (rms: an
+   infinity makes the others 0). */
+#include "common.h"
+#include "rows.h"
+
+#define CHAINS 4 /* partial sums side by side: the latency of an addition */
+
+/* A sum over a row: CHAINS chains of a block, added up in pairs at its end. */
+typedef struct {
+    vreal chain[CHAINS];
+    long_sum total;
+} row_sum;
+
+FA_INLINE void clear_chains(row_sum *s)
+{
+    FA_UNROLL
+    for (int i = 0; i < CHAINS; i++) s->chain[i] = v_zero();
+}
+
+FA_INLINE void start_sum(row_sum *s)
+{
+    clear_chains(s);
+    s->total = (long_sum){v_zero(), v_zero()};
+}
+
+FA_INLINE void end_block(row_sum *s)
+{
+    add_block(&s->total, v_add(v_add(s->chain[0], s->chain[1]), v_add(s->chain[2], s->chain[3])));
+    clear_chains(s);
+}
+
+/* STEP(j, count, i): columns j to j + count, chain i; blocks end with BLOCK_END. The vectors of a row fall to the same chains
+   whatever the number of columns. */
+#define FOR_ROW(n, STEP, BLOCK_END)                                        \
+    for (fa_index first = 0; first < n; first += SUM_BLOCK * VL) {         \
+        const fa_index end = fa_min(n, first + SUM_BLOCK * VL);            \
+        fa_index j = first;                                                \
+        for (; j + CHAINS * VL <= end; j += CHAINS * VL) {                 \
+            FA_UNROLL                                                      \
+            for (int i = 0; i < CHAINS; i++) STEP(j + i * VL, VL, i);      \
+        }                                                                  \
+        FA_UNROLL                                                          \
+        for (int i = 0; i < CHAINS; i++)                                   \
+            if (j + i * VL < end) STEP(j + i * VL, end - (j + i * VL), i); \
+        BLOCK_END;                                                         \
+    }
+
+/* The first lanes of a vector; the others 0. */
+FA_INLINE vreal first_lanes(vreal a, fa_index count) { return count >= VL ? a : v_select(v_first(count), a, v_zero()); }
+
+/* z = x + residual into `sum`, unless there is none; returns where z is. */
+FA_INLINE const real *add_residual(real *sum, const real *x, const real *residual, fa_index n)
+{
+    if (!residual) return x;
+    for (fa_index j = 0; j < n; j += VL)
+        store_some(sum + j, v_add(load_some(x + j, n - j), load_some(residual + j, n - j)), n - j);
+    return sum;
+}
+
+/* Longer than real: an error of rstd is one of the whole row. */
+#if defined(FA_REAL_F32)
+typedef double longer;
+#define ROOT __builtin_sqrt
+#else
+typedef long double longer;
+#define ROOT __builtin_sqrtl
+#endif
+
+static longer root_of_mean(longer square_sum, fa_index n, double eps) { return ROOT(square_sum / (longer)n + (longer)eps); }
+
+/* d / root, rounded once where there is a multiply-add: 1 / root in two pieces. Elsewhere the division is the shortest way. */
+typedef struct {
+    vreal high, low;
+} row_scale;
+
+FA_INLINE row_scale scale_of_row(longer root)
+{
+#if FA_HAS_FMA
+    const longer inverse = 1 / root;
+    return (row_scale){v_set1((real)inverse), v_set1((real)(inverse - (longer)(real)inverse))};
+#else
+    return (row_scale){v_set1((real)root), v_zero()};
+#endif
+}
+
+FA_INLINE vreal scaled(vreal d, row_scale s) { return FA_HAS_FMA ? v_fma(d, s.high, v_mul(d, s.low)) : v_div(d, s.high); }
+
+/* The root of variance + eps; *mean and *low of the two steps. */
+FA_INLINE longer layer_statistics(const real *z, fa_index n, double eps, real *mean, real *low)
+{
+    row_sum sum, square;
+    start_sum(&sum);
+#define STEP(j, count, i) sum.chain[i] = v_add(sum.chain[i], load_some(z + j, count))
+    FOR_ROW(n, STEP, end_block(&sum))
+#undef STEP
+    *mean = long_total(&sum.total) / (real)n;
+    const vreal m = v_set1(*mean);
+    start_sum(&sum);
+    start_sum(&square);
+#define STEP(j, count, i)                                                        \
+    do {                                                                         \
+        const vreal d = first_lanes(v_sub(load_some(z + (j), count), m), count); \
+        sum.chain[i] = v_add(sum.chain[i], d);                                   \
+        square.chain[i] = v_fma(d, d, square.chain[i]);                          \
+    } while (0)
+    FOR_ROW(n, STEP, (end_block(&sum), end_block(&square)))
+#undef STEP
+    const longer rest = (longer)long_total(&sum.total) / (longer)n;
+    const longer root = root_of_mean((longer)long_total(&square.total) - rest * rest * (longer)n, n, eps);
+    /* Where the mean is no larger than the deviations, they are rounded as coarsely as it is: their mean is noise. */
+    *low = (longer)*mean > root || (longer)*mean < -root ? (real)rest : 0;
+    return root;
+}
+
+FA_INLINE longer rms_statistics(const real *z, fa_index n, double eps)
+{
+    row_sum square;
+    start_sum(&square);
+#define STEP(j, count, i)                               \
+    do {                                                \
+        const vreal a = load_some(z + j, count);        \
+        square.chain[i] = v_fma(a, a, square.chain[i]); \
+    } while (0)
+    FOR_ROW(n, STEP, end_block(&square))
+#undef STEP
+    return root_of_mean((longer)long_total(&square.total), n, eps);
+}
+
+FA_INLINE vreal apply_weight(vreal a, const real *w, const real *b, fa_index count)
+{
+    if (w && b) return v_fma(a, load_some(w, count), load_some(b, count));
+    if (w) return v_mul(a, load_some(w, count));
+    return b ? v_add(a, load_some(b, count)) : a;
+}
+
+/* One row of y with w and b known to be there or not. */
+FA_INLINE void write_layer(real *y, const real *z, fa_index n, vreal m, vreal low, row_scale scale, const real *w, const real *b)
+{
+    fa_index j = 0;
+    for (; j + VL <= n; j += VL) {
+        const vreal a = scaled(v_sub(v_sub(v_load(z + j), m), low), scale);
+        v_store(y + j, apply_weight(a, w ? w + j : NULL, b ? b + j : NULL, VL));
+    }
+    if (j < n) {
+        const vreal a = scaled(v_sub(v_sub(v_load_n(z + j, n - j), m), low), scale);
+        v_store_n(y + j, apply_weight(a, w ? w + j : NULL, b ? b + j : NULL, n - j), n - j);
+    }
+}
+
+void KERNEL(layer_norm_rows)(real *y, real *sum, real *mean, real *rstd, const real *x, const real *residual, const real *w,
+                             const real *b, fa_index rows, fa_index n, double eps)
+{
+    for (fa_index i = 0; i < rows; i++, y += n, x += n) {
+        const real *z = add_residual(sum, x, residual, n);
+        real m, low;
+        const longer root = layer_statistics(z, n, eps, &m, &low);
+        const vreal vm = v_set1(m), vlow = v_set1(low);
+        const row_scale scale = scale_of_row(root);
+        if (w && b)
+            write_layer(y, z, n, vm, vlow, scale, w, b);
+        else if (w)
+            write_layer(y, z, n, vm, vlow, scale, w, NULL);
+        else
+            write_layer(y, z, n, vm, vlow, scale, NULL, b);
+        if (mean) mean[i] = m + low, rstd[i] = (real)(1 / root);
+        if (residual) sum += n, residual += n;
+    }
+}
+
+void KERNEL(rms_norm_rows)(real *y, real *sum, real *rstd, const real *x, const real *residual, const real *w, fa_index rows,
+                           fa_index n, double eps)
+{
+    for (fa_index i = 0; i < rows; i++, y += n, x += n) {
+        const real *z = add_residual(sum, x, residual, n);
+        const longer root = rms_statistics(z, n, eps);
+        const row_scale scale = scale_of_row(root);
+        for (fa_index j = 0; j < n; j += VL)
+            store_some(y + j, apply_weight(scaled(load_some(z + j, n - j), scale), w ? w + j : NULL, NULL, n - j), n - j);
+        if (rstd) rstd[i] = (real)(1 / root);
+        if (residual) sum += n, residual += n;
+    }
+}
+
+/* One row of the backward. rms: mean is 0, and the sum of g is left out. */
+FA_INLINE void backward_row(real *dx, real *dw, real *db, const real *dy, const real *x, const real *w, const real *dsum,
+                            fa_index n, real mean, real rstd, const int rms)
+{
+    const vreal m = v_set1(mean), r = v_set1(rstd);
+    row_sum along, sum;
+    start_sum(&along);
+    start_sum(&sum);
+#define STEP(j, count, i)                                                         \
+    do {                                                                          \
+        const vreal d = load_some(dy + j, count), z = load_some(x + j, count);    \
+        const vreal a = v_mul(rms ? z : first_lanes(v_sub(z, m), count), r);      \
+        const vreal g = w ? v_mul(d, load_some(w + j, count)) : d;                \
+        along.chain[i] = v_fma(g, a, along.chain[i]);                             \
+        if (!rms) sum.chain[i] = v_add(sum.chain[i], g);                          \
+        if (dw) store_some(dw + j, v_fma(d, a, load_some(dw + j, count)), count); \
+        if (db) store_some(db + j, v_add(d, load_some(db + j, count)), count);    \
+    } while (0)
+    FOR_ROW(n, STEP, (end_block(&along), end_block(&sum)))
+#undef STEP
+    const vreal slope = v_set1(long_total(&along.total) / (real)n), level = v_set1(long_total(&sum.total) / (real)n);
+    for (fa_index j = 0; j < n; j += VL) {
+        const fa_index count = n - j;
+        const vreal z = load_some(x + j, count), a = v_mul(rms ? z : v_sub(z, m), r);
+        const vreal d = load_some(dy + j, count), g = w ? v_mul(d, load_some(w + j, count)) : d;
+        const vreal dz = v_mul(r, v_fnma(a, slope, rms ? g : v_sub(g, level)));
+        store_some(dx + j, dsum ? v_add(dz, load_some(dsum + j, count)) : dz, count);
+    }
+}
+
+void KERNEL(layer_norm_backward_rows)(real *dx, real *dw, real *db, const real *dy, const real *x, const real *w,
+                                      const real *dsum, const real *mean, const real *rstd, fa_index rows, fa_index n)
+{
+    for (fa_index i = 0; i < rows; i++, dx += n, dy += n, x += n) {
+        if (w && dw && db)
+            backward_row(dx, dw, db, dy, x, w, dsum, n, mean[i], rstd[i], 0);
+        else
+            backward_row(dx, w ? dw : NULL, db, dy, x, w, dsum, n, mean[i], rstd[i], 0);
+        if (dsum) dsum += n;
+    }
+}
+
+void KERNEL(rms_norm_backward_rows)(real *dx, real *dw, const real *dy, const real *x, const real *w, const real *dsum,
+                                    const real *rstd, fa_index rows, fa_index n)
+{
+    for (fa_index i = 0; i < rows; i++, dx += n, dy += n, x += n) {
+        backward_row(dx, dw, NULL, dy, x, w, dsum, n, 0, rstd[i], 1);
+        if (dsum) dsum += n;
+    }
+}
+
+void KERNEL(add_rows)(real *y, const real *x, fa_index ldx, fa_index rows, fa_index n)
+{
+    for (fa_index j = 0; j < n; j += VL) {
+        vreal sum = v_zero();
+        for (fa_index i = 0; i < rows; i++) sum = v_add(sum, load_some(x + i * ldx + j, n - j));
+        store_some(y + j, v_add(load_some(y + j, n - j), sum), n - j);
+    }
+}

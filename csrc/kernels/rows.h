@@ -1,0 +1,36 @@
+/* What kernels on rows share: partial vectors, and sums that long rows do not spoil. Sums run in blocks of SUM_BLOCK vectors, and
+   the blocks are added in double length. */
+#ifndef FA_KERNELS_ROWS_H
+#define FA_KERNELS_ROWS_H
+
+#include "common.h"
+
+#define SUM_BLOCK 32
+
+typedef struct {
+    vreal high, low;
+} long_sum;
+
+/* The first `count` lanes; a constant VL makes it a plain load or store. */
+FA_INLINE vreal load_some(const real *p, fa_index count) { return count >= VL ? v_load(p) : v_load_n(p, count); }
+FA_INLINE void store_some(real *p, vreal a, fa_index count)
+{
+    if (count >= VL)
+        v_store(p, a);
+    else
+        v_store_n(p, a, count);
+}
+
+FA_INLINE void add_block(long_sum *total, vreal block)
+{
+    vreal rest;
+    total->high = two_sum(total->high, block, &rest);
+    total->low = v_add(total->low, rest);
+}
+
+FA_INLINE real long_total(const long_sum *total)
+{
+    return (real)((double)v_reduce_add(total->high) + (double)v_reduce_add(total->low));
+}
+
+#endif

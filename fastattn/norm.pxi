@@ -1,0 +1,134 @@
+# Layer norm and RMS norm over the last axis.
+
+cdef dict NORMS = {"layer": FA_LAYER_NORM, "rms": FA_RMS_NORM}
+
+
+cdef object acquire_like(Array *a, object value, str op, str name, const Array *model, str model_name):
+    """A contiguous array with the shape and dtype of another; None holds nothing."""
+    if value is None:
+        return
+    acquire_contiguous(a, value, op, name, -1, model.dtype)
+    if shape_of(a) != shape_of(model):
+        raise wrong_shape(op, name, f"have the shape of {model_name}, {shape_of(model)}", f"shape {shape_of(a)}")
+
+
+cdef object acquire_columns(Array *a, object value, str op, str name, const Array *x):
+    """A contiguous vector, one element for each column of x; None holds nothing."""
+    if value is None:
+        return
+    acquire_contiguous(a, value, op, name, 1, x.dtype)
+    if a.shape[0] != x.shape[x.ndim - 1]:
+        raise wrong_shape(op, name, f"have shape ({x.shape[x.ndim - 1]},), the last axis of x", f"shape {shape_of(a)}")
+
+
+cdef void *data_of(const Array *a) noexcept:
+    return a.data if a.held else NULL
+
+
+def norm(str kind, object x, object residual, object weight, object bias, object eps, object out, bint statistics,
+         str op):
+    """(y, sum, mean, rstd): sum is x + residual, or x itself; mean and rstd of each row where `statistics` asks."""
+    cdef Array a, r, w, b, y, s, m, d
+    cdef fa_norm_arguments arguments
+    cdef fa_status status
+    cdef object result, total, mean = None, rstd = None
+    a.held = r.held = w.held = b.held = y.held = s.held = m.held = d.held = False
+    arguments.kind = NORMS[kind]
+    arguments.eps = as_float(eps, op, "eps")
+    if not (arguments.eps >= 0 and isfinite(arguments.eps)):
+        raise ValueError(f"{op}: eps must be at least 0 and finite, got {arguments.eps}")
+    try:
+        total = acquire_contiguous(&a, x, op, "x")
+        if a.ndim == 0:
+            raise wrong_shape(op, "x", "have at least one axis", "a scalar")
+        acquire_like(&r, residual, op, "residual", &a, "x")
+        acquire_columns(&w, weight, op, "weight", &a)
+        acquire_columns(&b, bias, op, "bias", &a)
+        shape = shape_of(&a)
+        lead = shape[:len(shape) - 1]
+        if out is not None and acquire_out(&y, out, shape, a.dtype, op) and is_contiguous(&y) and not (
+            (overlap(&y, &a) and not same_place(&y, &a)) or (r.held and overlap(&y, &r))
+            or (w.held and overlap(&y, &w)) or (b.held and overlap(&y, &b))
+        ):
+            result = out
+        else:
+            release(&y)
+            result = new_out(&y, shape, a.dtype)
+        if r.held:
+            total = new_out(&s, shape, a.dtype)
+        if statistics:
+            if arguments.kind == FA_LAYER_NORM:
+                mean = new_out(&m, lead, a.dtype)
+            rstd = new_out(&d, lead, a.dtype)
+        arguments.n = a.shape[a.ndim - 1]
+        arguments.rows = rows_of(&a)
+        arguments.y, arguments.x = y.data, a.data
+        arguments.sum, arguments.residual = data_of(&s), data_of(&r)
+        arguments.weight, arguments.bias = data_of(&w), data_of(&b)
+        arguments.mean, arguments.rstd = data_of(&m), data_of(&d)
+        with nogil:
+            status = fa_norm_forward(<fa_dtype>a.dtype, &arguments)
+        raise_status(status, op)
+    finally:
+        release(&a)
+        release(&r)
+        release(&w)
+        release(&b)
+        release(&y)
+        release(&s)
+        release(&m)
+        release(&d)
+    return copy_to(out, result), total, mean, rstd
+
+
+cdef Py_ssize_t rows_of(const Array *a) noexcept:
+    """Rows along the last axis, 0 where they are empty."""
+    cdef Py_ssize_t n = a.shape[a.ndim - 1]
+    return count(a) // n if n else 0
+
+
+def norm_backward(str kind, object dy, object x, object weight, object mean, object rstd, object dsum, bint with_bias,
+                  str op):
+    """(dx, dweight, dbias) from the sum, mean and rstd of `norm`; dweight is None without a weight."""
+    cdef Array g, a, w, m, d, s, dx, dw, db
+    cdef fa_norm_backward_arguments arguments
+    cdef fa_status status
+    cdef object result, dweight = None, dbias = None
+    g.held = a.held = w.held = m.held = d.held = s.held = dx.held = dw.held = db.held = False
+    arguments.kind = NORMS[kind]
+    try:
+        acquire_contiguous(&a, x, op, "x")
+        acquire_like(&g, dy, op, "dy", &a, "x")
+        acquire_like(&s, dsum, op, "dsum", &a, "x")
+        acquire_columns(&w, weight, op, "weight", &a)
+        acquire_contiguous(&d, rstd, op, "rstd", -1, a.dtype)
+        if mean is not None:
+            acquire_contiguous(&m, mean, op, "mean", -1, a.dtype)
+        shape = shape_of(&a)
+        lead = shape[:len(shape) - 1]
+        if shape_of(&d) != lead or (m.held and shape_of(&m) != lead):
+            raise wrong_shape(op, "saved", "come from the forward of the same x", "statistics of another shape")
+        result = new_out(&dx, shape, a.dtype)
+        arguments.n = a.shape[a.ndim - 1]
+        arguments.rows = rows_of(&a)
+        if w.held:
+            dweight = new_out(&dw, (arguments.n,), a.dtype)
+        if with_bias:
+            dbias = new_out(&db, (arguments.n,), a.dtype)
+        arguments.dx, arguments.dweight, arguments.dbias = dx.data, data_of(&dw), data_of(&db)
+        arguments.dy, arguments.x, arguments.weight = g.data, a.data, data_of(&w)
+        arguments.dsum, arguments.mean, arguments.rstd = data_of(&s), data_of(&m), d.data
+        with nogil:
+            status = fa_norm_backward(<fa_dtype>a.dtype, &arguments)
+        raise_status(status, op)
+    finally:
+        release(&g)
+        release(&a)
+        release(&w)
+        release(&m)
+        release(&d)
+        release(&s)
+        release(&dx)
+        release(&dw)
+        release(&db)
+    return result, dweight, dbias
