@@ -70,9 +70,7 @@ def add_layer_norm(x: ArrayLike, residual: ArrayLike, weight: ArrayLike | None =
     return _core.norm("layer", x, residual, weight, bias, eps, None, False, "add_layer_norm")[:2]
 
 
-def rms_norm(
-    x: ArrayLike, weight: ArrayLike | None = None, *, eps: float = 1e-5, out: Array | None = None
-) -> Array:
+def rms_norm(x: ArrayLike, weight: ArrayLike | None = None, *, eps: float = 1e-5, out: Array | None = None) -> Array:
     """y = x / sqrt(mean x^2 + eps) * weight over the last axis: x[..., n], weight[n].
 
     `out` may be x. Source: Zhang and Sennrich 2019, arXiv:1910.07467.
@@ -95,9 +93,7 @@ def rms_norm_forward(x: ArrayLike, weight: ArrayLike | None = None, *, residual:
     return y, SavedNorm(total, weight, False, None, rstd)
 
 
-def rms_norm_backward(
-    dy: ArrayLike, saved: SavedNorm, *, dsum: ArrayLike | None = None
-) -> tuple[Array, Array | None]:
+def rms_norm_backward(dy: ArrayLike, saved: SavedNorm, *, dsum: ArrayLike | None = None) -> tuple[Array, Array | None]:
     """Gradients (dx, dweight) of rms_norm_forward, dweight None without a weight; dsum as in layer_norm_backward.
 
     With x^ = x rstd and g = dy weight: dx = rstd (g - x^ sum g x^ / n).
@@ -106,9 +102,7 @@ def rms_norm_backward(
     >>> rms_norm_backward(np.array([3.0, 0.0]), saved)
     (array([0.5, 0.5]), array([3., 0.]))
     """
-    return _core.norm_backward(
-        "rms", dy, saved.x, saved.weight, None, saved.rstd, dsum, False, "rms_norm_backward"
-    )[:2]
+    return _core.norm_backward("rms", dy, saved.x, saved.weight, None, saved.rstd, dsum, False, "rms_norm_backward")[:2]
 
 
 def add_rms_norm(

@@ -1,0 +1,1 @@
+"""The tests of fastattn, and the helpers that they share."""
