@@ -25,6 +25,7 @@ from fastattn.functional.norm import (
     rms_norm_backward,
     rms_norm_forward,
 )
+from fastattn.functional.positions import sinusoidal_positions
 from fastattn.functional.recurrent import (
     gru,
     gru_cell,
@@ -116,6 +117,7 @@ __all__ = [
     "show_config",
     "sigmoid",
     "silu",
+    "sinusoidal_positions",
     "softmax",
     "softmax_backward",
     "softmax_forward",

@@ -126,6 +126,15 @@ def rms_norm_backward(dy, x, weight=None, eps=1e-5):
     return rstd * (g - y * (g * y).mean(-1, keepdims=True)), _rows_sum(dy * y)
 
 
+# ---- positions ----
+
+
+def sinusoidal_positions(length, dim, base=10000.0, offset=0):
+    positions, columns = np.arange(offset, offset + length)[:, None], np.arange(dim)
+    angle = positions * np.float64(base) ** (-(columns - columns % 2) / max(dim, 1))
+    return np.where(columns % 2 == 0, np.sin(angle), np.cos(angle))
+
+
 # ---- attention ----
 
 

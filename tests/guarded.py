@@ -122,6 +122,24 @@ def softmax(rng, dtype):
                 )
 
 
+def norm(rng, dtype):
+    for n in LENGTHS:
+        x, residual, dy = (_normal(rng, dtype, 3, n) for _ in range(3))
+        weight, bias = _normal(rng, dtype, n), _normal(rng, dtype, n)
+        arrays = {"x": x, "residual": residual, "weight": weight, "bias": bias, "dy": dy}
+
+        def layer(a, out):
+            y, saved = fa.layer_norm_forward(a["x"], a["weight"], a["bias"], residual=a["residual"])
+            return np.concatenate([y.ravel(), *(part.ravel() for part in fa.layer_norm_backward(a["dy"], saved))])
+
+        def rms(a, out):
+            y, saved = fa.rms_norm_forward(a["x"], a["weight"])
+            return np.concatenate([y.ravel(), *(part.ravel() for part in fa.rms_norm_backward(a["dy"], saved))])
+
+        yield f"layer_norm n={n}", arrays, layer
+        yield f"rms_norm n={n}", {name: arrays[name] for name in ("x", "weight", "dy")}, rms
+
+
 def linear(rng, dtype):
     sizes = [(m, n, k) for n in LENGTHS for m, k in ((n % 7, 5), (2, n))]
     sizes += [(m, n, k) for m in (1, 5, 13, 97) for n in (1, 31, 65) for k in (1, 9, 64)]
@@ -211,6 +229,7 @@ def overrun(rng, dtype):
 FAMILIES = {
     "element-wise": elementwise,
     "softmax": softmax,
+    "norm": norm,
     "linear": linear,
     "attention": attention,
     "recurrent": recurrent,
