@@ -26,7 +26,22 @@ TYPES = {
     "f16": ("FA_REAL_F32", "FA_STORED_F16"),
 }
 # The files of kernels/ and ops/ that know 16-bit arrays.
-LOW_PRECISION = {"activation", "attention", "attention_mask", "cast", "elementwise", "gemm", "table"}
+LOW_PRECISION = {
+    "kernels/activation",
+    "kernels/attention",
+    "kernels/attention_mask",
+    "kernels/cast",
+    "kernels/gemm",
+    "kernels/probe",
+    "kernels/table",
+    "ops/attention",
+    "ops/attention_mask",
+    "ops/cast",
+    "ops/elementwise",
+    "ops/linear",
+    "ops/probe",
+    "ops/softmax",
+}
 COMMON = ["-std=c11", "-O2", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
@@ -58,7 +73,7 @@ def openblas_package():
 def sources_of(folder, kind):
     """What is compiled for a type of array."""
     sources = sorted((CSRC / folder).glob("*.c"))
-    return [source for source in sources if kind in ("f32", "f64") or source.stem in LOW_PRECISION]
+    return [source for source in sources if kind in ("f32", "f64") or f"{folder}/{source.stem}" in LOW_PRECISION]
 
 
 def pkg_config(option):

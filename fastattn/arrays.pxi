@@ -85,6 +85,10 @@ cdef int format_dtype(const char *format) noexcept:
     return -1
 
 
+cdef bint is_low_precision(object dtype):
+    return is_bfloat16(dtype) or dtype == ALL_DTYPES[FA_F16]
+
+
 cdef int kind_of(object dtype, str op) except -1:
     """fa_dtype of a dtype, or of what NumPy takes for one."""
     cdef str expected = "float32, float64, float16 or bfloat16 (which needs ml_dtypes)"

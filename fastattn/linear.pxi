@@ -28,7 +28,7 @@ cdef class PackedLinear:
 
     @property
     def dtype(self):
-        return DTYPES[self.dtype_code]
+        return ALL_DTYPES[self.dtype_code]
 
     @property
     def isa(self):
@@ -49,19 +49,14 @@ def pack_linear(object weight, object dtype):
     cdef size_t size
     cdef uintptr_t address
     if dtype is not None:
-        try:
-            wanted = np.dtype(dtype)
-        except TypeError:
-            raise TypeError(f"{op}: dtype must be float32 or float64, got {dtype!r}") from None
-        if wanted not in DTYPES:
-            raise TypeError(f"{op}: dtype must be float32 or float64, got {wanted}")
+        kind = kind_of(dtype, op)
         weight = as_ndarray(weight, op, "weight")
-        if weight.dtype not in DTYPES:
-            raise wrong_type(op, "weight", weight)
-        weight = weight.astype(wanted, copy=False)
+        if weight.dtype not in DTYPES and not is_low_precision(weight.dtype):
+            raise wrong_type(op, "weight", weight, ALL_TYPES)
+        weight = weight.astype(ALL_DTYPES[kind], copy=False)
     w.held = False
     try:
-        acquire_matrix(&w, weight, op, "weight", -1)
+        acquire_matrix(&w, weight, op, "weight", ALL_TYPES)
         packed.isa = fa_get_isa()
         packed.dtype_code = w.dtype
         packed.N = w.shape[0]
@@ -103,17 +98,19 @@ def linear(object x, object weight, object bias, object activation, object out):
         raise ValueError(f"{op}: activation must be one of {list(ACTIVATIONS)}, got {activation!r}")
     f = ACTIVATIONS[activation]
     try:
-        acquire_contiguous(&a, x, op, "x")
+        acquire_contiguous(&a, x, op, "x", -1, ALL_TYPES)
         if a.ndim == 0:
             raise wrong_shape(op, "x", "have at least one axis", "a scalar")
         if isinstance(weight, PackedLinear):
             packed = weight
             N, K = packed.N, packed.K
             if packed.dtype_code != a.dtype:
-                raise TypeError(f"{op}: x must be {packed.dtype} like the packed weight, got {DTYPES[a.dtype]}")
+                raise TypeError(f"{op}: x must be {packed.dtype} like the packed weight, got {NAMES[a.dtype]}")
         else:
             acquire_matrix(&w, weight, op, "weight", a.dtype)
             N, K = w.shape[0], w.shape[1]
+        if strategy == FA_LINEAR_BLAS and a.dtype != real_dtype(a.dtype):
+            raise ValueError(f"{op}: strategy 'blas' takes float32 and float64, got {NAMES[a.dtype]}; choose 'native'")
         if a.shape[a.ndim - 1] != K:
             raise wrong_shape(op, "x", f"have a last axis of {K}, the columns of weight", f"shape {shape_of(&a)}")
         if bias is not None:

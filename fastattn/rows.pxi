@@ -47,7 +47,7 @@ def softmax_rows(bint log, object x, double scale, object out, str op):
     cdef Py_ssize_t n, rows
     a.held = y.held = False
     try:
-        acquire_contiguous(&a, x, op, "x")
+        acquire_contiguous(&a, x, op, "x", -1, ALL_TYPES)
         shape = shape_of(&a)
         if out is not None and acquire_out(&y, out, shape, a.dtype, op) and is_contiguous(&y) and (
             same_place(&a, &y) or not overlap(&a, &y)
@@ -75,7 +75,7 @@ def softmax_backward_rows(bint log, object dy, object y, double scale, str op):
     cdef Py_ssize_t n, rows
     g.held = a.held = d.held = False
     try:
-        acquire_contiguous(&a, y, op, "y")
+        acquire_contiguous(&a, y, op, "y", -1, ALL_TYPES)
         acquire_contiguous(&g, dy, op, "dy", -1, a.dtype)
         shape = shape_of(&a)
         if shape_of(&g) != shape:

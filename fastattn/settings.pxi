@@ -108,7 +108,7 @@ def blas_info():
 def probe_multiply_add(dtype, rounds, threads=1):
     """Runs independent multiply-adds on `threads` threads at once; returns how many (scalars, all threads). For
     benchmarks, which take the time."""
-    cdef fa_dtype kind = <fa_dtype>DTYPES.index(np.dtype(dtype))
+    cdef fa_dtype kind = <fa_dtype>kind_of(dtype, "probe_multiply_add")
     cdef fa_index n = rounds
     cdef int members = threads
     cdef double done

@@ -3,7 +3,7 @@
 #include "common.h"
 #include "probe.h"
 
-/* PROBE_CHAINS vectors x = x f + d, `rounds` times. The result is stored so that it is computed. */
+/* PROBE_CHAINS vectors x = x f + d, or of pairs x = x + f d, `rounds` times. The result is stored so that it is computed. */
 void KERNEL(probe_multiply_add)(real *result, fa_index rounds)
 {
     vreal x[PROBE_CHAINS];
@@ -12,7 +12,7 @@ void KERNEL(probe_multiply_add)(real *result, fa_index rounds)
     for (int c = 0; c < PROBE_CHAINS; c++) x[c] = v_set1((real)c);
     for (fa_index i = 0; i < rounds; i++) {
         FA_UNROLL
-        for (int c = 0; c < PROBE_CHAINS; c++) x[c] = v_fma(x[c], f, d);
+        for (int c = 0; c < PROBE_CHAINS; c++) x[c] = FA_PAIRS ? v_multiply_add(f, d, x[c]) : v_fma(x[c], f, d);
     }
     vreal sum = x[0];
     FA_UNROLL

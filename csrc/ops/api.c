@@ -34,7 +34,7 @@ void fa_init(void)
     fa_set_isa(fa_best_isa());
 }
 
-double fa_probe_multiply_add(fa_dtype dtype, fa_index rounds, int threads) { BY_DTYPE(probe_multiply_add, rounds, threads); }
+double fa_probe_multiply_add(fa_dtype dtype, fa_index rounds, int threads) { BY_ANY_DTYPE(probe_multiply_add, rounds, threads); }
 
 void fa_probe_read(fa_dtype dtype, const void *x, fa_index n) { BY_DTYPE(probe_read, x, n); }
 
@@ -45,13 +45,13 @@ fa_status fa_cast(fa_dtype dtype, void *y, const void *x, fa_index n, int narrow
 fa_status fa_softmax_forward(fa_dtype dtype, int log, void *y, fa_index ldy, const void *x, fa_index ldx, fa_index rows,
                              fa_index n, double scale)
 {
-    BY_DTYPE(softmax_forward, log, y, ldy, x, ldx, rows, n, scale);
+    BY_ANY_DTYPE(softmax_forward, log, y, ldy, x, ldx, rows, n, scale);
 }
 
 fa_status fa_softmax_backward(fa_dtype dtype, int log, void *dx, const void *dy, const void *y, fa_index rows, fa_index n,
                               double scale)
 {
-    BY_DTYPE(softmax_backward, log, dx, dy, y, rows, n, scale);
+    BY_ANY_DTYPE(softmax_backward, log, dx, dy, y, rows, n, scale);
 }
 
 fa_status fa_norm_forward(fa_dtype dtype, const fa_norm_arguments *a) { BY_DTYPE(norm_forward, a); }
@@ -62,21 +62,24 @@ fa_status fa_linear_forward(fa_dtype dtype, void *y, fa_index ldy, const void *x
                             const void *bias, fa_index M, fa_index N, fa_index K, fa_activation activation,
                             fa_linear_strategy strategy)
 {
-    BY_DTYPE(linear_forward, y, ldy, x, ldx, w, ldw, bias, M, N, K, activation, strategy);
+    BY_ANY_DTYPE(linear_forward, y, ldy, x, ldx, w, ldw, bias, M, N, K, activation, strategy);
 }
 
-size_t fa_linear_packed_bytes(fa_dtype dtype, fa_isa isa, fa_index N, fa_index K) { BY_DTYPE(linear_packed_bytes, isa, N, K); }
+size_t fa_linear_packed_bytes(fa_dtype dtype, fa_isa isa, fa_index N, fa_index K)
+{
+    BY_ANY_DTYPE(linear_packed_bytes, isa, N, K);
+}
 
 fa_status fa_linear_pack(fa_dtype dtype, fa_isa isa, void *packed, const void *w, fa_index ldw, fa_index N, fa_index K)
 {
-    BY_DTYPE(linear_pack, isa, packed, w, ldw, N, K);
+    BY_ANY_DTYPE(linear_pack, isa, packed, w, ldw, N, K);
 }
 
 fa_status fa_linear_forward_packed(fa_dtype dtype, fa_isa isa, void *y, fa_index ldy, const void *x, fa_index ldx,
                                    const void *packed, const void *bias, fa_index M, fa_index N, fa_index K,
                                    fa_activation activation)
 {
-    BY_DTYPE(linear_forward_packed, isa, y, ldy, x, ldx, packed, bias, M, N, K, activation);
+    BY_ANY_DTYPE(linear_forward_packed, isa, y, ldy, x, ldx, packed, bias, M, N, K, activation);
 }
 
 fa_status fa_attention_forward(fa_dtype dtype, const fa_attention_arguments *a) { BY_ANY_DTYPE(attention_forward, a); }

@@ -5,6 +5,9 @@
    blas    constant tiles of BLAS_ROWS x BLAS_COLUMNS over the whole of K, rows padded, so that a row takes the same path through
            the library wherever it stands.
 
+   16-bit arrays: converted in packing (pairs for sets that multiply those, see kernels/gemm.c), multiplied into a buffer of reals,
+   CHUNK_PANELS at a time, and rounded from there, once, after bias and activation. Native only.
+
    How the panels are dealt to tasks depends on sizes and threads; no sum does: it is split at multiples of k_block alone. */
 #include "ops.h"
 
@@ -15,21 +18,24 @@
 #define K_SLICE 1024 /* a multiple of every k_block */
 #define W_BLOCK_BYTES ((fa_index)16 << 20)
 #define TASKS_PER_THREAD 4
+#define CHUNK_PANELS 8 /* 96 rows of 8 panels of 64 floats: 192 KB */
 #define BLAS_ROWS 64
 #define BLAS_COLUMNS 256
 
 typedef struct {
     const fa_kernels *kernels;
-    real *y, *panels, *tiles;
-    const real *x, *w, *bias, *packed;
-    fa_index ldy, ldx, ldw, M, N, K, Kp;
+    stored *y;
+    real *panels, *tiles;
+    const stored *x, *w, *bias;
+    const real *packed;
+    fa_index ldy, ldx, ldw, M, N, K, Kp; /* Kp: places of K in packed operands */
     fa_index first_panel, n_panels, panels_per_task, n_tasks, tile_size;
     fa_activation activation;
 } linear_call;
 
 static fa_index panel_width(const fa_kernels *k) { return k->sizes.panel_vectors * k->sizes.lanes; }
 
-static void pack_panel(const fa_kernels *k, real *dst, const real *w, fa_index ldw, fa_index columns, fa_index K, fa_index Kp)
+static void pack_panel(const fa_kernels *k, real *dst, const stored *w, fa_index ldw, fa_index columns, fa_index K, fa_index Kp)
 {
     const fa_index lanes = k->sizes.lanes, width = panel_width(k);
     for (fa_index v = 0; v < k->sizes.panel_vectors; v++)
@@ -44,27 +50,57 @@ static void pack_task(void *context, fa_index i, int worker)
     pack_panel(c->kernels, c->panels + i * width * c->Kp, c->w + column * c->ldw, c->ldw, c->N - column, c->K, c->Kp);
 }
 
+/* c = the product of `rows` rows from m0 on and `panels` panels, `last` columns of the last one. */
+static void multiply(const linear_call *c, real *dst, fa_index ld, real *tiles, fa_index m0, fa_index rows, const real *b,
+                     fa_index panels, fa_index last)
+{
+    const fa_kernels *k = c->kernels;
+    const fa_index nv = k->sizes.panel_vectors, width = panel_width(k), slice = K_SLICE * k->sizes.packed;
+    const stored *row[M_BLOCK];
+    for (fa_index k0 = 0; k0 < c->Kp || k0 == 0; k0 += K_SLICE) {
+        const fa_index kp = fa_min(K_SLICE, c->Kp - k0), first = k0 * k->sizes.packed;
+        for (fa_index r = 0; r < rows; r++) row[r] = c->x + (m0 + r) * c->ldx + first;
+        k->pack_rows(tiles, row, rows, nv, fa_min(slice, c->K - first), kp);
+        k->gemm_panels(dst, ld, width, tiles, rows, b + k0 * width, width * c->Kp, panels, last, nv, kp, k0 > 0);
+    }
+}
+
+#if FA_CONVERTS
 static void product_task(void *context, fa_index i, int worker)
 {
     const linear_call *c = context;
     const fa_kernels *k = c->kernels;
-    const fa_index nv = k->sizes.panel_vectors, width = panel_width(k);
+    const fa_index width = panel_width(k), ld = CHUNK_PANELS * width;
+    const fa_index m0 = i / c->n_tasks * M_BLOCK, rows = fa_min(M_BLOCK, c->M - m0);
+    const fa_index p0 = i % c->n_tasks * c->panels_per_task, end = fa_min(p0 + c->panels_per_task, c->n_panels);
+    real *tiles = c->tiles + worker * c->tile_size, *product = tiles + c->tile_size - (M_BLOCK + 1) * ld;
+    real *bias = product + M_BLOCK * ld;
+    for (fa_index p = p0; p < end; p += CHUNK_PANELS) {
+        const fa_index panels = fa_min(CHUNK_PANELS, end - p), column = (c->first_panel + p) * width;
+        const fa_index columns = fa_min(panels * width, c->N - column);
+        multiply(c, product, ld, tiles, m0, rows, c->panels + p * width * c->Kp, panels, columns - (panels - 1) * width);
+        if (c->bias) k->widen(bias, c->bias + column, columns);
+        if (c->bias || c->activation != FA_IDENTITY)
+            k->bias_activation_rows(product, ld, c->bias ? bias : NULL, rows, columns, (int)c->activation);
+        for (fa_index r = 0; r < rows; r++) k->narrow(c->y + (m0 + r) * c->ldy + column, product + r * ld, columns);
+    }
+}
+#else
+static void product_task(void *context, fa_index i, int worker)
+{
+    const linear_call *c = context;
+    const fa_kernels *k = c->kernels;
+    const fa_index width = panel_width(k);
     const fa_index m0 = i / c->n_tasks * M_BLOCK, rows = fa_min(M_BLOCK, c->M - m0);
     const fa_index p0 = i % c->n_tasks * c->panels_per_task, panels = fa_min(c->panels_per_task, c->n_panels - p0);
     if (panels <= 0) return;
     const fa_index column = (c->first_panel + p0) * width, columns = fa_min(panels * width, c->N - column);
     real *tiles = c->tiles + worker * c->tile_size, *y = c->y + m0 * c->ldy + column;
-    const real *row[M_BLOCK];
-    for (fa_index k0 = 0; k0 < c->K || k0 == 0; k0 += K_SLICE) {
-        const fa_index kp = fa_min(K_SLICE, c->Kp - k0);
-        for (fa_index r = 0; r < rows; r++) row[r] = c->x + (m0 + r) * c->ldx + k0;
-        k->pack_rows(tiles, row, rows, nv, fa_min(K_SLICE, c->K - k0), kp);
-        k->gemm_panels(y, c->ldy, width, tiles, rows, c->panels + p0 * width * c->Kp + k0 * width, width * c->Kp, panels,
-                       columns - (panels - 1) * width, nv, kp, k0 > 0);
-    }
+    multiply(c, y, c->ldy, tiles, m0, rows, c->panels + p0 * width * c->Kp, panels, columns - (panels - 1) * width);
     if (c->bias || c->activation != FA_IDENTITY)
         k->bias_activation_rows(y, c->ldy, c->bias ? c->bias + column : NULL, rows, columns, (int)c->activation);
 }
+#endif
 
 /* The product with panels [first_panel, first_panel + n_panels), which c->panels holds. */
 static void run_product(linear_call *c, int members)
@@ -89,6 +125,7 @@ static fa_status forward_native(linear_call *c)
     for (int pass = 0; pass < 2; pass++) {
         plan.used = 0;
         c->tile_size = (M_BLOCK + k->sizes.tile_rows[k->sizes.panel_vectors]) * fa_min(K_SLICE, c->Kp) + k->sizes.lanes;
+        if (FA_CONVERTS) c->tile_size += (M_BLOCK + 1) * CHUNK_PANELS * width; /* the product and the bias, see product_task */
         c->tiles = arena_take(&plan, c->tile_size * members, sizeof(real));
         c->panels = c->packed ? NULL : arena_take(&plan, block * panel_size, sizeof(real));
         if (pass == 0 && !fa_scratch_take(&scratch, plan.used)) return FA_NOMEM;
@@ -106,6 +143,7 @@ static fa_status forward_native(linear_call *c)
     return FA_OK;
 }
 
+#if !FA_CONVERTS
 static void blas_task(void *context, fa_index i, int worker)
 {
     const linear_call *c = context;
@@ -143,6 +181,13 @@ static fa_status forward_blas(linear_call *c)
     fa_scratch_give(&scratch);
     return FA_OK;
 }
+#endif
+
+/* Places of K in packed operands. */
+static fa_index packed_size(const fa_kernels *k, fa_index K)
+{
+    return fa_round_up(fa_ceil_div(K, k->sizes.packed), k->sizes.tile_k);
+}
 
 fa_status OP(linear_forward)(void *y, fa_index ldy, const void *x, fa_index ldx, const void *w, fa_index ldw, const void *bias,
                              fa_index M, fa_index N, fa_index K, fa_activation activation, fa_linear_strategy strategy)
@@ -159,26 +204,30 @@ fa_status OP(linear_forward)(void *y, fa_index ldy, const void *x, fa_index ldx,
                         .M = M,
                         .N = N,
                         .K = K,
-                        .Kp = fa_round_up(K, k->sizes.tile_k),
+                        .Kp = packed_size(k, K),
                         .activation = activation};
     if (M == 0 || N == 0) return FA_OK;
+#if FA_CONVERTS
+    (void)strategy;
+    return forward_native(&call);
+#else
     /* BLAS counts in int, wants a row stride of at least 1 and of at least a row. */
     const int fits = K > 0 && K <= INT_MAX && ldw >= K && ldw <= INT_MAX;
     return strategy == FA_LINEAR_BLAS && fits ? forward_blas(&call) : forward_native(&call);
+#endif
 }
 
 size_t OP(linear_packed_bytes)(fa_isa isa, fa_index N, fa_index K)
 {
     const fa_kernels *k = kernels_for(isa);
     const fa_index width = panel_width(k);
-    return fa_scratch_bytes(fa_round_up(N, width) * fa_round_up(K, k->sizes.tile_k), sizeof(real));
+    return fa_scratch_bytes(fa_round_up(N, width) * packed_size(k, K), sizeof(real));
 }
 
 fa_status OP(linear_pack)(fa_isa isa, void *packed, const void *w, fa_index ldw, fa_index N, fa_index K)
 {
     const fa_kernels *k = kernels_for(isa);
-    linear_call call = {
-        .kernels = k, .panels = packed, .w = w, .ldw = ldw, .N = N, .K = K, .Kp = fa_round_up(K, k->sizes.tile_k)};
+    linear_call call = {.kernels = k, .panels = packed, .w = w, .ldw = ldw, .N = N, .K = K, .Kp = packed_size(k, K)};
     fa_parallel_for(fa_ceil_div(N, panel_width(k)), fa_members_for((double)N * (double)K), pack_task, &call);
     return FA_OK;
 }
@@ -197,7 +246,7 @@ fa_status OP(linear_forward_packed)(fa_isa isa, void *y, fa_index ldy, const voi
                         .M = M,
                         .N = N,
                         .K = K,
-                        .Kp = fa_round_up(K, k->sizes.tile_k),
+                        .Kp = packed_size(k, K),
                         .activation = activation};
     return M == 0 || N == 0 ? FA_OK : forward_native(&call);
 }

@@ -30,6 +30,12 @@ typedef real stored;
 #define STORED_MINUS_INFINITY (-REAL_INFINITY)
 #define FA_STORED_TYPE FA_REAL_TYPE
 #endif
+/* 1 where arrays are of another type than the arithmetic. */
+#if defined(FA_STORED_BF16) || defined(FA_STORED_F16)
+#define FA_CONVERTS 1
+#else
+#define FA_CONVERTS 0
+#endif
 #define OP(name) FA_VERSION(name, FA_STORED_TYPE)
 typedef FA_VERSION(kernels, FA_STORED_TYPE) fa_kernels;
 #define current_kernels FA_VERSION(kernels_of, FA_STORED_TYPE)

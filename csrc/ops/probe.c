@@ -19,7 +19,8 @@ double OP(probe_multiply_add)(fa_index rounds, int threads)
 {
     probe_call call = {current_kernels(), rounds, 0};
     fa_team_run(threads, probe_member, &call);
-    return (double)call.members * (double)rounds * (double)call.kernels->sizes.probe_chains * (double)call.kernels->sizes.lanes;
+    return (double)call.members * (double)rounds * (double)call.kernels->sizes.probe_chains * (double)call.kernels->sizes.lanes *
+           (double)call.kernels->sizes.packed;
 }
 
 void OP(probe_read)(const void *x, fa_index n)

@@ -24,8 +24,8 @@ def linear(x: ArrayLike, weight: ArrayLike | PackedLinear, bias: ArrayLike | Non
 
 
 def pack_linear(weight: ArrayLike, dtype: Any = None) -> PackedLinear:
-    """A weight[out, in] in the layout of the kernels, for linear. dtype: float32 or float64, that of `weight` by
-    default.
+    """A weight[out, in] in the layout of the kernels, for linear. dtype: float32, float64, bfloat16 or float16,
+    that of `weight` by default; `linear` takes x of that dtype.
 
     >>> pack_linear(np.eye(3)).shape
     (3, 3)
