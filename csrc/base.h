@@ -35,6 +35,8 @@ typedef enum {
 
 /* Asks for the cache line at p, which need not be mapped. */
 #define FA_PREFETCH(p) __builtin_prefetch(p)
+/* The same, not nearer than the second-level cache. */
+#define FA_PREFETCH_FAR(p) __builtin_prefetch(p, 0, 2)
 
 #define FA_CONCAT_(a, b) a##b
 #define FA_CONCAT(a, b) FA_CONCAT_(a, b)

@@ -30,7 +30,6 @@
 #define PANEL (FA_NV * VL)
 #define LN2_REST -0x1.8432a1b0e2634p-43 /* ln 2 - 0x1.62e42fefa4p-1 */
 #define LOG2_E_DOUBLE 0x1.71547652b82fep+0
-#define CHAIN_KEYS ((fa_index)256 * FA_PACKED)
 #define PANEL_TILES 4 /* tiles that a panel of keys passes in a row */
 /* Rounding by V_MAGIC, and V_MAGIC - R, are exact below this; larger rows have R taken off first. */
 #define REFERENCE_LIMIT REAL_POWER(REAL_MANTISSA_BITS - 2)

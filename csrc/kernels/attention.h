@@ -7,6 +7,9 @@
 #define ATTENTION_KEYS 512
 #define ATTENTION_STRIDE (ATTENTION_KEYS + 16)
 
+/* Sums over the keys of a block are chains of so many, which end at its multiples. */
+#define CHAIN_KEYS ((fa_index)256 * FA_PACKED)
+
 /* Scaled queries lie in slices of so many dimensions, rows of a constant stride for the same reason. */
 #define QUERY_SLICE 128
 #define QUERY_STRIDE (QUERY_SLICE + 16)

@@ -3,6 +3,7 @@
 #define FA_KERNELS_COMMON_H
 
 #include "../simd/simd.h"
+#include "decode.h"
 #include "vmath.h"
 
 /* FA_SUFFIX, type and ISA such as f32_avx2, comes from the build. */

@@ -11,9 +11,11 @@
    Keys and values are packed, which costs about as much as attending from 4 rows. Who packs what when is decided by sizes and
    threads, and changes no bit:
 
-     few tiles per kv head (decode, short batches)   a task is a kv head: it packs one block at a time, for all its tiles
+     few tiles per kv head (short batches)           a task is a kv head: it packs one block at a time, for all its tiles
      many kv heads                                   a task is a kv head: it packs all of it, then walks its tiles
      few kv heads                                    two rounds: blocks are packed by all, then tiles are taken by all
+
+   The fewest queries are decode.c's, which packs nothing.
 
    Strategy "blas" runs the two products of a block as BLAS calls on constant tiles of QUERY_TILE rows, padded. A row whose only
    block this is goes straight to `out`; otherwise its O is kept between blocks. */
@@ -371,6 +373,9 @@ fa_status OP(attention_forward)(const fa_attention_arguments *a)
     const fa_index heads = a->B * a->Hk;
     if (a->B == 0 || a->H == 0 || a->Lq == 0) return FA_OK;
     if (a->strategy == FA_ATTENTION_BLAS && !fa_blas_load()) return FA_NOBLAS;
+#if !defined(FA_STORED_BF16) && !defined(FA_STORED_F16)
+    if (OP(attention_decodes)(a)) return OP(attention_decode)(a);
+#endif
 
     attention_call c = {.a = a, .kernels = k, .group = a->H / a->Hk};
     c.block = k->sizes.attention_keys / (fa_max(a->D, a->Dv) > WIDE_HEAD ? 2 : 1);

@@ -1,0 +1,153 @@
+"""Attention with few queries: the bits of the rows of a long call, whoever shares the keys and at any thread count."""
+
+import numpy as np
+import pytest
+
+import fastattn as fa
+from tests import plain
+from tests.arrays import LAYOUTS, same_bits
+from tests.errors import ErrorRule, exact
+
+ROWS = 12  # more queries than few: this call packs its keys
+SIZES = [  # H, Hk, Lk, D, Dv
+    (1, 1, 1, 1, 1),
+    (2, 2, 17, 5, 9),
+    (4, 1, 513, 64, 64),
+    (6, 2, 1031, 128, 128),
+    (3, 3, 700, 136, 40),
+    (8, 1, 1500, 33, 200),
+    (52, 1, 601, 24, 16),
+]
+
+
+def _inputs(rng, dtype, heads, kv_heads, keys, width, v_width, batch=2):
+    return (
+        rng.standard_normal((batch, heads, ROWS, width)).astype(dtype),
+        rng.standard_normal((batch, kv_heads, keys, width)).astype(dtype),
+        rng.standard_normal((batch, kv_heads, keys, v_width)).astype(dtype),
+    )
+
+
+def _assert_rows_equal_the_long_call(q, k, v, queries, first=None, **options):
+    """Rows [first, first + queries) alone (by default the last ones) against the same rows of one call with all."""
+    first = ROWS - queries if first is None else first
+    rows = slice(first, first + queries)
+    long, long_lse = fa.attention(q, k, v, return_lse=True, **options)
+    if options.get("mask") is not None:
+        options["mask"] = options["mask"][..., rows, :]
+    few, lse = fa.attention(q[:, :, rows], k, v, return_lse=True, **options)
+    assert same_bits(few, long[:, :, rows])
+    assert same_bits(lse, long_lse[:, :, rows])
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_row_has_the_bits_of_the_long_call(rng, dtype, size, threads):
+    q, k, v = _inputs(rng, dtype, *size)
+    with fa.num_threads(threads):
+        for queries in (1, 3, 8):
+            _assert_rows_equal_the_long_call(q, k, v, queries, first=2)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("kind", ["bool", "float", "causal", "window", "lengths", "softcap", "alibi", "sinks"])
+def test_a_row_has_the_bits_of_the_long_call_with_options(rng, dtype, kind, threads):
+    q, k, v = _inputs(rng, dtype, 4, 2, 1300, 40, 72)
+    options = {
+        "bool": {"mask": rng.random((2, 1, ROWS, 1300)) < 0.5},
+        "float": {"mask": rng.standard_normal((ROWS, 1300)).astype(dtype)},
+        "causal": {"causal": "bottom-right"},
+        "window": {"causal": "bottom-right", "window": (600, 0)},
+        "lengths": {"kv_lengths": [1300, 530]},
+        "softcap": {"softcap": 5.0},
+        "alibi": {"alibi_slopes": np.array([0.1, 0.2, 0.5, 0.0], dtype)},
+        "sinks": {"sinks": np.array([0.1, 20.0, -np.inf, -3.0], dtype), "kv_lengths": [1300, 0]},
+    }[kind]
+    with fa.num_threads(threads):
+        _assert_rows_equal_the_long_call(q, k, v, 1, **options)
+        _assert_rows_equal_the_long_call(q, k, v, 5, **options)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_nan_and_infinity_reach_the_rows_that_attend_to_them_and_no_others(rng, dtype, threads):
+    q, k, v = _inputs(rng, dtype, 4, 2, 1300, 64, 24)
+    k[0, :, 650] = np.nan
+    v[0, :, 700] = np.nan
+    v[1, :, 3, 0] = np.inf
+    v[1, 0, 900, 1:3] = np.inf, -np.inf
+    masked = rng.random((2, 1, ROWS, 1300)) < 0.9
+    with fa.num_threads(threads):
+        for options in ({}, {"mask": masked}, {"causal": "bottom-right", "window": (590, 0)}):
+            _assert_rows_equal_the_long_call(q, k, v, 1, **options)
+            _assert_rows_equal_the_long_call(q, k, v, 6, **options)
+        # Beyond the length nothing is read into arithmetic.
+        out = fa.attention(q[:, :, :1], k, v, kv_lengths=[650, 3])
+    assert np.isfinite(out).all()
+
+
+@pytest.mark.usefixtures("isa")
+def test_a_value_that_is_masked_does_not_count_even_if_its_probability_would_vanish(dtype):
+    keys = 600
+    q, k = np.ones((1, 1, 1, 1), dtype), np.zeros((1, 1, keys, 1), dtype)
+    k[0, 0, 0] = 2000  # all other probabilities are 0
+    v = np.ones((1, 1, keys, 2), dtype)
+    v[0, 0, 5, 0] = np.inf
+    mask = np.ones((1, keys), bool)
+    assert np.isnan(fa.attention(q, k, v, mask=mask)[0, 0, 0, 0])  # 0 inf
+    mask[0, 5] = False
+    np.testing.assert_array_equal(fa.attention(q, k, v, mask=mask)[0, 0, 0], [1, 1])
+
+
+@pytest.mark.usefixtures("isa")
+def test_errors_follow_the_error_rule(rng, dtype):
+    rule = ErrorRule()
+    for size in SIZES:
+        q, k, v = _inputs(rng, dtype, *size)
+        q = q[:, :, :3]
+        got = fa.attention(q, k, v, return_lse=True)
+        for mine, simple, true in zip(got, plain.attention(q, k, v), exact(dtype).attention(q, k, v), strict=True):
+            rule.add(mine, simple, true)
+    rule.check()
+
+
+def test_result_does_not_depend_on_thread_count(rng, dtype, isa, threads):
+    q, k, v = _inputs(rng, dtype, 4, 1, 5000, 64, 64, batch=1)
+    with fa.num_threads(1):
+        alone = fa.attention(q[:, :, :2], k, v)
+    assert same_bits(fa.attention(q[:, :, :2], k, v), alone)
+
+
+def test_rounds_of_blocks_end_where_they_may(rng, isa):
+    # So many rows and keys that the results of all blocks exceed one round.
+    q, k, v = _inputs(rng, np.float32, 40, 1, 40_000, 8, 8, batch=1)
+    q = q[:, :, :1]
+    with fa.num_threads(1):
+        alone = fa.attention(q, k, v)
+    with fa.num_threads(2):
+        assert same_bits(fa.attention(q, k, v), alone)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_result_does_not_depend_on_memory_layout(rng, dtype, layout):
+    q, k, v = _inputs(rng, dtype, 4, 2, 530, 33, 17)
+    q = q[:, :, :2]
+    expected = fa.attention(q, k, v)
+    assert same_bits(fa.attention(q, LAYOUTS[layout](k), LAYOUTS[layout](v)), expected)
+    swapped = (np.ascontiguousarray(x.swapaxes(1, 2)) for x in (q, k, v))
+    assert same_bits(fa.attention(*swapped, layout="blhd").swapaxes(1, 2), expected)
+
+
+@pytest.mark.usefixtures("isa")
+def test_empty_sizes(dtype):
+    q, k = np.zeros((2, 4, 1, 0), dtype), np.zeros((2, 2, 5, 0), dtype)
+    v = np.arange(2 * 2 * 5 * 3, dtype=dtype).reshape(2, 2, 5, 3)
+    np.testing.assert_array_equal(fa.attention(q, k, v)[:, ::2, 0], v.mean(2))  # small integers: exact
+    out, lse = fa.attention(np.ones((2, 4, 1, 8), dtype), np.ones((2, 2, 0, 8), dtype), v[:, :, :0], return_lse=True)
+    assert not out.any()
+    assert (lse == -np.inf).all()
+    one, nine = np.ones((1, 1, 1, 8), dtype), np.ones((1, 1, 9, 8), dtype)
+    assert fa.attention(one, nine, nine[..., :0]).shape == (1, 1, 1, 0)
