@@ -9,6 +9,7 @@
 
 from fastattn import config
 from fastattn._core import PackedLinear, RecurrentWeights
+from fastattn.cache import KVCache
 from fastattn.config import get_num_threads, num_threads, set_num_threads, show_config
 from fastattn.functional.attention import SavedAttention, attention, attention_forward
 from fastattn.functional.attention_parts import attention_weights, merge_attention
@@ -63,6 +64,7 @@ from fastattn.functional.rows import (
 __version__ = config.version
 
 __all__ = [
+    "KVCache",
     "PackedLinear",
     "RecurrentWeights",
     "SavedAttention",
