@@ -39,8 +39,9 @@ cdef object copy_to(object out, object result):
     return out
 
 
-def softmax_rows(bint log, object x, double scale, object out, str op):
+def softmax_rows(bint log, object x, object scale, object out, str op):
     """Over the last axis. `out` has the shape and dtype of x, or is None."""
+    cdef double factor = as_float(scale, op, "scale")
     cdef Array a, y
     cdef fa_status status
     cdef object result
@@ -59,7 +60,7 @@ def softmax_rows(bint log, object x, double scale, object out, str op):
         n = a.shape[a.ndim - 1]
         rows = count(&a) // n if n else 0
         with nogil:
-            status = fa_softmax_forward(<fa_dtype>a.dtype, log, y.data, n, a.data, n, rows, n, scale)
+            status = fa_softmax_forward(<fa_dtype>a.dtype, log, y.data, n, a.data, n, rows, n, factor)
         raise_status(status, op)
     finally:
         release(&a)
@@ -67,8 +68,9 @@ def softmax_rows(bint log, object x, double scale, object out, str op):
     return copy_to(out, result)
 
 
-def softmax_backward_rows(bint log, object dy, object y, double scale, str op):
+def softmax_backward_rows(bint log, object dy, object y, object scale, str op):
     """Over the last axis."""
+    cdef double factor = as_float(scale, op, "scale")
     cdef Array g, a, d
     cdef fa_status status
     cdef object result
@@ -84,7 +86,7 @@ def softmax_backward_rows(bint log, object dy, object y, double scale, str op):
         n = a.shape[a.ndim - 1]
         rows = count(&a) // n if n else 0
         with nogil:
-            status = fa_softmax_backward(<fa_dtype>a.dtype, log, d.data, g.data, a.data, rows, n, scale)
+            status = fa_softmax_backward(<fa_dtype>a.dtype, log, d.data, g.data, a.data, rows, n, factor)
         raise_status(status, op)
     finally:
         release(&g)

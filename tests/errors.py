@@ -32,7 +32,9 @@ def _erfc(z):
     fraction = large
     for n in range(600, 0, -1):
         fraction = large + np.longdouble(n) / 2 / fraction
-    far = np.exp(-large * large) / np.sqrt(pi) / fraction
+    # The square of a short number is exact; that of a long one would be off by many units after the exponential.
+    short = large.astype(np.float32).astype(np.longdouble)
+    far = np.exp(-short * short) * np.exp(-(large - short) * (large + short)) / np.sqrt(pi) / fraction
     tail = np.where(a < 1, near, far)
     return np.where(z < 0, 2 - tail, tail)
 

@@ -109,9 +109,12 @@ void KERNEL(log_softmax_rows)(real *y, fa_index ldy, const real *x, fa_index ldx
     for (fa_index i = 0; i < rows; i++, x += ldx, y += ldy) {
         const row_frame f = frame_of_row(x, n, scale);
         const double sum = exp_row(y, x, n, &f, 0, i + 1 < rows ? x + ldx : x) * EXPONENT_DETOUR_BACK;
-        /* log sum e^z = shift + N ln 2 + log(sum). z - shift is exact or harmless; the rest is taken off in two pieces. */
-        const double rest = (double)f.n_value * 0x1.62e42fefa39efp-1 + log(sum);
-        const vreal high = v_set1((real)rest), low = v_set1((real)(rest - (double)(real)rest));
+        /* log sum e^z = shift + N ln 2 + log(sum). z - shift is exact or harmless; the rest is taken off in two pieces. ln 2 is in two
+           as well, the product with the first exact, for in double the rounding of the sum would count. */
+        const double exponent = (double)f.n_value * 0x1.62e42fee00000p-1, log_sum = log(sum), rest = exponent + log_sum;
+        const double back = rest - exponent;
+        const double lost = (exponent - (rest - back)) + (log_sum - back) + (double)f.n_value * 0x1.a39ef35793c76p-33;
+        const vreal high = v_set1((real)rest), low = v_set1((real)(rest - (double)(real)rest + lost));
         for (fa_index j = 0; j < n; j += VL) {
             const fa_index left = n - j;
             const vreal z = v_fma(f.scale, load_some(x + j, left), f.minus_shift);
