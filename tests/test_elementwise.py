@@ -10,6 +10,7 @@ import fastattn as fa
 from tests.arrays import LAYOUTS, same_bits
 from tests.errors import exact, ulps
 
+
 def gelu(x, approximate="none"):
     """The reference's gelu with constants of the type of x: in long double those of float64 are not exact."""
     one = x.dtype.type(1)
@@ -54,7 +55,9 @@ def test_errors_stay_within_their_bounds(name, isa, dtype, rng):
     got = function(x)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         if reference == "gelu" and dtype == np.float64:
-            wanted = gelu(x.astype(np.longdouble), **options)
+            # Beyond, the rounding of the argument of erfc in long double, times x^2, is no longer small beside an ULP.
+            x = x[np.abs(x) < 12]
+            got, wanted = function(x), gelu(x.astype(np.longdouble), **options)
         else:
             wanted = getattr(exact(dtype), reference)(x, **options)
     finite = np.isfinite(wanted) & (np.abs(wanted) <= np.finfo(dtype).max)

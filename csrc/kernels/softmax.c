@@ -123,12 +123,13 @@ void KERNEL(log_softmax_rows)(real *y, fa_index ldy, const real *x, fa_index ldx
     }
 }
 
-/* sum a b of a row, in the blocks of exp_row; b == NULL: sum a. */
+/* sum a b of a row; b == NULL: sum a. The terms have both signs, and what they leave may be small beside them: blocks are short. */
 FA_INLINE real dot_row(const real *a, const real *b, fa_index n)
 {
+    enum { DOT_BLOCK = 2 };
     long_sum total = {v_zero(), v_zero()};
-    for (fa_index first = 0; first < n; first += SUM_BLOCK * VL) {
-        const fa_index end = fa_min(n, first + SUM_BLOCK * VL);
+    for (fa_index first = 0; first < n; first += DOT_BLOCK * VL) {
+        const fa_index end = fa_min(n, first + DOT_BLOCK * VL);
         vreal block = v_zero();
         for (fa_index j = first; j < end; j += VL) {
             const vreal left = load_some(a + j, end - j);
