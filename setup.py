@@ -101,7 +101,7 @@ class BuildExt(build_ext):
             jobs += [(source, f"ops_{kind}", [(macro, "1") for macro in macros], []) for source in sources]
         macros = [(f"FA_HAVE_{name.upper()}", "1") for name in sets] + [(f"FA_BLAS_{BLAS.upper()}", "1")]
         plain = [*sorted(CSRC.glob("*.c")), CSRC / "ops" / "api.c"]
-        jobs += [(source, "core", macros, []) for source in plain]
+        jobs += [(source, f"core_{BLAS}", macros, []) for source in plain]
 
         newest_header = max(
             path.stat().st_mtime for path in (*CSRC.rglob("*.h"), *CSRC.rglob("*.def"), ROOT / "setup.py")
@@ -115,7 +115,7 @@ class BuildExt(build_ext):
             self.vendor_blas(Path(self.get_ext_fullpath(ext.name)).parent)
 
     def compile_one(self, source, variant, macros, flags, newest_header):
-        folder = Path(self.build_temp) / BLAS / variant
+        folder = Path(self.build_temp) / variant
         target = folder / f"{source.stem}.o"
         if target.exists() and target.stat().st_mtime > max(newest_header, source.stat().st_mtime):
             return str(target)

@@ -1,5 +1,6 @@
 """Fixtures: every instruction set, numbers of threads, strategies, and random numbers by the test's name alone."""
 
+import os
 import zlib
 from collections.abc import Iterator
 
@@ -17,7 +18,11 @@ HAS_BLAS = fa.config.info()["blas"] != "none"
 NEEDS_BLAS = "this build has no BLAS (FASTATTN_BLAS=none)"
 
 
-@pytest.fixture(params=fa.config.available_isas())
+# With FASTATTN_ISA set, that one alone: a run without it has had them all.
+ISAS = [fa.config.get_isa()] if os.environ.get("FASTATTN_ISA") else fa.config.available_isas()
+
+
+@pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test under each instruction set of this CPU and build."""
     with fa.config.use_isa(request.param):
