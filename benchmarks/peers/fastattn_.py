@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 import fastattn as fa
+import fastattn.nn
 from benchmarks.cases import GATES, Case, Inputs
 from benchmarks.peers import Prepared, first, itself
 
@@ -44,10 +45,11 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
         sequence: Callable[..., Any] = getattr(fa, case.op)
         packed = getattr(fa, f"pack_{case.op}")(weights)
         return Prepared(lambda: sequence(x, None, packed), first)
-    arguments = [
-        inputs[name] for name in ("x", "h", "c", "weight_ih", "weight_hh", "bias_ih", "bias_hh") if name in inputs
-    ]
-    if case.op == "lstm_cell":
-        return Prepared(lambda: fa.lstm_cell(*arguments), first)
-    cell: Callable[..., Any] = getattr(fa, case.op)
-    return Prepared(lambda: cell(*arguments), itself)
+    op = case.op.removesuffix("_cell")
+    module = getattr(fa.nn, op.upper())(case.sizes["I"], case.sizes["H"])
+    module.load_state_dict({f"{name}_l0": inputs[name] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")})
+    state = tuple(inputs[name][None] for name in "hc" if name in inputs)
+    out = tuple(np.empty_like(part) for part in state)
+    if op == "lstm":
+        return Prepared(lambda: module.step(x, state, out=out), first)
+    return Prepared(lambda: module.step(x, state[0], out=out[0]), first)

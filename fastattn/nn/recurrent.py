@@ -1,0 +1,193 @@
+"""Recurrent networks with PyTorch's parameter names: RNN, GRU, LSTM."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+import fastattn.functional.recurrent as F
+from fastattn import _core
+from fastattn._core import RecurrentWeights
+from fastattn.functional import recurrent_backward as B
+from fastattn.functional._types import Array
+from fastattn.functional.recurrent import RecurrentSaved
+from fastattn.nn.module import Module
+
+
+class _Recurrent(Module):
+    """What the three have in common; `_cell` names the functions that compute."""
+
+    _cell: str
+    _gates: int
+
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int, bias: bool, batch_first: bool,
+                 bidirectional: bool, dtype: DTypeLike, rng: np.random.Generator | None) -> None:  # fmt: skip
+        super().__init__(dtype)
+        for name, value in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{type(self).__name__}: {name} must be an integer of at least 1, got {value!r}")
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.batch_first, self.bidirectional = batch_first, bidirectional
+        self._packed: RecurrentWeights | None = None
+        rng = rng or np.random.default_rng()
+        rows, bound, sides = (
+            self._gates * hidden_size,
+            1 / math.sqrt(hidden_size),
+            ("", "_reverse")[: 1 + bidirectional],
+        )
+        for layer in range(num_layers):
+            columns = input_size if layer == 0 else len(sides) * hidden_size
+            for suffix in (f"_l{layer}{side}" for side in sides):
+                shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, columns), "weight_hh": (rows, hidden_size)}
+                if bias:
+                    shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+                for name, shape in shapes.items():
+                    self._uniform(name + suffix, shape, bound, rng)
+
+    def _options(self) -> dict[str, Any]:
+        """What calls and packing take beside the weights."""
+        return {}
+
+    def __call__(self, x: ArrayLike, state: Any = None, lengths: ArrayLike | None = None) -> Any:
+        weights = self._own if self._packed is None else self._packed
+        return getattr(F, self._cell)(
+            x, state, weights, lengths=lengths, batch_first=self.batch_first, **self._options()
+        )
+
+    def forward(self, x: ArrayLike, state: Any = None,
+                lengths: ArrayLike | None = None) -> tuple[Any, RecurrentSaved]:  # fmt: skip
+        """The result of the call from the parameters as they are, and what backward needs."""
+        function = getattr(B, self._cell + "_forward")
+        result, saved = function(x, state, self._own, lengths=lengths, batch_first=self.batch_first, **self._options())
+        return result, saved
+
+    def backward(self, grads: Any, saved: RecurrentSaved) -> tuple[Array, Any, dict[str, Array]]:
+        """dx, the gradient of the initial state, and the gradients of the parameters by name.
+
+        grads is dy, or a pair of dy and the gradient of the final state, each of which may be None.
+        """
+        dx, dstate, dweights = getattr(B, self._cell + "_backward")(grads, saved)
+        return dx, dstate, dweights
+
+    def pack(self, dtype: Any = None) -> RecurrentWeights:
+        """Packs the weights for the calls and steps that follow, as pack_rnn: also as "bfloat16" or "int8".
+
+        Parameters that are changed in place afterwards count again after the next pack() or unpack().
+        """
+        self._packed = getattr(F, "pack_" + self._cell)(self._own, dtype=dtype, **self._pack_options())
+        return self._packed
+
+    def _pack_options(self) -> dict[str, Any]:
+        return {}
+
+    def unpack(self) -> None:
+        """Calls use the parameters as they are again."""
+        self._packed = None
+
+    def load_state_dict(self, mapping: Mapping[str, Any]) -> None:
+        super().load_state_dict(mapping)
+        self._packed = None
+
+    def step(self, x: Array, state: Any = None, *, out: Any = None) -> tuple[Array, Any]:
+        """One step of x[B, I]: (y[B, H], state), for streams; one direction only.
+
+        The state is h[num_layers, B, H], for LSTM a pair (h, c); None for zeros. `out`, shaped like the state, takes
+        the new one, and may be the old one: then nothing is allocated. y is the last layer of the new h, not a copy.
+        The first step packs the weights (see pack).
+        """
+        name = f"{type(self).__name__}.step"
+        packed = self._packed or self.pack()
+        pair = self._cell == "lstm"
+        if state is None:
+            shape = (self.num_layers, len(x), self.hidden_size)
+            state = (np.zeros(shape, self.dtype), np.zeros(shape, self.dtype)) if pair else np.zeros(shape, self.dtype)
+        if out is None:
+            out = (np.empty_like(state[0]), np.empty_like(state[1])) if pair else np.empty_like(state)
+        if not pair:
+            _core.recurrent_step(name, packed, self._nonlinearity(), x, state, None, out, None)
+            return out[-1], out
+        for label, value in (("state", state), ("out", out)):
+            if not isinstance(value, tuple | list) or len(value) != 2:
+                raise ValueError(f"{name}: {label} must be a pair (h, c), got {type(value).__name__}")
+        _core.recurrent_step(name, packed, "tanh", x, state[0], state[1], out[0], out[1])
+        return out[0][-1], out
+
+    def _nonlinearity(self) -> str:
+        return "tanh"
+
+
+class RNN(_Recurrent):
+    """fastattn.rnn with parameters weight_ih_l0, ... as torch.nn.RNN: y, h = m(x, h0, lengths).
+
+    >>> m = RNN(3, 4, rng=np.random.default_rng(0))
+    >>> y, h = m(np.zeros((5, 2, 3), np.float32))
+    >>> y.shape, h.shape
+    ((5, 2, 4), (1, 2, 4))
+    """
+
+    _cell, _gates = "rnn", 1
+
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, *, nonlinearity: str = "tanh",
+                 bias: bool = True, batch_first: bool = False, bidirectional: bool = False,
+                 dtype: DTypeLike = np.float32, rng: np.random.Generator | None = None) -> None:  # fmt: skip
+        super().__init__(input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng)
+        F._check_nonlinearity("RNN", nonlinearity)
+        self.nonlinearity = nonlinearity
+
+    def _options(self) -> dict[str, Any]:
+        return {"nonlinearity": self.nonlinearity}
+
+    def _nonlinearity(self) -> str:
+        return self.nonlinearity
+
+
+class GRU(_Recurrent):
+    """fastattn.gru with parameters as torch.nn.GRU: y, h = m(x, h0, lengths). linear_before_reset=False: the form of
+    Cho et al. 2014.
+
+    >>> m = GRU(3, 4, 2, bidirectional=True, rng=np.random.default_rng(0))
+    >>> y, h = m(np.zeros((5, 2, 3), np.float32))
+    >>> y.shape, h.shape
+    ((5, 2, 8), (4, 2, 4))
+    """
+
+    _cell, _gates = "gru", 3
+
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, *, linear_before_reset: bool = True,
+                 bias: bool = True, batch_first: bool = False, bidirectional: bool = False,
+                 dtype: DTypeLike = np.float32, rng: np.random.Generator | None = None) -> None:  # fmt: skip
+        super().__init__(input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng)
+        self.linear_before_reset = linear_before_reset
+
+    def _options(self) -> dict[str, Any]:
+        return {"linear_before_reset": self.linear_before_reset}
+
+    def _pack_options(self) -> dict[str, Any]:
+        return self._options()
+
+
+class LSTM(_Recurrent):
+    """fastattn.lstm with parameters as torch.nn.LSTM: y, (h, c) = m(x, (h0, c0), lengths). peephole=True adds
+    weight_peephole_l0 [3, H] (rows i, f, o), and so on.
+
+    >>> m = LSTM(3, 4, rng=np.random.default_rng(0))
+    >>> state = None
+    >>> for x in np.zeros((5, 2, 3), np.float32):
+    ...     y, state = m.step(x, state, out=state)
+    >>> y.shape
+    (2, 4)
+    """
+
+    _cell, _gates = "lstm", 4
+
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, *, bias: bool = True,
+                 batch_first: bool = False, bidirectional: bool = False, peephole: bool = False,
+                 dtype: DTypeLike = np.float32, rng: np.random.Generator | None = None) -> None:  # fmt: skip
+        super().__init__(input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng)
+        rng = rng or np.random.default_rng()
+        for name in [name for name in self._own if name.startswith("weight_hh")]:
+            if peephole:
+                suffix = name.removeprefix("weight_hh")
+                self._uniform("weight_peephole" + suffix, (3, hidden_size), 1 / math.sqrt(hidden_size), rng)
