@@ -49,7 +49,7 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
     module = getattr(fa.nn, op.upper())(case.sizes["I"], case.sizes["H"])
     module.load_state_dict({f"{name}_l0": inputs[name] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")})
     state = tuple(inputs[name][None] for name in "hc" if name in inputs)
-    out = tuple(np.empty_like(part) for part in state)
+    after = tuple(np.empty_like(part) for part in state)
     if op == "lstm":
-        return Prepared(lambda: module.step(x, state, out=out), first)
-    return Prepared(lambda: module.step(x, state[0], out=out[0]), first)
+        return Prepared(lambda: module.step(x, state, out=after), first)
+    return Prepared(lambda: module.step(x, state[0], out=after[0]), first)
