@@ -30,7 +30,7 @@ def attention_weights(q: ArrayLike, k: ArrayLike, lse: ArrayLike, *, heads: slic
     sinks the rest of a row, up to 1, is the sink's.
 
     >>> q = np.zeros((1, 1, 2, 4))
-    >>> out, lse = attention(q, q, q, causal=True, return_lse=True)
+    >>> out, lse = fa.attention(q, q, q, causal=True, return_lse=True)
     >>> attention_weights(q, q, lse, causal=True)[0, 0]
     array([[1. , 0. ],
            [0.5, 0.5]])
