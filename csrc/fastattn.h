@@ -131,6 +131,19 @@ fa_status fa_attention_weights(fa_dtype dtype, const fa_attention_weights_argume
 fa_status fa_attention_merge(fa_dtype dtype, void *out, void *lse, const void *a, const void *lse_a, const void *b,
                              const void *lse_b, fa_index rows, fa_index n);
 
+/* ---- its gradients: dq, dk, dv of the shapes of q, k, v ----
+   `forward` as the forward call had it, with out, reference and sum as that left them; its lse and strategy are not read.
+   With P the probabilities: dv = P' dout, dS = P (dout v' - rowsum(dout out)), times 1 - tanh^2 with a softcap; dq = scale dS k,
+   dk = scale dS' q; heads that share keys add up. FA_F32 and FA_F64 only. A pair whose
+   probability is 0 contributes nothing, NaN or not. Strides as in forward; no output overlaps anything. */
+typedef struct {
+    fa_attention_arguments forward;
+    const void *dout;
+    void *dq, *dk, *dv;
+    fa_index dout_stride[3], dq_stride[3], dk_stride[3], dv_stride[3];
+} fa_attention_backward_arguments;
+fa_status fa_attention_backward(fa_dtype dtype, const fa_attention_backward_arguments *arguments);
+
 /* ---- one layer and direction of a recurrent network over a sequence ----
    a_t = w_ih x_t + w_hh h_{t-1} + bias, then the cell (kernels/recurrent.c has the equations). Gate order as in PyTorch:
    lstm i, f, g, o; gru r, z, n. x[T, B, I] and y[T, B, H] with strides of time and batch and contiguous last axes; h0, c0, h_out, c_out

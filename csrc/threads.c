@@ -283,6 +283,16 @@ void fa_parallel_for(fa_index n, int max_members, fa_loop_body *body, void *cont
     if (n > 0) fa_team_run(n < max_members ? (int)n : max_members, loop_member, &loop);
 }
 
+/* One round of waiting. The others are a little arithmetic behind at most; when one of them has lost its processor, give it this
+   one. */
+static void spin(unsigned round)
+{
+    if (round < 16 * SPIN_ROUNDS)
+        relax();
+    else
+        sched_yield();
+}
+
 void fa_team_wait(fa_team_barrier *barrier, int members)
 {
     if (members == 1) return;
@@ -292,12 +302,17 @@ void fa_team_wait(fa_team_barrier *barrier, int members)
         atomic_store(&barrier->phase, phase + 1);
         return;
     }
-    /* The others are a cell's arithmetic behind at most. When one of them has lost its processor, give it this one. */
-    for (int i = 0; atomic_load_explicit(&barrier->phase, memory_order_acquire) == phase; i++)
-        if (i < 16 * SPIN_ROUNDS)
-            relax();
-        else
-            sched_yield();
+    for (unsigned i = 0; atomic_load_explicit(&barrier->phase, memory_order_acquire) == phase; i++) spin(i);
+}
+
+void fa_progress_publish(fa_progress *progress, fa_index steps)
+{
+    atomic_store_explicit(&progress->steps, steps, memory_order_release);
+}
+
+void fa_progress_wait(fa_progress *progress, fa_index steps)
+{
+    for (unsigned i = 0; atomic_load_explicit(&progress->steps, memory_order_acquire) < steps; i++) spin(i);
 }
 
 int fa_members_for(double work)

@@ -9,7 +9,7 @@
 
        for (fa_index i = 0; i < n; i++) body(context, i, worker);
 
-   in any order, with `worker` below max_members and never used by two bodies at once: it picks the scratch. */
+   in any order (but begun in rising order), with `worker` below max_members and never used by two bodies at once: it picks the scratch. */
 #ifndef FA_THREADS_H
 #define FA_THREADS_H
 
@@ -36,6 +36,14 @@ typedef struct {
     _Atomic unsigned phase;
 } fa_team_barrier;
 void fa_team_wait(fa_team_barrier *barrier, int members);
+
+/* How far one task of a loop has come, for the task that may add to the same sums only after it. fa_parallel_for deals out its
+   tasks in rising order, so a task that waits for an earlier one never waits for one that has not begun. Zero-initialise. */
+typedef struct {
+    _Atomic fa_index steps;
+} fa_progress;
+void fa_progress_publish(fa_progress *progress, fa_index steps);
+void fa_progress_wait(fa_progress *progress, fa_index steps);
 
 /* Threads worth waking for `work` multiply-adds (or as much other arithmetic), at most fa_get_num_threads(). Waking and
    collecting one costs some 5 microseconds; with less than this much work for each, the call is faster alone. An op asks once, and

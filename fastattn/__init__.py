@@ -12,6 +12,7 @@ from fastattn._core import PackedLinear, RecurrentWeights
 from fastattn.cache import KVCache
 from fastattn.config import get_num_threads, num_threads, set_num_threads, show_config
 from fastattn.functional.attention import SavedAttention, attention, attention_forward
+from fastattn.functional.attention_backward import attention_backward
 from fastattn.functional.attention_parts import attention_weights, merge_attention
 from fastattn.functional.attention_varlen import SavedAttentionVarlen, attention_varlen, attention_varlen_forward
 from fastattn.functional.elementwise import exp, gelu, relu, sigmoid, silu, tanh
@@ -72,6 +73,7 @@ __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "attention",
+    "attention_backward",
     "attention_forward",
     "attention_varlen",
     "attention_varlen_forward",

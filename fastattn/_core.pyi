@@ -145,6 +145,26 @@ def merge_attention(
     out_a: ArrayLike, lse_a: ArrayLike, out_b: ArrayLike, lse_b: ArrayLike
 ) -> tuple[NDArray[Any], NDArray[Any]]: ...
 
+# ---- attention_backward.pxi ----
+def attention_backward(
+    dout: ArrayLike,
+    q: ArrayLike,
+    k: ArrayLike,
+    v: ArrayLike,
+    out: NDArray[Any],
+    state: NDArray[Any],
+    mask: ArrayLike | None,
+    causal: bool | str | None,
+    scale: float | None,
+    window: tuple[int | None, int | None] | None,
+    softcap: float,
+    alibi_slopes: ArrayLike | None,
+    sinks: ArrayLike | None,
+    q_lengths: ArrayLike | None,
+    kv_lengths: ArrayLike | None,
+    layout: str,
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]: ...
+
 # ---- recurrent.pxi ----
 @final
 class RecurrentWeights:

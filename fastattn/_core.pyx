@@ -30,6 +30,7 @@ include "linear.pxi"
 include "attention.pxi"
 include "attention_varlen.pxi"
 include "attention_parts.pxi"
+include "attention_backward.pxi"
 include "recurrent.pxi"
 
 fa_init()

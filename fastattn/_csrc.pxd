@@ -165,6 +165,19 @@ cdef extern from "fastattn.h" nogil:
     fa_status fa_attention_merge(fa_dtype dtype, void *out, void *lse, const void *a, const void *lse_a, const void *b,
                                  const void *lse_b, fa_index rows, fa_index n)
 
+    ctypedef struct fa_attention_backward_arguments:
+        fa_attention_arguments forward
+        const void *dout
+        void *dq
+        void *dk
+        void *dv
+        fa_index dout_stride[3]
+        fa_index dq_stride[3]
+        fa_index dk_stride[3]
+        fa_index dv_stride[3]
+
+    fa_status fa_attention_backward(fa_dtype dtype, const fa_attention_backward_arguments *arguments)
+
     ctypedef enum fa_cell:
         FA_RNN
         FA_LSTM

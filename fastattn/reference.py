@@ -204,23 +204,23 @@ def attention(q, k, v, **options):
     return p @ np.repeat(v, q.shape[1] // v.shape[1] if v.shape[1] else 1, axis=1), lse
 
 
-def attention_backward(
-    dout, q, k, v, mask=None, causal=False, scale=None, window=None, q_lengths=None, kv_lengths=None
-):
+def attention_backward(dout, q, k, v, **options):
     """dq, dk, dv."""
-    causal = "bottom-right" if causal is True else causal
-    p, _ = _attention_probabilities(q, k, mask, scale=scale, causal=causal, window=window, q_lengths=q_lengths,
-                                    kv_lengths=kv_lengths)  # fmt: skip
+    p, _ = _attention_probabilities(q, k, **options)
     dout, q, k, v = _double(dout, q, k, v)
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    group = q.shape[1] // k.shape[1]
+    scale, softcap = options.get("scale"), options.get("softcap", 0.0)
+    scale = 1 / math.sqrt(q.shape[-1] or 1) if scale is None else scale
+    batch, heads, keys, _ = k.shape
+    group = q.shape[1] // heads if heads else 1
+    repeated = np.repeat(k, group, axis=1)
     dp = dout @ np.repeat(v, group, axis=1).swapaxes(-1, -2)
     ds = scale * p * (dp - (dp * p).sum(-1, keepdims=True))
+    if softcap:
+        ds = ds * (1 - np.tanh(scale * q @ repeated.swapaxes(-1, -2) / softcap) ** 2)
     dk, dv = ds.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ dout
-    batch, _, keys, _ = k.shape
-    return (ds @ np.repeat(k, group, axis=1),
-            dk.reshape(batch, -1, group, keys, k.shape[-1]).sum(2),
-            dv.reshape(batch, -1, group, keys, v.shape[-1]).sum(2))  # fmt: skip
+    return (ds @ repeated,
+            dk.reshape(batch, heads, group, keys, k.shape[-1]).sum(2),
+            dv.reshape(batch, heads, group, keys, v.shape[-1]).sum(2))  # fmt: skip
 
 
 # ---- recurrent cells: one step; a missing bias is None ----

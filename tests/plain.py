@@ -118,16 +118,13 @@ def rms_norm_backward(dy, x, weight=None, eps=1e-5):
     return rstd * (g - y * (g * y).mean(-1, keepdims=True)), (dy * y).reshape(-1, y.shape[-1]).sum(0)
 
 
-def attention(q, k, v, mask=None, causal=False, scale=None, window=None, softcap=0.0, alibi_slopes=None, sinks=None,
-              q_lengths=None, kv_lengths=None):  # fmt: skip
-    """out and lse of whole matrices of scores."""
+def _attention_probabilities(q, k, mask=None, causal=False, scale=None, window=None, softcap=0.0, alibi_slopes=None,
+                             sinks=None, q_lengths=None, kv_lengths=None):  # fmt: skip
+    """p, lse, and the scaled scores; k of each query head."""
     dtype = q.dtype.type
     causal = "bottom-right" if causal is True else causal
-    scale = dtype(1 / math.sqrt(q.shape[-1] or 1) if scale is None else scale)
-    group = q.shape[1] // k.shape[1] if k.shape[1] else 1
-    k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
     sizes = q.shape[0], q.shape[2], k.shape[2]
-    s = scale * matmul(q, k.swapaxes(-1, -2))
+    scores = s = _attention_scale(q, scale) * matmul(q, k.swapaxes(-1, -2))
     if softcap:
         s = dtype(softcap) * np.tanh(s / dtype(softcap))
     if alibi_slopes is not None:
@@ -147,7 +144,41 @@ def attention(q, k, v, mask=None, causal=False, scale=None, window=None, softcap
     total = e.sum(-1, keepdims=True)
     with np.errstate(divide="ignore"):
         lse = (np.log(total) + top)[..., 0]
-    return matmul((e / np.where(total == 0, dtype(1), total))[..., : sizes[2]], v), lse
+    return (e / np.where(total == 0, dtype(1), total))[..., : sizes[2]], lse, scores
+
+
+def _attention_scale(q, scale):
+    return q.dtype.type(1 / math.sqrt(q.shape[-1] or 1) if scale is None else scale)
+
+
+def _repeated(q, k, v):
+    """Keys and values of each query head."""
+    group = q.shape[1] // k.shape[1] if k.shape[1] else 1
+    return np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
+
+
+def attention(q, k, v, **options):
+    """out and lse of whole matrices of scores."""
+    k, v = _repeated(q, k, v)
+    p, lse, _ = _attention_probabilities(q, k, **options)
+    return matmul(p, v), lse
+
+
+def attention_backward(dout, q, k, v, **options):
+    """dq, dk, dv from whole matrices of scores."""
+    scale, softcap = _attention_scale(q, options.get("scale")), q.dtype.type(options.get("softcap", 0.0))
+    shape_k, shape_v = k.shape, v.shape
+    k, v = _repeated(q, k, v)
+    p, _, scores = _attention_probabilities(q, k, **options)
+    dp = matmul(dout, v.swapaxes(-1, -2))
+    ds = scale * p * (dp - (dp * p).sum(-1, keepdims=True))
+    if softcap:
+        ds = ds * (1 - np.tanh(scores / softcap) ** 2)
+    dk, dv = matmul(ds.swapaxes(-1, -2), q), matmul(p.swapaxes(-1, -2), dout)
+    batch, heads, keys = shape_k[:3]
+    group = q.shape[1] // heads if heads else 1
+    return (matmul(ds, k), dk.reshape(batch, heads, group, keys, shape_k[-1]).sum(2),
+            dv.reshape(batch, heads, group, keys, shape_v[-1]).sum(2))  # fmt: skip
 
 
 def _affine(x, w, b):

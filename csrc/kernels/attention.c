@@ -20,46 +20,13 @@
    Row r attends to the keys [begin[r], end[r]) of the block, less what the masks exclude by -inf. Other scores may hold
    anything and are never read into arithmetic. attention_mask.c has what happens to scores before the softmax. */
 #include "common.h"
-#include "attention.h"
-#include "tile.h"
+#include "attention_tile.h"
 
 #include <math.h>
 #include <string.h>
 
-#define TILE TILE_ROWS(FA_NV)
-#define PANEL (FA_NV * VL)
 #define LN2_REST -0x1.8432a1b0e2634p-43 /* ln 2 - 0x1.62e42fefa4p-1 */
 #define LOG2_E_DOUBLE 0x1.71547652b82fep+0
-#define PANEL_TILES 4 /* tiles that a panel of keys passes in a row */
-/* Rounding by V_MAGIC, and V_MAGIC - R, are exact below this; larger rows have R taken off first. */
-#define REFERENCE_LIMIT REAL_POWER(REAL_MANTISSA_BITS - 2)
-#define REAL_POWER(n) ((real)((int64_t)1 << (n)))
-
-/* Vectors in the panel that starts at `first` of `size` columns. */
-FA_INLINE fa_index panel_vectors(fa_index size, fa_index first) { return fa_min(FA_NV, fa_ceil_div(size - first, VL)); }
-
-/* Keys and dimensions in a step of the register tile. */
-#define STEP (TILE_K * FA_PACKED)
-
-/* Places of `size` elements in a packed operand, padded. */
-FA_INLINE fa_index packed_size(fa_index size) { return fa_round_up(fa_ceil_div(size, FA_PACKED), TILE_K); }
-
-/* The keys that any row of a tile attends to, widened to whole steps. */
-typedef struct {
-    fa_index begin, end;
-} key_range;
-
-FA_INLINE key_range tile_keys(const fa_index *begin, const fa_index *end, fa_index rows)
-{
-    key_range range = {INT64_MAX, 0};
-    for (fa_index r = 0; r < rows; r++) {
-        if (end[r] <= begin[r]) continue;
-        range.begin = fa_min(range.begin, begin[r]);
-        range.end = fa_max(range.end, end[r]);
-    }
-    if (range.end == 0) return (key_range){0, 0};
-    return (key_range){range.begin / STEP * STEP, fa_round_up(range.end, STEP)};
-}
 
 /* dst = scale log2(e) q, slice after slice. The scale comes in two pieces: one rounding of it would shift all scores of a row
    alike. With FA_PAIRS q itself, and the scale beyond the slice, at [QUERY_SLICE]. */
@@ -246,11 +213,6 @@ void KERNEL(attention_scores)(real *s, const real *q, fa_index slice, fa_index r
     }
 }
 
-FA_INLINE void fill(real *row, fa_index first, fa_index end)
-{
-    for (fa_index j = first; j < end; j += VL) v_store_n(row + j, v_zero(), fa_min(VL, end - j));
-}
-
 /* 2^n of integers n <= 0; 0 below the normal range. */
 FA_INLINE vreal exact_power(vreal n)
 {
@@ -293,15 +255,6 @@ FA_INLINE vreal row_maxima(real *row, fa_index begin, fa_index end)
     }
 DEFINE_REDUCE_ROWS(maxima_of_rows, v_max)
 DEFINE_REDUCE_ROWS(sums_of_rows, v_add)
-
-/* 2^(x - R) for magic = V_MAGIC - R and lowest = R + V_EXPONENT_FLOOR, where the result is exactly 0. A degree-5 (float)
-   polynomial: off by 2^-23.4, half of what the score itself is off by. */
-FA_INLINE vreal exp2_shifted(vreal x, vreal magic, vreal lowest)
-{
-    const vreal y = v_max(lowest, x);
-    const vreal t = v_add(y, magic), r = v_sub(y, v_sub(t, magic));
-    return v_add_exponent(v_fma(POLYNOMIAL(r, exp2_coefficient), r, v_set1(1)), t);
-}
 
 /* One row: p = 2^(s - R) over whole steps; returns the sum in VL parts. Pairs of p take the first half of the row, behind the scores
    that are still to be read. */

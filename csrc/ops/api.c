@@ -92,6 +92,11 @@ fa_status fa_attention_merge(fa_dtype dtype, void *out, void *lse, const void *a
     BY_DTYPE(attention_merge, out, lse, a, lse_a, b, lse_b, rows, n);
 }
 
+fa_status fa_attention_backward(fa_dtype dtype, const fa_attention_backward_arguments *arguments)
+{
+    BY_DTYPE(attention_backward, arguments);
+}
+
 size_t fa_recurrent_packed_bytes(fa_dtype dtype, fa_isa isa, fa_weight_type type, const fa_recurrent_weights *w)
 {
     BY_DTYPE(recurrent_packed_bytes, isa, type, w);

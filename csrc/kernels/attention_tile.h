@@ -1,0 +1,56 @@
+/* What the kernels of forward and backward attention share: panels, the keys of a tile, 2^x. */
+#ifndef FA_ATTENTION_TILE_H
+#define FA_ATTENTION_TILE_H
+
+#include "attention.h"
+#include "common.h"
+#include "tile.h"
+
+#define TILE TILE_ROWS(FA_NV)
+#define PANEL (FA_NV * VL)
+#define PANEL_TILES 4 /* tiles that a panel of keys passes in a row */
+/* Rounding by V_MAGIC, and V_MAGIC - R, are exact below this; larger rows have R taken off first. */
+#define REFERENCE_LIMIT REAL_POWER(REAL_MANTISSA_BITS - 2)
+#define REAL_POWER(n) ((real)((int64_t)1 << (n)))
+
+/* Vectors in the panel that starts at `first` of `size` columns. */
+FA_INLINE fa_index panel_vectors(fa_index size, fa_index first) { return fa_min(FA_NV, fa_ceil_div(size - first, VL)); }
+
+/* Keys and dimensions in a step of the register tile. */
+#define STEP (TILE_K * FA_PACKED)
+
+/* Places of `size` elements in a packed operand, padded. */
+FA_INLINE fa_index packed_size(fa_index size) { return fa_round_up(fa_ceil_div(size, FA_PACKED), TILE_K); }
+
+/* The keys that any row of a tile attends to, widened to whole steps. */
+typedef struct {
+    fa_index begin, end;
+} key_range;
+
+FA_INLINE key_range tile_keys(const fa_index *begin, const fa_index *end, fa_index rows)
+{
+    key_range range = {INT64_MAX, 0};
+    for (fa_index r = 0; r < rows; r++) {
+        if (end[r] <= begin[r]) continue;
+        range.begin = fa_min(range.begin, begin[r]);
+        range.end = fa_max(range.end, end[r]);
+    }
+    if (range.end == 0) return (key_range){0, 0};
+    return (key_range){range.begin / STEP * STEP, fa_round_up(range.end, STEP)};
+}
+
+FA_INLINE void fill(real *row, fa_index first, fa_index end)
+{
+    for (fa_index j = first; j < end; j += VL) v_store_n(row + j, v_zero(), fa_min(VL, end - j));
+}
+
+/* 2^(x - R) for magic = V_MAGIC - R and lowest = R + V_EXPONENT_FLOOR, where the result is exactly 0. A degree-5 (float)
+   polynomial: off by 2^-23.4, half of what the score itself is off by. */
+FA_INLINE vreal exp2_shifted(vreal x, vreal magic, vreal lowest)
+{
+    const vreal y = v_max(lowest, x);
+    const vreal t = v_add(y, magic), r = v_sub(y, v_sub(t, magic));
+    return v_add_exponent(v_fma(POLYNOMIAL(r, exp2_coefficient), r, v_set1(1)), t);
+}
+
+#endif

@@ -1,0 +1,345 @@
+"""Gradients of attention: values by the error rule, invariances, special values, bad input."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+import fastattn as fa
+from tests import plain
+from tests.arrays import LAYOUTS, same_bits
+from tests.errors import ErrorRule, exact
+
+# Around the vector lengths 4, 8, 16, register tiles, tiles of 96 queries and blocks of 256 keys; primes.
+QUERIES = (0, 1, 2, 7, 11, 12, 13, 95, 96, 97, 131)
+KEYS = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 64, 101, 255, 256, 257, 513)
+HEAD_SIZES = (0, 1, 2, 3, 7, 8, 9, 16, 17, 33, 64, 127, 128, 129, 160)
+VALUE_SIZES = (0, 1, 3, 4, 5, 8, 15, 16, 17, 32, 47, 64, 65, 128, 131)
+GRADIENTS = ("dq", "dk", "dv")
+
+
+def arrays(rng, dtype, B=1, H=1, Hk=None, Lq=1, Lk=1, D=8, Dv=None):
+    """dout, q, k, v."""
+    Hk, Dv = H if Hk is None else Hk, D if Dv is None else Dv
+    shapes = (B, H, Lq, Dv), (B, H, Lq, D), (B, Hk, Lk, D), (B, Hk, Lk, Dv)
+    return tuple(rng.standard_normal(shape).astype(dtype) for shape in shapes)
+
+
+def gradients(dout, q, k, v, **options):
+    """dq, dk, dv."""
+    return fa.attention_backward(dout, fa.attention_forward(q, k, v, **options)[1])
+
+
+class Comparison:
+    """The error rule for each gradient, over many calls."""
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+        self.rules = [ErrorRule() for _ in GRADIENTS]
+
+    def add(self, dout, q, k, v, **options):
+        got = gradients(dout, q, k, v, **options)
+        yardstick = plain.attention_backward(dout, q, k, v, **options)
+        truth = exact(self.dtype).attention_backward(dout, q, k, v, **options)
+        for rule, *values in zip(self.rules, got, yardstick, truth, strict=True):
+            rule.add(*values)
+        return got
+
+    def check(self):
+        # The baseline has no fused multiply-add, which NumPy's BLAS has: there float64 medians were up to 1.16 times.
+        for rule in self.rules:
+            rule.check(median=fa.config.get_isa() != "baseline", backward=True)
+
+
+# ---- values ----
+
+
+def test_values_at_all_lengths(isa, dtype, rng):
+    comparison = Comparison(dtype)
+    for index, lk in enumerate(KEYS):
+        for lq in QUERIES[index % 3 :: 3]:
+            comparison.add(*arrays(rng, dtype, Lq=lq, Lk=lk, D=32))
+    comparison.check()
+
+
+@pytest.mark.parametrize(("d", "dv"), [(16, 16), (64, 64), (96, 160), (160, 32)])
+def test_values_at_usual_head_sizes(isa, dtype, rng, d, dv):
+    comparison = Comparison(dtype)
+    for length in (130, 271):
+        comparison.add(*arrays(rng, dtype, H=2, Lq=length, Lk=length, D=d, Dv=dv))
+        comparison.add(*arrays(rng, dtype, H=2, Lq=length, Lk=length, D=d, Dv=dv), causal=True)
+    comparison.check()
+
+
+def test_columns_of_zeros_change_no_bit(isa, dtype, rng):
+    """Which ties all head sizes to the usual ones."""
+    for d, dv in itertools.chain(
+        zip(HEAD_SIZES, VALUE_SIZES, strict=True), zip(HEAD_SIZES, reversed(VALUE_SIZES), strict=True)
+    ):
+        args = arrays(rng, dtype, Lq=103, Lk=271, D=d, Dv=dv)
+        wide = [np.concatenate([a, np.zeros((*a.shape[:-1], -a.shape[-1] % 64), dtype)], axis=-1) for a in args]
+        for x, y in zip(gradients(*wide, scale=0.3), gradients(*args, scale=0.3), strict=True):
+            assert same_bits(x[..., : y.shape[-1]], y)
+            assert not x[..., y.shape[-1] :].any()
+
+
+OPTIONS = {
+    "causal": {"causal": "bottom-right"},
+    "causal from the top left": {"causal": "top-left"},
+    "window": {"window": (40, 7)},
+    "causal window": {"causal": "bottom-right", "window": (60, None)},
+    "open window": {"window": (None, 20), "causal": "top-left"},
+    "scale": {"scale": -0.3},
+    "lengths": {"q_lengths": [150, 97], "kv_lengths": [301, 255]},
+    "causal lengths": {"q_lengths": [11, 150], "kv_lengths": [290, 3], "causal": "bottom-right"},
+    "no keys": {"kv_lengths": [0, 281]},
+    "softcap": {"softcap": 1.5, "causal": "bottom-right"},
+    "alibi": {"alibi_slopes": np.array([0.5, 0.03])},
+    "sinks": {"sinks": np.array([0.7, -2.0]), "causal": "bottom-right"},
+    "all": {"softcap": 3.0, "alibi_slopes": np.array([0.1, 0.0]), "sinks": np.array([1.0, 0.0]), "window": (100, 50)},
+}
+
+
+def test_values_with_options_and_grouped_heads(isa, dtype, rng):
+    comparison = Comparison(dtype)
+    for option, (lq, lk) in itertools.product(OPTIONS.values(), ((110, 281), (281, 110))):
+        options = dict(option)
+        for name, length in (("q_lengths", lq), ("kv_lengths", lk)):
+            if name in options:
+                options[name] = np.minimum(options[name], length)
+        for name in ("alibi_slopes", "sinks"):
+            if name in options:
+                options[name] = options[name].astype(dtype)
+        comparison.add(*arrays(rng, dtype, B=2, H=2, Hk=1, Lq=lq, Lk=lk, D=32, Dv=24), **options)
+    comparison.check()
+
+
+@pytest.mark.parametrize("kind", ["bool", "float"])
+def test_values_with_masks(isa, dtype, rng, kind):
+    comparison = Comparison(dtype)
+    for shape in ((281,), (110, 1), (2, 1, 281), (2, 1, 110, 281), (2, 2, 110, 281)):
+        mask = rng.random(shape) < 0.6
+        if kind == "float":
+            mask = np.where(mask, rng.standard_normal(shape), -np.inf).astype(dtype)
+        args = arrays(rng, dtype, B=2, H=2, Lq=110, Lk=281, D=32)
+        comparison.add(*args, mask=mask)
+        comparison.add(*args, mask=mask, causal="bottom-right")
+    comparison.check()
+
+
+def complex_step(dout, q, k, v, causal):
+    """Gradients of sum(dout * attention(q, k, v)) by complex steps: to the last digits, and not by our formulas."""
+    step = 1e-200
+
+    def loss(q, k, v):
+        s = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])
+        if causal:
+            i, j = np.indices(s.shape[-2:])
+            s = np.where(j <= i + s.shape[-1] - s.shape[-2], s, -np.inf)
+        e = np.exp(s - s.real.max(-1, keepdims=True))
+        return (dout * (e / e.sum(-1, keepdims=True) @ v)).sum()
+
+    result = []
+    for index, x in enumerate((q, k, v)):
+        gradient = np.empty_like(x)
+        for at in np.ndindex(x.shape):
+            moved = [a.astype(complex) for a in (q, k, v)]
+            moved[index][at] += 1j * step
+            gradient[at] = loss(*moved).imag / step
+        result.append(gradient)
+    return result
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_float64_gradients_agree_with_complex_steps_to_1e_12(isa, rng, causal):
+    dout, q, k, v = arrays(rng, np.float64, H=2, Lq=19, Lk=23, D=5, Dv=3)
+    got = gradients(dout, q, k, v, causal="bottom-right" if causal else False)
+    for ours, independent in zip(got, complex_step(dout, q, k, v, causal), strict=True):
+        assert np.abs(ours - independent).max() <= 1e-12 * np.abs(independent).max()
+
+
+def test_float64_gradients_agree_with_finite_differences(isa, rng):
+    options = {"causal": "bottom-right", "window": (200, None), "kv_lengths": [280]}
+    dout, q, k, v = arrays(rng, np.float64, H=2, Hk=1, Lq=120, Lk=300, D=6, Dv=4)
+    got = gradients(dout, q, k, v, **options)
+    step = 1e-6
+    for index in range(3):
+        direction = rng.standard_normal((q, k, v)[index].shape)
+        ends = []
+        for sign in (1, -1):
+            moved = [q, k, v]
+            moved[index] = moved[index] + sign * step * direction
+            ends.append((dout * fa.attention(*moved, **options)).sum())
+        slope = (got[index] * direction).sum()
+        # Both losses are sums of 960 terms, rounded to some 1e-14; their difference is divided by 2e-6.
+        assert abs((ends[0] - ends[1]) / (2 * step) - slope) <= 1e-6 * max(1, abs(slope))
+
+
+# ---- invariances ----
+
+
+def test_result_does_not_depend_on_thread_count(isa, dtype, rng):
+    for sizes in ({"Lq": 500, "Lk": 1100, "D": 16}, {"B": 2, "H": 4, "Hk": 2, "Lq": 300, "Lk": 600, "D": 16}):
+        for options in ({}, {"causal": "bottom-right"}, {"window": (300, 10)}):
+            args = arrays(rng, dtype, **sizes)
+            results = []
+            for threads in (1, 2, 3, 7):
+                with fa.num_threads(threads):
+                    results.append(gradients(*args, **options))
+            for result in results[1:]:
+                assert all(map(same_bits, result, results[0]))
+
+
+def test_result_does_not_depend_on_the_rest_of_the_batch(isa, dtype, rng):
+    args = arrays(rng, dtype, B=3, H=4, Hk=2, Lq=140, Lk=300, D=16)
+    together = gradients(*args, causal="bottom-right")
+    for b in range(3):
+        alone = gradients(*(a[b : b + 1] for a in args), causal="bottom-right")
+        assert all(same_bits(x[b : b + 1], y) for x, y in zip(together, alone, strict=True))
+    for hk in range(2):
+        heads = [a[:, 2 * hk : 2 * hk + 2] for a in args[:2]] + [a[:, hk : hk + 1] for a in args[2:]]
+        alone = gradients(*heads, causal="bottom-right")
+        assert same_bits(together[0][:, 2 * hk : 2 * hk + 2], alone[0])
+        assert all(same_bits(x[:, hk : hk + 1], y) for x, y in zip(together[1:], alone[1:], strict=True))
+
+
+@pytest.mark.parametrize("causal", [False, "top-left", "bottom-right"])
+def test_padding_changes_nothing(isa, dtype, rng, causal):
+    args = arrays(rng, dtype, H=2, Lq=140, Lk=200, D=16)
+    alone = gradients(*args, causal=causal)
+    poison = np.full((1, 2, 190, 16), np.nan, dtype)
+    padded = [np.concatenate([a, poison], axis=2) for a in args]
+    lengths = {"q_lengths": [140], "kv_lengths": [200]}
+    for x, y in zip(gradients(*padded, causal=causal, **lengths), alone, strict=True):
+        assert same_bits(x[:, :, : y.shape[2]], y)
+        assert not x[:, :, y.shape[2] :].any()
+    if causal != "bottom-right":
+        mask = np.zeros((330, 390), bool)
+        mask[:140, :200] = True
+        for x, y in zip(gradients(*padded, causal=causal, mask=mask), alone, strict=True):
+            assert same_bits(x[:, :, : y.shape[2]], y)
+            assert not x[:, :, y.shape[2] :].any()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_result_does_not_depend_on_memory_layout(isa, dtype, rng, layout):
+    args = arrays(rng, dtype, B=2, H=2, Lq=40, Lk=70, D=12, Dv=9)
+    contiguous = gradients(*args)
+    assert all(map(same_bits, gradients(*map(LAYOUTS[layout], args)), contiguous))
+    heads_inside = gradients(*(a.swapaxes(1, 2) for a in args), layout="blhd")
+    assert all(same_bits(x.swapaxes(1, 2), y) for x, y in zip(heads_inside, contiguous, strict=True))
+
+
+def test_heads_that_share_keys_add_up(isa, dtype, rng):
+    dout, q, k, v = arrays(rng, dtype, B=2, H=6, Hk=2, Lq=100, Lk=120, D=16)
+    dq, *shared = gradients(dout, q, k, v)
+    alone = [gradients(dout[:, h, None], q[:, h, None], *(a[:, h // 3, None] for a in (k, v))) for h in range(6)]
+    assert same_bits(dq, np.concatenate([gradient[0] for gradient in alone], axis=1))
+    for index, together in enumerate(shared, 1):
+        parts = np.concatenate([gradient[index] for gradient in alone], axis=1).reshape(2, 2, 3, 120, 16)
+        assert np.abs(together - parts.sum(2)).max() <= 4 * np.spacing(np.abs(parts).max())
+
+
+def test_any_strategy_of_forward_will_do(strategy, rng):
+    comparison = Comparison(np.float32)
+    comparison.add(*arrays(rng, np.float32, H=2, Lq=130, Lk=300, D=32), causal="bottom-right")
+    comparison.check()
+
+
+# ---- special values ----
+
+
+def test_masked_nan_reaches_no_gradient(isa, dtype, rng):
+    dout, q, k, v = arrays(rng, dtype, H=2, Lq=120, Lk=300, D=16)
+    mask = rng.random((120, 300)) < 0.7
+    mask[:, 5] = mask[:, 270] = False
+    mask[7] = False
+    clean = gradients(dout, q, k, v, mask=mask)
+    for bad in (np.nan, np.inf, -np.inf):
+        for a in (dout, q):
+            a[:, :, 7] = bad
+        for a in (k, v):
+            a[:, :, [5, 270]] = bad
+        assert all(map(same_bits, gradients(dout, q, k, v, mask=mask), clean))
+        added = np.where(mask, 0, -np.inf).astype(dtype)
+        assert all(map(same_bits, gradients(dout, q, k, v, mask=added), clean))
+
+
+def test_nan_reaches_the_gradients_of_the_pairs_that_attend(isa, dtype, rng):
+    args = dict(zip(("dout", "q", "k", "v"), arrays(rng, dtype, Lq=120, Lk=300, D=16), strict=True))
+    mask = np.ones((120, 300), bool)
+    mask[:, 50:] = False
+    mask[10, 20] = mask[100, :20] = False
+    clean = gradients(**args, mask=mask)
+    for name, place in (("dout", (10, 3)), ("q", (10, 3))):
+        poisoned = {key: a.copy() for key, a in args.items()}
+        poisoned[name][0, 0][place] = np.nan
+        dq, dk, dv = gradients(**poisoned, mask=mask)
+        attended = mask[10]
+        assert np.isnan(dq[0, 0, 10]).all()
+        assert same_bits(np.delete(dq, 10, axis=2), np.delete(clean[0], 10, axis=2))
+        for got, right in ((dk, clean[1]), (dv, clean[2])):
+            assert np.isnan(got[0, 0, attended]).any(-1).all()
+            assert same_bits(got[:, :, ~attended], right[:, :, ~attended])
+    for name in ("k", "v"):
+        poisoned = {key: a.copy() for key, a in args.items()}
+        poisoned[name][0, 0, 20, 3] = np.nan
+        dq = gradients(**poisoned, mask=mask)[0]
+        rows = mask[:, 20]
+        assert np.isnan(dq[0, 0, rows]).all()
+        assert same_bits(dq[:, :, ~rows], clean[0][:, :, ~rows])
+
+
+def test_rows_without_keys_have_no_gradient(isa, dtype, rng):
+    dout, q, k, v = arrays(rng, dtype, Lq=30, Lk=40, D=8)
+    dout[:, :, :5] = np.nan
+    mask = np.ones((30, 40), bool)
+    mask[:5] = False
+    dq, dk, dv = gradients(dout, q, k, v, mask=mask)
+    assert not dq[:, :, :5].any()
+    for got, right in zip((dk, dv), gradients(dout[:, :, 5:], q[:, :, 5:], k, v)[1:], strict=True):
+        assert np.allclose(got, right, rtol=0, atol=100 * np.finfo(dtype).eps)
+    assert not any(g.any() for g in gradients(dout, q, k, v, kv_lengths=[0]))
+
+
+@pytest.mark.parametrize("size", [30.0, 1e4, 1e7])
+def test_large_scores_stay_finite(isa, dtype, rng, size):
+    dout, q, k, v = arrays(rng, dtype, Lq=50, Lk=300, D=8)
+    assert all(np.isfinite(g).all() for g in gradients(dout, (size * q).astype(dtype), k, v))
+
+
+@pytest.mark.parametrize("name", ["B", "H", "Lq", "Lk", "D", "Dv"])
+def test_any_size_may_be_zero(isa, dtype, rng, name):
+    sizes = {"B": 2, "H": 2, "Hk": 2, "Lq": 5, "Lk": 6, "D": 3, "Dv": 4, name: 0}
+    args = arrays(rng, dtype, **sizes)
+    got = gradients(*args)
+    for gradient, x in zip(got, args[1:], strict=True):
+        assert gradient.shape == x.shape
+        assert gradient.dtype == dtype
+    if name in ("Lq", "Lk", "H"):
+        assert not any(g.any() for g in got)
+
+
+# ---- bad input ----
+
+
+def test_wrong_dout_is_named(rng):
+    dout, q, k, v = arrays(rng, np.float32, B=2, H=2, Lq=5, Lk=6)
+    _, saved = fa.attention_forward(q, k, v)
+    for wrong in (dout[:1], dout[..., :7], dout[:, :, :4], dout[:, :1]):
+        with pytest.raises(ValueError, match=r"attention_backward: dout must have the shape \(2, 2, 5, 8\)"):
+            fa.attention_backward(wrong, saved)
+    with pytest.raises(ValueError, match="attention_backward: dout must have 4 axes"):
+        fa.attention_backward(dout[0], saved)
+    with pytest.raises(TypeError, match="attention_backward: dout must be float32"):
+        fa.attention_backward(dout.astype(np.float64), saved)
+    with pytest.raises(TypeError, match="attention_backward: dout must be float32"):
+        fa.attention_backward(dout.astype(np.int32), saved)
+    with pytest.raises(TypeError, match="attention_backward: saved must be what attention_forward returned"):
+        fa.attention_backward(dout, (q, k, v))
+
+
+def test_forward_of_the_pair_is_attention(dtype, rng):
+    _, q, k, v = arrays(rng, dtype, B=2, H=4, Hk=2, Lq=50, Lk=60)
+    options = {"causal": "bottom-right", "window": (30, 0), "kv_lengths": [60, 20]}
+    assert same_bits(fa.attention_forward(q, k, v, **options)[0], fa.attention(q, k, v, **options))
