@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import sysconfig
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -115,7 +116,10 @@ class BuildExt(build_ext):
             self.vendor_blas(Path(self.get_ext_fullpath(ext.name)).parent)
 
     def compile_one(self, source, variant, macros, flags, newest_header):
-        folder = Path(self.build_temp) / variant
+        # Not in build_temp, which an editable install throws away: what is up to date is not compiled again. Another
+        # compiler, or other flags of the environment, have a folder of their own.
+        command = zlib.crc32(" ".join([*self.compiler.compiler_so, *os.environ.get("CFLAGS", "").split()]).encode())
+        folder = ROOT / "build" / f"objects-{sysconfig.get_platform()}-{command:08x}" / variant
         target = folder / f"{source.stem}.o"
         if target.exists() and target.stat().st_mtime > max(newest_header, source.stat().st_mtime):
             return str(target)
