@@ -29,7 +29,7 @@ def attention_backward(dout: ArrayLike, saved: SavedAttention) -> tuple[Array, A
     Raises ValueError and TypeError naming the argument. Source: Dao et al. 2022, arXiv:2205.14135, appendix B.
 
     >>> q = k = np.zeros((1, 1, 2, 4)); v = np.array([[[[1.0], [3.0]]]])
-    >>> out, saved = attention_forward(q, k, v)
+    >>> out, saved = fa.attention_forward(q, k, v)
     >>> attention_backward(np.ones((1, 1, 2, 1)), saved)[2][0, 0, :, 0]
     array([1., 1.])
     """
