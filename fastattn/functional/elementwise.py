@@ -11,8 +11,8 @@ def exp(x: ArrayLike, *, out: Array | None = None) -> Array:
 
     Largest error 1.0 ULP, subnormal results included.
 
-    >>> float(exp(np.float64(1)))
-    2.718281828459045
+    >>> exp(np.array([-np.inf, 0.0]))
+    array([0., 1.])
     """
     return _core.map_elements("exp", x, out, "exp")
 
