@@ -58,9 +58,12 @@ cdef object wrong_type(str op, str name, object array, int wanted=REAL_TYPES):
 
 
 cdef object as_ndarray(object value, str op, str name):
-    """value as an ndarray, without changing its dtype."""
-    if isinstance(value, ndarray):
+    """value as an ndarray and no subclass, without changing its dtype."""
+    if type(value) is ndarray:
         return value
+    if isinstance(value, ndarray) and hasattr(value, "filled") and np.ma.is_masked(value):
+        raise TypeError(f"{op}: {name} must have no masked elements, got {np.ma.count_masked(value)}: "
+                        f"pass {name}.filled(...)")
     if getattr(value, "requires_grad", False):
         raise TypeError(f"{op}: {name} must not require gradients: pass {name}.detach()")
     try:
@@ -237,6 +240,11 @@ cdef bint overlap(const Array *a, const Array *b) noexcept:
     return first_a < end_b and first_b < end_a
 
 
+cdef bint meets_any(object out, tuple others):
+    """Whether the memory of `out` may meet that of one of these arrays, which may be None or no arrays at all."""
+    return any([isinstance(other, ndarray) and np.may_share_memory(out, other) for other in others])
+
+
 cdef bint same_place(const Array *a, const Array *b) noexcept:
     """The same elements at the same addresses."""
     return (a.data == b.data and a.ndim == b.ndim
@@ -263,9 +271,16 @@ cdef bint acquire_out(Array *a, object out, tuple shape, int dtype, str op, str 
     return False
 
 
-cdef object new_out(Array *a, tuple shape, int dtype):
+cpdef object new_array(tuple shape, object dtype, str op):
+    try:
+        return empty(shape, dtype)
+    except (MemoryError, ValueError):  # ValueError: the number of bytes overflows
+        raise MemoryError(f"{op}: no memory for a result of shape {shape}") from None
+
+
+cdef object new_out(Array *a, tuple shape, int dtype, str op):
     """A fresh output, held."""
-    cdef object out = empty(shape, ALL_DTYPES[dtype])
+    cdef object out = new_array(shape, ALL_DTYPES[dtype], op)
     cdef object bits = bits_of(out) if dtype == FA_BF16 else out
     a.held = False
     PyObject_GetBuffer(bits, &a.view, PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE)
@@ -273,6 +288,21 @@ cdef object new_out(Array *a, tuple shape, int dtype):
     a.dtype = dtype
     fill(a)
     return out
+
+
+def check_out(object out, object x, str op):
+    """Whether `out` can take a result like x."""
+    if not isinstance(out, ndarray):
+        raise TypeError(f"{op}: out must be an ndarray, got {type(out).__name__}")
+    if out.shape != x.shape or out.dtype != x.dtype:
+        raise wrong_shape(op, "out", f"have shape {x.shape} and dtype {x.dtype}", f"{out.shape} and {out.dtype}")
+    if not out.flags.writeable:
+        raise wrong_shape(op, "out", "be writable", "a read-only array")
+
+
+def checked_array(object value, str op, str name):
+    """value as an ndarray of any dtype."""
+    return as_ndarray(value, op, name)
 
 
 cdef int real_dtype(int dtype) noexcept:
@@ -294,21 +324,32 @@ cdef str text(const char *s):
 
 cdef double as_float(object value, str op, str name) except? -1.0:
     try:
+        if isinstance(value, (str, bytes)):  # float() would read them
+            raise TypeError
         return float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{op}: {name} must be a number, got {value!r}") from None
+    except OverflowError:
+        raise ValueError(f"{op}: {name} must be finite, got an integer beyond all floats") from None
+
+
+cdef double finite(object value, str op, str name) except? -1.0:
+    cdef double number = as_float(value, op, name)
+    if not isfinite(number):
+        raise ValueError(f"{op}: {name} must be finite, got {number}")
+    return number
 
 
 cdef object as_lengths(object value, Py_ssize_t batch, Py_ssize_t longest, str op, str name):
-    """int64 lengths [batch] in 0..longest, contiguous."""
-    lengths = np.asarray(value)
+    """int64 lengths [batch] in 0..longest, contiguous. A copy: the caller's may change during the call."""
+    lengths = as_ndarray(value, op, name)
     if lengths.dtype.kind not in "iu":
         raise TypeError(f"{op}: {name} must be integers, got {lengths.dtype}")
     if lengths.shape != (batch,):
         raise wrong_shape(op, name, f"have shape ({batch},)", f"shape {lengths.shape}")
     if batch and (lengths.min() < 0 or lengths.max() > longest):
         raise wrong_shape(op, name, f"lie in 0..{longest}", f"{lengths.min()}..{lengths.max()}")
-    return np.ascontiguousarray(lengths, dtype=np.int64)
+    return lengths.astype(np.int64, order="C")
 
 
 cdef const fa_index *index_pointer(object lengths) except? NULL:

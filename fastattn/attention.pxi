@@ -197,19 +197,20 @@ def attention(object q, object k, object v, object mask, object causal, object s
         shape = (a.B, a.H, a.Lq, a.Dv) if head_axis == 1 else (a.B, a.Lq, a.H, a.Dv)
         if out is not None and acquire_out(&ao, out, shape, x.q.dtype, op) and not (
             overlap(&ao, &x.q) or overlap(&ao, &x.k) or overlap(&ao, &x.v)
+            or meets_any(out, (mask, alibi_slopes, sinks))
         ):
             result = out
         else:
             release(&ao)
-            result = new_out(&ao, shape, x.q.dtype)
+            result = new_out(&ao, shape, x.q.dtype, op)
         set_strides(&ao, a.out_stride, head_axis)
         a.out = ao.data
         a.lse = a.reference = a.sum = NULL
         if return_lse or return_state:
-            lse = new_out(&al, (a.B, a.H, a.Lq), real_dtype(x.q.dtype))
+            lse = new_out(&al, (a.B, a.H, a.Lq), real_dtype(x.q.dtype), op)
             a.lse = al.data
         if return_state:
-            saved = new_out(&state, (2, a.B, a.H, a.Lq), real_dtype(x.q.dtype))
+            saved = new_out(&state, (2, a.B, a.H, a.Lq), real_dtype(x.q.dtype), op)
             a.reference, a.sum = state.data, state.data + state.stride[0] * state.view.itemsize
         with nogil:
             status = fa_attention_forward(<fa_dtype>x.q.dtype, &a)

@@ -48,7 +48,7 @@ def attention_weights(object q, object k, object lse, object heads, object rows,
         w.rows = <const fa_index *><uintptr_t>rows.ctypes.data
         w.lse = al.data
         shape = (a.B, w.n_heads, w.n_rows, a.Lk) if head_axis == 1 else (a.B, w.n_rows, w.n_heads, a.Lk)
-        result = new_out(&aw, shape, x.q.dtype)
+        result = new_out(&aw, shape, x.q.dtype, op)
         set_strides(&aw, w.stride, head_axis)
         w.weights = aw.data
         a.out = a.lse = a.reference = a.sum = NULL
@@ -84,7 +84,7 @@ def merge_attention(object out_a, object lse_a, object out_b, object lse_b):
             if got != of_rows:
                 raise wrong_shape(op, name, f"have shape {of_rows}, that of out_a without its last axis",
                                   f"shape {got}")
-        out, lse = new_out(&ao, shape, xa.dtype), new_out(&al, of_rows, xa.dtype)
+        out, lse = new_out(&ao, shape, xa.dtype, op), new_out(&al, of_rows, xa.dtype, op)
         rows = count(&la)
         with nogil:
             status = fa_attention_merge(<fa_dtype>xa.dtype, ao.data, al.data, xa.data, la.data, xb.data, lb.data, rows,

@@ -1,15 +1,15 @@
 # Attention over ragged batches: sequences of any lengths, one after another in arrays without padding.
 
 cdef object as_offsets(object value, Py_ssize_t total, str op, str name):
-    """int64 offsets [B + 1], contiguous: from 0 to `total`, never falling."""
-    offsets = np.asarray(value)
+    """int64 offsets [B + 1], contiguous: from 0 to `total`, never falling. A copy: the caller's may change."""
+    offsets = as_ndarray(value, op, name)
     if offsets.dtype.kind not in "iu":
         raise TypeError(f"{op}: {name} must be integers, got {offsets.dtype}")
     if offsets.ndim != 1 or offsets.shape[0] == 0:
         raise wrong_shape(op, name, "have shape (sequences + 1,)", f"shape {offsets.shape}")
     if offsets.max() > total or offsets.min() < 0:
         raise wrong_shape(op, name, f"lie in 0..{total}", f"{offsets.min()}..{offsets.max()}")
-    offsets = np.ascontiguousarray(offsets, dtype=np.int64)
+    offsets = offsets.astype(np.int64, order="C")
     first, last = offsets.item(0), offsets.item(offsets.size - 1)
     if first != 0 or last != total:
         raise wrong_shape(op, name, f"begin with 0 and end with {total}, the rows there are", f"{first} and {last}")
@@ -86,19 +86,20 @@ def attention_varlen(object q, object k, object v, object cu_seqlens_q, object c
         shape = (x.q.shape[0], a.H, a.Dv)
         if out is not None and acquire_out(&ao, out, shape, x.q.dtype, op) and not (
             overlap(&ao, &x.q) or overlap(&ao, &x.k) or overlap(&ao, &x.v)
+            or meets_any(out, (mask, alibi_slopes, sinks))
         ):
             result = out
         else:
             release(&ao)
-            result = new_out(&ao, shape, x.q.dtype)
+            result = new_out(&ao, shape, x.q.dtype, op)
         a.out_stride[:] = [0, ao.stride[1], ao.stride[0]]
         a.out = ao.data
         a.lse = a.reference = a.sum = NULL
         if return_lse or return_state:
-            lse = new_out(&al, (a.H, x.q.shape[0]), real_dtype(x.q.dtype))
+            lse = new_out(&al, (a.H, x.q.shape[0]), real_dtype(x.q.dtype), op)
             a.lse = al.data
         if return_state:
-            saved = new_out(&state, (2, a.H, x.q.shape[0]), real_dtype(x.q.dtype))
+            saved = new_out(&state, (2, a.H, x.q.shape[0]), real_dtype(x.q.dtype), op)
             a.reference, a.sum = state.data, state.data + state.stride[0] * state.view.itemsize
         with nogil:
             status = fa_attention_forward(<fa_dtype>x.q.dtype, &a)

@@ -12,7 +12,7 @@ def cast(object x, object dtype):
         if (a.dtype == FA_F32) == (kind == FA_F32) or a.dtype == FA_F64 or kind == FA_F64:
             raise TypeError(f"{op}: dtype must be float32 for a 16-bit array, or a 16-bit type for float32, got "
                             f"{NAMES[kind]} for {NAMES[a.dtype]}")
-        result = new_out(&y, shape_of(&a), kind)
+        result = new_out(&y, shape_of(&a), kind, op)
         with nogil:
             status = fa_cast(<fa_dtype>max(<int>a.dtype, kind), y.data, a.data, count(&a), kind != FA_F32)
         raise_status(status, op)

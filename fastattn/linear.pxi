@@ -62,7 +62,7 @@ def pack_linear(object weight, object dtype):
         packed.N = w.shape[0]
         packed.K = w.shape[1]
         size = fa_linear_packed_bytes(<fa_dtype>w.dtype, packed.isa, packed.N, packed.K)
-        packed.buffer = np.empty(size + 64, np.uint8)
+        packed.buffer = new_array((size + 64,), np.uint8, op)
         address = packed.buffer.ctypes.data
         packed.data = <char *>((address + 63) // 64 * 64)
         with nogil:
@@ -125,7 +125,7 @@ def linear(object x, object weight, object bias, object activation, object out):
             result = out
         else:
             release(&y)
-            result = new_out(&y, shape, a.dtype)
+            result = new_out(&y, shape, a.dtype, op)
         M = 1
         for i in range(a.ndim - 1):
             M *= a.shape[i]

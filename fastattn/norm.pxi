@@ -53,13 +53,13 @@ def norm(str kind, object x, object residual, object weight, object bias, object
             result = out
         else:
             release(&y)
-            result = new_out(&y, shape, a.dtype)
+            result = new_out(&y, shape, a.dtype, op)
         if r.held:
-            total = new_out(&s, shape, a.dtype)
+            total = new_out(&s, shape, a.dtype, op)
         if statistics:
             if arguments.kind == FA_LAYER_NORM:
-                mean = new_out(&m, lead, a.dtype)
-            rstd = new_out(&d, lead, a.dtype)
+                mean = new_out(&m, lead, a.dtype, op)
+            rstd = new_out(&d, lead, a.dtype, op)
         arguments.n = a.shape[a.ndim - 1]
         arguments.rows = rows_of(&a)
         arguments.y, arguments.x = y.data, a.data
@@ -108,13 +108,13 @@ def norm_backward(str kind, object dy, object x, object weight, object mean, obj
         lead = shape[:len(shape) - 1]
         if shape_of(&d) != lead or (m.held and shape_of(&m) != lead):
             raise wrong_shape(op, "saved", "come from the forward of the same x", "statistics of another shape")
-        result = new_out(&dx, shape, a.dtype)
+        result = new_out(&dx, shape, a.dtype, op)
         arguments.n = a.shape[a.ndim - 1]
         arguments.rows = rows_of(&a)
         if w.held:
-            dweight = new_out(&dw, (arguments.n,), a.dtype)
+            dweight = new_out(&dw, (arguments.n,), a.dtype, op)
         if with_bias:
-            dbias = new_out(&db, (arguments.n,), a.dtype)
+            dbias = new_out(&db, (arguments.n,), a.dtype, op)
         arguments.dx, arguments.dweight, arguments.dbias = dx.data, data_of(&dw), data_of(&db)
         arguments.dy, arguments.x, arguments.weight = g.data, a.data, data_of(&w)
         arguments.dsum, arguments.mean, arguments.rstd = data_of(&s), data_of(&m), d.data

@@ -130,7 +130,7 @@ def pack_recurrent(str op, RecurrentWeights weights, str type_name):
     for i in range(w.layers * w.directions):
         source = &weights.lane[i].weights
         size = fa_recurrent_packed_bytes(dtype, isa, type, source)
-        buffer = np.empty(size + 64, np.uint8)
+        buffer = new_array((size + 64,), np.uint8, op)
         w.held.append(buffer)
         address = (<uintptr_t>buffer.ctypes.data + 63) // 64 * 64
         w.lane[i] = weights.lane[i]
@@ -188,9 +188,9 @@ def recurrent(str op, RecurrentWeights w, str nonlinearity, object x, object h0,
         shape = (lanes, ax.shape[1], w.hidden_size)
         acquire_state(&ah, h0, shape, w, op, "h")
         acquire_state(&ac, c0, shape, w, op, "c")
-        h = new_out(&h_out, shape, w.dtype_code)
+        h = new_out(&h_out, shape, w.dtype_code, op)
         if w.cell == "lstm":
-            c = new_out(&c_out, shape, w.dtype_code)
+            c = new_out(&c_out, shape, w.dtype_code, op)
         for i in range(lanes):
             a = &lane[i]
             set_lane(a, w, i, &ah, &ac, &h_out, &c_out)

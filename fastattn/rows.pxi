@@ -22,7 +22,7 @@ def map_elements(str kind, object x, object out, str op):
             result = out
         else:
             release(&y)
-            result = new_out(&y, shape, a.dtype)
+            result = new_out(&y, shape, a.dtype, op)
         with nogil:
             status = fa_map(<fa_dtype>a.dtype, f, y.data, a.data, count(&a))
         raise_status(status, op)
@@ -46,6 +46,7 @@ def softmax_rows(bint log, object x, object scale, object out, str op):
     cdef fa_status status
     cdef object result
     cdef Py_ssize_t n, rows
+    cdef double factor = finite(scale, op, "scale")
     a.held = y.held = False
     try:
         acquire_contiguous(&a, x, op, "x", -1, ALL_TYPES)
@@ -56,7 +57,7 @@ def softmax_rows(bint log, object x, object scale, object out, str op):
             result = out
         else:
             release(&y)
-            result = new_out(&y, shape, a.dtype)
+            result = new_out(&y, shape, a.dtype, op)
         n = a.shape[a.ndim - 1]
         rows = count(&a) // n if n else 0
         with nogil:
@@ -75,6 +76,7 @@ def softmax_backward_rows(bint log, object dy, object y, object scale, str op):
     cdef fa_status status
     cdef object result
     cdef Py_ssize_t n, rows
+    cdef double factor = finite(scale, op, "scale")
     g.held = a.held = d.held = False
     try:
         acquire_contiguous(&a, y, op, "y", -1, ALL_TYPES)
@@ -82,7 +84,7 @@ def softmax_backward_rows(bint log, object dy, object y, object scale, str op):
         shape = shape_of(&a)
         if shape_of(&g) != shape:
             raise wrong_shape(op, "dy", f"have the shape of y, {shape}", f"shape {shape_of(&g)}")
-        result = new_out(&d, shape, a.dtype)
+        result = new_out(&d, shape, a.dtype, op)
         n = a.shape[a.ndim - 1]
         rows = count(&a) // n if n else 0
         with nogil:

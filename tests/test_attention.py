@@ -297,6 +297,15 @@ def test_lists_and_subclasses_are_arrays(rng):
     assert same_bits(fa.attention(*masked), expected)
 
 
+def test_out_may_be_the_mask(rng, strategy, dtype):
+    q, k, v = arrays(rng, dtype, B=2, H=3, Lq=70, Lk=70, D=4, Dv=70)
+    mask = rng.standard_normal((2, 3, 70, 70)).astype(dtype)
+    expected = fa.attention(q, k, v, mask=mask[:, :1])
+    # The mask of head 0 serves all heads, and its result lies where the mask was.
+    fa.attention(q, k, v, mask=mask[:, :1], out=mask)
+    assert same_bits(mask, expected)
+
+
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "read-only"])
 def test_out_is_filled_and_returned(isa, strategy, dtype, rng, layout):
     q, k, v = arrays(rng, dtype, B=2, H=2, Lq=11, Lk=19, Dv=5)

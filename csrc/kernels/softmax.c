@@ -104,6 +104,20 @@ void KERNEL(softmax_rows)(real *y, fa_index ldy, const real *x, fa_index ldx, fa
     }
 }
 
+/* z - (high + low), rounded once for doubles. For floats, whose high is rounded from a double, rounding twice is as good as the usual
+   form, and a quarter faster. */
+FA_INLINE vreal minus_long(vreal z, vreal high, vreal low)
+{
+#if defined(FA_REAL_F32)
+    return v_sub(v_sub(z, high), low);
+#else
+    vreal rest;
+    const vreal difference = two_sum(z, v_negate(high), &rest);
+    /* At -inf there is no rest. */
+    return v_add(difference, v_select(v_lt(v_set1(-REAL_INFINITY), difference), v_sub(rest, low), v_zero()));
+#endif
+}
+
 void KERNEL(log_softmax_rows)(real *y, fa_index ldy, const real *x, fa_index ldx, fa_index rows, fa_index n, real scale)
 {
     for (fa_index i = 0; i < rows; i++, x += ldx, y += ldy) {
@@ -118,7 +132,7 @@ void KERNEL(log_softmax_rows)(real *y, fa_index ldy, const real *x, fa_index ldx
         for (fa_index j = 0; j < n; j += VL) {
             const fa_index left = n - j;
             const vreal z = v_fma(f.scale, load_some(x + j, left), f.minus_shift);
-            store_some(y + j, v_sub(v_sub(z, high), low), left);
+            store_some(y + j, minus_long(z, high, low), left);
         }
     }
 }

@@ -67,7 +67,8 @@ FA_INLINE vreal product_once(vreal a, vreal b, vreal b_low)
     return v_fma(a, b, v_mul(a, b_low));
 #else
     const vreal p = v_mul(a, b);
-    return v_add(p, v_add(v_product_error(a, b, p), v_mul(a, b_low)));
+    /* The sign is that of p: -0 + 0 would be +0. */
+    return v_copysign(v_add(p, v_add(v_product_error(a, b, p), v_mul(a, b_low))), p);
 #endif
 }
 

@@ -160,7 +160,7 @@ def _run_cell(op: str, cell: str, nonlinearity: str, x: Any, h: Any, c: Any, arr
             expected = (len(x), weights.hidden_size)
             raise ValueError(f"{op}: {name} must have shape {expected}, got {states[-1].shape}")
     h0, c0 = (*(state[None] for state in states), None)[:2]
-    y = np.empty((1, len(x), weights.hidden_size), x.dtype)
+    y = _core.new_array((1, len(x), weights.hidden_size), x.dtype, op)
     activations = [_core.new_saved(weights, 1, len(x))] if save else []
     after, c_after = _core.recurrent(
         op, weights, nonlinearity, x[None], h0, c0, None, [y], activations if save else None
@@ -236,8 +236,8 @@ def _run(op: str, cell: str, nonlinearity: str, x: Any, state: tuple[Any, ...], 
     stack, names = _weights(op, cell, weights, inputs, x.dtype)
     lengths = _core.checked_lengths(lengths, batch, steps, op, "lengths")
     width = stack.directions * stack.hidden_size
-    ys = [np.empty((steps, batch, width), x.dtype) for _ in range(stack.layers - 1)]
-    y = np.empty((batch, steps, width) if batch_first else (steps, batch, width), x.dtype)
+    ys = [_core.new_array((steps, batch, width), x.dtype, op) for _ in range(stack.layers - 1)]
+    y = _core.new_array((batch, steps, width) if batch_first else (steps, batch, width), x.dtype, op)
     ys.append(y.swapaxes(0, 1) if batch_first else y)
     h0, c0 = (*state, None)[:2]
     lanes = range(stack.layers * stack.directions) if save else ()

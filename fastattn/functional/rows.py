@@ -1,5 +1,7 @@
 """Functions of rows: softmax and log-softmax, with their gradients."""
 
+from operator import index
+
 import numpy as np
 from numpy.exceptions import AxisError
 from numpy.typing import ArrayLike
@@ -68,9 +70,13 @@ def log_softmax_forward(x: ArrayLike, axis: int = -1, *, scale: float = 1.0) -> 
     return y, y
 
 
-def _last_axis(x: ArrayLike, axis: int, op: str) -> tuple[Array, int]:
+def _last_axis(x: ArrayLike, axis: int, op: str, name: str = "x") -> tuple[Array, int]:
     """x as an array, and axis counted from 0."""
-    array = x if isinstance(x, np.ndarray) else np.asarray(x)
+    array = _core.checked_array(x, op, name)
+    try:
+        axis = index(axis)
+    except TypeError:
+        raise TypeError(f"{op}: axis must be an integer, got {axis!r}") from None
     if not -array.ndim <= axis < array.ndim:
         raise AxisError(f"{op}: axis must lie in {-array.ndim}..{array.ndim - 1} for shape {array.shape}, got {axis}")
     return array, axis % array.ndim
@@ -80,19 +86,17 @@ def _softmax(log: bool, x: ArrayLike, axis: int, scale: float, out: Array | None
     array, axis = _last_axis(x, axis, op)
     if axis == array.ndim - 1:
         return _core.softmax_rows(log, array, scale, out, op)
-    if out is not None and (out.shape != array.shape or out.dtype != array.dtype):
-        raise ValueError(
-            f"{op}: out must have shape {array.shape} and dtype {array.dtype}, got {out.shape} and {out.dtype}"
-        )
+    if out is not None:
+        _core.check_out(out, array, op)
     rows = _core.softmax_rows(log, np.moveaxis(array, axis, -1), scale, None, op)
-    result = np.empty(array.shape, rows.dtype) if out is None else out
+    result = _core.new_array(array.shape, rows.dtype, op) if out is None else out
     np.copyto(result, np.moveaxis(rows, -1, axis))
     return result
 
 
 def _softmax_backward(log: bool, dy: ArrayLike, y: ArrayLike, axis: int, scale: float, op: str) -> Array:
-    array, axis = _last_axis(y, axis, op)
-    gradient = dy if isinstance(dy, np.ndarray) else np.asarray(dy)
+    array, axis = _last_axis(y, axis, op, "y")
+    gradient = _core.checked_array(dy, op, "dy")
     if axis == array.ndim - 1 or gradient.shape != array.shape:
         return _core.softmax_backward_rows(log, gradient, array, scale, op)
     rows = _core.softmax_backward_rows(log, np.moveaxis(gradient, axis, -1), np.moveaxis(array, axis, -1), scale, op)
