@@ -32,9 +32,9 @@ def attention_backward(object dout, object q, object k, object v, object out, ob
         a.reference, a.sum = state_array.data, state_array.data + state_array.stride[0] * state_array.view.itemsize
         set_strides(&ao, a.out_stride, head_axis)
         set_strides(&ad, g.dout_stride, head_axis)
-        dq = new_out(&aq, shape_of(&x.q), x.q.dtype)
-        dk = new_out(&ak, shape_of(&x.k), x.q.dtype)
-        dv = new_out(&av, shape_of(&x.v), x.q.dtype)
+        dq = new_out(&aq, shape_of(&x.q), x.q.dtype, op)
+        dk = new_out(&ak, shape_of(&x.k), x.q.dtype, op)
+        dv = new_out(&av, shape_of(&x.v), x.q.dtype, op)
         set_strides(&aq, g.dq_stride, head_axis)
         set_strides(&ak, g.dk_stride, head_axis)
         set_strides(&av, g.dv_stride, head_axis)

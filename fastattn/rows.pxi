@@ -41,12 +41,11 @@ cdef object copy_to(object out, object result):
 
 def softmax_rows(bint log, object x, object scale, object out, str op):
     """Over the last axis. `out` has the shape and dtype of x, or is None."""
-    cdef double factor = as_float(scale, op, "scale")
+    cdef double factor = finite(scale, op, "scale")
     cdef Array a, y
     cdef fa_status status
     cdef object result
     cdef Py_ssize_t n, rows
-    cdef double factor = finite(scale, op, "scale")
     a.held = y.held = False
     try:
         acquire_contiguous(&a, x, op, "x", -1, ALL_TYPES)
@@ -71,12 +70,11 @@ def softmax_rows(bint log, object x, object scale, object out, str op):
 
 def softmax_backward_rows(bint log, object dy, object y, object scale, str op):
     """Over the last axis."""
-    cdef double factor = as_float(scale, op, "scale")
+    cdef double factor = finite(scale, op, "scale")
     cdef Array g, a, d
     cdef fa_status status
     cdef object result
     cdef Py_ssize_t n, rows
-    cdef double factor = finite(scale, op, "scale")
     g.held = a.held = d.held = False
     try:
         acquire_contiguous(&a, y, op, "y", -1, ALL_TYPES)
