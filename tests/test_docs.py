@@ -1,27 +1,37 @@
-"""What the documentation shows is what happens, and the import stays light."""
+"""What the documentation shows is what happens, the stub is the module, and the import stays light."""
 
+import ast
 import doctest
 import importlib
+import inspect
 import pkgutil
+import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import fastattn as fa
+from fastattn import _core
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+STUB = ROOT / "fastattn" / "_core.pyi"
 MODULES = [
     fa.__name__,
     *(m.name for m in pkgutil.walk_packages(fa.__path__, "fastattn.") if m.name != "fastattn._core"),
 ]
+PUBLIC = {"np": np, "fa": fa, **{name: getattr(fa, name) for name in fa.__all__}}  # what examples may use
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_of_modules_give_what_they_show(name):
-    assert doctest.testmod(importlib.import_module(name), extraglobs={"np": np, "fa": fa}).failed == 0
+    module = importlib.import_module(name)
+    globs = PUBLIC | vars(module)
+    assert doctest.testmod(module, globs=globs).failed == 0
 
 
 def test_examples_of_the_readme_give_what_they_show():
@@ -31,8 +41,66 @@ def test_examples_of_the_readme_give_what_they_show():
     assert doctest.DocTestRunner().run(test).failed == 0
 
 
+def public_functions():
+    return [name for name in fa.__all__ if inspect.isfunction(getattr(fa, name))]
+
+
+@pytest.mark.parametrize("name", public_functions())
+def test_every_public_function_explains_itself(name):
+    """One line, and an example, its own or that of the call it belongs to."""
+    function = getattr(fa, name)
+    text = inspect.getdoc(function)
+    assert text
+    assert text.splitlines()[0].rstrip()[-1] in ".:,", name
+    settings = function.__module__ == "fastattn.config"
+    assert settings or ">>>" in text, f"{name} has no example"
+    assert set(inspect.get_annotations(function)) >= set(inspect.signature(function).parameters), name
+
+
+def test_every_public_function_is_in_the_readme():
+    text = README.read_text(encoding="utf-8")
+    section = text[text.index("## What there is") : text.index("## What it promises")]
+    named = set(re.findall(r"[A-Za-z_]\w*", " ".join(re.findall(r"`([^`]*)`", section))))
+    suffixes = ("_forward", "_backward", "_cell")
+    for name in [*public_functions(), *(n for n in fa.__all__ if inspect.isclass(getattr(fa, n)))]:
+        base = name
+        while base not in named and base.endswith(suffixes):
+            base = base.removesuffix(next(s for s in suffixes if base.endswith(s)))
+        # Pairs stand there once, as "`..._forward`, `..._backward`". What a pair saves, and handles, are no calls.
+        assert base in named or name.startswith(("Saved", "Packed")) or name == "RecurrentWeights", name
+
+
+def test_the_public_names_are_those_of_the_package():
+    assert sorted(fa.__all__) == fa.__all__
+    loaded = {name for name in vars(fa) if not name.startswith("_")}
+    submodules = {name for _, name, _ in pkgutil.iter_modules(fa.__path__)}
+    assert loaded - submodules <= set(fa.__all__)
+
+
+def test_every_name_of_the_compiled_module_has_a_stub():
+    stub = {
+        node.name if hasattr(node, "name") else node.target.id
+        for node in ast.parse(STUB.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AnnAssign)
+    }
+    names = {
+        name for name, value in vars(_core).items()
+        if not name.startswith("_") and (inspect.isclass(value) or callable(value)) and value is not np.ndarray
+    }  # fmt: skip
+    own = {name for name in names if getattr(getattr(_core, name), "__module__", "fastattn._core") == "fastattn._core"}
+    assert own <= stub
+    assert {name for name in stub if not name.startswith("__")} <= set(vars(_core))
+
+
+@pytest.mark.skipif(not find_spec("mypy"), reason="mypy is not installed")
+def test_stubs_agree_with_the_compiled_module():
+    command = [sys.executable, "-m", "mypy.stubtest", "--mypy-config-file", "pyproject.toml", "fastattn._core"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 def test_the_import_loads_nothing_heavy():
-    heavy = ["torch", "scipy", "ml_dtypes", "subprocess", "multiprocessing"]
+    heavy = ["torch", "scipy", "ml_dtypes", "subprocess", "multiprocessing", "threadpoolctl", "ctypes", "matplotlib"]
     code = "import sys, numpy; before = set(sys.modules); import fastattn; "
     code += f"print(set({heavy}) & (set(sys.modules) - before))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
@@ -40,7 +108,18 @@ def test_the_import_loads_nothing_heavy():
 
 
 def test_names_of_kernels_are_unique():
-    names = fa._core.kernel_names()
+    names = _core.kernel_names()
     assert names
     assert all(names)
     assert len(set(names)) == len(names)
+
+
+def test_the_list_of_kernels_is_kernels_def():
+    text = (ROOT / "csrc" / "kernels" / "kernels.def").read_text()
+    assert set(re.findall(r"^FA_(?:\w+_)?KERNEL\((\w+),", text, re.MULTILINE)) == set(_core.kernel_names())
+
+
+def test_every_kernel_is_described_in_the_map_of_the_sources():
+    text = (ROOT / "csrc" / "README.md").read_text(encoding="utf-8")
+    missing = [name for name in _core.kernel_names() if f"`{name}`" not in text]
+    assert not missing

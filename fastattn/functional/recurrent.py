@@ -108,8 +108,9 @@ def rnn(x: ArrayLike, state: ArrayLike | None, weights: Weights, *, nonlinearity
 
 def gru(x: ArrayLike, state: ArrayLike | None, weights: Weights, *, linear_before_reset: bool = True,
         lengths: ArrayLike | None = None, batch_first: bool = False) -> tuple[Array, Array]:  # fmt: skip
-    """A GRU over sequences, layer upon layer: gru_cell at each step. Arguments and result as for rnn, with 3 H rows of
-    weights.
+    """A GRU over sequences, layer upon layer: gru_cell at each step.
+
+    Arguments and result as for rnn, with 3 H rows of weights.
 
     >>> w = {"weight_ih_l0": np.zeros((3, 1)), "weight_hh_l0": np.zeros((3, 1))}
     >>> y, h = gru(np.ones((2, 1, 1)), np.ones((1, 1, 1)), w)
@@ -121,10 +122,10 @@ def gru(x: ArrayLike, state: ArrayLike | None, weights: Weights, *, linear_befor
 
 def lstm(x: ArrayLike, state: tuple[ArrayLike, ArrayLike] | None, weights: Weights, *,
          lengths: ArrayLike | None = None, batch_first: bool = False) -> tuple[Array, tuple[Array, Array]]:  # fmt: skip
-    """An LSTM over sequences, layer upon layer: lstm_cell at each step. Arguments as for rnn, with 4 H rows of weights;
-    `state` and the
-    final state are pairs (h, c); weights may hold weight_peephole_l0 [3, H] (rows i, f, o) for each layer and
-    direction.
+    """An LSTM over sequences, layer upon layer: lstm_cell at each step.
+
+    Arguments as for rnn, with 4 H rows of weights; `state` and the final state are pairs (h, c); weights may hold
+    weight_peephole_l0 [3, H] (rows i, f, o) for each layer and direction.
 
     >>> w = {"weight_ih_l0": np.zeros((4, 1)), "weight_hh_l0": np.zeros((4, 1))}
     >>> y, (h, c) = lstm(np.ones((2, 1, 1)), (np.zeros((1, 1, 1)), np.ones((1, 1, 1))), w)

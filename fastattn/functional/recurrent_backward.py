@@ -89,8 +89,9 @@ def lstm_cell_forward(x: ArrayLike, h: ArrayLike, c: ArrayLike, w_ih: ArrayLike,
 
 
 def lstm_cell_backward(grads: State, saved: RecurrentSaved) -> tuple[Array, tuple[Array, Array], dict[str, Array]]:
-    """Gradients of lstm_cell from those of its results, a pair (dh, dc) of which either may be None: dx, the pair of
-    the state, and a dict w_ih, w_hh, b_ih, b_hh, peephole of those that were given.
+    """Gradients of lstm_cell from those of its results, a pair (dh, dc) of which either may be None.
+
+    Returns dx, the pair of the state, and a dict w_ih, w_hh, b_ih, b_hh, peephole of those that were given.
 
     >>> zeros, one = np.zeros((4, 1)), np.ones((1, 1))
     >>> (h, c), saved = lstm_cell_forward(np.zeros((1, 1)), np.zeros((1, 1)), one, zeros, zeros)
