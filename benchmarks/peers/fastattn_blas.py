@@ -4,7 +4,7 @@ import numpy as np
 
 import fastattn as fa
 from benchmarks.cases import Case, Inputs
-from benchmarks.peers import Prepared, itself
+from benchmarks.peers import Prepared, fastattn_, itself
 from fastattn import _core
 
 
@@ -31,11 +31,9 @@ def supports(case: Case) -> bool:
 
 def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
     """As for fastattn, but for the weights: packed ones would be native."""
-    fa.set_num_threads(threads)
     if case.op == "attention":
-        q, k, v = inputs["q"], inputs["k"], inputs["v"]
-        out, causal = np.empty_like(q), case.causal
-        return Prepared(lambda: fa.attention(q, k, v, causal=causal, out=out), itself)
+        return fastattn_.prepare(case, inputs, threads)
+    fa.set_num_threads(threads)
     x, weight, bias = inputs["x"], inputs["weight"], inputs["bias"]
     y = np.empty((case.sizes["M"], case.sizes["N"]), case.dtype)
     return Prepared(lambda: fa.linear(x, weight, bias, out=y), itself)

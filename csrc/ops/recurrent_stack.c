@@ -70,6 +70,15 @@ static void choose_way(stack_call *c)
 
 /* ---- the three ways ---- */
 
+/* The whole of a lane, alone. */
+static const lane_share whole = {0, 1, NULL};
+
+/* A member's part of each lane that it runs. */
+static lane_share share_of(stack_call *c, int member)
+{
+    return c->way == BY_LANES ? whole : (lane_share){member, c->members, c->way == BY_PANELS ? &c->barrier : NULL};
+}
+
 static char *work_of(const stack_call *c, int member) { return c->work + (size_t)member * c->work_bytes; }
 
 static void in_order(stack_call *c, lane_share share, char *work)
@@ -100,7 +109,7 @@ static int try_lane(const stack_call *c, fa_index i, char *work)
     const fa_index done = atomic_load(&p->done), end = fa_min(c->steps, done + c->chunk);
     const int run = done < end && inputs_ready(c, i, end);
     if (run) {
-        OP(lane_run)(&c->lane[i], (lane_share){0, 1, NULL}, work, done, end);
+        OP(lane_run)(&c->lane[i], whole, work, done, end);
         atomic_store_explicit(&p->done, end, memory_order_release);
     }
     atomic_store(&p->claimed, 0);
@@ -132,11 +141,11 @@ static void run_member(void *context, int member, int members)
     stack_call *c = context;
     if (members != c->members) {
         /* Fewer threads could be had than the work was shared out for: alone, then. The scratch is large enough for that too. */
-        if (member == 0) in_order(c, (lane_share){0, 1, NULL}, c->work);
+        if (member == 0) in_order(c, whole, c->work);
     } else if (c->way == BY_LANES) {
         side_by_side(c, member);
     } else {
-        in_order(c, (lane_share){member, members, c->way == BY_PANELS ? &c->barrier : NULL}, work_of(c, member));
+        in_order(c, share_of(c, member), work_of(c, member));
     }
 }
 
@@ -166,16 +175,16 @@ static void finish(void *context, fa_index i, int worker)
 /* Scratch that any member may need: in its share, and alone when the others do not come. */
 static void plan_work(stack_call *c)
 {
-    c->work_bytes = 0;
     size_t alone = 0;
-    for (fa_index i = 0; i < c->lanes; i++)
+    c->work_bytes = 0;
+    for (fa_index i = 0; i < c->lanes; i++) {
+        const size_t bytes = OP(lane_work_bytes)(&c->lane[i], whole);
+        if (bytes > alone) alone = bytes;
         for (int m = 0; m < c->members; m++) {
-            const lane_share share = {m, c->way == BY_LANES ? 1 : c->members, c->way == BY_PANELS ? &c->barrier : NULL};
-            const size_t bytes = OP(lane_work_bytes)(&c->lane[i], c->way == BY_LANES ? (lane_share){0, 1, NULL} : share);
-            const size_t whole = OP(lane_work_bytes)(&c->lane[i], (lane_share){0, 1, NULL});
-            if (bytes > c->work_bytes) c->work_bytes = bytes;
-            if (whole > alone) alone = whole;
+            const size_t part = OP(lane_work_bytes)(&c->lane[i], share_of(c, m));
+            if (part > c->work_bytes) c->work_bytes = part;
         }
+    }
     /* One after another, so that the first may use the space of all. */
     const size_t each = (alone + (size_t)c->members - 1) / (size_t)c->members;
     if (each > c->work_bytes) c->work_bytes = fa_scratch_bytes((fa_index)each, 1);

@@ -13,6 +13,7 @@ from fastattn._core import RecurrentWeights
 from fastattn.functional import recurrent_backward as B
 from fastattn.functional._types import Array
 from fastattn.functional.recurrent import RecurrentSaved
+from fastattn.nn.layers import Rng
 from fastattn.nn.module import Module
 
 
@@ -21,9 +22,10 @@ class _Recurrent(Module):
 
     _cell: str
     _gates: int
+    nonlinearity = "tanh"
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int, bias: bool, batch_first: bool,
-                 bidirectional: bool, dtype: DTypeLike, rng: np.random.Generator | None) -> None:  # fmt: skip
+                 bidirectional: bool, dtype: DTypeLike, rng: Rng) -> None:  # fmt: skip
         super().__init__(dtype)
         for name, value in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
             if not isinstance(value, int) or value < 1:
@@ -106,16 +108,13 @@ class _Recurrent(Module):
         if out is None:
             out = (np.empty_like(state[0]), np.empty_like(state[1])) if pair else np.empty_like(state)
         if not pair:
-            _core.recurrent_step(name, packed, self._nonlinearity(), x, state, None, out, None)
+            _core.recurrent_step(name, packed, self.nonlinearity, x, state, None, out, None)
             return out[-1], out
         for label, value in (("state", state), ("out", out)):
             if not isinstance(value, tuple | list) or len(value) != 2:
                 raise ValueError(f"{name}: {label} must be a pair (h, c), got {type(value).__name__}")
-        _core.recurrent_step(name, packed, "tanh", x, state[0], state[1], out[0], out[1])
+        _core.recurrent_step(name, packed, self.nonlinearity, x, state[0], state[1], out[0], out[1])
         return out[0][-1], out
-
-    def _nonlinearity(self) -> str:
-        return "tanh"
 
 
 class RNN(_Recurrent):
@@ -131,16 +130,13 @@ class RNN(_Recurrent):
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, *, nonlinearity: str = "tanh",
                  bias: bool = True, batch_first: bool = False, bidirectional: bool = False,
-                 dtype: DTypeLike = np.float32, rng: np.random.Generator | None = None) -> None:  # fmt: skip
+                 dtype: DTypeLike = np.float32, rng: Rng = None) -> None:  # fmt: skip
         super().__init__(input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng)
         F._check_nonlinearity("RNN", nonlinearity)
         self.nonlinearity = nonlinearity
 
     def _options(self) -> dict[str, Any]:
         return {"nonlinearity": self.nonlinearity}
-
-    def _nonlinearity(self) -> str:
-        return self.nonlinearity
 
 
 class GRU(_Recurrent):
@@ -157,7 +153,7 @@ class GRU(_Recurrent):
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, *, linear_before_reset: bool = True,
                  bias: bool = True, batch_first: bool = False, bidirectional: bool = False,
-                 dtype: DTypeLike = np.float32, rng: np.random.Generator | None = None) -> None:  # fmt: skip
+                 dtype: DTypeLike = np.float32, rng: Rng = None) -> None:  # fmt: skip
         super().__init__(input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng)
         self.linear_before_reset = linear_before_reset
 
@@ -184,10 +180,10 @@ class LSTM(_Recurrent):
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, *, bias: bool = True,
                  batch_first: bool = False, bidirectional: bool = False, peephole: bool = False,
-                 dtype: DTypeLike = np.float32, rng: np.random.Generator | None = None) -> None:  # fmt: skip
+                 dtype: DTypeLike = np.float32, rng: Rng = None) -> None:  # fmt: skip
         super().__init__(input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng)
+        if not peephole:
+            return
         rng = rng or np.random.default_rng()
-        for name in [name for name in self._own if name.startswith("weight_hh")]:
-            if peephole:
-                suffix = name.removeprefix("weight_hh")
-                self._uniform("weight_peephole" + suffix, (3, hidden_size), 1 / math.sqrt(hidden_size), rng)
+        for suffix in [name.removeprefix("weight_hh") for name in self._own if name.startswith("weight_hh")]:
+            self._uniform("weight_peephole" + suffix, (3, hidden_size), 1 / math.sqrt(hidden_size), rng)
