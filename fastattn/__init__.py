@@ -12,7 +12,7 @@ from fastattn._core import PackedLinear, RecurrentWeights
 from fastattn.cache import KVCache
 from fastattn.config import get_num_threads, num_threads, set_num_threads, show_config
 from fastattn.functional.attention import SavedAttention, attention, attention_forward
-from fastattn.functional.attention_backward import attention_backward
+from fastattn.functional.attention_backward import attention_backward, attention_varlen_backward
 from fastattn.functional.attention_parts import attention_weights, merge_attention
 from fastattn.functional.attention_varlen import SavedAttentionVarlen, attention_varlen, attention_varlen_forward
 from fastattn.functional.elementwise import exp, gelu, relu, sigmoid, silu, tanh
@@ -76,6 +76,7 @@ __all__ = [
     "attention_backward",
     "attention_forward",
     "attention_varlen",
+    "attention_varlen_backward",
     "attention_varlen_forward",
     "attention_weights",
     "config",

@@ -169,6 +169,23 @@ def attention_backward(
     kv_lengths: ArrayLike | None,
     layout: str,
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]: ...
+def attention_varlen_backward(
+    dout: ArrayLike,
+    q: ArrayLike,
+    k: ArrayLike,
+    v: ArrayLike,
+    cu_seqlens_q: ArrayLike,
+    cu_seqlens_k: ArrayLike,
+    out: NDArray[Any],
+    state: NDArray[Any],
+    mask: ArrayLike | None,
+    causal: bool | str | None,
+    scale: float | None,
+    window: tuple[int | None, int | None] | None,
+    softcap: float,
+    alibi_slopes: ArrayLike | None,
+    sinks: ArrayLike | None,
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]: ...
 
 # ---- recurrent.pxi ----
 @final

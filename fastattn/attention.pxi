@@ -7,10 +7,10 @@ cdef object set_strides(Array *a, fa_index *stride, int head_axis):
     stride[2] = a.stride[3 - head_axis]
 
 
-cdef object acquire_mask(Array *a, object mask, int dtype, const Py_ssize_t *full, fa_attention_arguments *arguments):
+cdef object acquire_mask(Array *a, object mask, int dtype, const Py_ssize_t *full, fa_attention_arguments *arguments,
+                         str op):
     """Holds a mask; sets its kind, data and strides, 0 where it is broadcast. Any layout is taken as it is: a mask may
     be large."""
-    cdef str op = "attention"
     cdef object array = as_ndarray(mask, op, "mask")
     cdef Py_ssize_t item
     cdef int axis, missing
@@ -39,19 +39,19 @@ cdef object acquire_mask(Array *a, object mask, int dtype, const Py_ssize_t *ful
     arguments.mask = a.view.buf
 
 
-cdef fa_index window_side(object side) except -2:
+cdef fa_index window_side(object side, str op) except -2:
     if side is None:
         return FA_UNBOUNDED
     if isinstance(side, bool) or not hasattr(side, "__index__"):
-        raise TypeError(f"attention: window must hold integers or None, got {side!r}")
+        raise TypeError(f"{op}: window must hold integers or None, got {side!r}")
     side = side.__index__()
     if side < 0:
-        raise ValueError(f"attention: window must hold distances of at least 0, got {side}")
+        raise ValueError(f"{op}: window must hold distances of at least 0, got {side}")
     # Beyond any length it bounds nothing, and sums with positions must not overflow.
     return min(side, 1 << 60)
 
 
-cdef object set_alignment(fa_attention_arguments *a, object causal, object window):
+cdef object set_alignment(fa_attention_arguments *a, object causal, object window, str op):
     """left, right and bottom_right from causal and window."""
     a.left = a.right = FA_UNBOUNDED
     a.bottom_right = True
@@ -59,7 +59,7 @@ cdef object set_alignment(fa_attention_arguments *a, object causal, object windo
         pass
     elif causal is True:
         if a.Lq != a.Lk:
-            raise ValueError(f"attention: causal=True needs as many queries as keys, got {a.Lq} and {a.Lk}; "
+            raise ValueError(f"{op}: causal=True needs as many queries as keys, got {a.Lq} and {a.Lk}; "
                              "say causal='top-left' or causal='bottom-right'")
         a.right = 0
     elif isinstance(causal, str) and causal == "bottom-right":
@@ -68,14 +68,14 @@ cdef object set_alignment(fa_attention_arguments *a, object causal, object windo
         a.right = 0
         a.bottom_right = False
     else:
-        raise ValueError(f"attention: causal must be False, True, 'top-left' or 'bottom-right', got {causal!r}")
+        raise ValueError(f"{op}: causal must be False, True, 'top-left' or 'bottom-right', got {causal!r}")
     if window is not None:
         try:
             left, right = window
         except (TypeError, ValueError):
-            raise ValueError(f"attention: window must be a pair (left, right), got {window!r}") from None
-        a.left = window_side(left)
-        a.right = min(<fa_index>a.right, window_side(right))
+            raise ValueError(f"{op}: window must be a pair (left, right), got {window!r}") from None
+        a.left = window_side(left, op)
+        a.right = min(<fa_index>a.right, window_side(right, op))
 
 
 cdef struct AttentionInputs:
@@ -158,14 +158,14 @@ cdef tuple acquire_inputs(AttentionInputs *x, fa_attention_arguments *a, int hea
     set_strides(&x.v, a.v_stride, head_axis)
     a.q, a.k, a.v = x.q.data, x.k.data, x.v.data
 
-    set_alignment(a, causal, window)
+    set_alignment(a, causal, window, op)
     set_numbers(a, scale, softcap, op)
     set_heads(x, a, alibi_slopes, sinks, op)
     full[0], full[1], full[2], full[3] = a.B, a.H, a.Lq, a.Lk
     a.mask_kind = FA_MASK_NONE
     a.mask = NULL
     if mask is not None:
-        acquire_mask(&x.mask, mask, x.q.dtype, full, a)
+        acquire_mask(&x.mask, mask, x.q.dtype, full, a, op)
     a.q_starts = a.k_starts = NULL
     a.lse_stride = a.Lq
     a.q_lengths = a.k_lengths = NULL

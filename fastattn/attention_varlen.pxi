@@ -57,14 +57,14 @@ cdef tuple acquire_ragged(AttentionInputs *x, fa_attention_arguments *a, object 
             raise ValueError(f"{op}: causal=True needs as many queries as keys in each sequence, got other cu_seqlens_k"
                              " than cu_seqlens_q; say causal='top-left' or causal='bottom-right'")
         causal = "bottom-right"
-    set_alignment(a, causal, window)
+    set_alignment(a, causal, window, op)
     set_numbers(a, scale, softcap, op)
     set_heads(x, a, alibi_slopes, sinks, op)
     full[0], full[1], full[2], full[3] = a.B, a.H, a.Lq, a.Lk
     a.mask_kind = FA_MASK_NONE
     a.mask = NULL
     if mask is not None:
-        acquire_mask(&x.mask, mask, x.q.dtype, full, a)
+        acquire_mask(&x.mask, mask, x.q.dtype, full, a, op)
     a.strategy = FA_ATTENTION_BLAS if attention_strategy == 1 else FA_ATTENTION_FUSED
     return starts_q, starts_k, lengths_q, lengths_k
 

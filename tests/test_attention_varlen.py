@@ -147,6 +147,10 @@ def test_forward_gives_the_same_bits(isa, strategy, dtype, rng):
         ({"q": np.zeros((1, 8, 2, 4), np.float32)}, ValueError, "q must have 3 axes"),
         ({"sinks": np.zeros(3, np.float32)}, ValueError, r"sinks must have shape \(2,\)"),
         ({"softcap": -1}, ValueError, "softcap must be"),
+        ({"mask": np.zeros((4, 5), np.float32)}, ValueError, r"mask must broadcast to \(3, 2, 3, 4\)"),
+        ({"mask": np.zeros((3, 4))}, TypeError, "mask must be bool .* or float32 like q"),
+        ({"window": 3}, ValueError, "window must be a pair"),
+        ({"causal": "left"}, ValueError, "causal must be"),
     ],
     ids=str,
 )
@@ -155,3 +159,65 @@ def test_bad_input_is_named(changes, error, message):
     arguments = dict(zip("qkv", zeros, strict=True), cu_seqlens_q=[0, 2, 5, 8], cu_seqlens_k=[0, 3, 5, 9])
     with pytest.raises(error, match="attention_varlen: " + message):
         fa.attention_varlen(**arguments | changes)
+
+
+# ---- gradients ----
+
+
+def gradients(dout, *arguments, **options):
+    """dq, dk, dv."""
+    return fa.attention_varlen_backward(dout, fa.attention_varlen_forward(*arguments, **options)[1])
+
+
+def masks_of(rng, dtype):
+    keep = rng.random((len(LENGTHS), 1, 200, 530)) < 0.5
+    return {"bool": keep, "float": np.where(keep, rng.standard_normal(keep.shape), -np.inf).astype(dtype)}
+
+
+def test_gradients_of_each_sequence_have_the_bits_they_have_alone(isa, strategy, dtype, rng):
+    arguments = ragged(rng, dtype, LENGTHS)
+    dout = rng.standard_normal((len(arguments[0]), 4, 17)).astype(dtype)
+    masks = [{"mask": mask} for mask in masks_of(rng, dtype).values()]
+    for options in options_of(rng, dtype) + masks:
+        got = gradients(dout, *arguments, **options)
+        for b, (rows, alone) in enumerate(sequences(*arguments)):
+            own = dict(options)
+            if "mask" in own:
+                own["mask"] = own["mask"][b, :, : LENGTHS[b][0], : LENGTHS[b][1]]
+            saved = fa.attention_forward(*alone, **own)[1]
+            expected = fa.attention_backward(dout[rows].swapaxes(0, 1)[None], saved)
+            of_k = slice(arguments[4][b], arguments[4][b + 1])
+            for x, y, part in zip(got, expected, (rows, of_k, of_k), strict=True):
+                assert same_bits(x[part], y[0].swapaxes(0, 1))
+
+
+def test_gradients_do_not_depend_on_threads_or_layout(isa, dtype, rng):
+    *tensors, cu_q, cu_k = ragged(rng, dtype, LENGTHS)
+    dout = rng.standard_normal((len(tensors[0]), 4, 17)).astype(dtype)
+    expected = gradients(dout, *tensors, cu_q, cu_k, causal="bottom-right")
+    for n in (1, 2, 3, 5):
+        with fa.num_threads(n):
+            assert all(map(same_bits, gradients(dout, *tensors, cu_q, cu_k, causal="bottom-right"), expected))
+    for arrange in LAYOUTS.values():
+        arranged = [arrange(x) for x in (dout, *tensors)]
+        assert all(map(same_bits, gradients(*arranged, cu_q, cu_k, causal="bottom-right"), expected))
+
+
+def test_gradients_of_no_sequences_and_empty_ones(isa, dtype):
+    empty, three = np.zeros((0, 2, 4), dtype), np.ones((3, 2, 4), dtype)
+    assert [g.shape for g in gradients(empty, empty, empty, empty, [0], [0])] == [(0, 2, 4)] * 3
+    dq, dk, dv = gradients(three, three, empty, empty, [0, 3], [0, 0])
+    assert dq.shape == (3, 2, 4) and not dq.any() and dk.size == dv.size == 0
+    dq, dk, dv = gradients(empty, empty, three, three, [0, 0, 0], [0, 1, 3])
+    assert dq.size == 0 and not dk.any() and not dv.any()
+
+
+def test_wrong_arguments_of_gradients_are_named(rng):
+    arguments = ragged(rng, np.float32, [(2, 3), (4, 1)])
+    out, saved = fa.attention_varlen_forward(*arguments)
+    with pytest.raises(ValueError, match=r"attention_varlen_backward: dout must have the shape \(6, 4, 17\)"):
+        fa.attention_varlen_backward(out[:5], saved)
+    with pytest.raises(TypeError, match="attention_varlen_backward: dout must be float32"):
+        fa.attention_varlen_backward(out.astype(np.float64), saved)
+    with pytest.raises(TypeError, match="saved must be what attention_varlen_forward returned, got SavedAttention"):
+        fa.attention_varlen_backward(out, fa.attention_forward(*[np.ones((1, 1, 2, 3))] * 3)[1])
