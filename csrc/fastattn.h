@@ -146,17 +146,19 @@ fa_status fa_attention_backward(fa_dtype dtype, const fa_attention_backward_argu
 
 /* ---- one layer and direction of a recurrent network over a sequence ----
    a_t = w_ih x_t + w_hh h_{t-1} + bias, then the cell (kernels/recurrent.c has the equations). Gate order as in PyTorch:
-   lstm i, f, g, o; gru r, z, n. x[T, B, I] and y[T, B, H] with strides of time and batch and contiguous last axes; h0, c0, h_out, c_out
-   [B, H] contiguous. h0 or c0 NULL: zeros. No output overlaps an input, but h_out may be h0 and c_out c0.
+   lstm i, f, g, o; gru r, z, n; lstm with coupled gates (f = 1 - i) i, g, o. A projected lstm has h = w_hr (o tanh(c)) of P units;
+   everywhere else P is H. x[T, B, I] and y[T, B, P] with strides of time and batch and contiguous last axes; h0, h_out [B, P] and c0,
+   c_out [B, H] contiguous. h0 or c0 NULL: zeros. No output overlaps an input, but h_out may be h0 and c_out c0.
    lengths NULL: all T. Otherwise sequence b ends after lengths[b] steps: y is zero beyond, h_out the state at its last step. `reverse`
    runs each sequence from its end to its start. */
-typedef enum { FA_RNN = 0, FA_LSTM, FA_GRU, FA_GRU_RESET_BEFORE } fa_cell;
+typedef enum { FA_RNN = 0, FA_LSTM, FA_LSTM_COUPLED, FA_GRU, FA_GRU_RESET_BEFORE } fa_cell;
 typedef struct {
     fa_cell cell;
-    fa_index I, H;
-    const void *w_ih, *w_hh; /* [G H, I], [G H, H] contiguous */
+    fa_index I, H, P;
+    const void *w_ih, *w_hh; /* [G H, I], [G H, P] contiguous */
     const void *b_ih, *b_hh; /* [G H] or NULL */
-    const void *peephole;    /* [3, H] rows i, f, o, or NULL; FA_LSTM only */
+    const void *w_hr;        /* [P, H], or NULL: no projection; lstm only */
+    const void *peephole;    /* [3, H] rows i, f, o, with coupled gates [2, H] rows i, o, or NULL; lstm only */
 } fa_recurrent_weights;
 /* Weights packed beforehand, under the ISA `isa` whose layout the buffer then has, as numbers of the dtype or of fewer bits (float32
    only): bfloat16, or int8 with a scale for each row of w. Biases and peepholes keep the dtype. The buffer starts at a multiple of
@@ -166,11 +168,12 @@ size_t fa_recurrent_packed_bytes(fa_dtype dtype, fa_isa isa, fa_weight_type type
 fa_status fa_recurrent_pack(fa_dtype dtype, fa_isa isa, fa_weight_type type, void *packed, const fa_recurrent_weights *w);
 
 typedef struct {
-    fa_recurrent_weights weights; /* of its arrays only whether there is a peephole counts when `packed` is given */
+    fa_recurrent_weights weights; /* of its arrays only whether there are w_hr and peephole counts when `packed` is given */
     const void *packed;           /* from fa_recurrent_pack, or NULL */
     fa_isa isa;                   /* of `packed` */
     fa_weight_type type;          /* of `packed` */
     fa_activation activation;     /* of FA_RNN: FA_TANH, FA_RELU, FA_SIGMOID */
+    double clip;                  /* lstm: c is kept in [-clip, clip]; 0: it is not */
     fa_index T, B;
     const void *x;
     fa_index x_stride[2];
@@ -180,24 +183,36 @@ typedef struct {
     void *h_out, *c_out;
     const fa_index *lengths; /* [B] in 0..T, or NULL */
     int reverse;
-    void *saved; /* [T, B, fa_recurrent_saved(cell), H] contiguous: what the backward pass needs beside y; NULL: not wanted */
+    void *saved; /* [T, B, fa_recurrent_saved(weights), H] contiguous: what the backward pass needs beside y; NULL: not wanted */
+    /* y with dropout for the next layer, laid out as y; NULL: none. See fa_recurrent_dropout. */
+    void *dropped;
+    double dropout;
+    uint64_t seed;
 } fa_recurrent_arguments;
-/* Quantities that are saved for each unit: lstm i, f, g, o, c; gru r, z, n, and with reset after the product h_n + b_hn; rnn none. */
-fa_index fa_recurrent_saved(fa_cell cell);
+/* Quantities that are saved for each unit: lstm i, f (unless coupled), g, o, c, and o tanh(c) before a projection; gru r, z, n, and with
+   reset after the product h_n + b_hn; rnn none. */
+fa_index fa_recurrent_saved(const fa_recurrent_weights *w);
 /* Layers and directions in one call: a[layer * directions + direction], all of one T, B, cell and lengths; the x of a layer is the y
-   of the one below (y of two directions side by side). Every second direction is `reverse`. */
+   of the one below (y of two directions side by side), or what dropout left of it. Every second direction is `reverse`. */
 fa_status fa_recurrent_forward(fa_dtype dtype, const fa_recurrent_arguments *a, fa_index layers, fa_index directions);
 
-/* Gradients of one layer and direction. dy[T, B, H] and dx[T, B, I] with strides of time and batch and contiguous last axes; dh, dc: of
-   the final state; dh0, dc0: of the initial one; all [B, H] contiguous. dy, dh, dc may be NULL: zeros. The others are outputs, all
-   needed but for db_ih, db_hh, dpeephole, dc0, which may be NULL, and overlap nothing. add_dx: dx is added to (beyond lengths
+/* Dropout: y = x / (1 - dropout), or 0 with probability `dropout`, for x[T, B, directions * P] of a layer; in place allowed, strides and
+   last axis as above. Whether an element stays follows from the seed, layer, direction, time, index of the sequence and unit
+   alone (kernels/dropout.c). */
+fa_status fa_recurrent_dropout(fa_dtype dtype, void *y, const fa_index y_stride[2], const void *x, const fa_index x_stride[2],
+                               fa_index T, fa_index B, fa_index P, fa_index layer, fa_index directions, double dropout,
+                               uint64_t seed);
+
+/* Gradients of one layer and direction. dy[T, B, P] and dx[T, B, I] with strides of time and batch and contiguous last axes; dh, dc: of
+   the final state; dh0, dc0: of the initial one; shaped like the states, contiguous. dy, dh, dc may be NULL: zeros. The others are
+   outputs, all needed but for db_ih, db_hh, dw_hr, dpeephole, dc0, which may be NULL, and overlap nothing. add_dx: dx is added to (beyond lengths
    too it has been written before); otherwise it is zero beyond. Of `a`, weights (not packed ones), x, y, h0, c0, saved
    are those of the forward call; h_out and c_out do not count. */
 typedef struct {
     const void *dy, *dh, *dc;
     fa_index dy_stride[2], dx_stride[2];
     void *dx, *dh0, *dc0;
-    void *dw_ih, *dw_hh, *db_ih, *db_hh, *dpeephole; /* shaped like the weights */
+    void *dw_ih, *dw_hh, *db_ih, *db_hh, *dw_hr, *dpeephole; /* shaped like the weights */
     int add_dx;
 } fa_recurrent_gradients;
 fa_status fa_recurrent_backward(fa_dtype dtype, const fa_recurrent_arguments *a, const fa_recurrent_gradients *g);

@@ -197,6 +197,11 @@ class RecurrentWeights:
     directions: int
     input_size: int
     hidden_size: int
+    output_size: int
+    @property
+    def has_cell(self) -> bool: ...
+    @property
+    def proj_size(self) -> int: ...
     @property
     def dtype(self) -> np.dtype[Any]: ...
     @property
@@ -219,22 +224,24 @@ def pack_recurrent(op: str, weights: RecurrentWeights, type_name: str) -> Recurr
 def recurrent(
     op: str,
     w: RecurrentWeights,
-    nonlinearity: str,
+    options: Any,
     x: NDArray[Any],
     h0: ArrayLike | None,
     c0: ArrayLike | None,
     lengths: NDArray[np.int64] | None,
     ys: list[NDArray[Any]],
+    dropped: list[NDArray[Any]] | None = None,
     saves: list[NDArray[Any] | None] | None = None,
 ) -> tuple[NDArray[Any], Any]: ...
+def recurrent_dropout(op: str, dx: NDArray[Any], layer: int, directions: int, options: Any) -> None: ...
 def new_saved(w: RecurrentWeights, steps: int, batch: int) -> NDArray[Any] | None: ...
 
-# Gradients of the state h and c, and of weight_ih, weight_hh, bias_ih, bias_hh, peephole.
+# Gradients of the state h and c, and of weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, peephole.
 def recurrent_backward(
     op: str,
     w: RecurrentWeights,
     lane: int,
-    nonlinearity: str,
+    options: Any,
     x: NDArray[Any],
     y: NDArray[Any],
     saved: NDArray[Any] | None,
@@ -251,6 +258,7 @@ def recurrent_step(
     op: str,
     w: RecurrentWeights,
     nonlinearity: str,
+    clip: float,
     x: NDArray[Any],
     h0: NDArray[Any],
     c0: NDArray[Any] | None,

@@ -1,6 +1,6 @@
 # csrc/fastattn.h, one to one; that header explains each function.
 from libc.stddef cimport size_t
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 
 cdef extern from "fastattn.h" nogil:
@@ -181,16 +181,18 @@ cdef extern from "fastattn.h" nogil:
     ctypedef enum fa_cell:
         FA_RNN
         FA_LSTM
+        FA_LSTM_COUPLED
         FA_GRU
         FA_GRU_RESET_BEFORE
 
     ctypedef struct fa_recurrent_weights:
         fa_cell cell
-        fa_index I, H
+        fa_index I, H, P
         const void *w_ih
         const void *w_hh
         const void *b_ih
         const void *b_hh
+        const void *w_hr
         const void *peephole
 
     ctypedef enum fa_weight_type:
@@ -207,6 +209,7 @@ cdef extern from "fastattn.h" nogil:
         fa_isa isa
         fa_weight_type type
         fa_activation activation
+        double clip
         fa_index T, B
         const void *x
         fa_index x_stride[2]
@@ -219,8 +222,14 @@ cdef extern from "fastattn.h" nogil:
         const fa_index *lengths
         int reverse
         void *saved
+        void *dropped
+        double dropout
+        uint64_t seed
 
-    fa_index fa_recurrent_saved(fa_cell cell)
+    fa_index fa_recurrent_saved(const fa_recurrent_weights *w)
+    fa_status fa_recurrent_dropout(fa_dtype dtype, void *y, const fa_index *y_stride, const void *x,
+                                   const fa_index *x_stride, fa_index T, fa_index B, fa_index P, fa_index layer,
+                                   fa_index directions, double dropout, uint64_t seed)
     fa_status fa_recurrent_forward(fa_dtype dtype, const fa_recurrent_arguments *a, fa_index layers,
                                    fa_index directions)
 
@@ -237,6 +246,7 @@ cdef extern from "fastattn.h" nogil:
         void *dw_hh
         void *db_ih
         void *db_hh
+        void *dw_hr
         void *dpeephole
         int add_dx
 

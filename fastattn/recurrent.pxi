@@ -1,7 +1,8 @@
 # Recurrent networks: the weights of a stack of layers and directions, as they are or packed, and calls with them.
 
-cdef dict CELLS = {"rnn": FA_RNN, "lstm": FA_LSTM, "gru": FA_GRU, "gru_reset_before": FA_GRU_RESET_BEFORE}
-cdef dict CELL_GATES = {"rnn": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
+cdef dict CELLS = {"rnn": FA_RNN, "lstm": FA_LSTM, "lstm_coupled": FA_LSTM_COUPLED, "gru": FA_GRU,
+                   "gru_reset_before": FA_GRU_RESET_BEFORE}
+cdef dict CELL_GATES = {"rnn": 1, "lstm": 4, "lstm_coupled": 3, "gru": 3, "gru_reset_before": 3}
 cdef dict NONLINEARITIES = {"tanh": FA_TANH, "relu": FA_RELU, "sigmoid": FA_SIGMOID}
 
 cdef enum:
@@ -22,12 +23,23 @@ cdef class RecurrentWeights:
     cdef bint is_packed
     cdef readonly str cell, weight_dtype
     cdef readonly Py_ssize_t layers, directions, input_size, hidden_size
+    cdef readonly Py_ssize_t output_size  # of h: hidden_size without a projection
 
     def __init__(self):
         raise TypeError("packed weights come from fastattn.pack_rnn, pack_gru and pack_lstm")
 
     def __dealloc__(self):
         free(self.lane)
+
+    @property
+    def has_cell(self):
+        """Whether the state is a pair (h, c)."""
+        return self.cell == "lstm" or self.cell == "lstm_coupled"
+
+    @property
+    def proj_size(self):
+        """Units of h where it is projected, else 0."""
+        return self.output_size if self.lane[0].weights.w_hr != NULL else 0
 
     @property
     def dtype(self):
@@ -48,10 +60,10 @@ cdef class RecurrentWeights:
 
 
 cdef RecurrentWeights new_weights(str cell, Py_ssize_t layers, Py_ssize_t directions, Py_ssize_t input_size,
-                                  Py_ssize_t hidden_size, int dtype):
+                                  Py_ssize_t hidden_size, Py_ssize_t output_size, int dtype):
     cdef RecurrentWeights w = RecurrentWeights.__new__(RecurrentWeights)
     w.cell, w.layers, w.directions = cell, layers, directions
-    w.input_size, w.hidden_size, w.dtype_code = input_size, hidden_size, dtype
+    w.input_size, w.hidden_size, w.output_size, w.dtype_code = input_size, hidden_size, output_size, dtype
     w.held = []
     w.lane = <fa_recurrent_arguments *>calloc(layers * directions, sizeof(fa_recurrent_arguments))
     if w.lane == NULL:
@@ -81,9 +93,9 @@ cdef const void *hold_weight(RecurrentWeights w, object value, tuple shape, str 
 def recurrent_weights(str op, str cell, list lanes, list names, Py_ssize_t directions, Py_ssize_t input_size,
                       object dtype):
     """The weights of a call as they are. lanes: for each layer and direction a dict with weight_ih, weight_hh, bias_ih,
-    bias_hh, peephole (the last three may be None); `names`: the same with the names of messages. input_size < 0: that
-    of the first weight_ih."""
-    cdef Py_ssize_t i, gates = CELL_GATES[cell], columns, H
+    bias_hh, weight_hr, peephole (the last four may be None); `names`: the same with the names of messages.
+    input_size < 0: that of the first weight_ih."""
+    cdef Py_ssize_t i, gates = CELL_GATES[cell], columns, H, P
     cdef RecurrentWeights w
     cdef fa_recurrent_weights *into
     for own, labels in zip(lanes, names):
@@ -91,20 +103,24 @@ def recurrent_weights(str op, str cell, list lanes, list names, Py_ssize_t direc
             if own[kind] is None:
                 raise wrong_type(op, labels[kind], None)
     first = checked_floats(lanes[0]["weight_hh"], op, names[0]["weight_hh"], 2)
-    H = first.shape[1]
+    P = H = first.shape[1]
+    if lanes[0]["weight_hr"] is not None:
+        P, H = checked_floats(lanes[0]["weight_hr"], op, names[0]["weight_hr"], 2).shape
     if input_size < 0:
         input_size = checked_floats(lanes[0]["weight_ih"], op, names[0]["weight_ih"], 2).shape[1]
-    w = new_weights(cell, len(lanes) // directions, directions, input_size, H,
+    w = new_weights(cell, len(lanes) // directions, directions, input_size, H, P,
                     DTYPES.index(first.dtype if dtype is None else dtype))
     for i in range(len(lanes)):
         own, labels, into = lanes[i], names[i], &w.lane[i].weights
-        columns = input_size if i < directions else directions * H
-        into.cell, into.I, into.H = CELLS[cell], columns, H
+        columns = input_size if i < directions else directions * P
+        into.cell, into.I, into.H, into.P = CELLS[cell], columns, H, P
         into.w_ih = hold_weight(w, own["weight_ih"], (gates * H, columns), op, labels["weight_ih"])
-        into.w_hh = hold_weight(w, own["weight_hh"], (gates * H, H), op, labels["weight_hh"])
+        into.w_hh = hold_weight(w, own["weight_hh"], (gates * H, P), op, labels["weight_hh"])
         into.b_ih = hold_weight(w, own["bias_ih"], (gates * H,), op, labels["bias_ih"])
         into.b_hh = hold_weight(w, own["bias_hh"], (gates * H,), op, labels["bias_hh"])
-        into.peephole = hold_weight(w, own["peephole"], (3, H), op, labels["peephole"])
+        into.w_hr = hold_weight(w, own["weight_hr"], (P, H), op, labels["weight_hr"])
+        peepholes = (2 if cell == "lstm_coupled" else 3, H)
+        into.peephole = hold_weight(w, own["peephole"], peepholes, op, labels["peephole"])
         w.lane[i].reverse = i % directions
     return w
 
@@ -116,7 +132,7 @@ def pack_recurrent(str op, RecurrentWeights weights, str type_name):
     """The same weights in the layout of the kernels of the instruction set in force, as numbers of their own dtype, or
     of "bfloat16" or "int8" (float32 weights only)."""
     cdef RecurrentWeights w = new_weights(weights.cell, weights.layers, weights.directions, weights.input_size,
-                                          weights.hidden_size, weights.dtype_code)
+                                          weights.hidden_size, weights.output_size, weights.dtype_code)
     cdef fa_isa isa = fa_get_isa()
     cdef fa_dtype dtype = <fa_dtype>weights.dtype_code
     cdef fa_weight_type type = <fa_weight_type><int>WEIGHT_TYPES.get(type_name, FA_WEIGHT_REAL)
@@ -155,27 +171,37 @@ cdef object acquire_state(Array *a, object value, tuple shape, RecurrentWeights 
 cdef object set_lane(fa_recurrent_arguments *a, RecurrentWeights w, Py_ssize_t i, Array *h0, Array *c0, Array *h,
                      Array *c):
     """The weights and states of lane i, whose states are row i of those of the call."""
-    cdef Py_ssize_t at = i * h.shape[1] * h.shape[2] * h.view.itemsize
+    cdef Py_ssize_t row = i * h.shape[1] * h.view.itemsize
     a[0] = w.lane[i]
-    a.h0 = h0.data + at if h0.held else NULL
-    a.c0 = c0.data + at if c0.held else NULL
-    a.h_out = h.data + at
-    a.c_out = c.data + at if c.held else NULL
+    a.h0 = h0.data + row * w.output_size if h0.held else NULL
+    a.c0 = c0.data + row * w.hidden_size if c0.held else NULL
+    a.h_out = h.data + row * w.output_size
+    a.c_out = c.data + row * w.hidden_size if c.held else NULL
 
 
-def recurrent(str op, RecurrentWeights w, str nonlinearity, object x, object h0, object c0, object lengths, list ys,
-              list saves=None):
-    """Runs x[T, B, I] through all layers; ys are arrays of ours with a contiguous last axis, [T, B, directions * H],
-    one for each layer. lengths: int64 [B] from checked_lengths, or None. saves: None, or for each layer and direction
-    an array from new_saved. Returns (h, c); c is None but for lstm."""
-    cdef Array ax, ay, ah, ac, h_out, c_out
+cdef object acquire_own_output(Array *a, object value):
+    """Holds an output array of ours of 3 axes, the last one contiguous."""
+    PyObject_GetBuffer(value, &a.view, PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE)
+    a.held = True
+    if not fill(a) or a.ndim != 3:
+        raise AssertionError("y must be an output array of fastattn's own")
+
+
+def recurrent(str op, RecurrentWeights w, options, object x, object h0, object c0, object lengths, list ys,
+              list dropped=None, list saves=None):
+    """Runs x[T, B, I] through all layers; ys are arrays of ours with a contiguous last axis, [T, B, directions * P],
+    one for each layer. options: nonlinearity, clip (0: none), dropout, seed. lengths: int64 [B] from checked_lengths,
+    or None. dropped: None, or for each layer but the last an array like its y for what dropout leaves of that. saves:
+    None, or for each layer and direction an array from new_saved. Returns (h, c); c is None but for lstm."""
+    cdef Array ax, ay, ad, ah, ac, h_out, c_out
     cdef fa_recurrent_arguments few[MOST_LANES]
     cdef fa_recurrent_arguments *lane = few
     cdef fa_recurrent_arguments *a
+    cdef fa_recurrent_arguments *below
     cdef fa_status status
-    cdef Py_ssize_t i, lanes = w.layers * w.directions, item
+    cdef Py_ssize_t i, lanes = w.layers * w.directions, at
     cdef object h, c = None
-    ax.held = ay.held = ah.held = ac.held = h_out.held = c_out.held = False
+    ax.held = ay.held = ad.held = ah.held = ac.held = h_out.held = c_out.held = False
     if lanes > MOST_LANES:
         lane = <fa_recurrent_arguments *>calloc(lanes, sizeof(fa_recurrent_arguments))
         if lane == NULL:
@@ -185,38 +211,42 @@ def recurrent(str op, RecurrentWeights w, str nonlinearity, object x, object h0,
         if ax.shape[2] != w.input_size:
             raise wrong_shape(op, "x", f"have a last axis of {w.input_size}, the columns of weight_ih",
                               f"shape {shape_of(&ax)}")
-        shape = (lanes, ax.shape[1], w.hidden_size)
-        acquire_state(&ah, h0, shape, w, op, "h")
-        acquire_state(&ac, c0, shape, w, op, "c")
-        h = new_out(&h_out, shape, w.dtype_code, op)
-        if w.cell == "lstm":
-            c = new_out(&c_out, shape, w.dtype_code, op)
+        acquire_state(&ah, h0, (lanes, ax.shape[1], w.output_size), w, op, "h")
+        acquire_state(&ac, c0, (lanes, ax.shape[1], w.hidden_size), w, op, "c")
+        h = new_out(&h_out, (lanes, ax.shape[1], w.output_size), w.dtype_code, op)
+        if w.has_cell:
+            c = new_out(&c_out, (lanes, ax.shape[1], w.hidden_size), w.dtype_code, op)
         for i in range(lanes):
             a = &lane[i]
             set_lane(a, w, i, &ah, &ac, &h_out, &c_out)
-            a.activation = NONLINEARITIES[nonlinearity]
+            a.activation, a.clip = NONLINEARITIES[options.nonlinearity], options.clip
             a.T, a.B, a.lengths = ax.shape[0], ax.shape[1], index_pointer(lengths)
             if i < w.directions:
                 a.x, a.x_stride[0], a.x_stride[1] = ax.data, ax.stride[0], ax.stride[1]
             else:
-                a.x = lane[i // w.directions * w.directions - w.directions].y
-                a.x_stride[0], a.x_stride[1] = lane[i - w.directions].y_stride[0], lane[i - w.directions].y_stride[1]
+                below = &lane[i // w.directions * w.directions - w.directions]
+                a.x = below.y if below.dropped == NULL else below.dropped
+                a.x_stride[0], a.x_stride[1] = below.y_stride[0], below.y_stride[1]
             if i % w.directions == 0:
                 release(&ay)
-                PyObject_GetBuffer(ys[i // w.directions], &ay.view, PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE)
-                ay.held = True
-                if not fill(&ay) or ay.ndim != 3:
-                    raise AssertionError("y must be an output array of fastattn's own")
-            item = ay.view.itemsize
-            a.y = ay.data + i % w.directions * w.hidden_size * item
+                acquire_own_output(&ay, ys[i // w.directions])
+            at = i % w.directions * w.output_size * ay.view.itemsize
+            a.y = ay.data + at
             a.y_stride[0], a.y_stride[1] = ay.stride[0], ay.stride[1]
             a.saved = NULL if saves is None or saves[i] is None else <void *><uintptr_t>saves[i].ctypes.data
+            a.dropped = NULL
+            if dropped and i // w.directions < w.layers - 1:
+                if i % w.directions == 0:
+                    release(&ad)
+                    acquire_own_output(&ad, dropped[i // w.directions])
+                a.dropped, a.dropout, a.seed = ad.data + at, options.dropout, options.seed
         with nogil:
             status = fa_recurrent_forward(<fa_dtype>w.dtype_code, lane, w.layers, w.directions)
         raise_status(status, op)
     finally:
         release(&ax)
         release(&ay)
+        release(&ad)
         release(&ah)
         release(&ac)
         release(&h_out)
@@ -224,6 +254,26 @@ def recurrent(str op, RecurrentWeights w, str nonlinearity, object x, object h0,
         if lane != few:
             free(lane)
     return h, c
+
+
+def recurrent_dropout(str op, object dx, Py_ssize_t layer, Py_ssize_t directions, options):
+    """Applies the dropout of a layer's output to an array of ours [T, B, directions * P], in place."""
+    cdef Array a
+    cdef fa_status status
+    cdef double dropout = options.dropout
+    cdef uint64_t seed = options.seed
+    cdef int dtype = DTYPES.index(dx.dtype)
+    cdef fa_index stride[2]
+    a.held = False
+    try:
+        acquire_own_output(&a, dx)
+        stride[0], stride[1] = a.stride[0], a.stride[1]
+        with nogil:
+            status = fa_recurrent_dropout(<fa_dtype>dtype, a.data, stride, a.data, stride, a.shape[0], a.shape[1],
+                                          a.shape[2] // directions, layer, directions, dropout, seed)
+        raise_status(status, op)
+    finally:
+        release(&a)
 
 
 cdef object acquire_own(Array *a, object value, tuple shape, RecurrentWeights w, str op, str name, bint writable):
@@ -244,10 +294,10 @@ cdef object acquire_own(Array *a, object value, tuple shape, RecurrentWeights w,
         raise wrong_shape(op, name, f"be aligned and C-contiguous with shape {shape}", f"shape {value.shape}")
 
 
-def recurrent_step(str op, RecurrentWeights w, str nonlinearity, object x, object h0, object c0, object h_out,
-                   object c_out):
-    """One step of x[B, I] from the states h0, c0 to h_out, c_out, all [layers, B, H] and C-contiguous; they may be the
-    same arrays. Allocates nothing and takes no lock when there is little work. The output is h_out[-1]."""
+def recurrent_step(str op, RecurrentWeights w, str nonlinearity, double clip, object x, object h0, object c0,
+                   object h_out, object c_out):
+    """One step of x[B, I] from the states h0, c0 to h_out, c_out, all [layers, B, P or H] and C-contiguous; they may be
+    the same arrays. Allocates nothing and takes no lock when there is little work. The output is h_out[-1]."""
     cdef Array ax, ah, ac, ah_out, ac_out
     cdef fa_recurrent_arguments lane[MOST_LANES]
     cdef fa_recurrent_arguments *a
@@ -262,10 +312,11 @@ def recurrent_step(str op, RecurrentWeights w, str nonlinearity, object x, objec
             raise wrong_shape(op, "x", "be an array of 2 axes", f"{getattr(x, 'shape', type(x).__name__)}")
         B = x.shape[0]
         acquire_own(&ax, x, (B, w.input_size), w, op, "x", False)
-        shape = (w.layers, B, w.hidden_size)
+        shape = (w.layers, B, w.output_size)
         acquire_own(&ah, h0, shape, w, op, "h", False)
         acquire_own(&ah_out, h_out, shape, w, op, "out", True)
         if c0 is not None:
+            shape = (w.layers, B, w.hidden_size)
             acquire_own(&ac, c0, shape, w, op, "c", False)
             acquire_own(&ac_out, c_out, shape, w, op, "out", True)
         if (overlap(&ax, &ah_out) or (overlap(&ah, &ah_out) and not same_place(&ah, &ah_out))
@@ -276,13 +327,14 @@ def recurrent_step(str op, RecurrentWeights w, str nonlinearity, object x, objec
         for i in range(w.layers):
             a = &lane[i]
             set_lane(a, w, i, &ah, &ac, &ah_out, &ac_out)
-            a.activation = NONLINEARITIES[nonlinearity]
+            a.activation, a.clip = NONLINEARITIES[nonlinearity], clip
+            a.dropped = a.saved = NULL
             a.T, a.B, a.lengths = 1, B, NULL
             a.x = ax.data if i == 0 else lane[i - 1].h_out
             a.x_stride[0] = 0
-            a.x_stride[1] = w.input_size if i == 0 else w.hidden_size
+            a.x_stride[1] = w.input_size if i == 0 else w.output_size
             a.y = a.h_out
-            a.y_stride[0], a.y_stride[1] = 0, w.hidden_size
+            a.y_stride[0], a.y_stride[1] = 0, w.output_size
         with nogil:
             status = fa_recurrent_forward(<fa_dtype>w.dtype_code, lane, w.layers, 1)
         raise_status(status, op)
@@ -296,7 +348,7 @@ def recurrent_step(str op, RecurrentWeights w, str nonlinearity, object x, objec
 
 def new_saved(RecurrentWeights w, Py_ssize_t steps, Py_ssize_t batch):
     """Where `recurrent` leaves what the backward pass of a layer and direction needs beside y; None: nothing."""
-    cdef fa_index kinds = fa_recurrent_saved(w.lane[0].weights.cell)
+    cdef fa_index kinds = fa_recurrent_saved(&w.lane[0].weights)
     return empty((steps, batch, kinds, w.hidden_size), DTYPES[w.dtype_code]) if kinds else None
 
 
@@ -316,31 +368,31 @@ cdef void *new_gradient(list results, tuple shape, int dtype, bint wanted):
     return <void *><uintptr_t>array.ctypes.data if wanted else NULL
 
 
-def recurrent_backward(str op, RecurrentWeights w, Py_ssize_t lane, str nonlinearity, object x, object y, object saved,
+def recurrent_backward(str op, RecurrentWeights w, Py_ssize_t lane, options, object x, object y, object saved,
                        object h0, object c0, object lengths, object dy, object dh, object dc, object dx, bint add_dx):
-    """Gradients of one layer and direction, from its x[T, B, I], y[T, B, H] and what new_saved holds. h0, c0 and the
-    gradients dh, dc of the final state: [B, H] or None; dy[T, B, H] or None. dx: an array of ours, which is added to
-    with add_dx. Returns [dh0, dc0, weight_ih, weight_hh, bias_ih, bias_hh, peephole], None where there is none."""
+    """Gradients of one layer and direction, from its x[T, B, I], y[T, B, P] and what new_saved holds. h0, c0 and the
+    gradients dh, dc of the final state: [B, P or H] or None; dy[T, B, P] or None. dx: an array of ours, which is
+    added to with add_dx. Returns [dh0, dc0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, peephole], None where
+    there is none."""
     cdef Array ax, ay, ah, ac, ady, adh, adc, adx
     cdef fa_recurrent_arguments a = w.lane[lane]
     cdef fa_recurrent_gradients g
     cdef fa_status status
     cdef list results = []
-    cdef bint lstm = w.cell == "lstm"
     cdef Py_ssize_t rows = CELL_GATES[w.cell] * w.hidden_size
     ax.held = ay.held = ah.held = ac.held = ady.held = adh.held = adc.held = adx.held = False
     try:
         acquire(&ax, x, op, "x", 3, w.dtype_code)
         acquire(&ay, y, op, "y", 3, w.dtype_code)
         acquire(&adx, dx, op, "dx", 3, w.dtype_code)
-        state = (ax.shape[1], w.hidden_size)
-        optional_gradient(&ah, h0, state, w.dtype_code, op, "h")
+        output, state = (ax.shape[1], w.output_size), (ax.shape[1], w.hidden_size)
+        optional_gradient(&ah, h0, output, w.dtype_code, op, "h")
         optional_gradient(&ac, c0, state, w.dtype_code, op, "c")
-        optional_gradient(&adh, dh, state, w.dtype_code, op, "dh")
+        optional_gradient(&adh, dh, output, w.dtype_code, op, "dh")
         optional_gradient(&adc, dc, state, w.dtype_code, op, "dc")
         if dy is not None:
             acquire(&ady, dy, op, "dy", 3, w.dtype_code)
-        a.activation = NONLINEARITIES[nonlinearity]
+        a.activation, a.clip = NONLINEARITIES[options.nonlinearity], options.clip
         a.T, a.B, a.lengths = ax.shape[0], ax.shape[1], index_pointer(lengths)
         a.x, a.x_stride[0], a.x_stride[1] = ax.data, ax.stride[0], ax.stride[1]
         a.y, a.y_stride[0], a.y_stride[1] = ay.data, ay.stride[0], ay.stride[1]
@@ -357,13 +409,15 @@ def recurrent_backward(str op, RecurrentWeights w, Py_ssize_t lane, str nonlinea
         if adc.held:
             g.dc = adc.data
         g.dx, g.dx_stride[0], g.dx_stride[1], g.add_dx = adx.data, adx.stride[0], adx.stride[1], add_dx
-        g.dh0 = new_gradient(results, state, w.dtype_code, True)
-        g.dc0 = new_gradient(results, state, w.dtype_code, lstm)
+        g.dh0 = new_gradient(results, output, w.dtype_code, True)
+        g.dc0 = new_gradient(results, state, w.dtype_code, w.has_cell)
         g.dw_ih = new_gradient(results, (rows, a.weights.I), w.dtype_code, True)
-        g.dw_hh = new_gradient(results, (rows, a.weights.H), w.dtype_code, True)
+        g.dw_hh = new_gradient(results, (rows, a.weights.P), w.dtype_code, True)
         g.db_ih = new_gradient(results, (rows,), w.dtype_code, a.weights.b_ih != NULL)
         g.db_hh = new_gradient(results, (rows,), w.dtype_code, a.weights.b_hh != NULL)
-        g.dpeephole = new_gradient(results, (3, w.hidden_size), w.dtype_code, a.weights.peephole != NULL)
+        g.dw_hr = new_gradient(results, (a.weights.P, a.weights.H), w.dtype_code, a.weights.w_hr != NULL)
+        g.dpeephole = new_gradient(results, (2 if w.cell == "lstm_coupled" else 3, w.hidden_size), w.dtype_code,
+                                   a.weights.peephole != NULL)
         with nogil:
             status = fa_recurrent_backward(<fa_dtype>w.dtype_code, &a, &g)
         raise_status(status, op)

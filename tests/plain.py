@@ -201,11 +201,28 @@ def gru_cell(x, h, w_ih, w_hh, b_ih=None, b_hh=None, linear_before_reset=True):
     return (1 - z) * n + z * h
 
 
-def lstm_cell(x, h, c, w_ih, w_hh, b_ih=None, b_hh=None, peephole=None):
-    p_i, p_f, p_o = (0, 0, 0) if peephole is None else peephole
-    i, f, g, o = np.split(_affine(x, w_ih, b_ih) + _affine(h, w_hh, b_hh), 4, axis=-1)
-    c_next = sigmoid(f + p_f * c) * c + sigmoid(i + p_i * c) * np.tanh(g)
-    return sigmoid(o + p_o * c_next) * np.tanh(c_next), c_next
+def _lstm_gates(a, c, peephole, coupled, clip):
+    """i, f, g, o and the new c, from the sums a of the gates; coupled: a of i, g, o, and f = 1 - i."""
+    if coupled:
+        p_i, p_o = (0, 0) if peephole is None else peephole
+        a_i, a_g, a_o = np.split(a, 3, axis=-1)
+        i = sigmoid(a_i + p_i * c)
+        f = 1 - i
+    else:
+        p_i, p_f, p_o = (0, 0, 0) if peephole is None else peephole
+        a_i, a_f, a_g, a_o = np.split(a, 4, axis=-1)
+        i, f = sigmoid(a_i + p_i * c), sigmoid(a_f + p_f * c)
+    g = np.tanh(a_g)
+    c_next = f * c + i * g
+    if clip is not None:
+        c_next = np.clip(c_next, -clip, clip)
+    return i, f, g, sigmoid(a_o + p_o * c_next), c_next
+
+
+def lstm_cell(x, h, c, w_ih, w_hh, b_ih=None, b_hh=None, peephole=None, w_hr=None, coupled=False, clip=None):
+    *_, o, c_next = _lstm_gates(_affine(x, w_ih, b_ih) + _affine(h, w_hh, b_hh), c, peephole, coupled, clip)
+    h_next = o * np.tanh(c_next)
+    return h_next if w_hr is None else product(h_next, w_hr), c_next
 
 
 def sequence(cell, x, state, lengths=None, reverse=False):
@@ -258,21 +275,31 @@ def gru_cell_backward(grads, x, h, w_ih, w_hh, b_ih=None, b_hh=None, linear_befo
     return dx, (d * z + d_reset * r + product(da[:, : 2 * hidden], w_hh[: 2 * hidden].T),), dweights
 
 
-def lstm_cell_backward(grads, x, h, c, w_ih, w_hh, b_ih=None, b_hh=None, peephole=None):
+def lstm_cell_backward(grads, x, h, c, w_ih, w_hh, b_ih=None, b_hh=None, peephole=None, w_hr=None, coupled=False,
+                       clip=None):  # fmt: skip
     dh, dc = grads
-    p_i, p_f, p_o = (0, 0, 0) if peephole is None else peephole
-    i, f, g, o = np.split(_affine(x, w_ih, b_ih) + _affine(h, w_hh, b_hh), 4, axis=-1)
-    i, f, g = sigmoid(i + p_i * c), sigmoid(f + p_f * c), np.tanh(g)
-    c_next = f * c + i * g
-    o, t = sigmoid(o + p_o * c_next), np.tanh(c_next)
-    da_o = dh * t * o * (1 - o)
-    dc = dc + dh * o * (1 - t * t) + p_o * da_o
-    da_i, da_f, da_g = dc * g * i * (1 - i), dc * c * f * (1 - f), dc * i * (1 - g * g)
-    da = np.concatenate([da_i, da_f, da_g, da_o], -1)
-    dx, dh, dweights = _cell_gradients(da, da, x, h, w_ih, w_hh)
+    i, f, g, o, c_next = _lstm_gates(_affine(x, w_ih, b_ih) + _affine(h, w_hh, b_hh), c, peephole, coupled, clip)
+    t, du = np.tanh(c_next), dh if w_hr is None else product(dh, w_hr.T)
+    da_o = du * t * o * (1 - o)
+    dc = dc + du * o * (1 - t * t) + (0 if peephole is None else peephole[-1] * da_o)
+    if clip is not None:
+        dc = np.where(np.abs(c_next) < clip, dc, 0)
+    da_g = dc * i * (1 - g * g)
+    if coupled:
+        da_i = dc * (g - c) * i * (1 - i)
+        parts, inner = [da_i, da_g, da_o], [da_i]
+    else:
+        da_i, da_f = dc * g * i * (1 - i), dc * c * f * (1 - f)
+        parts, inner = [da_i, da_f, da_g, da_o], [da_i, da_f]
+    da = np.concatenate(parts, -1)
+    dx, dh_before, dweights = _cell_gradients(da, da, x, h, w_ih, w_hh)
+    if w_hr is not None:
+        dweights["w_hr"] = dh.T @ (o * t)
+    dc_before = dc * f
     if peephole is not None:
-        dweights["peephole"] = np.stack([(da_i * c).sum(0), (da_f * c).sum(0), (da_o * c_next).sum(0)])
-    return dx, (dh, dc * f + p_i * da_i + p_f * da_f), dweights
+        dweights["peephole"] = np.stack([*((d * c).sum(0) for d in inner), (da_o * c_next).sum(0)])
+        dc_before = dc_before + sum(p * d for p, d in zip(peephole[:-1], inner, strict=True))
+    return dx, (dh_before, dc_before), dweights
 
 
 def sequence_backward(cell, cell_backward, dy, dstate, x, state):

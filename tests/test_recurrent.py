@@ -20,10 +20,21 @@ FORMS = [
     ("gru", {"linear_before_reset": False}),
     ("lstm", {}),
     ("lstm", {"peephole": True}),
+    ("lstm", {"proj": 3}),
+    ("lstm", {"coupled": True}),
+    ("lstm", {"clip": 0.25}),
+    ("lstm", {"peephole": True, "proj": 19, "coupled": True, "clip": 0.5}),
 ]
+WEIGHT_FORMS = ("peephole", "proj", "coupled")  # what is seen in the weights
+
+
+def weight_form(options):
+    return {name: value for name, value in options.items() if name in WEIGHT_FORMS}
+
+
 SIZES = [(1, 1, 1, 1), (3, 2, 5, 17), (4, 13, 31, 16), (5, 26, 33, 37), (2, 1, 70, 130)]
 forms = pytest.mark.parametrize(
-    ("cell", "options"), FORMS, ids=lambda v: v if isinstance(v, str) else "-".join(map(str, v.values()))
+    ("cell", "options"), FORMS, ids=lambda v: v if isinstance(v, str) else "-".join(f"{n}={x}" for n, x in v.items())
 )
 
 
@@ -31,27 +42,31 @@ def uniform(rng, shape, dtype, bound):
     return rng.uniform(-bound, bound, shape).astype(dtype)
 
 
-def draw(rng, cell, T, B, I, H, dtype, layers=1, directions=1, bias=True, peephole=False):
-    """x, the state and weights by PyTorch's names; weights of the size that trained ones have."""
-    rows, bound, weights = GATES[cell] * H, 1 / np.sqrt(H), {}
+def draw(rng, cell, T, B, I, H, dtype, layers=1, directions=1, bias=True, peephole=False, proj=0, coupled=False):
+    """x, the state and weights by PyTorch's names; weights of the size that trained ones have. proj: units of h."""
+    rows, bound, weights, P = (GATES[cell] - coupled) * H, 1 / np.sqrt(H), {}, proj or H
     for layer in range(layers):
         for side in ("", "_reverse")[:directions]:
-            inputs = I if layer == 0 else directions * H
+            inputs = I if layer == 0 else directions * P
             suffix = f"_l{layer}{side}"
             weights["weight_ih" + suffix] = uniform(rng, (rows, inputs), dtype, bound)
-            weights["weight_hh" + suffix] = uniform(rng, (rows, H), dtype, bound)
+            weights["weight_hh" + suffix] = uniform(rng, (rows, P), dtype, bound)
+            if proj:
+                weights["weight_hr" + suffix] = uniform(rng, (P, H), dtype, bound)
             if bias:
                 weights["bias_ih" + suffix] = uniform(rng, rows, dtype, bound)
                 weights["bias_hh" + suffix] = uniform(rng, rows, dtype, bound)
             if peephole:
-                weights["weight_peephole" + suffix] = uniform(rng, (3, H), dtype, bound)
-    state = tuple(uniform(rng, (layers * directions, B, H), dtype, 1) for _ in range(2 if cell == "lstm" else 1))
+                weights["weight_peephole" + suffix] = uniform(rng, (3 - coupled, H), dtype, bound)
+    sizes = (P, H)[: 2 if cell == "lstm" else 1]
+    state = tuple(uniform(rng, (layers * directions, B, size), dtype, 1) for size in sizes)
     return rng.standard_normal((T, B, I)).astype(dtype), state, weights
 
 
 def run(cell, x, state, weights, **options):
     """y and the final states as a tuple, from `state` as a tuple or None."""
-    options.pop("peephole", None)
+    for name in ("peephole", "proj"):
+        options.pop(name, None)
     if state is not None and cell != "lstm":
         (state,) = state
     y, after = getattr(fa, cell)(x, state, weights, **options)
@@ -60,7 +75,8 @@ def run(cell, x, state, weights, **options):
 
 def spec(module, cell, x, state, weights, lengths=None, layers=1, directions=1, **options):
     """The same by the cells and `sequence` of the reference, or of the plain implementation."""
-    options.pop("peephole", None)
+    for name in ("peephole", "proj"):
+        options.pop(name, None)
     finals = []
     for layer in range(layers):
         ys = []
@@ -68,8 +84,9 @@ def spec(module, cell, x, state, weights, lengths=None, layers=1, directions=1, 
             names = [f"{kind}_l{layer}{side}" for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
             own = [weights.get(name) for name in names]
             extra = dict(options)
-            if f"weight_peephole_l{layer}{side}" in weights:
-                extra["peephole"] = weights[f"weight_peephole_l{layer}{side}"]
+            for name, kind in (("peephole", "weight_peephole"), ("w_hr", "weight_hr")):
+                if f"{kind}_l{layer}{side}" in weights:
+                    extra[name] = weights[f"{kind}_l{layer}{side}"]
 
             def step(x, *s, own=own, extra=extra):
                 return getattr(module, cell + "_cell")(x, *s, *own, **extra)
@@ -89,7 +106,7 @@ def spec(module, cell, x, state, weights, lengths=None, layers=1, directions=1, 
 def test_sequences_lie_within_the_error_rule(cell, options, isa, dtype, rng):
     rule = ErrorRule()
     for T, B, I, H in SIZES:
-        x, state, weights = draw(rng, cell, T, B, I, H, dtype, peephole="peephole" in options)
+        x, state, weights = draw(rng, cell, T, B, I, H, dtype, **weight_form(options))
         wanted = spec(exact(dtype), cell, x, state, weights, **options)
         yardstick = spec(plain, cell, x, state, weights, **options)
         for part in zip(run(cell, x, state, weights, **options), yardstick, wanted, strict=True):
@@ -115,12 +132,12 @@ def test_layers_and_directions_lie_within_the_error_rule(cell, dtype, rng):
 @forms
 def test_a_cell_is_one_step_of_a_sequence(cell, options, isa, dtype, rng):
     options = dict(options)
-    x, state, weights = draw(rng, cell, 1, 5, 7, 19, dtype, peephole=options.pop("peephole", False))
+    x, state, weights = draw(rng, cell, 1, 5, 7, 19, dtype, **weight_form(options))
     own = [weights[f"{kind}_l0"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-    if "weight_peephole_l0" in weights:
-        options["peephole"] = weights["weight_peephole_l0"]
-    after = getattr(fa, cell + "_cell")(x[0], *(part[0] for part in state), *own, **options)
-    options.pop("peephole", None)
+    options.pop("proj", None)
+    extra = {name: weights[kind] for name, kind in (("peephole", "weight_peephole_l0"), ("w_hr", "weight_hr_l0"))
+             if kind in weights}  # fmt: skip
+    after = getattr(fa, cell + "_cell")(x[0], *(part[0] for part in state), *own, **(options | extra))
     sequence = run(cell, x, state, weights, **options)
     for got, wanted in zip(after if isinstance(after, tuple) else (after,), sequence[1:], strict=True):
         assert same_bits(got, wanted[0])
@@ -136,6 +153,30 @@ def test_no_state_is_a_state_of_zeros_and_no_bias_a_bias_of_zeros(cell, dtype, r
     filled = bare | {name: np.zeros_like(w) for name, w in weights.items() if name.startswith("bias")}
     for got, wanted in zip(run(cell, x, state, bare), run(cell, x, state, filled), strict=True):
         assert same_bits(got, wanted)
+
+
+@pytest.mark.parametrize(("units", "hidden"), [(0, 5), (5, 0)])
+def test_a_projection_may_be_of_or_to_no_units(units, hidden, rng):
+    zeros = np.zeros
+    weights = {"weight_ih_l0": zeros((4 * hidden, 3)), "weight_hh_l0": zeros((4 * hidden, units)),
+               "weight_hr_l0": zeros((units, hidden))}  # fmt: skip
+    state = np.ones((1, 2, units)), np.ones((1, 2, hidden))
+    (y, (h, c)), saved = fa.lstm_forward(np.ones((4, 2, 3)), state, weights)
+    assert y.shape == (4, 2, units)
+    assert not y.any() and not h.any()
+    assert (c == 0.5**4).all()
+    dx, (dh, dc), _ = fa.lstm_backward((None, (np.ones_like(h), np.ones_like(c))), saved)
+    assert not dx.any() and not dh.any()
+    assert (dc == 0.5**4).all()
+
+
+def test_the_clip_is_reached_and_kept(dtype, rng):
+    x, state, weights = draw(rng, "lstm", 5, 3, 4, 6, dtype)
+    _, _, c = run("lstm", 10 * x, state, weights, clip=0.125)
+    assert (np.abs(c) <= 0.125).all()
+    assert (np.abs(c) == 0.125).any()
+    wide = run("lstm", x, state, weights, clip=np.inf)
+    assert all(same_bits(a, b) for a, b in zip(wide, run("lstm", x, state, weights), strict=True))
 
 
 @pytest.mark.parametrize("cell", GATES)
@@ -174,7 +215,7 @@ def test_batch_first_swaps_the_axes_of_x_and_y(cell, dtype, rng):
 @forms
 def test_a_ragged_row_has_the_bits_of_the_sequence_alone(cell, options, isa, dtype, rng):
     lengths = np.array([0, 7, 3, 1, 7, 5])
-    x, state, weights = draw(rng, cell, 7, 6, 5, 18, dtype, 1, 2, peephole="peephole" in options)
+    x, state, weights = draw(rng, cell, 7, 6, 5, 18, dtype, 1, 2, **weight_form(options))
     x_garbage = x.copy()
     for b, n in enumerate(lengths):
         x_garbage[n:, b] = np.nan
@@ -204,13 +245,13 @@ def test_result_does_not_depend_on_thread_count(cell, layers, directions, T, B, 
     assert all(same_bits(a, b) for other in results[1:] for a, b in zip(other, results[0], strict=True))
 
 
-@pytest.mark.parametrize("options", [{}, {"linear_before_reset": False}], ids=["after", "before"])
-def test_panels_of_a_large_layer_are_shared_without_a_change(options, rng):
-    x, state, weights = draw(rng, "gru", 6, 2, 16, 256, np.float32)
+@forms
+def test_panels_of_a_large_layer_are_shared_without_a_change(cell, options, rng):
+    x, state, weights = draw(rng, cell, 6, 2, 16, 256, np.float32, **weight_form(options))
     results = []
-    for threads in (1, 2, 3):
+    for threads in (1, 2, 3, 11):
         with fa.num_threads(threads):
-            results.append(run("gru", x, state, weights, **options))
+            results.append(run(cell, x, state, weights, **options))
     assert all(same_bits(a, b) for other in results[1:] for a, b in zip(other, results[0], strict=True))
 
 
@@ -223,8 +264,8 @@ def pack(cell, weights, dtype=None, **options):
 
 @forms
 def test_packed_weights_give_the_same_bits(cell, options, isa, dtype, rng):
-    x, state, weights = draw(rng, cell, 4, 3, 6, 21, dtype, 2, 2, peephole="peephole" in options)
-    form = {k: v for k, v in options.items() if k == "linear_before_reset"}
+    x, state, weights = draw(rng, cell, 4, 3, 6, 21, dtype, 2, 2, **weight_form(options))
+    form = {k: v for k, v in options.items() if k in ("linear_before_reset", "coupled")}
     packed = pack(cell, weights, **form)
     assert (packed.layers, packed.directions, packed.input_size, packed.hidden_size) == (2, 2, 6, 21)
     assert (packed.dtype, packed.isa, packed.weight_dtype) == (dtype, isa, dtype.name)
@@ -246,10 +287,11 @@ def rounded(w, kind):
 @forms
 def test_narrow_weights_are_those_of_the_rounded_matrices(cell, options, kind, isa, rng):
     rule = ErrorRule()
-    form = {k: v for k, v in options.items() if k == "linear_before_reset"}
+    form = {k: v for k, v in options.items() if k in ("linear_before_reset", "coupled")}
     for T, B, I, H in SIZES:
-        x, state, weights = draw(rng, cell, T, B, I, H, np.float32, peephole="peephole" in options)
-        near = {n: rounded(w, kind) if n in ("weight_ih_l0", "weight_hh_l0") else w for n, w in weights.items()}
+        x, state, weights = draw(rng, cell, T, B, I, H, np.float32, **weight_form(options))
+        matrices = ("weight_ih_l0", "weight_hh_l0", "weight_hr_l0")
+        near = {n: rounded(w, kind) if n in matrices else w for n, w in weights.items()}
         wanted = spec(reference, cell, x, state, near, **options)
         in_float = {name: w.astype(np.float32) for name, w in near.items()}
         yardstick = spec(plain, cell, x, state, in_float, **options)
@@ -272,7 +314,7 @@ def test_steps_are_those_of_the_sequence_and_allocate_nothing(cell, isa, rng):
     steps = [np.ascontiguousarray(step) for step in x]
 
     def step(t):
-        _core.recurrent_step("step", packed, nonlinearity, steps[t], h, c, h, c)
+        _core.recurrent_step("step", packed, nonlinearity, 0.0, steps[t], h, c, h, c)
 
     for t in range(len(x)):
         step(t)
@@ -296,18 +338,22 @@ def test_a_step_refuses_outputs_that_overlap_other_arrays(rng):
     packed = pack("lstm", weights)
     for outputs in ((x.reshape(1, 2, 4), c), (c, h), (h, h)):
         with pytest.raises(ValueError, match="step: out must be the state itself"):
-            _core.recurrent_step("step", packed, "tanh", x[0], h, c, *outputs)
+            _core.recurrent_step("step", packed, "tanh", 0.0, x[0], h, c, *outputs)
 
 
 # ---- against PyTorch ----
 
 
-@pytest.mark.parametrize("cell", GATES)
-def test_torch_modules_give_the_same_results(cell, rng):
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize(("cell", "proj"), [*((cell, 0) for cell in GATES), ("lstm", 5)])
+def test_torch_modules_give_the_same_results(cell, proj, rng):
     torch = pytest.importorskip("torch", reason="needs torch")
-    module = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[cell](7, 12, 2, bidirectional=True)
+    form = {"proj_size": proj} if proj else {}
+    module = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[cell](
+        7, 12, 2, bidirectional=True, **form
+    )
     weights = {name: w.detach().numpy() for name, w in module.state_dict().items()}
-    x, state, _ = draw(rng, cell, 6, 3, 7, 12, np.float32, 2, 2)
+    x, state, _ = draw(rng, cell, 6, 3, 7, 12, np.float32, 2, 2, proj=proj)
     tensors = tuple(map(torch.from_numpy, state))
     with torch.no_grad():
         y, after = module(torch.from_numpy(x), tensors if cell == "lstm" else tensors[0])
@@ -338,6 +384,13 @@ def call(cell="lstm", x=(3, 2, 4), state=((1, 2, 5), (1, 2, 5)), changes=None, d
         ({"state": ((1, 2, 5),)}, ValueError, "lstm: state must be a pair"),
         ({"changes": {"weight_ih_l0": (15, 4)}}, ValueError, "lstm: weight_ih_l0 must have shape"),
         ({"changes": {"weight_hh_l0": (20, 4)}}, ValueError, "lstm: weight_(ih|hh)_l0 must have shape"),
+        ({"changes": {"weight_hr_l0": (3, 5)}}, ValueError, "lstm: weight_hh_l0 must have shape"),
+        ({"changes": {"weight_hr_l0": (5, 4)}}, ValueError, "lstm: weight_ih_l0 must have shape"),
+        ({"cell": "gru", "changes": {"weight_hr_l0": (5, 5)}}, ValueError, "gru: weights must hold names such as"),
+        ({"coupled": True}, ValueError, "lstm: weight_ih_l0 must have shape"),
+        ({"clip": 0}, ValueError, "lstm: clip must be positive, got 0"),
+        ({"clip": np.nan}, ValueError, "lstm: clip must be positive"),
+        ({"clip": "1"}, TypeError, "lstm: clip must be a number or None, got str"),
         ({"changes": {"bias_ih_l0": (19,)}}, ValueError, "lstm: bias_ih_l0 must have shape"),
         ({"changes": {"weight_peephole_l0": (2, 5)}}, ValueError, "lstm: weight_peephole_l0 must have shape"),
         ({"changes": {"bias_hh_l0": None}}, ValueError, "lstm: weights must hold both biases or none"),
@@ -368,6 +421,8 @@ def test_weights_of_another_kind_are_refused(rng):
         fa.lstm(x, None, [weights])
     with pytest.raises(ValueError, match="gru: weights must be packed for gru"):
         fa.gru(x, None, fa.pack_lstm(weights))
+    with pytest.raises(ValueError, match="lstm: weights must be packed for lstm_coupled"):
+        fa.lstm(x, None, fa.pack_lstm(weights), coupled=True)
     with pytest.raises(TypeError, match="lstm: x must be float32 like the packed weights"):
         fa.lstm(x.astype(np.float64), None, fa.pack_lstm(weights))
     with pytest.raises(ValueError, match="lstm: x must have a last axis of 3"):

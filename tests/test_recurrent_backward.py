@@ -20,24 +20,37 @@ CELLS = {
     "gru reset before": (3, "gru", {"linear_before_reset": False}),
     "lstm": (4, "lstm", {}),
     "lstm peephole": (4, "lstm", {}),
+    "lstm projected": (4, "lstm", {}),
+    "lstm coupled clip": (3, "lstm", {"coupled": True, "clip": 0.75}),
+    "lstm coupled peephole projected": (3, "lstm", {"coupled": True}),
 }
 every_cell = pytest.mark.parametrize("name", CELLS)
-NAMES = {"weight_ih": "w_ih", "weight_hh": "w_hh", "bias_ih": "b_ih", "bias_hh": "b_hh", "weight_peephole": "peephole"}
+NAMES = {"weight_ih": "w_ih", "weight_hh": "w_hh", "bias_ih": "b_ih", "bias_hh": "b_hh", "weight_peephole": "peephole",
+         "weight_hr": "w_hr"}  # fmt: skip
+
+
+def output_size(name, hidden):
+    return (hidden + 1) // 2 if "projected" in name else hidden
 
 
 def make_weights(rng, name, inputs, hidden, dtype, suffix="_l0", bias=True):
     rows = CELLS[name][0] * hidden
-    shapes = {"weight_ih": (rows, inputs), "weight_hh": (rows, hidden)}
+    output = output_size(name, hidden)
+    shapes = {"weight_ih": (rows, inputs), "weight_hh": (rows, output)}
+    if "projected" in name:
+        shapes["weight_hr"] = (output, hidden)
     if bias:
         shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
-    if name == "lstm peephole":
-        shapes["weight_peephole"] = (3, hidden)
+    if "peephole" in name:
+        shapes["weight_peephole"] = (CELLS[name][0] - 1, hidden)
     bound = 1 / np.sqrt(hidden)
     return {kind + suffix: rng.uniform(-bound, bound, shape).astype(dtype) for kind, shape in shapes.items()}
 
 
 def make_states(rng, name, shape, dtype):
-    return tuple(rng.standard_normal(shape).astype(dtype) for _ in range(2 if name.startswith("lstm") else 1))
+    *rest, hidden = shape
+    sizes = (output_size(name, hidden), hidden)[: 2 if name.startswith("lstm") else 1]
+    return tuple(rng.standard_normal((*rest, size)).astype(dtype) for size in sizes)
 
 
 def joined(name, state):
@@ -80,7 +93,7 @@ def functions_of(module, name, weights, suffix="_l0"):
 def case(rng, name, steps, batch, inputs, hidden, dtype):
     x = rng.standard_normal((steps, batch, inputs)).astype(dtype)
     state = make_states(rng, name, (1, batch, hidden), dtype)
-    dy = rng.standard_normal((steps, batch, hidden)).astype(dtype)
+    dy = rng.standard_normal((steps, batch, output_size(name, hidden))).astype(dtype)
     weights = make_weights(rng, name, inputs, hidden, dtype)
     return x, state, weights, dy, make_states(rng, name, (1, batch, hidden), dtype)
 
@@ -174,11 +187,12 @@ def stack(rng, name, steps, batch, inputs, hidden, layers, directions, dtype):
     weights = {}
     for layer in range(layers):
         for side in ("", "_reverse")[:directions]:
-            columns = inputs if layer == 0 else directions * hidden
+            columns = inputs if layer == 0 else directions * output_size(name, hidden)
             weights |= make_weights(rng, name, columns, hidden, dtype, f"_l{layer}{side}")
     x = rng.standard_normal((steps, batch, inputs)).astype(dtype)
     state, dstate = (make_states(rng, name, (layers * directions, batch, hidden), dtype) for _ in range(2))
-    return x, state, weights, rng.standard_normal((steps, batch, directions * hidden)).astype(dtype), dstate
+    dy = rng.standard_normal((steps, batch, directions * output_size(name, hidden))).astype(dtype)
+    return x, state, weights, dy, dstate
 
 
 def all_arrays(result):
@@ -330,7 +344,8 @@ def test_any_size_may_be_zero(rng, isa, name, sizes):
     if sizes[3] == 0:
         state, dstate = (tuple(part[..., :0] for part in whole) for whole in (state, dstate))
         weights = {
-            key: value[:0, : 0 if "_hh" in key else None] if value.ndim == 2 and "peep" not in key else
+            key: value[:0, :0] if "_hr" in key else
+            value[:0, : 0 if "_hh" in key else None] if value.ndim == 2 and "peep" not in key else
             value[..., :0] for key, value in weights.items()
         }  # fmt: skip
         dy = dy[..., :0]
@@ -367,15 +382,17 @@ def test_ten_thousand_steps_stay_finite(rng, name):
     assert all(np.isfinite(array).all() for array in (dx, *dstate_got, *dweights.values()))
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.skipif(find_spec("torch") is None, reason="torch is not installed")
-@pytest.mark.parametrize("name", ["rnn", "rnn relu", "gru", "lstm"])
+@pytest.mark.parametrize("name", ["rnn", "rnn relu", "gru", "lstm", "lstm projected"])
 def test_gradients_of_stacks_equal_those_of_torch(rng, name):
     torch = pytest.importorskip("torch")
     op, options = CELLS[name][1:]
     x, state, weights, dy, dstate = stack(rng, name, 8, 5, 6, 20, 2, 2, np.float64)
     lengths = np.array([8, 3, 1, 6, 8])
+    form = {"proj_size": 10} if "projected" in name else {}
     module = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[op](
-        6, 20, 2, bidirectional=True, dtype=torch.float64, **options
+        6, 20, 2, bidirectional=True, dtype=torch.float64, **options, **form
     )
     module.load_state_dict({key: torch.tensor(value) for key, value in weights.items()})
     tensors = [torch.tensor(array, requires_grad=True) for array in (x, *state)]

@@ -3,10 +3,11 @@
 
      rnn   h' = f(a)
      lstm  i = s(a_i + p_i c), f = s(a_f + p_f c), g = tanh(a_g), c' = f c + i g, o = s(a_o + p_o c'), h' = o tanh(c')
+           with coupled gates f = 1 - i; with a clip, c' is brought into [-clip, clip]
      gru   r = s(x_r + h_r), z = s(x_z + h_z), n = tanh(x_n + b_n + r (h_n + b_hn)), h' = n + z (h - n)
            with reset before the product: n = tanh(x_n + (r h) W_n' + b_n), in two calls, for the product lies between them
 
-   with s the sigmoid. Gate orders: lstm i, f, g, o; gru r, z, n; bias of gru r, z, n, hn; peephole i, f, o. The states are rows of ld
+   with s the sigmoid. Gate orders: lstm i, f, g, o (coupled i, g, o); gru r, z, n; bias of gru r, z, n, hn; peephole i, f, o (coupled i, o). The states are rows of ld
    that start at a multiple of VL; their lanes beyond `units` stay finite, being functions of zero weights. */
 #include "common.h"
 
@@ -53,39 +54,74 @@ void KERNEL(rnn_gates)(real *const *y, real *h, fa_index ld, const real *gates, 
         }
 }
 
-void KERNEL(lstm_gates)(real *const *y, real *const *saved, fa_index plane, real *h, real *c, fa_index ld, const real *gates,
-                        const real *bias, const real *peephole, fa_index rows, fa_index first, fa_index units)
+/* c' from the sums of the gates i, f, g; what is to be saved of these goes to gate[0..2]. */
+FA_INLINE vreal lstm_cell(vreal gate[3], vreal i, vreal f, vreal g, vreal before, int save_gates)
 {
+    i = gate_sigmoid(i);
+    f = gate_sigmoid(f);
+    g = gate_tanh(g);
+    if (save_gates) {
+        gate[0] = inverse(i);
+        gate[1] = inverse(f);
+        gate[2] = tanh_from(g);
+    }
+    return v_add(v_div(before, f), v_div(g, v_mul(i, v_add(g, v_set1(2)))));
+}
+
+/* The same with f = 1 - i. */
+FA_INLINE vreal coupled_cell(vreal gate[3], vreal i, vreal g, vreal before)
+{
+    gate[0] = inverse(gate_sigmoid(i));
+    gate[1] = tanh_from(gate_tanh(g));
+    return v_fma(gate[0], gate[1], v_mul(v_sub(v_set1(1), gate[0]), before));
+}
+
+FA_INLINE void lstm_rows(real *const *y, real *const *saved, fa_index plane, real *h, real *c, fa_index ld, const real *gates,
+                         const real *bias, const real *peephole, fa_index rows, fa_index first, fa_index units, real clip,
+                         const int coupled)
+{
+    const int last = coupled ? 2 : 3; /* gate o, and the first row of what is saved after the gates */
     const vreal peep_i = peephole ? v_load(peephole) : v_zero();
-    const vreal peep_f = peephole ? v_load(peephole + VL) : v_zero();
-    const vreal peep_o = peephole ? v_load(peephole + 2 * VL) : v_zero(), two = v_set1(2);
-    for (fa_index r = 0; r < rows; r++, gates += 4 * VL) {
+    const vreal peep_f = peephole && !coupled ? v_load(peephole + VL) : v_zero();
+    const vreal peep_o = peephole ? v_load(peephole + (last - 1) * VL) : v_zero(), two = v_set1(2);
+    for (fa_index r = 0; r < rows; r++, gates += (last + 1) * VL) {
         real *cell = c + r * ld + first;
         const vreal before = v_load(cell);
-        vreal i = biased(gates, bias, 0), f = biased(gates, bias, 1), o = biased(gates, bias, 3);
-        if (peephole) {
-            i = v_fma(peep_i, before, i);
-            f = v_fma(peep_f, before, f);
+        vreal i = biased(gates, bias, 0), o = biased(gates, bias, last), gate[3], after;
+        if (peephole) i = v_fma(peep_i, before, i);
+        if (coupled) {
+            after = coupled_cell(gate, i, biased(gates, bias, 1), before);
+        } else {
+            vreal f = biased(gates, bias, 1);
+            if (peephole) f = v_fma(peep_f, before, f);
+            after = lstm_cell(gate, i, f, biased(gates, bias, 2), before, saved != NULL);
         }
-        const vreal g = gate_tanh(biased(gates, bias, 2));
-        i = gate_sigmoid(i);
-        f = gate_sigmoid(f);
-        const vreal after = v_add(v_div(before, f), v_div(g, v_mul(i, v_add(g, two))));
+        /* NaN stays NaN: v_min and v_max hand on their second argument. */
+        if (clip > 0) after = v_min(v_set1(clip), v_max(v_set1(-clip), after));
         if (peephole) o = v_fma(peep_o, after, o);
         o = gate_sigmoid(o);
         const vreal t = gate_tanh(after);
         const vreal next = v_div(t, v_mul(o, v_add(t, two)));
         if (saved) {
-            save(saved[r] + first, plane, 0, inverse(i), units);
-            save(saved[r] + first, plane, 1, inverse(f), units);
-            save(saved[r] + first, plane, 2, tanh_from(g), units);
-            save(saved[r] + first, plane, 3, inverse(o), units);
-            save(saved[r] + first, plane, 4, after, units);
+            FA_UNROLL
+            for (int n = 0; n < last; n++) save(saved[r] + first, plane, n, gate[n], units);
+            save(saved[r] + first, plane, last, inverse(o), units);
+            save(saved[r] + first, plane, last + 1, after, units);
         }
         v_store(cell, after);
         v_store(h + r * ld + first, next);
-        store_units(y[r] + first, next, units);
+        if (y) store_units(y[r] + first, next, units);
     }
+}
+
+void KERNEL(lstm_gates)(real *const *y, real *const *saved, fa_index plane, real *h, real *c, fa_index ld, const real *gates,
+                        const real *bias, const real *peephole, fa_index rows, fa_index first, fa_index units, real clip,
+                        int coupled)
+{
+    if (coupled)
+        lstm_rows(y, saved, plane, h, c, ld, gates, bias, peephole, rows, first, units, clip, 1);
+    else
+        lstm_rows(y, saved, plane, h, c, ld, gates, bias, peephole, rows, first, units, clip, 0);
 }
 
 void KERNEL(gru_gates)(real *const *y, real *const *saved, fa_index plane, real *h, const real *before, fa_index ld,

@@ -1,9 +1,10 @@
 /* The element-wise half of the recurrent cells backward, for some units and all rows of a step. With D the gradient of h', of the
    output and of the later steps together, and in the names of recurrent.c:
 
-     rnn   da = D f'(h'):  1 - h'^2, h' (1 - h'), or 1 where h' > 0
+     rnn   da = D f'(h'):  1 - h'^2, h' (1 - h'), or 1 where h' > 0; D itself for the identity, which a projection needs
      lstm  da_o = D tanh(c') o (1 - o),  C = dc' + D o (1 - tanh(c')^2) + p_o da_o,  da_i = C g i (1 - i),  da_f = C c f (1 - f),
            da_g = C i (1 - g^2),  dc = C f + p_i da_i + p_f da_f
+           with coupled gates da_i = C (g - c) i (1 - i),  dc = C (1 - i) + p_i da_i; with a clip C is 0 where |c'| has reached it
      gru   da_n = D (1 - z) (1 - n^2),  da_z = D (h - n) z (1 - z),  da_r = da_n (h_n + b_hn) r (1 - r),  d(h_n) = da_n r,
            dh = D z + what the products with w_hh give
            with reset before the product: da_r = d(r h) h r (1 - r),  dh = D z + d(r h) r + ..., in two calls
@@ -40,7 +41,12 @@ void KERNEL(rnn_backward)(real *da, fa_index ldda, const real *dh, fa_index ld, 
     for (fa_index r = 0; r < rows; r++, da += ldda, dh += ld)
         for (fa_index u = 0; u < units; u += VL) {
             const fa_index at = first + u, left = units - u;
-            const vreal d = sum_of_gradients(dh + at, dy, r * row_step, at, left), h = load_units(y[r * row_step] + at, left);
+            const vreal d = sum_of_gradients(dh + at, dy, r * row_step, at, left);
+            if (activation == FA_IDENTITY) {
+                store_units(da + at, d, left);
+                continue;
+            }
+            const vreal h = load_units(y[r * row_step] + at, left);
             const vreal a = activation == FA_RELU   ? v_select(v_le(h, v_zero()), v_zero(), d)
                             : activation == FA_TANH ? v_mul(d, tanh_slope(h))
                                                     : v_mul(d, sigmoid_slope(h));
@@ -48,35 +54,49 @@ void KERNEL(rnn_backward)(real *da, fa_index ldda, const real *dh, fa_index ld, 
         }
 }
 
-void KERNEL(lstm_backward)(real *da, fa_index ldda, const real *dh, real *dc, fa_index ld, const real *const *dy,
-                           const real *const *saved, const real *const *c_before, const real *peephole, fa_index row_step,
-                           fa_index rows, fa_index first, fa_index units, fa_index H)
+FA_INLINE void lstm_rows(real *da, fa_index ldda, const real *dh, real *dc, fa_index ld, const real *const *dy,
+                         const real *const *saved, const real *const *c_before, const real *peephole, fa_index row_step,
+                         fa_index rows, fa_index first, fa_index units, fa_index H, real clip, const int coupled)
 {
-    const vreal zero = v_zero();
+    const int last = coupled ? 2 : 3; /* gate o; g comes before it */
+    const vreal zero = v_zero(), one = v_set1(1);
     for (fa_index r = 0; r < rows; r++, da += ldda, dh += ld, dc += ld)
         for (fa_index u = 0; u < units; u += VL) {
             const fa_index at = first + u, left = units - u;
             const real *gates = saved[r * row_step] + at;
-            const vreal i = load_units(gates, left), f = load_units(gates + H, left), g = load_units(gates + 2 * H, left);
-            const vreal o = load_units(gates + 3 * H, left), t = v_tanh(load_units(gates + 4 * H, left));
+            const vreal i = load_units(gates, left), f = coupled ? v_sub(one, i) : load_units(gates + H, left);
+            const vreal g = load_units(gates + (last - 1) * H, left), o = load_units(gates + last * H, left);
+            const vreal after = load_units(gates + (last + 1) * H, left), t = v_tanh(after);
             const vreal before = load_units(c_before[r * row_step] + at, left);
             const vreal d = sum_of_gradients(dh + at, dy, r * row_step, at, left);
             const vreal da_o = v_mul(v_mul(d, t), sigmoid_slope(o));
             vreal cell = v_fma(v_mul(d, o), tanh_slope(t), v_load(dc + at));
-            if (peephole) cell = v_fma(load_units(peephole + 2 * H + at, left), da_o, cell);
-            const vreal da_i = v_mul(v_mul(cell, g), sigmoid_slope(i)), da_f = v_mul(v_mul(cell, before), sigmoid_slope(f));
+            if (peephole) cell = v_fma(load_units(peephole + (last - 1) * H + at, left), da_o, cell);
+            if (clip > 0) cell = v_select(v_le(v_set1(clip), v_abs(after)), zero, cell);
+            const vreal da_i = v_mul(v_mul(cell, coupled ? v_sub(g, before) : g), sigmoid_slope(i));
             vreal handed = v_mul(cell, f);
-            if (peephole) {
-                handed = v_fma(load_units(peephole + at, left), da_i, handed);
-                handed = v_fma(load_units(peephole + H + at, left), da_f, handed);
+            if (peephole) handed = v_fma(load_units(peephole + at, left), da_i, handed);
+            if (!coupled) {
+                const vreal da_f = v_mul(v_mul(cell, before), sigmoid_slope(f));
+                if (peephole) handed = v_fma(load_units(peephole + H + at, left), da_f, handed);
+                store_units(da + H + at, da_f, left);
             }
             store_units(da + at, da_i, left);
-            store_units(da + H + at, da_f, left);
-            store_units(da + 2 * H + at, v_mul(v_mul(cell, i), tanh_slope(g)), left);
-            store_units(da + 3 * H + at, da_o, left);
+            store_units(da + (last - 1) * H + at, v_mul(v_mul(cell, i), tanh_slope(g)), left);
+            store_units(da + last * H + at, da_o, left);
             /* The lanes beyond the units stay zero. */
             v_store(dc + at, left >= VL ? handed : v_select(v_first(left), handed, zero));
         }
+}
+
+void KERNEL(lstm_backward)(real *da, fa_index ldda, const real *dh, real *dc, fa_index ld, const real *const *dy,
+                           const real *const *saved, const real *const *c_before, const real *peephole, fa_index row_step,
+                           fa_index rows, fa_index first, fa_index units, fa_index H, real clip, int coupled)
+{
+    if (coupled)
+        lstm_rows(da, ldda, dh, dc, ld, dy, saved, c_before, peephole, row_step, rows, first, units, H, clip, 1);
+    else
+        lstm_rows(da, ldda, dh, dc, ld, dy, saved, c_before, peephole, row_step, rows, first, units, H, clip, 0);
 }
 
 void KERNEL(gru_backward)(real *da, fa_index ldda, real *dh, fa_index ld, const real *const *dy, const real *const *saved,

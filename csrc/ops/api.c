@@ -112,9 +112,17 @@ fa_status fa_recurrent_forward(fa_dtype dtype, const fa_recurrent_arguments *a, 
     BY_DTYPE(recurrent_forward, a, layers, directions);
 }
 
-fa_index fa_recurrent_saved(fa_cell cell)
+fa_index fa_recurrent_saved(const fa_recurrent_weights *w)
 {
-    return cell == FA_LSTM ? 5 : cell == FA_GRU ? 4 : cell == FA_GRU_RESET_BEFORE ? 3 : 0;
+    static const fa_index saved[] = {[FA_RNN] = 0, [FA_LSTM] = 5, [FA_LSTM_COUPLED] = 4, [FA_GRU] = 4, [FA_GRU_RESET_BEFORE] = 3};
+    return saved[w->cell] + (w->w_hr != NULL);
+}
+
+fa_status fa_recurrent_dropout(fa_dtype dtype, void *y, const fa_index y_stride[2], const void *x, const fa_index x_stride[2],
+                               fa_index T, fa_index B, fa_index P, fa_index layer, fa_index directions, double dropout,
+                               uint64_t seed)
+{
+    BY_DTYPE(recurrent_dropout, y, y_stride, x, x_stride, T, B, P, layer, directions, dropout, seed);
 }
 
 fa_status fa_recurrent_backward(fa_dtype dtype, const fa_recurrent_arguments *a, const fa_recurrent_gradients *g)

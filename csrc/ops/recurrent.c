@@ -2,7 +2,8 @@
 
      1  weights are packed (recurrent_weights.c)
      2  for each step: x and h are packed, then panel by panel the products with w_ih and w_hh are added up and the cell is
-        applied, while the panel's gates lie in the first-level cache
+        applied, while the panel's gates lie in the first-level cache; then, for a projected lstm (and a GRU with reset before the
+        product), the second product of the step
      With few sequences w_ih would be read too often for that: then time runs in chunks of about CHUNK_ROWS rows of x, and for each
      chunk the products with w_ih are one matrix product before its steps. The sums are the same, in the same order.
 
@@ -22,14 +23,16 @@
 /* What one member works on, and its scratch. */
 typedef struct {
     fa_index first_slot, slot_step, slots;
-    fa_index first_panel, panels; /* slice of the units */
-    real *tiles;                  /* packed rows of x of a chunk, then of h */
-    real *x_tiles;                /* packed rows of x of a step, or NULL: chunks */
-    int alone;                    /* a single sequence: all panels are one product, and panels the inner axis of gates */
-    real *gates_x;                /* [panels of the slice][rows of the chunk][width_x VL], or [slots][width_x VL] */
-    real *gates_h;                /* [slots][width_h VL] */
-    const real **rows;            /* pointers to rows of x or h */
-    real **y_rows, **saved_rows;  /* saved_rows NULL: nothing is saved */
+    fa_index first_panel, panels;   /* slice of the units */
+    fa_index first_output, outputs; /* and of the panels of w_hr */
+    real *tiles;                    /* packed rows of x of a chunk, then of h */
+    real *x_tiles;                  /* packed rows of x of a step, or NULL: chunks */
+    int alone;                      /* a single sequence: all panels are one product, and panels the inner axis of gates */
+    real *gates_x;                  /* [panels of the slice][rows of the chunk][width_x VL], or [slots][width_x VL] */
+    real *gates_h;                  /* [slots][width_h VL] */
+    const real **rows;              /* pointers to rows of x or h */
+    real **y_rows, **saved_rows;    /* saved_rows NULL: nothing is saved */
+    real **inner_rows;              /* where o tanh(c) before a projection is saved, or NULL */
 } member_work;
 
 /* ---- the sequence ---- */
@@ -51,7 +54,7 @@ static real *y_row(const recurrent_lane *c, const slot *s, fa_index time)
 
 static real *saved_row(const recurrent_lane *c, const slot *s, fa_index time)
 {
-    return (real *)c->a->saved + (time * c->a->B + s->sequence) * fa_recurrent_saved(c->g.cell) * c->g.H;
+    return (real *)c->a->saved + (time * c->a->B + s->sequence) * fa_recurrent_saved(&c->a->weights) * c->g.H;
 }
 
 static fa_index slot_of(const member_work *w, fa_index row) { return w->first_slot + row * w->slot_step; }
@@ -63,10 +66,12 @@ static fa_index still_active(const recurrent_lane *c, const member_work *w, fa_i
     return before;
 }
 
-static void pack_state(const recurrent_lane *c, const member_work *w, const real *state, fa_index active, fa_index nv)
+/* Rows of k elements, ld apart, for products of nv vectors. */
+static void pack_state(const recurrent_lane *c, const member_work *w, const real *state, fa_index ld, fa_index active,
+                       fa_index nv, fa_index k)
 {
-    for (fa_index r = 0; r < active; r++) w->rows[r] = state + slot_of(w, r) * c->g.ld;
-    c->g.kernels->pack_rows(w->tiles, w->rows, active, nv, c->g.H, c->g.Hp);
+    for (fa_index r = 0; r < active; r++) w->rows[r] = state + slot_of(w, r) * ld;
+    c->g.kernels->pack_rows(w->tiles, w->rows, active, nv, k, fa_round_up(k, c->g.kernels->sizes.tile_k));
 }
 
 /* gates (+)= tiles w for `panels` panels of `width` vectors, each of them products of nv vectors side by side; rows of gates are ldc
@@ -103,7 +108,54 @@ static void multiply_h(const recurrent_lane *c, const real *tiles, fa_index rows
 {
     const cell_shape *s = c->g.shape;
     multiply(c, gates, panels * s->width_h * c->g.lanes, tiles, rows, c->w.w_hh, c->w.scale_h, first, panels, s->width_h, s->nv_h,
-             c->g.Hp, add);
+             c->g.Pp, add);
+}
+
+/* h = w_hr (o tanh(c)), into the member's slice of the rows of `after` and y. */
+static void project(const recurrent_lane *c, const member_work *w, fa_index active, real *after, fa_team_barrier *barrier,
+                    int members)
+{
+    const fa_index width = 2 * c->g.lanes, first = w->first_output * width, ld = w->slot_step * c->g.ld_h;
+    const size_t bytes = (size_t)fa_max(0, fa_min(c->g.P - first, w->outputs * width)) * sizeof(real);
+    if (barrier) fa_team_wait(barrier, members);
+    pack_state(c, w, c->inner, c->g.ld, active, 2, c->g.H);
+    multiply(c, after + first, ld, w->tiles, active, c->w.w_hr, c->w.scale_r, w->first_output, w->outputs, 2, 2, c->g.Hp, 0);
+    for (fa_index r = 0; r < active; r++) memcpy(w->y_rows[r] + first, after + r * ld + first, bytes);
+}
+
+/* The second half of a GRU with reset before the product: the product of r h with w_hn, then n and h. */
+static void update_state(const recurrent_lane *c, const member_work *w, fa_index active, const real *before, real *after,
+                         real *gates_x, fa_index panel_stride, fa_team_barrier *barrier, int members)
+{
+    const fa_kernels *k = c->g.kernels;
+    const fa_index VL = c->g.lanes, at = w->first_slot * c->g.ld, ld = w->slot_step * c->g.ld;
+    if (barrier) fa_team_wait(barrier, members);
+    pack_state(c, w, c->inner, c->g.ld, active, 2, c->g.H);
+    /* A panel of w_hn is two vectors of units. */
+    for (fa_index i = 0; i < w->panels; i++) {
+        const fa_index p = w->first_panel + i, first = p * c->g.panel_units, pairs = w->alone ? w->panels / 2 : 1;
+        if (i % (2 * pairs) == 0)
+            multiply(c, w->gates_h, 2 * VL, w->tiles, active, c->w.w_hn, c->w.scale_n, p / 2, pairs, 2, 2, c->g.Hp, 0);
+        k->gru_update(w->y_rows, w->saved_rows, c->g.H, after, before, c->update + at, ld, gates_x + i * panel_stride,
+                      w->gates_h + i % (2 * pairs) * VL, c->w.bias + p * c->g.shape->bias_vectors * VL, active, first,
+                      units_of_panel(&c->g, p));
+    }
+}
+
+/* What dropout leaves of the member's slice of y. */
+static void drop(const recurrent_lane *c, const member_work *w, fa_index step, fa_index active)
+{
+    const int projected = c->g.projected;
+    const fa_index width = projected ? 2 * c->g.lanes : c->g.panel_units;
+    const fa_index first = (projected ? w->first_output : w->first_panel) * width;
+    const fa_index units = fa_max(0, fa_min(c->g.P - first, (projected ? w->outputs : w->panels) * width));
+    const dropout_rule rule = OP(dropout_rule)(c->a->dropout, c->a->seed);
+    for (fa_index r = 0; r < active; r++) {
+        const slot *s = &c->slots[slot_of(w, r)];
+        real *row = (real *)c->a->dropped + (w->y_rows[r] - (const real *)c->a->y);
+        c->g.kernels->dropout_row(row, w->y_rows[r], first, units, rule.seed, rule.threshold, rule.scale, time_of(c, s, step),
+                                  s->sequence, c->index);
+    }
 }
 
 /* One step of `active` sequences. gates_x: their rows of the first panel, those of the next `panel_stride` further; they hold the products
@@ -114,15 +166,18 @@ static void run_step(const recurrent_lane *c, const member_work *w, fa_index ste
     const fa_kernels *k = c->g.kernels;
     const cell_shape *s = c->g.shape;
     const fa_index VL = c->g.lanes, at = w->first_slot * c->g.ld, ld = w->slot_step * c->g.ld;
-    const real *before = c->h[step % 2] + at;
-    real *after = c->h[(step + 1) % 2] + at;
+    const int projected = c->g.projected;
+    const fa_index at_h = w->first_slot * c->g.ld_h;
+    const real *before = c->h[step % 2] + at_h;
+    real *after = c->h[(step + 1) % 2] + at_h;
     for (fa_index r = 0; r < active; r++) {
         const slot *slot = &c->slots[slot_of(w, r)];
         w->y_rows[r] = y_row(c, slot, time_of(c, slot, step));
         if (w->saved_rows) w->saved_rows[r] = saved_row(c, slot, time_of(c, slot, step));
+        if (w->inner_rows) w->inner_rows[r] = w->saved_rows[r] + (fa_recurrent_saved(&c->a->weights) - 1) * c->g.H;
     }
-    pack_state(c, w, c->h[step % 2], active, s->nv_h);
-    const int add = c->g.cell == FA_RNN || c->g.cell == FA_LSTM;
+    pack_state(c, w, c->h[step % 2], c->g.ld_h, active, s->nv_h, c->g.P);
+    const int add = c->g.cell == FA_RNN || is_lstm(c->g.cell);
     if (w->alone) multiply_h(c, w->tiles, 1, w->first_panel, w->panels, add ? gates_x : w->gates_h, add);
     for (fa_index i = 0; i < w->panels; i++) {
         const fa_index p = w->first_panel + i, first = p * c->g.panel_units, units = units_of_panel(&c->g, p);
@@ -133,41 +188,35 @@ static void run_step(const recurrent_lane *c, const member_work *w, fa_index ste
         switch (c->g.cell) {
         case FA_RNN: k->rnn_gates(w->y_rows, after, ld, gates, bias, active, first, units, (int)c->a->activation); break;
         case FA_LSTM:
-            k->lstm_gates(w->y_rows, w->saved_rows, c->g.H, after, c->c + at, ld, gates, bias,
-                          c->w.peephole ? c->w.peephole + p * 3 * VL : NULL, active, first, units);
+        case FA_LSTM_COUPLED:
+            k->lstm_gates(projected ? w->inner_rows : w->y_rows, w->saved_rows, c->g.H, projected ? c->inner + at : after,
+                          c->c + at, ld, gates, bias, c->w.peephole ? c->w.peephole + p * peepholes_of(c->g.cell) * VL : NULL,
+                          active, first, units, (real)c->a->clip, c->g.cell == FA_LSTM_COUPLED);
             break;
         case FA_GRU:
             k->gru_gates(w->y_rows, w->saved_rows, c->g.H, after, before, ld, gates, gates_h, bias, active, first, units);
             break;
         case FA_GRU_RESET_BEFORE:
-            k->gru_reset(w->saved_rows, c->g.H, c->reset_h + at, c->update + at, before, ld, gates, gates_h, bias, active, first,
+            k->gru_reset(w->saved_rows, c->g.H, c->inner + at, c->update + at, before, ld, gates, gates_h, bias, active, first,
                          units);
             break;
         }
     }
-    if (c->g.cell != FA_GRU_RESET_BEFORE) return;
-    if (barrier) fa_team_wait(barrier, members);
-    pack_state(c, w, c->reset_h, active, 2);
-    /* A panel of w_hn is two vectors of units. */
-    for (fa_index i = 0; i < w->panels; i++) {
-        const fa_index p = w->first_panel + i, first = p * c->g.panel_units, pairs = w->alone ? w->panels / 2 : 1;
-        if (i % (2 * pairs) == 0)
-            multiply(c, w->gates_h, 2 * VL, w->tiles, active, c->w.w_hn, c->w.scale_n, p / 2, pairs, 2, 2, c->g.Hp, 0);
-        k->gru_update(w->y_rows, w->saved_rows, c->g.H, after, before, c->update + at, ld, gates_x + i * panel_stride,
-                      w->gates_h + i % (2 * pairs) * VL, c->w.bias + p * s->bias_vectors * VL, active, first,
-                      units_of_panel(&c->g, p));
-    }
+    if (projected) project(c, w, active, after, barrier, members);
+    if (c->g.cell == FA_GRU_RESET_BEFORE) update_state(c, w, active, before, after, gates_x, panel_stride, barrier, members);
+    if (c->a->dropped) drop(c, w, step, active);
 }
-
 /* Gives out the scratch of a share from `plan`. */
 static member_work plan_work(const recurrent_lane *c, lane_share share, arena *plan)
 {
     const cell_shape *s = c->g.shape;
     const fa_index VL = c->g.lanes, B = c->a->B, slices = fa_ceil_div(c->g.panels, 2), member = share.member;
-    member_work w = {.slot_step = 1, .slots = B, .panels = c->g.panels};
+    member_work w = {.slot_step = 1, .slots = B, .panels = c->g.panels, .outputs = c->g.output_panels};
     if (share.barrier) {
         w.first_panel = 2 * (slices * member / share.members);
         w.panels = fa_min(c->g.panels, 2 * (slices * (member + 1) / share.members)) - w.first_panel;
+        w.first_output = c->g.output_panels * member / share.members;
+        w.outputs = c->g.output_panels * (member + 1) / share.members - w.first_output;
     } else {
         w.first_slot = member;
         w.slot_step = share.members;
@@ -178,7 +227,7 @@ static member_work plan_work(const recurrent_lane *c, lane_share share, arena *p
     const fa_index rows = by_steps ? w.slots : fa_max(CHUNK_ROWS, w.slots);
     fa_index tiles = 0;
     for (int nv = 2; nv <= MAX_NV; nv++) tiles = fa_max(tiles, rows + c->g.kernels->sizes.tile_rows[nv]);
-    w.tiles = arena_take(plan, tiles * fa_max(c->g.Ip, c->g.Hp) + VL, sizeof(real));
+    w.tiles = arena_take(plan, tiles * fa_max(c->g.Ip, fa_max(c->g.Hp, c->g.Pp)) + VL, sizeof(real));
     w.x_tiles = by_steps ? arena_take(plan, tiles * c->g.Ip + VL, sizeof(real)) : NULL;
     w.gates_x = arena_take(plan, (by_steps ? 1 : w.panels) * rows * s->width_x * VL, sizeof(real));
     w.alone = w.slots == 1;
@@ -186,6 +235,7 @@ static member_work plan_work(const recurrent_lane *c, lane_share share, arena *p
     w.rows = arena_take(plan, rows, sizeof *w.rows);
     w.y_rows = arena_take(plan, w.slots, sizeof *w.y_rows);
     w.saved_rows = c->a->saved ? arena_take(plan, w.slots, sizeof *w.saved_rows) : NULL;
+    w.inner_rows = c->a->saved && c->g.projected ? arena_take(plan, w.slots, sizeof *w.inner_rows) : NULL;
     return w;
 }
 
@@ -234,28 +284,28 @@ void OP(lane_run)(const recurrent_lane *c, lane_share share, char *scratch, fa_i
 void OP(lane_plan)(recurrent_lane *c, arena *plan)
 {
     const fa_recurrent_arguments *a = c->a;
-    const fa_index state = a->B * c->g.ld;
+    const fa_index state = a->B * c->g.ld, output = a->B * c->g.ld_h;
     const int before = c->g.cell == FA_GRU_RESET_BEFORE;
-    if (!a->packed) c->w = OP(recurrent_plan)(&c->g, plan, a->weights.peephole != NULL, FA_WEIGHT_REAL);
-    c->h[0] = arena_take(plan, state, sizeof(real));
-    c->h[1] = arena_take(plan, state, sizeof(real));
+    if (!a->packed) c->w = OP(recurrent_plan)(&c->g, plan, &a->weights, FA_WEIGHT_REAL);
+    c->h[0] = arena_take(plan, output, sizeof(real));
+    c->h[1] = arena_take(plan, output, sizeof(real));
     c->c = c->g.shape->state_cell ? arena_take(plan, state, sizeof(real)) : NULL;
-    c->reset_h = before ? arena_take(plan, state, sizeof(real)) : NULL;
+    c->inner = before || c->g.projected ? arena_take(plan, state, sizeof(real)) : NULL;
     c->update = before ? arena_take(plan, state, sizeof(real)) : NULL;
 }
 
 fa_status OP(lane_start)(recurrent_lane *c)
 {
     const fa_recurrent_arguments *a = c->a;
-    const size_t row = (size_t)c->g.H * sizeof(real), padded = (size_t)c->g.ld * sizeof(real);
+    const fa_index H = c->g.H, P = c->g.P, ld = c->g.ld, ld_h = c->g.ld_h;
     for (fa_index i = 0; i < a->B; i++) {
         const fa_index b = c->slots[i].sequence;
-        memset(c->h[0] + i * c->g.ld, 0, padded);
-        memset(c->h[1] + i * c->g.ld, 0, padded);
-        if (a->h0) memcpy(c->h[0] + i * c->g.ld, (const real *)a->h0 + b * c->g.H, row);
+        memset(c->h[0] + i * ld_h, 0, (size_t)ld_h * sizeof(real));
+        memset(c->h[1] + i * ld_h, 0, (size_t)ld_h * sizeof(real));
+        if (a->h0) memcpy(c->h[0] + i * ld_h, (const real *)a->h0 + b * P, (size_t)P * sizeof(real));
         if (!c->g.shape->state_cell) continue;
-        memset(c->c + i * c->g.ld, 0, padded);
-        if (a->c0) memcpy(c->c + i * c->g.ld, (const real *)a->c0 + b * c->g.H, row);
+        memset(c->c + i * ld, 0, (size_t)ld * sizeof(real));
+        if (a->c0) memcpy(c->c + i * ld, (const real *)a->c0 + b * H, (size_t)H * sizeof(real));
     }
     return a->packed ? FA_OK : OP(recurrent_fill)(&c->g, &c->w, &a->weights);
 }
@@ -263,8 +313,13 @@ fa_status OP(lane_start)(recurrent_lane *c)
 void OP(lane_finish)(const recurrent_lane *c, fa_index i)
 {
     const slot *s = &c->slots[i];
-    const size_t row = (size_t)c->g.H * sizeof(real);
-    memcpy((real *)c->a->h_out + s->sequence * c->g.H, c->h[s->length % 2] + i * c->g.ld, row);
-    if (c->g.shape->state_cell) memcpy((real *)c->a->c_out + s->sequence * c->g.H, c->c + i * c->g.ld, row);
-    for (fa_index t = s->length; t < c->a->T; t++) memset(y_row(c, s, t), 0, row);
+    const fa_index H = c->g.H, P = c->g.P;
+    const size_t row = (size_t)P * sizeof(real);
+    memcpy((real *)c->a->h_out + s->sequence * P, c->h[s->length % 2] + i * c->g.ld_h, row);
+    if (c->g.shape->state_cell) memcpy((real *)c->a->c_out + s->sequence * H, c->c + i * c->g.ld, (size_t)H * sizeof(real));
+    for (fa_index t = s->length; t < c->a->T; t++) {
+        real *y = y_row(c, s, t);
+        memset(y, 0, row);
+        if (c->a->dropped) memset((real *)c->a->dropped + (y - (const real *)c->a->y), 0, row);
+    }
 }

@@ -14,16 +14,25 @@ typedef struct {
     fa_index length, sequence;
 } slot;
 
+/* An element stays where its random word is at least the threshold, times the scale. */
+typedef struct {
+    uint64_t seed, threshold;
+    real scale;
+} dropout_rule;
+dropout_rule OP(dropout_rule)(double dropout, uint64_t seed);
+
 typedef struct {
     const fa_recurrent_arguments *a;
+    fa_index index; /* layer * directions + direction */
     recurrent_layer g;
     packed_weights w;
     const slot *slots;
-    real *h[2], *c, *reset_h, *update; /* [B, ld], row i for slot i */
+    real *h[2];               /* [B, ld_h], row i for slot i */
+    real *c, *inner, *update; /* [B, ld]; inner: what a second product of the step takes: r h, or o tanh(c) before a projection */
 } recurrent_lane;
 
-/* A member's part of a lane. With a barrier it is a slice of the panels, and all members meet at it after each step (twice for a GRU
-   with reset before the product); without, every members-th sequence, and they never meet. */
+/* A member's part of a lane. With a barrier it is a slice of the panels, and all members meet at it after each step (twice if that has a
+   second product); without, every members-th sequence, and they never meet. */
 typedef struct {
     int member, members;
     fa_team_barrier *barrier;

@@ -46,8 +46,9 @@ static void choose_way(stack_call *c)
     for (fa_index i = 0; i < c->lanes; i++) {
         const recurrent_layer *g = &c->lane[i].g;
         const double gates = (double)c->B * (double)(g->shape->gates * g->H);
-        work += (double)c->steps * gates * (double)(g->H + g->I);
-        step += gates * (double)g->H / (double)c->lanes;
+        const double output = g->projected ? (double)c->B * (double)g->H * (double)g->P : 0;
+        work += (double)c->steps * (gates * (double)(g->P + g->I) + output);
+        step += (gates * (double)g->P + output) / (double)c->lanes;
         slices = fa_min(slices, g->panels / 2); /* of two panels, the width of a panel of w_hn */
     }
     const fa_index wanted = fa_members_for(work);
@@ -202,13 +203,13 @@ static void plan_call(stack_call *c, arena *plan)
     c->work = arena_take(plan, c->members, c->work_bytes);
 }
 
-static recurrent_lane make_lane(const fa_recurrent_arguments *a)
+static recurrent_lane make_lane(const fa_recurrent_arguments *a, fa_index index)
 {
     const fa_kernels *k = a->packed ? kernels_for(a->isa) : current_kernels();
-    recurrent_lane lane = {.a = a, .g = OP(recurrent_layer)(k, &a->weights)};
+    recurrent_lane lane = {.a = a, .index = index, .g = OP(recurrent_layer)(k, &a->weights)};
     if (a->packed) {
         arena packed = {.base = (char *)(uintptr_t)a->packed};
-        lane.w = OP(recurrent_plan)(&lane.g, &packed, a->weights.peephole != NULL, a->type);
+        lane.w = OP(recurrent_plan)(&lane.g, &packed, &a->weights, a->type);
     }
     return lane;
 }
@@ -224,7 +225,7 @@ fa_status OP(recurrent_forward)(const fa_recurrent_arguments *a, fa_index layers
         if (!fa_scratch_take(&lanes, fa_scratch_bytes(c.lanes, sizeof *c.lane))) return FA_NOMEM;
         c.lane = (recurrent_lane *)(void *)lanes.base;
     }
-    for (fa_index i = 0; i < c.lanes; i++) c.lane[i] = make_lane(&a[i]);
+    for (fa_index i = 0; i < c.lanes; i++) c.lane[i] = make_lane(&a[i], i);
     choose_way(&c);
     plan_work(&c);
 

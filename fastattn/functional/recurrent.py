@@ -15,11 +15,20 @@ from fastattn.functional._types import Array
 Weights = Mapping[str, Any] | RecurrentWeights
 
 
+class Options(NamedTuple):
+    """What a call has beside arrays. Private."""
+
+    nonlinearity: str = "tanh"
+    clip: float = 0.0  # 0: none
+    dropout: float = 0.0
+    seed: int = 0
+
+
 class RecurrentSaved(NamedTuple):
     """What rnn_forward and the like keep for the backward call; nothing in it is copied from the caller. Private."""
 
     op: str
-    nonlinearity: str
+    options: Options
     batch_first: bool
     x: Array  # time first
     h0: Any
@@ -28,6 +37,7 @@ class RecurrentSaved(NamedTuple):
     names: list[dict[str, str]]  # of the weights of each layer and direction
     lengths: Any
     ys: list[Array]  # of each layer, time first
+    dropped: list[Array]  # what dropout left of each but the last; empty without
     activations: list[Array | None]  # of each layer and direction
 
 
@@ -41,7 +51,8 @@ def rnn_cell(x: ArrayLike, h: ArrayLike, w_ih: ArrayLike, w_hh: ArrayLike, b_ih:
     array([[1.]])
     """
     _check_nonlinearity("rnn_cell", nonlinearity)
-    return _cell("rnn_cell", "rnn", nonlinearity, x, h, None, w_ih, w_hh, b_ih, b_hh, None)[0]
+    arrays = (w_ih, w_hh, b_ih, b_hh, None, None)
+    return _run_cell("rnn_cell", "rnn", Options(nonlinearity), x, h, None, arrays, False)[0]
 
 
 def gru_cell(x: ArrayLike, h: ArrayLike, w_ih: ArrayLike, w_hh: ArrayLike, b_ih: ArrayLike | None = None,
@@ -58,24 +69,31 @@ def gru_cell(x: ArrayLike, h: ArrayLike, w_ih: ArrayLike, w_hh: ArrayLike, b_ih:
     >>> gru_cell(np.zeros((1, 1)), np.ones((1, 1)), np.zeros((3, 1)), np.zeros((3, 1)))
     array([[0.5]])
     """
-    return _cell("gru_cell", _gru_form(linear_before_reset), "tanh", x, h, None, w_ih, w_hh, b_ih, b_hh, None)[0]
+    arrays = (w_ih, w_hh, b_ih, b_hh, None, None)
+    return _run_cell("gru_cell", _gru_form(linear_before_reset), Options(), x, h, None, arrays, False)[0]
 
 
 def lstm_cell(x: ArrayLike, h: ArrayLike, c: ArrayLike, w_ih: ArrayLike, w_hh: ArrayLike, b_ih: ArrayLike | None = None,
-              b_hh: ArrayLike | None = None, *, peephole: ArrayLike | None = None) -> tuple[Array, Array]:  # fmt: skip
+              b_hh: ArrayLike | None = None, *, peephole: ArrayLike | None = None, w_hr: ArrayLike | None = None,
+              coupled: bool = False, clip: float | None = None) -> tuple[Array, Array]:  # fmt: skip
     """One step of an LSTM. Gates i, f, g, o of w_ih x + b_ih + w_hh h + b_hh:
 
     c' = sigmoid(f) c + sigmoid(i) tanh(g), h' = sigmoid(o) tanh(c').
-    peephole[3, H] (rows i, f, o) adds p_i c to i, p_f c to f and p_o c' to o.
+    peephole[3, H] (rows i, f, o) adds p_i c to i, p_f c to f and p_o c' to o. w_hr[P, H] projects h' = w_hr (sigmoid(o)
+    tanh(c')). With coupled, the forget gate is 1 - sigmoid(i): gates are i, g, o, and peepholes i, o. clip keeps c' in
+    [-clip, clip], before o and h' are computed from it; it must be positive.
 
-    x[B, I], h and c [B, H], w_ih[4 H, I], w_hh[4 H, H], biases [4 H] or None. Returns (h', c').
-    Sources: Hochreiter and Schmidhuber 1997; Gers and Schmidhuber 2000 (peephole).
+    x[B, I], h[B, P], c[B, H], w_ih[4 H, I], w_hh[4 H, P], biases [4 H] or None; P = H without w_hr, 3 H rows with
+    coupled. Returns (h', c').
+    Sources: Hochreiter and Schmidhuber 1997; Gers and Schmidhuber 2000 (peephole); Sak, Senior and Beaufays 2014,
+    arXiv:1402.1128 (projection); Greff et al. 2015, arXiv:1503.04069 (coupled gates).
 
     >>> h, c = lstm_cell(np.zeros((1, 1)), np.zeros((1, 1)), np.ones((1, 1)), np.zeros((4, 1)), np.zeros((4, 1)))
     >>> c
     array([[0.5]])
     """
-    return _cell("lstm_cell", "lstm", "tanh", x, h, c, w_ih, w_hh, b_ih, b_hh, peephole)
+    options, arrays = Options(clip=_checked_clip("lstm_cell", clip)), (w_ih, w_hh, b_ih, b_hh, w_hr, peephole)
+    return _run_cell("lstm_cell", _lstm_form(coupled), options, x, h, c, arrays, False)[:2]
 
 
 def rnn(x: ArrayLike, state: ArrayLike | None, weights: Weights, *, nonlinearity: str = "tanh",
@@ -103,7 +121,7 @@ def rnn(x: ArrayLike, state: ArrayLike | None, weights: Weights, *, nonlinearity
     array([1., 2., 3.])
     """
     _check_nonlinearity("rnn", nonlinearity)
-    return _sequence("rnn", "rnn", nonlinearity, x, (state,), weights, lengths, batch_first)[:2]
+    return _run("rnn", "rnn", Options(nonlinearity), x, (state,), weights, lengths, batch_first, False)[:2]
 
 
 def gru(x: ArrayLike, state: ArrayLike | None, weights: Weights, *, linear_before_reset: bool = True,
@@ -117,15 +135,18 @@ def gru(x: ArrayLike, state: ArrayLike | None, weights: Weights, *, linear_befor
     >>> y[:, 0, 0]
     array([0.5 , 0.25])
     """
-    return _sequence("gru", _gru_form(linear_before_reset), "tanh", x, (state,), weights, lengths, batch_first)[:2]
+    return _run("gru", _gru_form(linear_before_reset), Options(), x, (state,), weights, lengths, batch_first, False)[:2]
 
 
 def lstm(x: ArrayLike, state: tuple[ArrayLike, ArrayLike] | None, weights: Weights, *,
-         lengths: ArrayLike | None = None, batch_first: bool = False) -> tuple[Array, tuple[Array, Array]]:  # fmt: skip
+         coupled: bool = False, clip: float | None = None, lengths: ArrayLike | None = None,
+         batch_first: bool = False) -> tuple[Array, tuple[Array, Array]]:  # fmt: skip
     """An LSTM over sequences, layer upon layer: lstm_cell at each step.
 
-    Arguments as for rnn, with 4 H rows of weights; `state` and the final state are pairs (h, c); weights may hold
-    weight_peephole_l0 [3, H] (rows i, f, o) for each layer and direction.
+    Arguments as for rnn, with 4 H rows of weights; `state` and the final state are pairs (h, c). For each layer and
+    direction weights may hold weight_hr_l0 [P, H], which projects h, and so y, to P units (weight_hh_l0 is [4 H, P]
+    then), and weight_peephole_l0 [3, H] (rows i, f, o). coupled (3 H rows, i, g, o; peepholes i, o) and clip as for
+    lstm_cell.
 
     >>> w = {"weight_ih_l0": np.zeros((4, 1)), "weight_hh_l0": np.zeros((4, 1))}
     >>> y, (h, c) = lstm(np.ones((2, 1, 1)), (np.zeros((1, 1, 1)), np.ones((1, 1, 1))), w)
@@ -135,7 +156,8 @@ def lstm(x: ArrayLike, state: tuple[ArrayLike, ArrayLike] | None, weights: Weigh
     if state is not None and (not isinstance(state, tuple | list) or len(state) != 2):
         raise ValueError(f"lstm: state must be a pair (h, c), got {type(state).__name__}")
     pair = (None, None) if state is None else tuple(state)
-    y, h, c = _sequence("lstm", "lstm", "tanh", x, pair, weights, lengths, batch_first)
+    options = Options(clip=_checked_clip("lstm", clip))
+    y, h, c, _ = _run("lstm", _lstm_form(coupled), options, x, pair, weights, lengths, batch_first, False)
     return y, (h, c)
 
 
@@ -144,44 +166,57 @@ def _check_nonlinearity(op: str, name: str) -> None:
         raise ValueError(f"{op}: nonlinearity must be 'tanh', 'relu' or 'sigmoid', got {name!r}")
 
 
-def _cell(op: str, cell: str, nonlinearity: str, x: Any, h: Any, c: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any,
-          peephole: Any) -> tuple[Array, Any]:  # fmt: skip
-    return _run_cell(op, cell, nonlinearity, x, h, c, (w_ih, w_hh, b_ih, b_hh, peephole), False)[:2]
+def _checked_clip(op: str, clip: Any) -> float:
+    """0 for none."""
+    if clip is None:
+        return 0.0
+    if isinstance(clip, bool) or not isinstance(clip, int | float | np.number):
+        raise TypeError(f"{op}: clip must be a number or None, got {type(clip).__name__}")
+    if not clip > 0:
+        raise ValueError(f"{op}: clip must be positive, got {clip}")
+    return 0.0 if clip == np.inf else float(clip)
 
 
-def _run_cell(op: str, cell: str, nonlinearity: str, x: Any, h: Any, c: Any, arrays: tuple[Any, ...],
+def _run_cell(op: str, cell: str, options: Options, x: Any, h: Any, c: Any, arrays: tuple[Any, ...],
               save: bool) -> tuple[Array, Any, RecurrentSaved]:  # fmt: skip
     x = _core.checked_floats(x, op, "x", 2)
     own = dict(zip(_CELL_NAMES, arrays, strict=True))
     weights = _core.recurrent_weights(op, cell, [own], [_CELL_NAMES], 1, x.shape[1], x.dtype)
     states = []
-    for name, state in (("h", h), ("c", c))[: 2 if cell == "lstm" else 1]:
+    sizes = (weights.output_size, weights.hidden_size)
+    for name, state, size in zip(("h", "c"), (h, c)[: 1 + weights.has_cell], sizes, strict=False):
         states.append(_core.checked_floats(state, op, name, 2))
-        if states[-1].shape != (len(x), weights.hidden_size):
-            expected = (len(x), weights.hidden_size)
-            raise ValueError(f"{op}: {name} must have shape {expected}, got {states[-1].shape}")
+        if states[-1].shape != (len(x), size):
+            raise ValueError(f"{op}: {name} must have shape {(len(x), size)}, got {states[-1].shape}")
     h0, c0 = (*(state[None] for state in states), None)[:2]
-    y = _core.new_array((1, len(x), weights.hidden_size), x.dtype, op)
+    y = _core.new_array((1, len(x), weights.output_size), x.dtype, op)
     activations = [_core.new_saved(weights, 1, len(x))] if save else []
     after, c_after = _core.recurrent(
-        op, weights, nonlinearity, x[None], h0, c0, None, [y], activations if save else None
+        op, weights, options, x[None], h0, c0, None, [y], None, activations if save else None
     )
-    saved = RecurrentSaved(op, nonlinearity, False, x[None], h0, c0, weights, [_CELL_NAMES], None, [y], activations)
+    saved = RecurrentSaved(op, options, False, x[None], h0, c0, weights, [_CELL_NAMES], None, [y], [], activations)
     return after[0], None if c_after is None else c_after[0], saved
 
 
-_CELL_NAMES = {"weight_ih": "w_ih", "weight_hh": "w_hh", "bias_ih": "b_ih", "bias_hh": "b_hh", "peephole": "peephole"}
-_WEIGHT_NAME = re.compile(r"(weight_ih|weight_hh|bias_ih|bias_hh|weight_peephole)_l(\d+)(_reverse)?")
+_CELL_NAMES = {
+    "weight_ih": "w_ih",
+    "weight_hh": "w_hh",
+    "bias_ih": "b_ih",
+    "bias_hh": "b_hh",
+    "weight_hr": "w_hr",
+    "peephole": "peephole",
+}
+_WEIGHT_NAME = re.compile(r"(weight_ih|weight_hh|bias_ih|bias_hh|weight_hr|weight_peephole)_l(\d+)(_reverse)?")
 
 
-def _layers(op: str, weights: Mapping[str, Any], peephole: bool) -> tuple[int, int]:
+def _layers(op: str, weights: Mapping[str, Any], lstm: bool) -> tuple[int, int]:
     """Numbers of layers and directions that `weights` holds; every name is accounted for."""
     if not isinstance(weights, Mapping):
         raise TypeError(f"{op}: weights must be a mapping from names to arrays, got {type(weights).__name__}")
     found: dict[str, re.Match[str]] = {}
     for name in weights:
         match = _WEIGHT_NAME.fullmatch(name)
-        if match is None or (match[1] == "weight_peephole" and not peephole):
+        if match is None or (match[1] in ("weight_hr", "weight_peephole") and not lstm):
             raise ValueError(f"{op}: weights must hold names such as weight_ih_l0, got {name!r}")
         found[name] = match
     layers = 1 + max((int(match[2]) for match in found.values()), default=0)
@@ -211,23 +246,16 @@ def _weights(
         if dtype is not None and weights.dtype != dtype:
             raise TypeError(f"{op}: x must be {weights.dtype} like the packed weights, got {dtype}")
         return weights, []
-    layers, directions = _layers(op, weights, cell == "lstm")
+    layers, directions = _layers(op, weights, cell.startswith("lstm"))
     lanes, labels = [], []
     for suffix in (f"_l{layer}{side}" for layer in range(layers) for side in ("", "_reverse")[:directions]):
-        names = {kind: kind + suffix for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
-        names["peephole"] = "weight_peephole" + suffix
+        names = {kind: ("weight_peephole" if kind == "peephole" else kind) + suffix for kind in _CELL_NAMES}
         lanes.append({kind: weights.get(name) for kind, name in names.items()})
         labels.append(names)
     return _core.recurrent_weights(op, cell, lanes, labels, directions, input_size, dtype), labels
 
 
-def _sequence(op: str, cell: str, nonlinearity: str, x: Any, state: tuple[Any, ...], weights: Any,
-              lengths: ArrayLike | None, batch_first: bool) -> tuple[Array, Any, Any]:  # fmt: skip
-    y, h, c, _ = _run(op, cell, nonlinearity, x, state, weights, lengths, batch_first, False)
-    return y, h, c
-
-
-def _run(op: str, cell: str, nonlinearity: str, x: Any, state: tuple[Any, ...], weights: Any,
+def _run(op: str, cell: str, options: Options, x: Any, state: tuple[Any, ...], weights: Any,
          lengths: ArrayLike | None, batch_first: bool,
          save: bool) -> tuple[Array, Any, Any, RecurrentSaved]:  # fmt: skip
     x = _core.checked_floats(x, op, "x", 3)
@@ -236,15 +264,16 @@ def _run(op: str, cell: str, nonlinearity: str, x: Any, state: tuple[Any, ...], 
     steps, batch, inputs = x.shape
     stack, names = _weights(op, cell, weights, inputs, x.dtype)
     lengths = _core.checked_lengths(lengths, batch, steps, op, "lengths")
-    width = stack.directions * stack.hidden_size
+    width = stack.directions * stack.output_size
     ys = [_core.new_array((steps, batch, width), x.dtype, op) for _ in range(stack.layers - 1)]
     y = _core.new_array((batch, steps, width) if batch_first else (steps, batch, width), x.dtype, op)
     ys.append(y.swapaxes(0, 1) if batch_first else y)
     h0, c0 = (*state, None)[:2]
     lanes = range(stack.layers * stack.directions) if save else ()
     activations = [_core.new_saved(stack, steps, batch) for _ in lanes]
-    h, c = _core.recurrent(op, stack, nonlinearity, x, h0, c0, lengths, ys, activations if save else None)
-    saved = RecurrentSaved(op, nonlinearity, batch_first, x, h0, c0, stack, names, lengths, ys, activations)
+    dropped = [_core.new_array((steps, batch, width), x.dtype, op) for _ in ys[:-1]] if options.dropout else []
+    h, c = _core.recurrent(op, stack, options, x, h0, c0, lengths, ys, dropped, activations if save else None)
+    saved = RecurrentSaved(op, options, batch_first, x, h0, c0, stack, names, lengths, ys, dropped, activations)
     return y, h, c, saved
 
 
@@ -270,14 +299,14 @@ def pack_gru(weights: Mapping[str, Any], *, linear_before_reset: bool = True, dt
     return _pack("pack_gru", _gru_form(linear_before_reset), weights, dtype)
 
 
-def pack_lstm(weights: Mapping[str, Any], *, dtype: Any = None) -> RecurrentWeights:
-    """The weights of lstm in the layout of the kernels, as pack_rnn.
+def pack_lstm(weights: Mapping[str, Any], *, coupled: bool = False, dtype: Any = None) -> RecurrentWeights:
+    """The weights of lstm in the layout of the kernels, as pack_rnn; coupled must be that of the calls.
 
     >>> w = {"weight_ih_l0": np.ones((4, 2), np.float32), "weight_hh_l0": np.ones((4, 1), np.float32)}
     >>> pack_lstm(w, dtype="int8").weight_dtype
     'int8'
     """
-    return _pack("pack_lstm", "lstm", weights, dtype)
+    return _pack("pack_lstm", _lstm_form(coupled), weights, dtype)
 
 
 def _pack(op: str, cell: str, weights: Mapping[str, Any], dtype: Any) -> RecurrentWeights:
@@ -299,3 +328,7 @@ def _pack(op: str, cell: str, weights: Mapping[str, Any], dtype: Any) -> Recurre
 
 def _gru_form(linear_before_reset: bool) -> str:
     return "gru" if linear_before_reset else "gru_reset_before"
+
+
+def _lstm_form(coupled: bool) -> str:
+    return "lstm_coupled" if coupled else "lstm"

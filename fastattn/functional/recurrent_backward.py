@@ -2,8 +2,14 @@
 
 `..._forward` takes the arguments of the plain call and returns its result, with the same bits, and `saved`, an object
 for `..._backward`. `saved` holds on to x, the state, the weights and the output: change none of them in between. It
-keeps for each step and unit of each layer and direction: LSTM 5 numbers, GRU 4 (3 with reset before the product), RNN
-none beside the output. The backward call takes further memory for about 1024 rows, whatever the number of steps.
+keeps for each step and unit of each layer and direction: LSTM 5 numbers (4 with coupled gates, one more with a
+projection), GRU 4 (3 with reset before the product), RNN none beside the output; with dropout, the outputs of all
+layers but the last once more. The backward call takes further memory for about 1024 rows, whatever the number of steps.
+
+Dropout (of the output of each layer but the last, as PyTorch's) sets elements to 0 with probability `dropout` and
+divides the others by 1 - dropout. Whether an element stays follows from the seed and its layer, direction, time, place
+in the batch and unit alone: not from threads, from the sizes of the batch or from other sequences. Random words are
+those of Philox 4x32-10 (csrc/kernels/dropout.c).
 """
 
 from collections.abc import Mapping
@@ -15,7 +21,16 @@ from numpy.typing import ArrayLike
 from fastattn import _core
 from fastattn._core import RecurrentWeights
 from fastattn.functional._types import Array
-from fastattn.functional.recurrent import RecurrentSaved, _check_nonlinearity, _gru_form, _run, _run_cell
+from fastattn.functional.recurrent import (
+    Options,
+    RecurrentSaved,
+    _check_nonlinearity,
+    _checked_clip,
+    _gru_form,
+    _lstm_form,
+    _run,
+    _run_cell,
+)
 
 State = tuple[ArrayLike | None, ArrayLike | None]
 
@@ -32,8 +47,8 @@ def rnn_cell_forward(x: ArrayLike, h: ArrayLike, w_ih: ArrayLike, w_hh: ArrayLik
     array([[1.]])
     """
     _check_nonlinearity("rnn_cell_forward", nonlinearity)
-    arrays = (w_ih, w_hh, b_ih, b_hh, None)
-    h_next, _, saved = _run_cell("rnn_cell_forward", "rnn", nonlinearity, x, h, None, arrays, True)
+    arrays, options = (w_ih, w_hh, b_ih, b_hh, None, None), Options(nonlinearity)
+    h_next, _, saved = _run_cell("rnn_cell_forward", "rnn", options, x, h, None, arrays, True)
     return h_next, saved
 
 
@@ -57,8 +72,8 @@ def gru_cell_forward(x: ArrayLike, h: ArrayLike, w_ih: ArrayLike, w_hh: ArrayLik
     >>> h
     array([[0.5]])
     """
-    cell, arrays = _gru_form(linear_before_reset), (w_ih, w_hh, b_ih, b_hh, None)
-    h_next, _, saved = _run_cell("gru_cell_forward", cell, "tanh", x, h, None, arrays, True)
+    cell, arrays = _gru_form(linear_before_reset), (w_ih, w_hh, b_ih, b_hh, None, None)
+    h_next, _, saved = _run_cell("gru_cell_forward", cell, Options(), x, h, None, arrays, True)
     return h_next, saved
 
 
@@ -75,7 +90,8 @@ def gru_cell_backward(dh: ArrayLike, saved: RecurrentSaved) -> tuple[Array, Arra
 
 def lstm_cell_forward(x: ArrayLike, h: ArrayLike, c: ArrayLike, w_ih: ArrayLike, w_hh: ArrayLike,
                       b_ih: ArrayLike | None = None, b_hh: ArrayLike | None = None, *,
-                      peephole: ArrayLike | None = None) -> tuple[tuple[Array, Array], RecurrentSaved]:  # fmt: skip
+                      peephole: ArrayLike | None = None, w_hr: ArrayLike | None = None, coupled: bool = False,
+                      clip: float | None = None) -> tuple[tuple[Array, Array], RecurrentSaved]:  # fmt: skip
     """lstm_cell, and what lstm_cell_backward needs.
 
     >>> zeros, one = np.zeros((4, 1)), np.ones((1, 1))
@@ -83,15 +99,17 @@ def lstm_cell_forward(x: ArrayLike, h: ArrayLike, c: ArrayLike, w_ih: ArrayLike,
     >>> c
     array([[0.5]])
     """
-    arrays = (w_ih, w_hh, b_ih, b_hh, peephole)
-    h_next, c_next, saved = _run_cell("lstm_cell_forward", "lstm", "tanh", x, h, c, arrays, True)
+    name, arrays = "lstm_cell_forward", (w_ih, w_hh, b_ih, b_hh, w_hr, peephole)
+    options = Options(clip=_checked_clip(name, clip))
+    h_next, c_next, saved = _run_cell(name, _lstm_form(coupled), options, x, h, c, arrays, True)
     return (h_next, c_next), saved
 
 
 def lstm_cell_backward(grads: State, saved: RecurrentSaved) -> tuple[Array, tuple[Array, Array], dict[str, Array]]:
     """Gradients of lstm_cell from those of its results, a pair (dh, dc) of which either may be None.
 
-    Returns dx, the pair of the state, and a dict w_ih, w_hh, b_ih, b_hh, peephole of those that were given.
+    Returns dx, the pair of the state, and a dict w_ih, w_hh, b_ih, b_hh, w_hr, peephole of those that were given.
+    A cell that has reached the clip hands no gradient on.
 
     >>> zeros, one = np.zeros((4, 1)), np.ones((1, 1))
     >>> (h, c), saved = lstm_cell_forward(np.zeros((1, 1)), np.zeros((1, 1)), one, zeros, zeros)
@@ -104,9 +122,12 @@ def lstm_cell_backward(grads: State, saved: RecurrentSaved) -> tuple[Array, tupl
 
 
 def rnn_forward(x: ArrayLike, state: ArrayLike | None, weights: Mapping[str, Any], *, nonlinearity: str = "tanh",
-                lengths: ArrayLike | None = None,
-                batch_first: bool = False) -> tuple[tuple[Array, Array], RecurrentSaved]:  # fmt: skip
+                lengths: ArrayLike | None = None, batch_first: bool = False, dropout: float = 0.0,
+                seed: int | None = None) -> tuple[tuple[Array, Array], RecurrentSaved]:  # fmt: skip
     """rnn, and what rnn_backward needs. Weights that pack_rnn has packed cannot be used here.
+
+    dropout: the probability with which elements of the output of each layer but the last are dropped, in 0..1; it needs
+    a seed in 0..2^64 - 1, and the same seed drops the same elements.
 
     >>> w = {"weight_ih_l0": np.ones((1, 1)), "weight_hh_l0": np.ones((1, 1))}
     >>> (y, h), saved = rnn_forward(np.ones((3, 1, 1)), None, w, nonlinearity="relu")
@@ -116,7 +137,8 @@ def rnn_forward(x: ArrayLike, state: ArrayLike | None, weights: Mapping[str, Any
     """
     _check_nonlinearity("rnn_forward", nonlinearity)
     _check_weights("rnn_forward", weights)
-    y, h, _, saved = _run("rnn_forward", "rnn", nonlinearity, x, (state,), weights, lengths, batch_first, True)
+    options = Options(nonlinearity, 0.0, *_checked_dropout("rnn_forward", dropout, seed))
+    y, h, _, saved = _run("rnn_forward", "rnn", options, x, (state,), weights, lengths, batch_first, True)
     return (y, h), saved
 
 
@@ -146,9 +168,10 @@ def rnn_backward(grads: Any, saved: RecurrentSaved) -> tuple[Array, Array, dict[
 
 
 def gru_forward(x: ArrayLike, state: ArrayLike | None, weights: Mapping[str, Any], *,
-                linear_before_reset: bool = True, lengths: ArrayLike | None = None,
-                batch_first: bool = False) -> tuple[tuple[Array, Array], RecurrentSaved]:  # fmt: skip
-    """gru, and what gru_backward needs.
+                linear_before_reset: bool = True, lengths: ArrayLike | None = None, batch_first: bool = False,
+                dropout: float = 0.0,
+                seed: int | None = None) -> tuple[tuple[Array, Array], RecurrentSaved]:  # fmt: skip
+    """gru, and what gru_backward needs; dropout and seed as for rnn_forward.
 
     >>> w = {"weight_ih_l0": np.zeros((3, 1)), "weight_hh_l0": np.zeros((3, 1))}
     >>> (y, h), saved = gru_forward(np.ones((2, 1, 1)), np.ones((1, 1, 1)), w)
@@ -157,7 +180,8 @@ def gru_forward(x: ArrayLike, state: ArrayLike | None, weights: Mapping[str, Any
     """
     _check_weights("gru_forward", weights)
     cell = _gru_form(linear_before_reset)
-    y, h, _, saved = _run("gru_forward", cell, "tanh", x, (state,), weights, lengths, batch_first, True)
+    options = Options("tanh", 0.0, *_checked_dropout("gru_forward", dropout, seed))
+    y, h, _, saved = _run("gru_forward", cell, options, x, (state,), weights, lengths, batch_first, True)
     return (y, h), saved
 
 
@@ -175,9 +199,10 @@ def gru_backward(grads: Any, saved: RecurrentSaved) -> tuple[Array, Array, dict[
 
 
 def lstm_forward(x: ArrayLike, state: tuple[ArrayLike, ArrayLike] | None, weights: Mapping[str, Any], *,
-                 lengths: ArrayLike | None = None,
-                 batch_first: bool = False) -> tuple[tuple[Array, tuple[Array, Array]], RecurrentSaved]:  # fmt: skip
-    """lstm, and what lstm_backward needs.
+                 coupled: bool = False, clip: float | None = None, lengths: ArrayLike | None = None,
+                 batch_first: bool = False, dropout: float = 0.0,
+                 seed: int | None = None) -> tuple[tuple[Array, tuple[Array, Array]], RecurrentSaved]:  # fmt: skip
+    """lstm, and what lstm_backward needs; dropout and seed as for rnn_forward.
 
     >>> w = {"weight_ih_l0": np.zeros((4, 1)), "weight_hh_l0": np.zeros((4, 1))}
     >>> (y, (h, c)), saved = lstm_forward(np.ones((2, 1, 1)), (np.zeros((1, 1, 1)), np.ones((1, 1, 1))), w)
@@ -186,7 +211,9 @@ def lstm_forward(x: ArrayLike, state: tuple[ArrayLike, ArrayLike] | None, weight
     """
     _check_weights("lstm_forward", weights)
     pair = (None, None) if state is None else _pair("lstm_forward", "state", "(h, c)", state)
-    y, h, c, saved = _run("lstm_forward", "lstm", "tanh", x, pair, weights, lengths, batch_first, True)
+    options = Options("tanh", _checked_clip("lstm_forward", clip), *_checked_dropout("lstm_forward", dropout, seed))
+    cell = _lstm_form(coupled)
+    y, h, c, saved = _run("lstm_forward", cell, options, x, pair, weights, lengths, batch_first, True)
     return (y, (h, c)), saved
 
 
@@ -217,6 +244,20 @@ def _pair(op: str, name: str, expected: str, value: Any, alone: bool = False) ->
     return first, second
 
 
+def _checked_dropout(op: str, dropout: Any, seed: Any) -> tuple[float, int]:
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float | np.number):
+        raise TypeError(f"{op}: dropout must be a number, got {type(dropout).__name__}")
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"{op}: dropout must lie in 0..1, got {dropout}")
+    if seed is None and dropout > 0:
+        raise ValueError(f"{op}: seed must be given with dropout, got None")
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer | None):
+        raise TypeError(f"{op}: seed must be an integer, got {type(seed).__name__}")
+    if seed is not None and not 0 <= seed < 1 << 64:
+        raise ValueError(f"{op}: seed must lie in 0..2^64 - 1, got {seed}")
+    return float(dropout), int(seed or 0)
+
+
 def _check_weights(op: str, weights: Any) -> None:
     if isinstance(weights, RecurrentWeights):
         raise TypeError(f"{op}: weights must be a mapping of names to arrays, got packed ones: they have no gradient")
@@ -241,8 +282,9 @@ def _gradient(op: str, name: str, value: Any, shape: tuple[int, ...]) -> Any:
 
 def _cell_backward(op: str, dh: Any, dc: Any, saved: RecurrentSaved) -> tuple[Array, Any, dict[str, Array]]:
     _check_saved(op, saved)
-    shape = saved.ys[0].shape[1:]
-    dh, dc = (_gradient(f"{op}_backward", name, value, shape) for name, value in (("dh", dh), ("dc", dc)))
+    batch = saved.x.shape[1]
+    dh = _gradient(f"{op}_backward", "dh", dh, (batch, saved.weights.output_size))
+    dc = _gradient(f"{op}_backward", "dc", dc, (batch, saved.weights.hidden_size))
     dx, state, dweights = _layers_backward(
         f"{op}_backward", saved, None, None if dh is None else dh[None], None if dc is None else dc[None]
     )
@@ -256,8 +298,9 @@ def _sequence_backward(
     steps, batch, width = saved.ys[-1].shape
     name = f"{op}_backward"
     dy = _gradient(name, "dy", dy, (batch, steps, width) if saved.batch_first else (steps, batch, width))
-    state = (len(saved.activations), batch, saved.weights.hidden_size)
-    dh, dc = (_gradient(name, label, value, state) for label, value in (("dh", dh), ("dc", dc)))
+    lanes = len(saved.activations)
+    dh = _gradient(name, "dh", dh, (lanes, batch, saved.weights.output_size))
+    dc = _gradient(name, "dc", dc, (lanes, batch, saved.weights.hidden_size))
     dx, dstate, dweights = _layers_backward(
         name, saved, dy.swapaxes(0, 1) if dy is not None and saved.batch_first else dy, dh, dc
     )
@@ -266,15 +309,16 @@ def _sequence_backward(
 
 def _layers_backward(op: str, saved: RecurrentSaved, dy: Any, dh: Any, dc: Any) -> tuple[Array, Any, dict[str, Array]]:
     """From the last layer to the first; all arrays time first."""
-    weights, hidden = saved.weights, saved.weights.hidden_size
+    weights, output = saved.weights, saved.weights.output_size
     directions, dtype = weights.directions, saved.x.dtype
     steps, batch = saved.x.shape[:2]
     dstate = tuple(
-        np.empty((len(saved.activations), batch, hidden), dtype) for _ in range(2 if weights.cell == "lstm" else 1)
+        np.empty((len(saved.activations), batch, size), dtype)
+        for size in (output, weights.hidden_size)[: 1 + weights.has_cell]
     )
     dweights: dict[str, Array] = {}
     for layer in reversed(range(weights.layers)):
-        x = saved.ys[layer - 1] if layer else saved.x
+        x = saved.x if layer == 0 else (saved.dropped or saved.ys)[layer - 1]
         dx = (
             np.empty((batch, steps, x.shape[2]), dtype).swapaxes(0, 1)
             if saved.batch_first and layer == 0
@@ -282,16 +326,18 @@ def _layers_backward(op: str, saved: RecurrentSaved, dy: Any, dh: Any, dc: Any) 
         )
         for direction in range(directions):
             lane = layer * directions + direction
-            own = slice(direction * hidden, (direction + 1) * hidden)
+            own = slice(direction * output, (direction + 1) * output)
             h0, c0, own_dh, own_dc = (None if part is None else part[lane] for part in (saved.h0, saved.c0, dh, dc))
-            *states, w_ih, w_hh, b_ih, b_hh, peephole = _core.recurrent_backward(
-                op, weights, lane, saved.nonlinearity, x, saved.ys[layer][:, :, own], saved.activations[lane],
+            *states, w_ih, w_hh, b_ih, b_hh, w_hr, peephole = _core.recurrent_backward(
+                op, weights, lane, saved.options, x, saved.ys[layer][:, :, own], saved.activations[lane],
                 h0, c0, saved.lengths, None if dy is None else dy[:, :, own], own_dh, own_dc, dx, direction > 0,
             )  # fmt: skip
             for whole, part in zip(dstate, states, strict=False):
                 whole[lane] = part
-            for name, part in zip(saved.names[lane].values(), (w_ih, w_hh, b_ih, b_hh, peephole), strict=True):
+            for name, part in zip(saved.names[lane].values(), (w_ih, w_hh, b_ih, b_hh, w_hr, peephole), strict=True):
                 if part is not None:
                     dweights[name] = part
+        if layer and saved.dropped:
+            _core.recurrent_dropout(op, dx, layer - 1, directions, saved.options)
         dy = dx
     return dx, dstate, dweights

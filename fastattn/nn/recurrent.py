@@ -23,15 +23,23 @@ class _Recurrent(Module):
     _cell: str
     _gates: int
     nonlinearity = "tanh"
+    _clip = 0.0
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int, bias: bool, batch_first: bool,
-                 bidirectional: bool, dtype: DTypeLike, rng: Rng) -> None:  # fmt: skip
+                 bidirectional: bool, dropout: float, dtype: DTypeLike, rng: Rng,
+                 proj_size: int = 0) -> None:  # fmt: skip
         super().__init__(dtype)
         for name, value in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{type(self).__name__}: {name} must be an integer of at least 1, got {value!r}")
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
-        self.batch_first, self.bidirectional = batch_first, bidirectional
+        if not isinstance(proj_size, int) or not 0 <= proj_size < hidden_size:
+            raise ValueError(
+                f"{type(self).__name__}: proj_size must be an integer of 0..hidden_size - 1, got {proj_size!r}"
+            )
+        self.batch_first, self.bidirectional, self.proj_size = batch_first, bidirectional, proj_size
+        self.dropout, _ = B._checked_dropout(type(self).__name__, dropout, 0)
+        self._output = proj_size or hidden_size
         self._packed: RecurrentWeights | None = None
         rng = rng or np.random.default_rng()
         rows, bound, sides = (
@@ -40,11 +48,13 @@ class _Recurrent(Module):
             ("", "_reverse")[: 1 + bidirectional],
         )
         for layer in range(num_layers):
-            columns = input_size if layer == 0 else len(sides) * hidden_size
+            columns = input_size if layer == 0 else len(sides) * self._output
             for suffix in (f"_l{layer}{side}" for side in sides):
-                shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, columns), "weight_hh": (rows, hidden_size)}
+                shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, columns), "weight_hh": (rows, self._output)}
                 if bias:
                     shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+                if proj_size:
+                    shapes["weight_hr"] = (proj_size, hidden_size)
                 for name, shape in shapes.items():
                     self._uniform(name + suffix, shape, bound, rng)
 
@@ -58,11 +68,17 @@ class _Recurrent(Module):
             x, state, weights, lengths=lengths, batch_first=self.batch_first, **self._options()
         )
 
-    def forward(self, x: ArrayLike, state: Any = None,
-                lengths: ArrayLike | None = None) -> tuple[Any, RecurrentSaved]:  # fmt: skip
-        """The result of the call from the parameters as they are, and what backward needs."""
+    def forward(self, x: ArrayLike, state: Any = None, lengths: ArrayLike | None = None, *,
+                seed: int | None = None) -> tuple[Any, RecurrentSaved]:  # fmt: skip
+        """The result of the call from the parameters as they are, and what backward needs.
+
+        A module with dropout needs a seed (see rnn_forward), and drops here alone: not in calls and steps.
+        """
         function = getattr(B, self._cell + "_forward")
-        result, saved = function(x, state, self._own, lengths=lengths, batch_first=self.batch_first, **self._options())
+        result, saved = function(
+            x, state, self._own, lengths=lengths, batch_first=self.batch_first, dropout=self.dropout, seed=seed,
+            **self._options(),
+        )  # fmt: skip
         return result, saved
 
     def backward(self, grads: Any, saved: RecurrentSaved) -> tuple[Array, Any, dict[str, Array]]:
@@ -103,17 +119,17 @@ class _Recurrent(Module):
         packed = self._packed or self.pack()
         pair = self._cell == "lstm"
         if state is None:
-            shape = (self.num_layers, len(x), self.hidden_size)
-            state = (np.zeros(shape, self.dtype), np.zeros(shape, self.dtype)) if pair else np.zeros(shape, self.dtype)
+            h, c = (np.zeros((self.num_layers, len(x), size), self.dtype) for size in (self._output, self.hidden_size))
+            state = (h, c) if pair else h
         if out is None:
             out = (np.empty_like(state[0]), np.empty_like(state[1])) if pair else np.empty_like(state)
         if not pair:
-            _core.recurrent_step(name, packed, self.nonlinearity, x, state, None, out, None)
+            _core.recurrent_step(name, packed, self.nonlinearity, 0.0, x, state, None, out, None)
             return out[-1], out
         for label, value in (("state", state), ("out", out)):
             if not isinstance(value, tuple | list) or len(value) != 2:
                 raise ValueError(f"{name}: {label} must be a pair (h, c), got {type(value).__name__}")
-        _core.recurrent_step(name, packed, self.nonlinearity, x, state[0], state[1], out[0], out[1])
+        _core.recurrent_step(name, packed, self.nonlinearity, self._clip, x, state[0], state[1], out[0], out[1])
         return out[0][-1], out
 
 
@@ -129,9 +145,9 @@ class RNN(_Recurrent):
     _cell, _gates = "rnn", 1
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, *, nonlinearity: str = "tanh",
-                 bias: bool = True, batch_first: bool = False, bidirectional: bool = False,
+                 bias: bool = True, batch_first: bool = False, bidirectional: bool = False, dropout: float = 0.0,
                  dtype: DTypeLike = np.float32, rng: Rng = None) -> None:  # fmt: skip
-        super().__init__(input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng)
+        super().__init__(input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dropout, dtype, rng)
         F._check_nonlinearity("RNN", nonlinearity)
         self.nonlinearity = nonlinearity
 
@@ -152,9 +168,9 @@ class GRU(_Recurrent):
     _cell, _gates = "gru", 3
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, *, linear_before_reset: bool = True,
-                 bias: bool = True, batch_first: bool = False, bidirectional: bool = False,
+                 bias: bool = True, batch_first: bool = False, bidirectional: bool = False, dropout: float = 0.0,
                  dtype: DTypeLike = np.float32, rng: Rng = None) -> None:  # fmt: skip
-        super().__init__(input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng)
+        super().__init__(input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dropout, dtype, rng)
         self.linear_before_reset = linear_before_reset
 
     def _options(self) -> dict[str, Any]:
@@ -166,7 +182,8 @@ class GRU(_Recurrent):
 
 class LSTM(_Recurrent):
     """fastattn.lstm with parameters as torch.nn.LSTM: y, (h, c) = m(x, (h0, c0), lengths). peephole=True adds
-    weight_peephole_l0 [3, H] (rows i, f, o), and so on.
+    weight_peephole_l0 [3, H] (rows i, f, o), and so on; proj_size=P weight_hr_l0 [P, H], as there; coupled and clip
+    as for lstm_cell.
 
     >>> m = LSTM(3, 4, rng=np.random.default_rng(0))
     >>> state = None
@@ -179,11 +196,21 @@ class LSTM(_Recurrent):
     _cell, _gates = "lstm", 4
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, *, bias: bool = True,
-                 batch_first: bool = False, bidirectional: bool = False, peephole: bool = False,
+                 batch_first: bool = False, bidirectional: bool = False, dropout: float = 0.0, proj_size: int = 0,
+                 peephole: bool = False, coupled: bool = False, clip: float | None = None,
                  dtype: DTypeLike = np.float32, rng: Rng = None) -> None:  # fmt: skip
-        super().__init__(input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng)
+        self._gates = 3 if coupled else 4
+        super().__init__(input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dropout, dtype, rng,
+                         proj_size)  # fmt: skip
+        self.coupled, self.clip, self._clip = coupled, clip, F._checked_clip("LSTM", clip)
         if not peephole:
             return
         rng = rng or np.random.default_rng()
         for suffix in [name.removeprefix("weight_hh") for name in self._own if name.startswith("weight_hh")]:
-            self._uniform("weight_peephole" + suffix, (3, hidden_size), 1 / math.sqrt(hidden_size), rng)
+            self._uniform("weight_peephole" + suffix, (self._gates - 1, hidden_size), 1 / math.sqrt(hidden_size), rng)
+
+    def _options(self) -> dict[str, Any]:
+        return {"coupled": self.coupled, "clip": self.clip}
+
+    def _pack_options(self) -> dict[str, Any]:
+        return {"coupled": self.coupled}

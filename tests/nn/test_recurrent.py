@@ -78,6 +78,47 @@ def test_state_dicts_of_torch_load_and_give_the_same_results(cell, rng):
         np.testing.assert_allclose(a, b.numpy(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+def test_state_dicts_of_projected_torch_modules_load_too(rng):
+    torch = pytest.importorskip("torch", reason="needs torch")
+    theirs = torch.nn.LSTM(5, 6, 2, bidirectional=True, proj_size=4)
+    ours = nn.LSTM(5, 6, 2, bidirectional=True, proj_size=4)
+    ours.load_state_dict(theirs.state_dict())
+    x = rng.standard_normal((7, 3, 5)).astype(np.float32)
+    with torch.no_grad():
+        wanted = parts(theirs(torch.from_numpy(x)))
+    for a, b in zip(parts(ours(x)), wanted, strict=True):
+        np.testing.assert_allclose(a, b.numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [None, "bfloat16", "int8"])
+def test_every_form_of_lstm_steps_as_its_sequence(kind, rng):
+    m = nn.LSTM(5, 7, 2, proj_size=3, peephole=True, coupled=True, clip=0.5, rng=rng)
+    assert m.parameters()["weight_hr_l1"].shape == (3, 7)
+    assert m.parameters()["weight_peephole_l0"].shape == (2, 7)
+    m.pack(kind)
+    x = rng.standard_normal((6, 2, 5)).astype(np.float32)
+    y, *final = parts(m(x))
+    state = None
+    for t, row in enumerate(x):
+        got, state = m.step(row, state, out=state)
+        assert same_bits(got, y[t])
+    assert all(same_bits(a, b) for a, b in zip(state, final, strict=True))
+
+
+@modules
+def test_dropout_is_that_of_forward_with_a_seed(cell, rng):
+    m = MODULES[cell](4, 5, 3, dropout=0.5, rng=rng)
+    x = rng.standard_normal((6, 2, 4)).astype(np.float32)
+    (y, _), saved = m.forward(x, seed=3)
+    (wanted, _), _ = getattr(fa, f"{cell}_forward")(x, None, m.parameters(), dropout=0.5, seed=3)
+    assert same_bits(y, wanted)
+    assert not same_bits(y, m(x)[0])
+    assert m.backward(np.ones_like(y), saved)[2].keys() == m.parameters().keys()
+    with pytest.raises(ValueError, match="seed must be given with dropout"):
+        m.forward(x)
+
+
 def test_peepholes_are_parameters(rng):
     m = nn.LSTM(3, 4, peephole=True, rng=rng)
     assert m.parameters()["weight_peephole_l0"].shape == (3, 4)
@@ -104,6 +145,9 @@ def test_loading_and_unpacking_drop_packed_weights(rng):
     ("make", "error", "message"),
     [
         (lambda: nn.LSTM(0, 4), ValueError, "LSTM: input_size must be"),
+        (lambda: nn.LSTM(3, 4, proj_size=4), ValueError, "LSTM: proj_size must be an integer of 0..hidden_size - 1"),
+        (lambda: nn.LSTM(3, 4, clip=-1.0), ValueError, "LSTM: clip must be positive"),
+        (lambda: nn.GRU(3, 4, dropout=2), ValueError, "GRU: dropout must lie in 0..1"),
         (lambda: nn.RNN(3, 4, nonlinearity="gelu"), ValueError, "RNN: nonlinearity must be"),
         (lambda: nn.LSTM(3, 4).step(np.zeros((2, 3)), None), TypeError, "LSTM.step: x must be float32"),
         (lambda: nn.LSTM(3, 4).step(np.zeros((2, 4), np.float32)), ValueError, "LSTM.step: x must be"),
