@@ -34,13 +34,16 @@ LOW_PRECISION = {
     "kernels/cast",
     "kernels/gemm",
     "kernels/probe",
+    "kernels/rope",
     "kernels/table",
     "ops/attention",
     "ops/attention_mask",
     "ops/cast",
     "ops/elementwise",
+    "ops/embedding",
     "ops/linear",
     "ops/probe",
+    "ops/rope",
     "ops/softmax",
 }
 COMMON = ["-std=c11", "-O2", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]

@@ -26,6 +26,13 @@ void fa_probe_read(fa_dtype dtype, const void *x, fa_index n);
 /* ---- element-wise: y[i] = f(x[i]), i < n; y == x allowed ---- */
 fa_status fa_map(fa_dtype dtype, fa_activation f, void *y, const void *x, fa_index n);
 
+/* dx = dy f'(x), for every f but the identity; FA_F32 and FA_F64 only; dx == dy or dx == x allowed */
+fa_status fa_map_backward(fa_dtype dtype, fa_activation f, void *dx, const void *dy, const void *x, fa_index n);
+/* y = silu(gate) up, y == gate or y == up allowed; and its gradients, FA_F32 and FA_F64 only, outputs that overlap nothing */
+fa_status fa_silu_gated_forward(fa_dtype dtype, void *y, const void *gate, const void *up, fa_index n);
+fa_status fa_silu_gated_backward(fa_dtype dtype, void *dgate, void *dup, const void *dy, const void *gate, const void *up,
+                                 fa_index n);
+
 /* ---- cast: n elements of float to the 16-bit dtype (narrow; rounded to nearest even), or of it to float ---- */
 fa_status fa_cast(fa_dtype dtype, void *y, const void *x, fa_index n, int narrow);
 
@@ -35,6 +42,31 @@ fa_status fa_softmax_forward(fa_dtype dtype, int log, void *y, fa_index ldy, con
 /* dx = scale y (dy - sum dy y), or scale (dy - e^y sum dy) for log; contiguous rows; dx == dy or dx == y allowed */
 fa_status fa_softmax_backward(fa_dtype dtype, int log, void *dx, const void *dy, const void *y, fa_index rows, fa_index n,
                               double scale);
+
+/* ---- cross-entropy of contiguous rows of n, kernels/softmax.c has the equations ----
+   target[rows] in 0..n-1, or `ignored`: loss and gradient 0. loss, top and sum [rows] are outputs of forward; backward reads x,
+   target, top and sum, and writes dx[rows, n] from dloss[rows]. No output overlaps anything. FA_F32 and FA_F64 only. */
+typedef struct {
+    fa_index rows, n;
+    const void *x;
+    const fa_index *target;
+    fa_index ignored;
+    double smoothing; /* 0 <= smoothing <= 1 */
+    void *loss, *top, *sum;
+} fa_cross_entropy_arguments;
+fa_status fa_cross_entropy_forward(fa_dtype dtype, const fa_cross_entropy_arguments *a);
+fa_status fa_cross_entropy_backward(fa_dtype dtype, const fa_cross_entropy_arguments *a, void *dx, const void *dloss);
+
+/* ---- embedding: y[i] = w[id[i]] for rows of n, id[rows] within the table; all contiguous, no aliasing ----
+   Backward (FA_F32 and FA_F64 only): dw[table_rows, n] = the sums over i, in rising order, of dy[i] where id[i] is the row. */
+fa_status fa_embedding_forward(fa_dtype dtype, void *y, const void *w, const fa_index *id, fa_index rows, fa_index n);
+fa_status fa_embedding_backward(fa_dtype dtype, void *dw, const void *dy, const fa_index *id, fa_index table_rows, fa_index rows,
+                                fa_index n);
+
+/* ---- rotary positions: contiguous rows of n (even), row i turned by row position[i] of cosine and sine; y == x allowed ----
+   Tables of the real type with rows of n / 2; interleaved: of n, each cosine twice, each sine as -s, s (kernels/rope.c). */
+fa_status fa_rope(fa_dtype dtype, void *y, const void *x, const void *cosine, const void *sine, const fa_index *position,
+                  fa_index rows, fa_index n, int interleaved);
 
 /* ---- layer norm and RMS norm over contiguous rows of n; kernels/norm.c has the equations ----
    z = x, or x + residual, which goes to `sum` then. bias: layer norm only. weight, bias, residual (with sum), mean and rstd may be
@@ -57,12 +89,24 @@ typedef struct {
 fa_status fa_norm_forward(fa_dtype dtype, const fa_norm_arguments *a);
 fa_status fa_norm_backward(fa_dtype dtype, const fa_norm_backward_arguments *a);
 
-/* ---- linear: y[M, N] = activation(x[M, K] w[N, K]' + bias[N]); bias may be NULL; no aliasing ---- */
+/* ---- linear: y[M, N] = activation(z), z = x[M, K] w[N, K]' + bias[N]; bias may be NULL; no aliasing ----
+   z, laid out as y, is written unless it is NULL: only with an activation, FA_F32 and FA_F64 only. */
 typedef enum { FA_LINEAR_NATIVE = 0, FA_LINEAR_BLAS } fa_linear_strategy;
-fa_status fa_linear_forward(fa_dtype dtype, void *y, fa_index ldy, const void *x, fa_index ldx, const void *w, fa_index ldw,
-                            const void *bias, fa_index M, fa_index N, fa_index K, fa_activation activation,
+fa_status fa_linear_forward(fa_dtype dtype, void *y, void *z, fa_index ldy, const void *x, fa_index ldx, const void *w,
+                            fa_index ldw, const void *bias, fa_index M, fa_index N, fa_index K, fa_activation activation,
                             fa_linear_strategy strategy);
-/* The same with w packed beforehand, under the ISA `isa` whose layout the buffer then has. */
+/* Gradients from dy[M, N]: dx[M, K], dw[N, K], dbias[N]; all contiguous, w with row stride ldw. dx and dbias may be NULL; add_dx: dx
+   is added to. z as forward left it (of relu y will do), NULL without an activation. FA_F32 and FA_F64 only. No output overlaps
+   anything. */
+typedef struct {
+    fa_index M, N, K, ldw;
+    fa_activation activation;
+    const void *dy, *x, *w, *z;
+    void *dx, *dw, *dbias;
+    int add_dx;
+} fa_linear_backward_arguments;
+fa_status fa_linear_backward(fa_dtype dtype, const fa_linear_backward_arguments *a);
+/* Forward with w packed beforehand, under the ISA `isa` whose layout the buffer then has. */
 size_t fa_linear_packed_bytes(fa_dtype dtype, fa_isa isa, fa_index N, fa_index K);
 fa_status fa_linear_pack(fa_dtype dtype, fa_isa isa, void *packed, const void *w, fa_index ldw, fa_index N, fa_index K);
 fa_status fa_linear_forward_packed(fa_dtype dtype, fa_isa isa, void *y, fa_index ldy, const void *x, fa_index ldx,

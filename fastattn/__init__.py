@@ -15,8 +15,29 @@ from fastattn.functional.attention import SavedAttention, attention, attention_f
 from fastattn.functional.attention_backward import attention_backward, attention_varlen_backward
 from fastattn.functional.attention_parts import attention_weights, merge_attention
 from fastattn.functional.attention_varlen import SavedAttentionVarlen, attention_varlen, attention_varlen_forward
-from fastattn.functional.elementwise import exp, gelu, relu, sigmoid, silu, tanh
-from fastattn.functional.linear import linear, pack_linear
+from fastattn.functional.cross_entropy import (
+    SavedCrossEntropy,
+    cross_entropy,
+    cross_entropy_backward,
+    cross_entropy_forward,
+)
+from fastattn.functional.elementwise import (
+    exp,
+    gelu,
+    gelu_backward,
+    relu,
+    relu_backward,
+    sigmoid,
+    sigmoid_backward,
+    silu,
+    silu_backward,
+    silu_gated,
+    silu_gated_backward,
+    tanh,
+    tanh_backward,
+)
+from fastattn.functional.embedding import SavedEmbedding, embedding, embedding_backward, embedding_forward
+from fastattn.functional.linear import SavedLinear, linear, linear_backward, linear_forward, pack_linear
 from fastattn.functional.norm import (
     add_layer_norm,
     add_rms_norm,
@@ -27,7 +48,7 @@ from fastattn.functional.norm import (
     rms_norm_backward,
     rms_norm_forward,
 )
-from fastattn.functional.positions import sinusoidal_positions
+from fastattn.functional.positions import SavedRope, rope, rope_backward, rope_forward, sinusoidal_positions
 from fastattn.functional.recurrent import (
     gru,
     gru_cell,
@@ -70,6 +91,10 @@ __all__ = [
     "RecurrentWeights",
     "SavedAttention",
     "SavedAttentionVarlen",
+    "SavedCrossEntropy",
+    "SavedEmbedding",
+    "SavedLinear",
+    "SavedRope",
     "add_layer_norm",
     "add_rms_norm",
     "attention",
@@ -80,8 +105,15 @@ __all__ = [
     "attention_varlen_forward",
     "attention_weights",
     "config",
+    "cross_entropy",
+    "cross_entropy_backward",
+    "cross_entropy_forward",
+    "embedding",
+    "embedding_backward",
+    "embedding_forward",
     "exp",
     "gelu",
+    "gelu_backward",
     "get_num_threads",
     "gru",
     "gru_backward",
@@ -93,6 +125,8 @@ __all__ = [
     "layer_norm_backward",
     "layer_norm_forward",
     "linear",
+    "linear_backward",
+    "linear_forward",
     "log_softmax",
     "log_softmax_backward",
     "log_softmax_forward",
@@ -109,6 +143,7 @@ __all__ = [
     "pack_lstm",
     "pack_rnn",
     "relu",
+    "relu_backward",
     "rms_norm",
     "rms_norm_backward",
     "rms_norm_forward",
@@ -118,13 +153,21 @@ __all__ = [
     "rnn_cell_backward",
     "rnn_cell_forward",
     "rnn_forward",
+    "rope",
+    "rope_backward",
+    "rope_forward",
     "set_num_threads",
     "show_config",
     "sigmoid",
+    "sigmoid_backward",
     "silu",
+    "silu_backward",
+    "silu_gated",
+    "silu_gated_backward",
     "sinusoidal_positions",
     "softmax",
     "softmax_backward",
     "softmax_forward",
     "tanh",
+    "tanh_backward",
 ]

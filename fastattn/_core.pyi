@@ -37,6 +37,11 @@ def cast(x: ArrayLike, dtype: DTypeLike) -> NDArray[Any]: ...
 
 # ---- rows.pxi ----
 def map_elements(kind: str, x: ArrayLike, out: NDArray[Any] | None, op: str) -> NDArray[Any]: ...
+def map_backward(kind: str, dy: ArrayLike, x: ArrayLike, op: str) -> NDArray[Any]: ...
+def silu_gated(gate: ArrayLike, up: ArrayLike, out: NDArray[Any] | None, op: str) -> NDArray[Any]: ...
+def silu_gated_backward(
+    dy: ArrayLike, gate: ArrayLike, up: ArrayLike, op: str
+) -> tuple[NDArray[Any], NDArray[Any]]: ...
 def softmax_rows(log: bool, x: ArrayLike, scale: float, out: NDArray[Any] | None, op: str) -> NDArray[Any]: ...
 def softmax_backward_rows(log: bool, dy: ArrayLike, y: ArrayLike, scale: float, op: str) -> NDArray[Any]: ...
 
@@ -79,12 +84,58 @@ class PackedLinear:
     def nbytes(self) -> int: ...
 
 def pack_linear(weight: ArrayLike, dtype: DTypeLike | None) -> PackedLinear: ...
+
+# An array, with `save` the pair (y, z).
 def linear(
     x: ArrayLike,
     weight: ArrayLike | PackedLinear,
     bias: ArrayLike | None,
     activation: str | None,
     out: NDArray[Any] | None,
+    save: bool,
+    op: str,
+) -> Any: ...
+
+# (dx, dweight, dbias).
+def linear_backward(
+    dy: ArrayLike,
+    x: ArrayLike,
+    weight: ArrayLike,
+    z: NDArray[Any] | None,
+    activation: str | None,
+    with_bias: bool,
+    with_dx: bool,
+    add_to: NDArray[Any] | None,
+    op: str,
+) -> tuple[Any, NDArray[Any], Any]: ...
+
+# ---- embedding.pxi ----
+def embedding(ids: ArrayLike, weight: ArrayLike, op: str) -> tuple[NDArray[Any], NDArray[np.int64]]: ...
+def embedding_backward(dy: ArrayLike, ids: NDArray[np.int64], table: tuple[int, ...], op: str) -> NDArray[Any]: ...
+def rope(
+    x: ArrayLike,
+    cosine: NDArray[Any],
+    sine: NDArray[Any],
+    row: NDArray[np.int64],
+    interleaved: bool,
+    out: NDArray[Any] | None,
+    op: str,
+) -> NDArray[Any]: ...
+
+# ---- cross_entropy.pxi ----
+# (loss, top, sum, targets).
+def cross_entropy(
+    logits: ArrayLike, targets: ArrayLike, ignore_index: int | None, label_smoothing: float, op: str
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[np.int64]]: ...
+def cross_entropy_backward(
+    dloss: ArrayLike,
+    logits: ArrayLike,
+    targets: NDArray[np.int64],
+    tops: NDArray[Any],
+    sums: NDArray[Any],
+    ignore_index: int | None,
+    label_smoothing: float,
+    op: str,
 ) -> NDArray[Any]: ...
 
 # ---- attention.pxi ----

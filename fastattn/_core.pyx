@@ -4,6 +4,8 @@
 Private: import fastattn instead. arrays.pxi has the checks and their messages, one file per family the calls.
 """
 
+from operator import index
+
 import numpy as np
 
 cimport cython
@@ -15,7 +17,7 @@ from cpython.buffer cimport (
     PyObject_GetBuffer,
 )
 from libc.math cimport isfinite, sqrt
-from libc.stdint cimport uint64_t, uintptr_t
+from libc.stdint cimport INT64_MIN, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp
 
@@ -27,6 +29,8 @@ include "cast.pxi"
 include "rows.pxi"
 include "norm.pxi"
 include "linear.pxi"
+include "embedding.pxi"
+include "cross_entropy.pxi"
 include "attention.pxi"
 include "attention_varlen.pxi"
 include "attention_parts.pxi"

@@ -59,12 +59,39 @@ cdef extern from "fastattn.h" nogil:
 
     fa_status fa_map(fa_dtype dtype, fa_activation f, void *y, const void *x, fa_index n)
 
+    fa_status fa_map_backward(fa_dtype dtype, fa_activation f, void *dx, const void *dy, const void *x, fa_index n)
+    fa_status fa_silu_gated_forward(fa_dtype dtype, void *y, const void *gate, const void *up, fa_index n)
+    fa_status fa_silu_gated_backward(fa_dtype dtype, void *dgate, void *dup, const void *dy, const void *gate,
+                                     const void *up, fa_index n)
+
     fa_status fa_cast(fa_dtype dtype, void *y, const void *x, fa_index n, int narrow)
 
     fa_status fa_softmax_forward(fa_dtype dtype, int log, void *y, fa_index ldy, const void *x, fa_index ldx,
                                  fa_index rows, fa_index n, double scale)
     fa_status fa_softmax_backward(fa_dtype dtype, int log, void *dx, const void *dy, const void *y, fa_index rows,
                                   fa_index n, double scale)
+
+    ctypedef struct fa_cross_entropy_arguments:
+        fa_index rows, n
+        const void *x
+        const fa_index *target
+        fa_index ignored
+        double smoothing
+        void *loss
+        void *top
+        void *sum
+
+    fa_status fa_cross_entropy_forward(fa_dtype dtype, const fa_cross_entropy_arguments *a)
+    fa_status fa_cross_entropy_backward(fa_dtype dtype, const fa_cross_entropy_arguments *a, void *dx,
+                                        const void *dloss)
+
+    fa_status fa_embedding_forward(fa_dtype dtype, void *y, const void *w, const fa_index *id, fa_index rows,
+                                   fa_index n)
+    fa_status fa_embedding_backward(fa_dtype dtype, void *dw, const void *dy, const fa_index *id, fa_index table_rows,
+                                    fa_index rows, fa_index n)
+
+    fa_status fa_rope(fa_dtype dtype, void *y, const void *x, const void *cosine, const void *sine,
+                      const fa_index *position, fa_index rows, fa_index n, int interleaved)
 
     ctypedef enum fa_norm:
         FA_LAYER_NORM
@@ -103,9 +130,23 @@ cdef extern from "fastattn.h" nogil:
         FA_LINEAR_NATIVE
         FA_LINEAR_BLAS
 
-    fa_status fa_linear_forward(fa_dtype dtype, void *y, fa_index ldy, const void *x, fa_index ldx, const void *w,
-                                fa_index ldw, const void *bias, fa_index M, fa_index N, fa_index K,
+    fa_status fa_linear_forward(fa_dtype dtype, void *y, void *z, fa_index ldy, const void *x, fa_index ldx,
+                                const void *w, fa_index ldw, const void *bias, fa_index M, fa_index N, fa_index K,
                                 fa_activation activation, fa_linear_strategy strategy)
+
+    ctypedef struct fa_linear_backward_arguments:
+        fa_index M, N, K, ldw
+        fa_activation activation
+        const void *dy
+        const void *x
+        const void *w
+        const void *z
+        void *dx
+        void *dw
+        void *dbias
+        int add_dx
+
+    fa_status fa_linear_backward(fa_dtype dtype, const fa_linear_backward_arguments *a)
     size_t fa_linear_packed_bytes(fa_dtype dtype, fa_isa isa, fa_index N, fa_index K)
     fa_status fa_linear_pack(fa_dtype dtype, fa_isa isa, void *packed, const void *w, fa_index ldw, fa_index N,
                              fa_index K)

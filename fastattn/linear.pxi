@@ -1,4 +1,4 @@
-# y = activation(x w' + b).
+# y = activation(x w' + b), and its gradients.
 
 cdef dict ACTIVATIONS = {
     None: FA_IDENTITY, "tanh": FA_TANH, "sigmoid": FA_SIGMOID, "relu": FA_RELU, "gelu": FA_GELU, "gelu_tanh":
@@ -83,24 +83,27 @@ cdef object acquire_matrix(Array *a, object value, str op, str name, int dtype):
     return array
 
 
-def linear(object x, object weight, object bias, object activation, object out):
-    cdef Array a, w, b, y
+def linear(object x, object weight, object bias, object activation, object out, bint save, str op):
+    """y, or with `save` the pair (y, z): z the sum before the activation, or y where that will do for the gradient."""
+    cdef Array a, w, b, y, z
     cdef PackedLinear packed = None
-    cdef str op = "linear"
     cdef fa_status status
     cdef fa_activation f
     cdef fa_linear_strategy strategy = FA_LINEAR_BLAS if linear_strategy == 1 else FA_LINEAR_NATIVE
     cdef Py_ssize_t N, K, M, ldy
-    cdef object result
+    cdef object result, sums = None
     cdef char *bias_data = NULL
-    a.held = w.held = b.held = y.held = False
+    cdef char *sums_data = NULL
+    a.held = w.held = b.held = y.held = z.held = False
     if activation not in ACTIVATIONS:
         raise ValueError(f"{op}: activation must be one of {list(ACTIVATIONS)}, got {activation!r}")
     f = ACTIVATIONS[activation]
     try:
-        acquire_contiguous(&a, x, op, "x", -1, ALL_TYPES)
+        acquire_contiguous(&a, x, op, "x", -1, REAL_TYPES if save else ALL_TYPES)
         if a.ndim == 0:
             raise wrong_shape(op, "x", "have at least one axis", "a scalar")
+        if isinstance(weight, PackedLinear) and save:
+            raise TypeError(f"{op}: weight must be an array, which the gradient needs, got a PackedLinear")
         if isinstance(weight, PackedLinear):
             packed = weight
             N, K = packed.N, packed.K
@@ -126,13 +129,16 @@ def linear(object x, object weight, object bias, object activation, object out):
         else:
             release(&y)
             result = new_out(&y, shape, a.dtype, op)
-        M = 1
-        for i in range(a.ndim - 1):
-            M *= a.shape[i]
+        if save and f == FA_RELU:
+            sums = result
+        elif save and f != FA_IDENTITY:
+            sums = new_out(&z, shape, a.dtype, op)
+            sums_data = z.data
+        M = rows_before(&a)
         with nogil:
             if packed is None:
-                status = fa_linear_forward(<fa_dtype>a.dtype, y.data, N, a.data, K, w.data, w.stride[0], bias_data,
-                                           M, N, K, f, strategy)
+                status = fa_linear_forward(<fa_dtype>a.dtype, y.data, sums_data, N, a.data, K, w.data, w.stride[0],
+                                           bias_data, M, N, K, f, strategy)
             else:
                 status = fa_linear_forward_packed(<fa_dtype>a.dtype, packed.isa, y.data, N, a.data, K, packed.data,
                                                   bias_data, M, N, K, f)
@@ -142,4 +148,62 @@ def linear(object x, object weight, object bias, object activation, object out):
         release(&w)
         release(&b)
         release(&y)
-    return copy_to(out, result)
+        release(&z)
+    return (result, sums) if save else copy_to(out, result)
+
+
+cdef Py_ssize_t rows_before(const Array *a) noexcept nogil:
+    """The product of all axes but the last."""
+    cdef Py_ssize_t rows = 1
+    cdef int i
+    for i in range(a.ndim - 1):
+        rows *= a.shape[i]
+    return rows
+
+
+def linear_backward(object dy, object x, object weight, object z, object activation, bint with_bias, bint with_dx,
+                    object add_to, str op):
+    """(dx, dweight, dbias) from what `linear` saved. add_to: a contiguous array like x, to which dx is added in place.
+    Without with_dx dx is None."""
+    cdef Array g, a, w, s, dx, dw, db
+    cdef fa_linear_backward_arguments arguments
+    cdef fa_status status
+    cdef object result = None, dweight, dbias = None
+    g.held = a.held = w.held = s.held = dx.held = dw.held = db.held = False
+    arguments.activation = ACTIVATIONS[activation]
+    try:
+        acquire_contiguous(&a, x, op, "x")
+        acquire_matrix(&w, weight, op, "weight", a.dtype)
+        arguments.N, arguments.K, arguments.ldw = w.shape[0], w.shape[1], w.stride[0]
+        shape = shape_of(&a)
+        outputs = (*shape[:len(shape) - 1], arguments.N)
+        acquire_contiguous(&g, dy, op, "dy", -1, a.dtype)
+        if shape_of(&g) != outputs:
+            raise wrong_shape(op, "dy", f"have the shape of the result, {outputs}", f"shape {shape_of(&g)}")
+        if z is not None:
+            acquire_contiguous(&s, z, op, "z", -1, a.dtype)
+        arguments.add_dx = add_to is not None
+        if add_to is not None:
+            if not (acquire_out(&dx, add_to, shape, a.dtype, op, "add_to") and is_contiguous(&dx)):
+                raise wrong_shape(op, "add_to", "be contiguous", "other strides")
+            result = add_to
+        elif with_dx:
+            result = new_out(&dx, shape, a.dtype, op)
+        dweight = new_out(&dw, (arguments.N, arguments.K), a.dtype, op)
+        if with_bias:
+            dbias = new_out(&db, (arguments.N,), a.dtype, op)
+        arguments.M = rows_before(&a)
+        arguments.dy, arguments.x, arguments.w, arguments.z = g.data, a.data, w.data, data_of(&s)
+        arguments.dx, arguments.dw, arguments.dbias = data_of(&dx), dw.data, data_of(&db)
+        with nogil:
+            status = fa_linear_backward(<fa_dtype>a.dtype, &arguments)
+        raise_status(status, op)
+    finally:
+        release(&g)
+        release(&a)
+        release(&w)
+        release(&s)
+        release(&dx)
+        release(&dw)
+        release(&db)
+    return result, dweight, dbias

@@ -53,6 +53,35 @@ ACTIVATIONS = {None: lambda x: x, "tanh": tanh, "sigmoid": sigmoid, "relu": relu
                "gelu_tanh": lambda x: gelu(x, "tanh")}  # fmt: skip
 
 
+def silu_gated(gate, up):
+    return silu(gate) * np.asarray(up, np.float64)
+
+
+def _slope(name, x):
+    """The derivative of an activation."""
+    (x,) = _double(x)
+    s = sigmoid(x)
+    if name == "gelu_tanh":
+        factor = 2 * np.sqrt(2 / np.float64(np.pi))
+        s = sigmoid(factor * (x + 0.044715 * x**3))
+        return s + x * s * (1 - s) * factor * (1 + 3 * 0.044715 * x**2)
+    if name == "gelu":
+        return gelu(np.where(x == 0, 1, x)) / np.where(x == 0, 1, x) + x * np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
+    return {None: 1, "tanh": 1 - np.tanh(x) ** 2, "sigmoid": s * (1 - s), "relu": x > 0,
+            "silu": s + x * s * (1 - s)}[name]  # fmt: skip
+
+
+def activation_backward(name, dy, x):
+    """dy times the derivative at x of ACTIVATIONS[name]."""
+    return np.asarray(dy, np.float64) * _slope(name, x)
+
+
+def silu_gated_backward(dy, gate, up):
+    """dgate, dup."""
+    dy, up = _double(dy, up)
+    return activation_backward("silu", dy * up, gate), dy * silu(gate)
+
+
 # ---- rows ----
 
 
@@ -82,6 +111,46 @@ def linear(x, weight, bias=None, activation=None):
     x, weight, bias = _double(x, weight, bias)
     y = x @ weight.T
     return ACTIVATIONS[activation](y if bias is None else y + bias)
+
+
+def linear_backward(dy, x, weight, bias=None, activation=None):
+    """dx, dweight, dbias."""
+    g = activation_backward(activation, dy, linear(x, weight, bias))
+    x, weight = _double(x, weight)
+    g, rows = g.reshape(-1, len(weight)), x.reshape(-1, x.shape[-1])
+    return (g @ weight).reshape(x.shape), g.T @ rows, g.sum(0)
+
+
+def cross_entropy(logits, targets, label_smoothing=0.0):
+    """The loss of each row."""
+    ly = log_softmax(logits)
+    of_target = np.take_along_axis(ly, np.asarray(targets)[..., None], -1)[..., 0]
+    return -(1 - label_smoothing) * of_target - label_smoothing * ly.mean(-1)
+
+
+def cross_entropy_backward(dloss, logits, targets, label_smoothing=0.0):
+    """dlogits, from the gradient of each row's loss."""
+    n = logits.shape[-1]
+    wanted = (1 - label_smoothing) * (np.arange(n) == np.asarray(targets)[..., None]) + label_smoothing / n
+    return np.asarray(dloss, np.float64)[..., None] * (softmax(logits) - wanted)
+
+
+def embedding_backward(dy, ids, rows):
+    """dweight."""
+    (dy,) = _double(dy)
+    dweight = np.zeros((rows, dy.shape[-1]))
+    np.add.at(dweight, np.asarray(ids), dy)
+    return dweight
+
+
+def rope(x, positions, base=10000.0, interleaved=False):
+    (x,) = _double(x)
+    n = x.shape[-1]
+    angle = np.asarray(positions, np.float64)[..., None] * np.float64(base) ** (-np.arange(0, n, 2) / np.float64(n))
+    a, b = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., : n // 2], x[..., n // 2 :])
+    c, s = np.cos(angle), np.sin(angle)
+    turned = a * c - b * s, b * c + a * s
+    return np.stack(turned, -1).reshape(x.shape) if interleaved else np.concatenate(turned, -1)
 
 
 # ---- norms of the last axis; a missing weight, bias or residual is None ----

@@ -1,4 +1,4 @@
-# Element-wise functions and softmax.
+# Element-wise functions and softmax, with their gradients.
 
 cdef dict MAPS = {
     "exp": FA_EXP, "tanh": FA_TANH, "sigmoid": FA_SIGMOID, "relu": FA_RELU, "gelu": FA_GELU, "gelu_tanh": FA_GELU_TANH,
@@ -30,6 +30,78 @@ def map_elements(str kind, object x, object out, str op):
         release(&a)
         release(&y)
     return copy_to(out, result)
+
+
+def map_backward(str kind, object dy, object x, str op):
+    """dx = dy f'(x) for the f that MAPS names."""
+    cdef Array g, a, d
+    cdef fa_activation f = MAPS[kind]
+    cdef fa_status status
+    cdef object result
+    g.held = a.held = d.held = False
+    try:
+        acquire_contiguous(&a, x, op, "x")
+        acquire_like(&g, dy, op, "dy", &a, "x")
+        result = new_out(&d, shape_of(&a), a.dtype, op)
+        with nogil:
+            status = fa_map_backward(<fa_dtype>a.dtype, f, d.data, g.data, a.data, count(&a))
+        raise_status(status, op)
+    finally:
+        release(&g)
+        release(&a)
+        release(&d)
+    return result
+
+
+def silu_gated(object gate, object up, object out, str op):
+    """silu(gate) up."""
+    cdef Array a, u, y
+    cdef fa_status status
+    cdef object result
+    a.held = u.held = y.held = False
+    try:
+        acquire_contiguous(&a, gate, op, "gate", -1, ALL_TYPES)
+        acquire_like(&u, up, op, "up", &a, "gate")
+        shape = shape_of(&a)
+        if out is not None and acquire_out(&y, out, shape, a.dtype, op) and is_contiguous(&y) and (
+            same_place(&a, &y) or not overlap(&a, &y)
+        ) and (same_place(&u, &y) or not overlap(&u, &y)):
+            result = out
+        else:
+            release(&y)
+            result = new_out(&y, shape, a.dtype, op)
+        with nogil:
+            status = fa_silu_gated_forward(<fa_dtype>a.dtype, y.data, a.data, u.data, count(&a))
+        raise_status(status, op)
+    finally:
+        release(&a)
+        release(&u)
+        release(&y)
+    return copy_to(out, result)
+
+
+def silu_gated_backward(object dy, object gate, object up, str op):
+    """(dgate, dup)."""
+    cdef Array g, a, u, da, du
+    cdef fa_status status
+    cdef object dgate, dup
+    g.held = a.held = u.held = da.held = du.held = False
+    try:
+        acquire_contiguous(&a, gate, op, "gate")
+        acquire_like(&u, up, op, "up", &a, "gate")
+        acquire_like(&g, dy, op, "dy", &a, "gate")
+        dgate = new_out(&da, shape_of(&a), a.dtype, op)
+        dup = new_out(&du, shape_of(&a), a.dtype, op)
+        with nogil:
+            status = fa_silu_gated_backward(<fa_dtype>a.dtype, da.data, du.data, g.data, a.data, u.data, count(&a))
+        raise_status(status, op)
+    finally:
+        release(&g)
+        release(&a)
+        release(&u)
+        release(&da)
+        release(&du)
+    return dgate, dup
 
 
 cdef object copy_to(object out, object result):

@@ -3,6 +3,11 @@
 import numpy as np
 
 
+def _filler(x):
+    """What lies between the elements: NaN, or for integers an absurd number."""
+    return 77 if x.dtype.kind in "iu" else np.nan
+
+
 def negative_strides(x):
     """Every axis stored backwards."""
     index = (slice(None, None, -1),) * x.ndim
@@ -11,7 +16,7 @@ def negative_strides(x):
 
 def spaced(x):
     """Every axis with a gap after each element."""
-    store = np.full([2 * n for n in x.shape], np.nan, x.dtype)
+    store = np.full([2 * n for n in x.shape], _filler(x), x.dtype)
     view = store[(slice(None, None, 2),) * x.ndim]
     view[...] = x
     return view
@@ -21,7 +26,7 @@ def padded_rows(x):
     """The last axis contiguous, rows a prime distance apart."""
     if x.ndim == 0:
         return x.copy()
-    store = np.full((*x.shape[:-1], x.shape[-1] + 7), np.nan, x.dtype)
+    store = np.full((*x.shape[:-1], x.shape[-1] + 7), _filler(x), x.dtype)
     store[..., : x.shape[-1]] = x
     return store[..., : x.shape[-1]]
 

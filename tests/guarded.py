@@ -107,6 +107,46 @@ def elementwise(rng, dtype):
             yield f"{name} n={n}", {"x": x}, call
 
 
+def elementwise_backward(rng, dtype):
+    names = ("relu", "tanh", "sigmoid", "silu", "gelu")
+    for n in LENGTHS:
+        arrays = {"dy": _normal(rng, dtype, n), "x": _normal(rng, dtype, n), "up": _normal(rng, dtype, n)}
+
+        def gated(a, out):
+            y = fa.silu_gated(a["x"], a["up"])
+            return np.concatenate([y, *fa.silu_gated_backward(a["dy"], a["x"], a["up"])])
+
+        yield f"silu_gated n={n}", arrays, gated
+        for name in (names[n % 5], names[(n + 1) % 5]):
+            function = getattr(fa, f"{name}_backward")
+            two = {key: arrays[key] for key in ("dy", "x")}
+            yield f"{name}_backward n={n}", two, lambda a, out, f=function: f(a["dy"], a["x"])
+
+
+def tokens(rng, dtype):
+    """Embedding, cross-entropy and rotary positions."""
+    for n in LENGTHS[1:]:
+        ids = rng.integers(0, n, 5)
+        arrays = {"w": _normal(rng, dtype, n, n % 9), "dy": _normal(rng, dtype, 5, n % 9)}
+
+        def embed(a, out, ids=ids):
+            y, saved = fa.embedding_forward(ids, a["w"])
+            return np.concatenate([y, fa.embedding_backward(a["dy"], saved)])
+
+        def loss(a, out, ids=ids):
+            value, saved = fa.cross_entropy_forward(a["x"], ids, label_smoothing=0.1, reduction="none")
+            return np.concatenate([value, fa.cross_entropy_backward(a["d"], saved).ravel()])
+
+        yield f"embedding {n} x {n % 9}", arrays, embed
+        yield f"cross_entropy n={n}", {"x": _normal(rng, dtype, 5, n), "d": _normal(rng, dtype, 5)}, loss
+        for interleaved in (False, True):
+
+            def turn(a, out, interleaved=interleaved):
+                return fa.rope(a["x"], np.arange(3), interleaved=interleaved)
+
+            yield f"rope n={2 * n} {interleaved}", {"x": _normal(rng, dtype, 3, 2 * n)}, turn
+
+
 def softmax(rng, dtype):
     for n in LENGTHS:
         for rows in (1, 3):
@@ -157,6 +197,19 @@ def linear(rng, dtype):
             return fa.linear(a["x"], fa.pack_linear(a["w"]), a["b"], out=out)
 
         yield f"linear packed M={m} N={n} K={k}", {"x": x, "w": w, "b": b}, packed
+
+
+def linear_backward(rng, dtype):
+    sizes = [(n % 7, n, 5) for n in LENGTHS] + [(n, 3, 5) for n in LENGTHS] + [(2, 3, n) for n in LENGTHS]
+    sizes += [(m, n, k) for m in (13, 97, 130) for n in (31, 65) for k in (9, 64)]
+    for m, n, k in sizes:
+        shapes = {"x": (m, k), "w": (n, k), "b": (n,), "dy": (m, n)}
+
+        def call(a, out, activation="gelu" if m % 2 else None):
+            y, saved = fa.linear_forward(a["x"], a["w"], a["b"], activation=activation)
+            return np.concatenate([part.ravel() for part in (y, *fa.linear_backward(a["dy"], saved))])
+
+        yield f"linear_backward M={m} N={n} K={k}", {name: _normal(rng, dtype, *s) for name, s in shapes.items()}, call
 
 
 def attention(rng, dtype):
@@ -228,9 +281,12 @@ def overrun(rng, dtype):
 
 FAMILIES = {
     "element-wise": elementwise,
+    "element-wise backward": elementwise_backward,
+    "tokens": tokens,
     "softmax": softmax,
     "norm": norm,
     "linear": linear,
+    "linear backward": linear_backward,
     "attention": attention,
     "recurrent": recurrent,
     "overrun": overrun,

@@ -41,6 +41,28 @@ ACTIVATIONS = {
 }
 
 
+def silu_gated(gate, up):
+    return silu(gate) * up
+
+
+def activation_backward(name, dy, x):
+    s = sigmoid(x)
+    if name == "gelu_tanh":
+        factor = x.dtype.type(2 * math.sqrt(2 / math.pi))
+        s = sigmoid(factor * (x + x.dtype.type(0.044715) * x * x * x))
+        return dy * (s + x * s * (1 - s) * factor * (1 + x.dtype.type(3 * 0.044715) * x * x))
+    if name == "gelu":
+        density = np.exp(-x * x / 2) * x.dtype.type(1 / math.sqrt(2 * math.pi))
+        return dy * (_erfc(-x / math.sqrt(2)).astype(x.dtype) / 2 + x * density)
+    slope = {"tanh": lambda: 1 - np.tanh(x) ** 2, "sigmoid": lambda: s * (1 - s), "relu": lambda: x > 0,
+             "silu": lambda: s + x * s * (1 - s), None: lambda: x.dtype.type(1)}[name]()  # fmt: skip
+    return dy * slope
+
+
+def silu_gated_backward(dy, gate, up):
+    return activation_backward("silu", dy * up, gate), dy * silu(gate)
+
+
 def softmax(x, axis=-1, scale=1.0):
     z = x * x.dtype.type(scale)
     e = np.exp(z - z.max(axis, keepdims=True))
@@ -88,6 +110,41 @@ def product(x, w):
 def linear(x, weight, bias=None, activation=None):
     y = product(x, weight)
     return ACTIVATIONS[activation](y if bias is None else y + bias)
+
+
+def linear_backward(dy, x, weight, bias=None, activation=None):
+    """dx, dweight, dbias."""
+    z = product(x, weight) if bias is None else product(x, weight) + bias
+    g = activation_backward(activation, dy, z)
+    return matmul(g, weight), matmul(np.ascontiguousarray(g.T), x), g.sum(0)
+
+
+def cross_entropy(logits, targets, label_smoothing=0.0):
+    ly, s = log_softmax(logits), logits.dtype.type(label_smoothing)
+    loss = -(1 - s) * np.take_along_axis(ly, targets[..., None], -1)[..., 0]
+    return loss - s * ly.mean(-1) if label_smoothing else loss
+
+
+def cross_entropy_backward(dloss, logits, targets, label_smoothing=0.0):
+    s, n = logits.dtype.type(label_smoothing), logits.shape[-1]
+    wanted = (1 - s) * (np.arange(n) == targets[..., None]).astype(logits.dtype) + s / n
+    return dloss[..., None] * (softmax(logits) - wanted)
+
+
+def embedding_backward(dy, ids, rows):
+    dweight = np.zeros((rows, dy.shape[-1]), dy.dtype)
+    np.add.at(dweight, ids, dy)
+    return dweight
+
+
+def rope(x, positions, base=10000.0, interleaved=False):
+    n = x.shape[-1]
+    wide = np.longdouble if x.dtype == np.float64 else np.float64
+    angle = positions[..., None].astype(wide) * wide(base) ** (-np.arange(0, n, 2) / wide(n))
+    c, s = np.cos(angle).astype(x.dtype), np.sin(angle).astype(x.dtype)
+    a, b = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., : n // 2], x[..., n // 2 :])
+    turned = a * c - b * s, b * c + a * s
+    return np.stack(turned, -1).reshape(x.shape) if interleaved else np.concatenate(turned, -1)
 
 
 def layer_norm(x, weight=None, bias=None, eps=1e-5):

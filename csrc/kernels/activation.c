@@ -21,19 +21,26 @@ MAP(map_silu, v_silu)
 
 FA_INLINE vreal identity(vreal x) { return x; }
 
-#define BIAS_ROWS(f)                                                                                                         \
-    for (fa_index i = 0; i < rows; i++) {                                                                                    \
-        real *row = c + i * ldc;                                                                                             \
-        fa_index j = 0;                                                                                                      \
-        for (; j + VL <= n; j += VL) v_store(row + j, f(bias ? v_add(v_load(row + j), v_load(bias + j)) : v_load(row + j))); \
-        if (j < n) {                                                                                                         \
-            const vreal x = v_load_n(row + j, n - j);                                                                        \
-            v_store_n(row + j, f(bias ? v_add(x, v_load_n(bias + j, n - j)) : x), n - j);                                    \
-        }                                                                                                                    \
-    }                                                                                                                        \
+/* The terms of a row: with `z` the sum before the activation is kept, for the gradient. */
+#define BIAS_ROWS(f)                                                                           \
+    for (fa_index i = 0; i < rows; i++) {                                                      \
+        real *row = c + i * ldc, *kept = z ? z + i * ldc : NULL;                               \
+        fa_index j = 0;                                                                        \
+        for (; j + VL <= n; j += VL) {                                                         \
+            const vreal x = bias ? v_add(v_load(row + j), v_load(bias + j)) : v_load(row + j); \
+            if (kept) v_store(kept + j, x);                                                    \
+            v_store(row + j, f(x));                                                            \
+        }                                                                                      \
+        if (j < n) {                                                                           \
+            vreal x = v_load_n(row + j, n - j);                                                \
+            if (bias) x = v_add(x, v_load_n(bias + j, n - j));                                 \
+            if (kept) v_store_n(kept + j, x, n - j);                                           \
+            v_store_n(row + j, f(x), n - j);                                                   \
+        }                                                                                      \
+    }                                                                                          \
     break;
 
-void KERNEL(bias_activation_rows)(real *c, fa_index ldc, const real *bias, fa_index rows, fa_index n, int activation)
+void KERNEL(bias_activation_rows)(real *c, real *z, fa_index ldc, const real *bias, fa_index rows, fa_index n, int activation)
 {
     switch ((fa_activation)activation) {
     case FA_IDENTITY: BIAS_ROWS(identity)
@@ -44,5 +51,16 @@ void KERNEL(bias_activation_rows)(real *c, fa_index ldc, const real *bias, fa_in
     case FA_GELU_TANH: BIAS_ROWS(v_gelu_tanh)
     case FA_SILU: BIAS_ROWS(v_silu)
     case FA_EXP: BIAS_ROWS(v_exp)
+    }
+}
+
+/* silu(gate) up */
+void KERNEL(silu_gated)(stored *y, const stored *gate, const stored *up, fa_index n)
+{
+    fa_index i = 0;
+    for (; i + VL <= n; i += VL) v_store_stored(y + i, v_mul(v_silu(v_load_stored(gate + i)), v_load_stored(up + i)));
+    if (i < n) {
+        const vreal a = v_silu(v_load_stored_n(gate + i, n - i));
+        v_store_stored_n(y + i, v_mul(a, v_load_stored_n(up + i, n - i)), n - i);
     }
 }

@@ -251,3 +251,14 @@ void KERNEL(add_rows)(real *y, const real *x, fa_index ldx, fa_index rows, fa_in
         store_some(y + j, v_add(load_some(y + j, n - j), sum), n - j);
     }
 }
+
+void KERNEL(scatter_add_rows)(real *dst, fa_index ld, const fa_index *id, const real *src, fa_index ldsrc, fa_index rows,
+                              fa_index n)
+{
+    for (fa_index i = 0; i < rows; i++) {
+        real *to = dst + id[i] * ld;
+        const real *from = src + i * ldsrc;
+        for (fa_index j = 0; j < n; j += VL)
+            store_some(to + j, v_add(load_some(to + j, n - j), load_some(from + j, n - j)), n - j);
+    }
+}

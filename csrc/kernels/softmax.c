@@ -3,6 +3,10 @@
      y_j = e^(z_j) / sum_i e^(z_i)              ly_j = z_j - log sum_i e^(z_i)
      dx = scale y (dy - sum dy y)               dx = scale (dy - e^ly sum dy)
 
+   and cross-entropy of a row with its target t, e the label smoothing:
+
+     loss = log sum_i e^(x_i) - (1 - e) x_t - e sum_i x_i / n          dx_j = dloss (y_j - e / n - (1 - e) [j = t])
+
    The usual e^(z - max) spoils up to 5 bits: the rounding of z - max, up to 2^-18 in float, becomes a relative error of the
    result. Here the maximum only picks an integer N near max / ln 2, and each term is e^r 2^(n - N) with z = n ln 2 + r: nothing is
    rounded before the exponential. Rows with |max| beyond SHIFT_BEYOND subtract the maximum after all: there the difference of
@@ -177,5 +181,58 @@ void KERNEL(log_softmax_backward_rows)(real *dx, fa_index lddx, const real *dy, 
             const vreal d = v_fnma(v_exp(load_some(y + j, left)), sum, load_some(dy + j, left));
             store_some(dx + j, v_mul(d, factor), left);
         }
+    }
+}
+
+/* The usual form, x - max: a loss near 0 is then the log of a sum near 1, and its terms need no more. */
+FA_INLINE row_frame frame_below(real top)
+{
+    return (row_frame){v_set1(1), v_set1(-top), v_set1(EXP_LOWEST), v_set1(V_MAGIC + EXPONENT_DETOUR), 0};
+}
+
+/* log_sum - z, rounded once, for z = x - top. At an infinity there is no rest. */
+FA_INLINE double loss_of(double log_sum, double x, double top)
+{
+    const double z = x - top, z_part = z + top, z_rest = (x - z_part) - (top - (z_part - z));
+    const double d = log_sum - z, part = d - log_sum, d_rest = (log_sum - (d - part)) - (z + part);
+    return d + (d < REAL_INFINITY ? d_rest - z_rest : 0);
+}
+
+void KERNEL(cross_entropy_rows)(real *loss, real *top, real *sum, const real *x, const fa_index *target, fa_index rows,
+                                fa_index n, fa_index ignored, double smoothing)
+{
+    for (fa_index i = 0; i < rows; i++, x += n) {
+        loss[i] = top[i] = 0;
+        sum[i] = 1;
+        if (target[i] == ignored) continue;
+        top[i] = largest(x, n, 0);
+        const row_frame f = frame_below(top[i]);
+        sum[i] = exp_row((real *)x, x, n, &f, 0, i + 1 < rows ? x + n : x);
+        const double log_sum = log((double)sum[i] * EXPONENT_DETOUR_BACK);
+        double value = loss_of(log_sum, (double)x[target[i]], (double)top[i]);
+        if (smoothing > 0)
+            value =
+                (1 - smoothing) * value + smoothing * loss_of(log_sum, (double)dot_row(x, NULL, n) / (double)n, (double)top[i]);
+        loss[i] = (real)value;
+    }
+}
+
+void KERNEL(cross_entropy_backward_rows)(real *dx, const real *dloss, const real *x, const real *top, const real *sum,
+                                         const fa_index *target, fa_index rows, fa_index n, fa_index ignored, double smoothing)
+{
+    const vreal level = v_set1((real)(smoothing / (double)n)), peak = v_set1((real)(1 - smoothing));
+    for (fa_index i = 0; i < rows; i++, dx += n, x += n) {
+        if (target[i] == ignored) {
+            for (fa_index j = 0; j < n; j += VL) store_some(dx + j, v_zero(), n - j);
+            continue;
+        }
+        const row_frame f = frame_below(top[i]);
+        const vreal total = v_set1(sum[i]), factor = v_set1(dloss[i]);
+        for (fa_index j = 0; j < n; j += VL) {
+            const vreal p = v_div(exp_in_frame(load_some(x + j, n - j), &f), total);
+            store_some(dx + j, v_mul(factor, v_sub(p, level)), n - j);
+        }
+        const vreal p = v_div(exp_in_frame(v_set1(x[target[i]]), &f), total);
+        v_store_n(dx + target[i], v_mul(factor, v_sub(v_sub(p, peak), level)), 1);
     }
 }

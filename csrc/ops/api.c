@@ -40,6 +40,22 @@ void fa_probe_read(fa_dtype dtype, const void *x, fa_index n) { BY_DTYPE(probe_r
 
 fa_status fa_map(fa_dtype dtype, fa_activation f, void *y, const void *x, fa_index n) { BY_ANY_DTYPE(map, f, y, x, n); }
 
+fa_status fa_map_backward(fa_dtype dtype, fa_activation f, void *dx, const void *dy, const void *x, fa_index n)
+{
+    BY_DTYPE(map_backward, f, dx, dy, x, n);
+}
+
+fa_status fa_silu_gated_forward(fa_dtype dtype, void *y, const void *gate, const void *up, fa_index n)
+{
+    BY_ANY_DTYPE(silu_gated_forward, y, gate, up, n);
+}
+
+fa_status fa_silu_gated_backward(fa_dtype dtype, void *dgate, void *dup, const void *dy, const void *gate, const void *up,
+                                 fa_index n)
+{
+    BY_DTYPE(silu_gated_backward, dgate, dup, dy, gate, up, n);
+}
+
 fa_status fa_cast(fa_dtype dtype, void *y, const void *x, fa_index n, int narrow) { BY_ANY_DTYPE(cast, y, x, n, narrow); }
 
 fa_status fa_softmax_forward(fa_dtype dtype, int log, void *y, fa_index ldy, const void *x, fa_index ldx, fa_index rows,
@@ -54,16 +70,42 @@ fa_status fa_softmax_backward(fa_dtype dtype, int log, void *dx, const void *dy,
     BY_ANY_DTYPE(softmax_backward, log, dx, dy, y, rows, n, scale);
 }
 
+fa_status fa_cross_entropy_forward(fa_dtype dtype, const fa_cross_entropy_arguments *a) { BY_DTYPE(cross_entropy_forward, a); }
+
+fa_status fa_cross_entropy_backward(fa_dtype dtype, const fa_cross_entropy_arguments *a, void *dx, const void *dloss)
+{
+    BY_DTYPE(cross_entropy_backward, a, dx, dloss);
+}
+
+fa_status fa_embedding_forward(fa_dtype dtype, void *y, const void *w, const fa_index *id, fa_index rows, fa_index n)
+{
+    BY_ANY_DTYPE(embedding_forward, y, w, id, rows, n);
+}
+
+fa_status fa_embedding_backward(fa_dtype dtype, void *dw, const void *dy, const fa_index *id, fa_index table_rows, fa_index rows,
+                                fa_index n)
+{
+    BY_DTYPE(embedding_backward, dw, dy, id, table_rows, rows, n);
+}
+
+fa_status fa_rope(fa_dtype dtype, void *y, const void *x, const void *cosine, const void *sine, const fa_index *position,
+                  fa_index rows, fa_index n, int interleaved)
+{
+    BY_ANY_DTYPE(rope, y, x, cosine, sine, position, rows, n, interleaved);
+}
+
 fa_status fa_norm_forward(fa_dtype dtype, const fa_norm_arguments *a) { BY_DTYPE(norm_forward, a); }
 
 fa_status fa_norm_backward(fa_dtype dtype, const fa_norm_backward_arguments *a) { BY_DTYPE(norm_backward, a); }
 
-fa_status fa_linear_forward(fa_dtype dtype, void *y, fa_index ldy, const void *x, fa_index ldx, const void *w, fa_index ldw,
-                            const void *bias, fa_index M, fa_index N, fa_index K, fa_activation activation,
+fa_status fa_linear_forward(fa_dtype dtype, void *y, void *z, fa_index ldy, const void *x, fa_index ldx, const void *w,
+                            fa_index ldw, const void *bias, fa_index M, fa_index N, fa_index K, fa_activation activation,
                             fa_linear_strategy strategy)
 {
-    BY_ANY_DTYPE(linear_forward, y, ldy, x, ldx, w, ldw, bias, M, N, K, activation, strategy);
+    BY_ANY_DTYPE(linear_forward, y, z, ldy, x, ldx, w, ldw, bias, M, N, K, activation, strategy);
 }
+
+fa_status fa_linear_backward(fa_dtype dtype, const fa_linear_backward_arguments *a) { BY_DTYPE(linear_backward, a); }
 
 size_t fa_linear_packed_bytes(fa_dtype dtype, fa_isa isa, fa_index N, fa_index K)
 {

@@ -1,13 +1,24 @@
 /* The versions of each op. Included with OP defined. */
 fa_status OP(map)(fa_activation f, void *y, const void *x, fa_index n);
+fa_status OP(map_backward)(fa_activation f, void *dx, const void *dy, const void *x, fa_index n);
+fa_status OP(silu_gated_forward)(void *y, const void *gate, const void *up, fa_index n);
+fa_status OP(silu_gated_backward)(void *dgate, void *dup, const void *dy, const void *gate, const void *up, fa_index n);
 fa_status OP(cast)(void *y, const void *x, fa_index n, int narrow);
 fa_status OP(softmax_forward)(int log, void *y, fa_index ldy, const void *x, fa_index ldx, fa_index rows, fa_index n,
                               double scale);
 fa_status OP(softmax_backward)(int log, void *dx, const void *dy, const void *y, fa_index rows, fa_index n, double scale);
+fa_status OP(cross_entropy_forward)(const fa_cross_entropy_arguments *a);
+fa_status OP(cross_entropy_backward)(const fa_cross_entropy_arguments *a, void *dx, const void *dloss);
+fa_status OP(embedding_forward)(void *y, const void *w, const fa_index *id, fa_index rows, fa_index n);
+fa_status OP(embedding_backward)(void *dw, const void *dy, const fa_index *id, fa_index table_rows, fa_index rows, fa_index n);
+fa_status OP(rope)(void *y, const void *x, const void *cosine, const void *sine, const fa_index *position, fa_index rows,
+                   fa_index n, int interleaved);
 fa_status OP(norm_forward)(const fa_norm_arguments *a);
 fa_status OP(norm_backward)(const fa_norm_backward_arguments *a);
-fa_status OP(linear_forward)(void *y, fa_index ldy, const void *x, fa_index ldx, const void *w, fa_index ldw, const void *bias,
-                             fa_index M, fa_index N, fa_index K, fa_activation activation, fa_linear_strategy strategy);
+fa_status OP(linear_forward)(void *y, void *z, fa_index ldy, const void *x, fa_index ldx, const void *w, fa_index ldw,
+                             const void *bias, fa_index M, fa_index N, fa_index K, fa_activation activation,
+                             fa_linear_strategy strategy);
+fa_status OP(linear_backward)(const fa_linear_backward_arguments *a);
 size_t OP(linear_packed_bytes)(fa_isa isa, fa_index N, fa_index K);
 fa_status OP(linear_pack)(fa_isa isa, void *packed, const void *w, fa_index ldw, fa_index N, fa_index K);
 fa_status OP(linear_forward_packed)(fa_isa isa, void *y, fa_index ldy, const void *x, fa_index ldx, const void *packed,

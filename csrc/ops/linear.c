@@ -1,4 +1,4 @@
-/* y = activation(x w' + bias).
+/* y = activation(z), z = x w' + bias; z is kept where asked for.
 
    native  w is packed into panels once per call (or beforehand, in a handle), in blocks of at most W_BLOCK_BYTES; then tasks of
            M_BLOCK rows by a range of panels pack their rows of x, K_SLICE at a time, and run gemm_panels.
@@ -24,7 +24,7 @@
 
 typedef struct {
     const fa_kernels *kernels;
-    stored *y;
+    stored *y, *z; /* z: as y, or NULL */
     real *panels, *tiles;
     const stored *x, *w, *bias;
     const real *packed;
@@ -81,7 +81,7 @@ static void product_task(void *context, fa_index i, int worker)
         multiply(c, product, ld, tiles, m0, rows, c->panels + p * width * c->Kp, panels, columns - (panels - 1) * width);
         if (c->bias) k->widen(bias, c->bias + column, columns);
         if (c->bias || c->activation != FA_IDENTITY)
-            k->bias_activation_rows(product, ld, c->bias ? bias : NULL, rows, columns, (int)c->activation);
+            k->bias_activation_rows(product, NULL, ld, c->bias ? bias : NULL, rows, columns, (int)c->activation);
         for (fa_index r = 0; r < rows; r++) k->narrow(c->y + (m0 + r) * c->ldy + column, product + r * ld, columns);
     }
 }
@@ -98,7 +98,8 @@ static void product_task(void *context, fa_index i, int worker)
     real *tiles = c->tiles + worker * c->tile_size, *y = c->y + m0 * c->ldy + column;
     multiply(c, y, c->ldy, tiles, m0, rows, c->panels + p0 * width * c->Kp, panels, columns - (panels - 1) * width);
     if (c->bias || c->activation != FA_IDENTITY)
-        k->bias_activation_rows(y, c->ldy, c->bias ? c->bias + column : NULL, rows, columns, (int)c->activation);
+        k->bias_activation_rows(y, c->z ? c->z + (y - c->y) : NULL, c->ldy, c->bias ? c->bias + column : NULL, rows, columns,
+                                (int)c->activation);
 }
 #endif
 
@@ -166,7 +167,8 @@ static void blas_task(void *context, fa_index i, int worker)
         for (fa_index r = 0; r < rows; r++) memcpy(y + r * c->ldy, product + r * BLAS_COLUMNS, (size_t)columns * sizeof(real));
     }
     if (c->bias || c->activation != FA_IDENTITY)
-        c->kernels->bias_activation_rows(y, c->ldy, c->bias ? c->bias + n0 : NULL, rows, columns, (int)c->activation);
+        c->kernels->bias_activation_rows(y, c->z ? c->z + (y - c->y) : NULL, c->ldy, c->bias ? c->bias + n0 : NULL, rows, columns,
+                                         (int)c->activation);
 }
 
 static fa_status forward_blas(linear_call *c)
@@ -189,12 +191,14 @@ static fa_index packed_size(const fa_kernels *k, fa_index K)
     return fa_round_up(fa_ceil_div(K, k->sizes.packed), k->sizes.tile_k);
 }
 
-fa_status OP(linear_forward)(void *y, fa_index ldy, const void *x, fa_index ldx, const void *w, fa_index ldw, const void *bias,
-                             fa_index M, fa_index N, fa_index K, fa_activation activation, fa_linear_strategy strategy)
+fa_status OP(linear_forward)(void *y, void *z, fa_index ldy, const void *x, fa_index ldx, const void *w, fa_index ldw,
+                             const void *bias, fa_index M, fa_index N, fa_index K, fa_activation activation,
+                             fa_linear_strategy strategy)
 {
     const fa_kernels *k = current_kernels();
     linear_call call = {.kernels = k,
                         .y = y,
+                        .z = z,
                         .x = x,
                         .w = w,
                         .bias = bias,

@@ -87,6 +87,7 @@ FA_INLINE real v_reduce_max(vreal a)
     x = _mm_max_ps(x, _mm_movehl_ps(x, x));
     return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
+FA_INLINE vreal v_swap_pairs(vreal a) { return _mm256_permute_ps(a, 0xb1); }
 FA_INLINE void v_transpose(vreal a[VL])
 {
     const __m256 t0 = _mm256_unpacklo_ps(a[0], a[1]), t1 = _mm256_unpackhi_ps(a[0], a[1]);
@@ -221,6 +222,7 @@ FA_INLINE real v_reduce_max(vreal a)
     const __m128d x = _mm_max_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));
     return _mm_cvtsd_f64(_mm_max_sd(x, _mm_unpackhi_pd(x, x)));
 }
+FA_INLINE vreal v_swap_pairs(vreal a) { return _mm256_permute_pd(a, 0x5); }
 FA_INLINE void v_transpose(vreal a[VL])
 {
     const __m256d t0 = _mm256_unpacklo_pd(a[0], a[1]), t1 = _mm256_unpackhi_pd(a[0], a[1]);

@@ -142,6 +142,12 @@ FA_INLINE real v_reduce_max(vreal a)
     for (int i = 1; i < VL; i++) m = m > a[i] ? m : a[i];
     return m;
 }
+FA_INLINE vreal v_swap_pairs(vreal a)
+{
+    vreal b;
+    for (int i = 0; i < VL; i++) b[i] = a[i ^ 1];
+    return b;
+}
 FA_INLINE void v_transpose(vreal a[VL])
 {
     for (int i = 0; i < VL; i++)

@@ -46,6 +46,7 @@
                v_and v_or v_and_not(m, n) = m and not n;  v_any(m)
    reduction   v_reduce_add v_reduce_max         in a fixed tree: halves, quarters, ...
    transpose   v_transpose(a)                    a[VL], in place
+               v_swap_pairs(a)                   a1 a0 a3 a2 ...
 
    Adding an op: first portable.h, then every other header, then this list. */
 #ifndef FA_SIMD_H

@@ -1,10 +1,11 @@
-"""Positions as vectors."""
+"""Positions as vectors, and as rotations."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import ArrayLike, DTypeLike
 
+from fastattn import _core
 from fastattn.functional._types import Array
 
 
@@ -35,3 +36,82 @@ def sinusoidal_positions(length: int, dim: int, *, base: float = 10000.0, offset
     table[:, 0::2] = np.sin(angle)
     table[:, 1::2] = np.cos(angle[:, : dim // 2])
     return table
+
+
+class SavedRope(NamedTuple):
+    """What the gradient of rope needs: the options of the call."""
+
+    positions: ArrayLike
+    base: float
+    interleaved: bool
+
+
+def rope(x: ArrayLike, positions: ArrayLike, *, base: float = 10000.0, interleaved: bool = False,
+         out: Array | None = None) -> Array:  # fmt: skip
+    """Rotary positions: pairs of x[..., D] turned by position * base^(-2 j / D), j the number of the pair.
+
+        y_a = x_a cos - x_b sin,   y_b = x_b cos + x_a sin
+
+    where pair j is (j, j + D / 2), or with interleaved=True (2 j, 2 j + 1). positions are integers or floats that
+    broadcast to x.shape[:-1]: [L] for x[..., L, D], [L, 1] for x[B, L, H, D]. D is even. Angles are computed in float64
+    (of float64: long double), cosines and sines rounded to the type of the arithmetic. `out` may be x. Source: Su et
+    al. 2021, arXiv:2104.09864.
+
+    >>> rope(np.array([[1.0, 0.0], [1.0, 0.0]]), [0, 1])
+    array([[1.        , 0.        ],
+           [0.54030231, 0.84147098]])
+    """
+    return _rope(x, positions, base, interleaved, out, 1, "rope")
+
+
+def rope_forward(x: ArrayLike, positions: ArrayLike, *, base: float = 10000.0,
+                 interleaved: bool = False) -> tuple[Array, SavedRope]:  # fmt: skip
+    """rope, and what its gradient needs: (y, saved).
+
+    >>> y, saved = rope_forward(np.ones((1, 2)), [0])
+    >>> rope_backward(y, saved)
+    array([[1., 1.]])
+    """
+    return _rope(x, positions, base, interleaved, None, 1, "rope_forward"), SavedRope(positions, base, interleaved)
+
+
+def rope_backward(dy: ArrayLike, saved: SavedRope) -> Array:
+    """Gradient dx of rope_forward: dy turned back, by the negative angles.
+
+    >>> _, saved = rope_forward(np.array([[1.0, 0.0]]), [1])
+    >>> rope_backward(np.array([[1.0, 0.0]]), saved)
+    array([[ 0.54030231, -0.84147098]])
+    """
+    if not isinstance(saved, SavedRope):
+        raise TypeError(f"rope_backward: saved must be what rope_forward returned, got {type(saved).__name__}")
+    return _rope(dy, saved.positions, saved.base, saved.interleaved, None, -1, "rope_backward")
+
+
+def _rope(x: ArrayLike, positions: ArrayLike, base: float, interleaved: bool, out: Array | None, direction: int,
+          op: str) -> Array:  # fmt: skip
+    array, place = _core.checked_array(x, op, "x"), _core.checked_array(positions, op, "positions")
+    if array.ndim == 0 or array.shape[-1] % 2:
+        raise ValueError(f"{op}: x must have a last axis of even size, got shape {array.shape}")
+    if place.dtype.kind not in "iuf":
+        raise TypeError(f"{op}: positions must be integers or floats, got {place.dtype}")
+    if not 0 < base < np.inf:
+        raise ValueError(f"{op}: base must be positive and finite, got {base}")
+    if not np.isfinite(place).all():
+        raise ValueError(f"{op}: positions must be finite, got {place[~np.isfinite(place)][0]}")
+    try:
+        row = np.broadcast_to(np.arange(place.size).reshape(place.shape), array.shape[:-1])
+    except ValueError:
+        raise ValueError(
+            f"{op}: positions must broadcast to {array.shape[:-1]}, the shape of x but for the last axis, "
+            f"got {place.shape}"
+        ) from None
+    n = array.shape[-1]
+    wide: Any = np.longdouble if array.dtype == np.float64 else np.float64
+    frequency = np.power(wide(base), -np.arange(0, n, 2).astype(wide) / wide(max(n, 1)))
+    angle = place.ravel().astype(wide)[:, None] * frequency
+    kind = np.float64 if array.dtype == np.float64 else np.float32
+    cosine, sine = np.cos(angle).astype(kind), (direction * np.sin(angle)).astype(kind)
+    if interleaved:
+        cosine, sine = np.repeat(cosine, 2, axis=1), np.repeat(sine, 2, axis=1)
+        sine[:, 0::2] *= -1
+    return _core.rope(array, cosine, sine, np.ascontiguousarray(row, np.int64), interleaved, out, op)

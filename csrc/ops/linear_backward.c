@@ -1,0 +1,117 @@
+/* Gradients of y = f(z), z = x w' + bias, for g = dy f'(z) (dy itself without an activation):
+
+     dx = g w (+ dx)          dw = g' x          dbias = sums of g over rows
+
+   Chunks of CHUNK_ROWS rows: g into scratch, the rows of x into panels, then the products of the chunk in one list over the pool
+   (product.h). Sums over rows run in parts that divide CHUNK_ROWS, so no sum depends on the chunks. w is packed once. */
+#include "product.h"
+
+#include <string.h>
+
+#define CHUNK_ROWS 2048 /* a multiple of the rows in a part of a sum over rows; x and g of 1024 floats each: 16 MB */
+#define ROWS_PER_TASK 16
+#define WORK_PER_ELEMENT 8.0 /* of an activation's gradient */
+
+typedef struct {
+    const fa_kernels *kernels;
+    const fa_linear_backward_arguments *a;
+    fa_index first, rows, most_rows; /* of this chunk */
+    int members;
+    real *g, *w_panels, *x_panels, *scratch;
+    const real **w_rows, **x_rows, **g_rows;
+    real **dx_rows;
+} backward_call;
+
+static void activation_rows(void *context, fa_index i, int worker)
+{
+    const backward_call *c = context;
+    const fa_linear_backward_arguments *a = c->a;
+    const fa_index first = i * ROWS_PER_TASK, rows = fa_min(ROWS_PER_TASK, c->rows - first), at = (c->first + first) * a->N;
+    (void)worker;
+    c->kernels->map_backward(c->g + first * a->N, (const real *)a->dy + at, (const real *)a->z + at, rows * a->N,
+                             (int)a->activation);
+}
+
+static void begin_chunk(backward_call *c)
+{
+    const fa_linear_backward_arguments *a = c->a;
+    const int active = a->activation != FA_IDENTITY;
+    c->rows = fa_min(c->most_rows, a->M - c->first);
+    for (fa_index r = 0; r < c->rows; r++) {
+        c->x_rows[r] = (const real *)a->x + (c->first + r) * a->K;
+        c->g_rows[r] = active ? c->g + r * a->N : (const real *)a->dy + (c->first + r) * a->N;
+        if (a->dx) c->dx_rows[r] = (real *)a->dx + (c->first + r) * a->K;
+    }
+    if (active)
+        fa_parallel_for(fa_ceil_div(c->rows, ROWS_PER_TASK), fa_members_for(WORK_PER_ELEMENT * (double)c->rows * (double)a->N),
+                        activation_rows, c);
+}
+
+static void run_chunk(backward_call *c)
+{
+    const fa_linear_backward_arguments *a = c->a;
+    const product_operand x = {c->x_panels, c->x_rows, a->K, c->rows};
+    OP(products_pack)(c->kernels, &x, 1, c->members);
+    const product dw = {.kind = PRODUCT_SUM,
+                        .M = a->N,
+                        .N = a->K,
+                        .K = c->rows,
+                        .a = c->g_rows,
+                        .lda = a->N,
+                        .panels = c->x_panels,
+                        .c = a->dw,
+                        .sum = a->dbias,
+                        .add = c->first > 0};
+    const product dx = {.kind = PRODUCT_ROWS,
+                        .M = c->rows,
+                        .N = a->K,
+                        .K = a->N,
+                        .a = c->g_rows,
+                        .panels = c->w_panels,
+                        .rows = c->dx_rows,
+                        .add = a->add_dx};
+    const product list[] = {dw, dx};
+    OP(products_run)(c->kernels, list, a->dx ? 2 : 1, c->members, c->scratch, fa_max(a->N, c->most_rows));
+}
+
+/* Gives out the scratch of the call; called twice, see arena. */
+static void plan_call(backward_call *c, arena *plan)
+{
+    const fa_linear_backward_arguments *a = c->a;
+    const fa_kernels *k = c->kernels;
+    const fa_index rows = c->most_rows;
+    c->g = arena_take(plan, a->activation == FA_IDENTITY ? 0 : rows * a->N, sizeof(real));
+    c->w_panels = arena_take(plan, a->dx ? OP(product_panels)(k, a->K, a->N) : 0, sizeof(real));
+    c->x_panels = arena_take(plan, OP(product_panels)(k, a->K, rows), sizeof(real));
+    c->scratch = arena_take(plan, OP(products_scratch)(k, fa_max(a->N, rows), c->members), sizeof(real));
+    c->w_rows = arena_take(plan, a->N, sizeof *c->w_rows);
+    c->x_rows = arena_take(plan, rows, sizeof *c->x_rows);
+    c->g_rows = arena_take(plan, rows, sizeof *c->g_rows);
+    c->dx_rows = arena_take(plan, rows, sizeof *c->dx_rows);
+}
+
+fa_status OP(linear_backward)(const fa_linear_backward_arguments *a)
+{
+    backward_call c = {.kernels = current_kernels(), .a = a, .most_rows = fa_min(a->M, CHUNK_ROWS)};
+    fa_scratch scratch;
+    arena plan = {0};
+    c.members = fa_members_for(2 * (double)c.most_rows * (double)a->N * (double)a->K);
+    plan_call(&c, &plan);
+    if (!fa_scratch_take(&scratch, plan.used)) return FA_NOMEM;
+    plan = (arena){.base = scratch.base};
+    plan_call(&c, &plan);
+
+    if (a->M == 0) memset(a->dw, 0, (size_t)(a->N * a->K) * sizeof(real));
+    if (a->dbias) memset(a->dbias, 0, (size_t)a->N * sizeof(real));
+    if (a->dx && a->M > 0) {
+        for (fa_index n = 0; n < a->N; n++) c.w_rows[n] = (const real *)a->w + n * a->ldw;
+        const product_operand w = {c.w_panels, c.w_rows, a->K, a->N};
+        OP(products_pack)(c.kernels, &w, 1, c.members);
+    }
+    for (; c.first < a->M; c.first += c.rows) {
+        begin_chunk(&c);
+        run_chunk(&c);
+    }
+    fa_scratch_give(&scratch);
+    return FA_OK;
+}

@@ -1,0 +1,95 @@
+# Rows of a table by number, and rotary positions.
+
+
+cdef object as_ids(object value, Py_ssize_t count, str op, str name, object ignored=None):
+    """int64 ids in 0..count - 1 (or `ignored`), contiguous. A copy: the caller's may change during the call."""
+    ids = as_ndarray(value, op, name)
+    if ids.dtype.kind not in "iu" and (ids.size or ids.dtype != float64):
+        raise TypeError(f"{op}: {name} must be integers, got {ids.dtype}")
+    if ids.size and (ids.min() < 0 or ids.max() >= count):
+        wrong = (ids < 0) | (ids >= count)
+        if ignored is not None:
+            wrong &= ids != ignored
+        if wrong.any():
+            place = np.argwhere(wrong)[0]
+            at = ", ".join([str(i) for i in place])
+            raise ValueError(f"{op}: {name} must lie in 0..{count - 1}, got {ids[tuple(place)]} at [{at}]")
+    return ids.astype(np.int64, order="C")
+
+
+def embedding(object ids, object weight, str op):
+    """(weight[ids], ids as they were used)."""
+    cdef Array w, y
+    cdef fa_status status
+    cdef const fa_index *id
+    cdef object result
+    cdef Py_ssize_t rows
+    w.held = y.held = False
+    try:
+        acquire_contiguous(&w, weight, op, "weight", 2, ALL_TYPES)
+        numbers = as_ids(ids, w.shape[0], op, "ids")
+        result = new_out(&y, (*numbers.shape, w.shape[1]), w.dtype, op)
+        id, rows = index_pointer(numbers), numbers.size
+        with nogil:
+            status = fa_embedding_forward(<fa_dtype>w.dtype, y.data, w.data, id, rows, w.shape[1])
+        raise_status(status, op)
+    finally:
+        release(&w)
+        release(&y)
+    return result, numbers
+
+
+def embedding_backward(object dy, object ids, tuple table, str op):
+    """dweight of shape `table` from dy and the ids that `embedding` returned."""
+    cdef Array g, d
+    cdef fa_status status
+    cdef const fa_index *id
+    cdef object result
+    cdef Py_ssize_t rows
+    g.held = d.held = False
+    try:
+        acquire_contiguous(&g, dy, op, "dy")
+        if shape_of(&g) != (*ids.shape, table[1]):
+            raise wrong_shape(op, "dy", f"have shape {(*ids.shape, table[1])}", f"shape {shape_of(&g)}")
+        result = new_out(&d, table, g.dtype, op)
+        id, rows = index_pointer(ids), ids.size
+        with nogil:
+            status = fa_embedding_backward(<fa_dtype>g.dtype, d.data, g.data, id, d.shape[0], rows, d.shape[1])
+        raise_status(status, op)
+    finally:
+        release(&g)
+        release(&d)
+    return result
+
+
+def rope(object x, object cosine, object sine, object row, bint interleaved, object out, str op):
+    """x[..., n] with each row turned by row[...] of the tables, which fit it."""
+    cdef Array a, c, s, y
+    cdef fa_status status
+    cdef const fa_index *position = index_pointer(row)
+    cdef object result
+    cdef Py_ssize_t n
+    a.held = c.held = s.held = y.held = False
+    try:
+        acquire_contiguous(&a, x, op, "x", -1, ALL_TYPES)
+        acquire_contiguous(&c, cosine, op, "cosine", 2, real_dtype(a.dtype))
+        acquire_contiguous(&s, sine, op, "sine", 2, real_dtype(a.dtype))
+        shape = shape_of(&a)
+        if out is not None and acquire_out(&y, out, shape, a.dtype, op) and is_contiguous(&y) and (
+            same_place(&a, &y) or not overlap(&a, &y)
+        ):
+            result = out
+        else:
+            release(&y)
+            result = new_out(&y, shape, a.dtype, op)
+        n = a.shape[a.ndim - 1]
+        with nogil:
+            status = fa_rope(<fa_dtype>a.dtype, y.data, a.data, c.data, s.data, position, rows_before(&a), n,
+                             interleaved)
+        raise_status(status, op)
+    finally:
+        release(&a)
+        release(&c)
+        release(&s)
+        release(&y)
+    return copy_to(out, result)

@@ -1,0 +1,96 @@
+"""Cross-entropy of logits, with its gradient."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fastattn import _core
+from fastattn.functional._types import Array
+
+_REDUCTIONS = ("mean", "sum", "none")
+
+
+class SavedCrossEntropy(NamedTuple):
+    """What the gradient of cross_entropy needs: the largest logit and the sum of each row, not its probabilities."""
+
+    logits: ArrayLike
+    targets: Array
+    top: Array
+    sum: Array
+    ignore_index: int | None
+    label_smoothing: float
+    reduction: str
+    counted: int  # targets that are not ignored
+
+
+def cross_entropy(logits: ArrayLike, targets: ArrayLike, *, ignore_index: int | None = -100,
+                  label_smoothing: float = 0.0, reduction: str = "mean") -> Array:  # fmt: skip
+    """Cross-entropy of logits[..., C] with the classes targets[...]: integers in 0..C - 1.
+
+        loss = log sum_j e^(logits_j) - (1 - s) logits_target - s sum_j logits_j / C,   s = label_smoothing in 0..1
+
+    reduction: "mean" over the targets that are not ignored (NaN where all are), "sum", or "none" for the losses of the
+    shape of targets. Where targets are ignore_index (None: nowhere) loss and gradient are 0, and logits are not read. A
+    row with NaN or +inf has the loss NaN. Raises ValueError naming a target out of range.
+
+    >>> cross_entropy(np.array([[0.0, 0.0], [1.0, 2.0]]), [1, -100])
+    np.float64(0.6931471805599453)
+    """
+    return _forward(logits, targets, ignore_index, label_smoothing, reduction, "cross_entropy")[0]
+
+
+def cross_entropy_forward(logits: ArrayLike, targets: ArrayLike, *, ignore_index: int | None = -100,
+                          label_smoothing: float = 0.0,
+                          reduction: str = "mean") -> tuple[Array, SavedCrossEntropy]:  # fmt: skip
+    """cross_entropy, and what its gradient needs: (loss, saved).
+
+    >>> loss, saved = cross_entropy_forward(np.array([[0.0, 0.0]]), [1])
+    >>> cross_entropy_backward(1.0, saved)
+    array([[ 0.5, -0.5]])
+    """
+    return _forward(logits, targets, ignore_index, label_smoothing, reduction, "cross_entropy_forward")
+
+
+def cross_entropy_backward(dloss: ArrayLike, saved: SavedCrossEntropy) -> Array:
+    """Gradient dlogits of cross_entropy_forward, from that of the loss (a number, or with reduction="none" an array).
+
+    With p the softmax of a row: dlogits_j = dloss (p_j - s / C - (1 - s) [j = target]), divided by the number of
+    targets that count with reduction="mean".
+
+    >>> _, saved = cross_entropy_forward(np.zeros((2, 2)), [0, 1], reduction="none")
+    >>> cross_entropy_backward(np.array([1.0, 0.0]), saved)
+    array([[-0.5,  0.5],
+           [ 0. , -0. ]])
+    """
+    op = "cross_entropy_backward"
+    if not isinstance(saved, SavedCrossEntropy):
+        raise TypeError(f"{op}: saved must be what cross_entropy_forward returned, got {type(saved).__name__}")
+    top = saved.top
+    if saved.reduction == "none":
+        factor = _core.checked_array(dloss, op, "dloss")
+    else:
+        number = np.asarray(dloss, np.float64)
+        if number.ndim:
+            raise ValueError(
+                f"{op}: dloss must be a number for reduction={saved.reduction!r}, got shape {number.shape}"
+            )
+        count = saved.counted if saved.reduction == "mean" else 1
+        factor = np.full(top.shape, number / max(1, count), top.dtype)
+    return _core.cross_entropy_backward(
+        factor, saved.logits, saved.targets, top, saved.sum, saved.ignore_index, saved.label_smoothing, op
+    )
+
+
+def _forward(logits: ArrayLike, targets: ArrayLike, ignore_index: int | None, label_smoothing: float, reduction: str,
+             op: str) -> tuple[Array, SavedCrossEntropy]:  # fmt: skip
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"{op}: reduction must be one of {', '.join(_REDUCTIONS)}, got {reduction!r}")
+    losses, top, total, numbers = _core.cross_entropy(logits, targets, ignore_index, label_smoothing, op)
+    count = numbers.size if ignore_index is None else int(np.count_nonzero(numbers != ignore_index))
+    saved = SavedCrossEntropy(logits, numbers, top, total, ignore_index, label_smoothing, reduction, count)
+    if reduction == "none":
+        return losses, saved
+    wide = losses.sum(dtype=np.float64)  # pairwise, of one contiguous array: the same order in every run
+    with np.errstate(invalid="ignore"):
+        return losses.dtype.type(wide / np.float64(count) if reduction == "mean" else wide), saved

@@ -1,0 +1,57 @@
+"""Rows of a table by number, with their gradient."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fastattn import _core
+from fastattn.functional._types import Array
+
+
+class SavedEmbedding(NamedTuple):
+    """What the gradient of an embedding needs."""
+
+    ids: Array
+    shape: tuple[int, ...]  # of the weight
+
+
+def embedding(ids: ArrayLike, weight: ArrayLike) -> Array:
+    """y[..., n] = weight[ids]: rows of weight[V, n] for integer ids[...] in 0..V - 1.
+
+    Raises ValueError naming the first id that is out of range, and where it stands.
+
+    >>> embedding([2, 0], np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
+    array([[5., 6.],
+           [1., 2.]])
+    """
+    return _core.embedding(ids, weight, "embedding")[0]
+
+
+def embedding_forward(ids: ArrayLike, weight: ArrayLike) -> tuple[Array, SavedEmbedding]:
+    """embedding, and what its gradient needs: (y, saved).
+
+    >>> y, saved = embedding_forward([1, 1], np.ones((2, 3)))
+    >>> embedding_backward(np.ones((2, 3)), saved)
+    array([[0., 0., 0.],
+           [2., 2., 2.]])
+    """
+    y, numbers = _core.embedding(ids, weight, "embedding_forward")
+    return y, SavedEmbedding(numbers, np.shape(weight))
+
+
+def embedding_backward(dy: ArrayLike, saved: SavedEmbedding) -> Array:
+    """Gradient dweight[V, n] of embedding_forward: row v is the sum of dy[i] over ids[i] = v, in rising order of i.
+
+    float32 and float64. The order makes the bits the same on any number of threads.
+
+    >>> _, saved = embedding_forward([0], np.ones((2, 1)))
+    >>> embedding_backward(np.array([[5.0]]), saved)
+    array([[5.],
+           [0.]])
+    """
+    if not isinstance(saved, SavedEmbedding):
+        raise TypeError(
+            f"embedding_backward: saved must be what embedding_forward returned, got {type(saved).__name__}"
+        )
+    return _core.embedding_backward(dy, saved.ids, saved.shape, "embedding_backward")

@@ -1,0 +1,105 @@
+"""Rotary positions."""
+
+import numpy as np
+import pytest
+
+import fastattn as fa
+from tests import plain
+from tests.arrays import LAYOUTS, same_bits
+from tests.errors import ErrorRule, exact
+
+SIZES = [2, 4, 6, 14, 16, 18, 30, 32, 34, 64, 128, 130]
+both = pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])
+
+
+@both
+@pytest.mark.usefixtures("isa", "threads")
+def test_rotations_keep_the_error_rule(dtype, rng, interleaved):
+    rule = ErrorRule()
+    for n in SIZES:
+        x = rng.standard_normal((2, 3, 9, n), np.float32).astype(dtype)
+        positions = rng.integers(0, 500, 9)
+        got = fa.rope(x, positions, interleaved=interleaved)
+        right = exact(dtype).rope(x, positions, interleaved=interleaved)
+        rule.add(got, plain.rope(x, positions, interleaved=interleaved), right)
+    rule.check()
+
+
+@both
+@pytest.mark.usefixtures("isa")
+def test_the_gradient_turns_back(dtype, rng, interleaved):
+    dy = rng.standard_normal((2, 9, 34)).astype(dtype)
+    positions = np.arange(9)
+    _, saved = fa.rope_forward(dy, positions, base=500.0, interleaved=interleaved)
+    assert same_bits(fa.rope_backward(dy, saved), fa.rope(dy, -positions, base=500.0, interleaved=interleaved))
+
+
+@both
+def test_scores_depend_on_distances_alone(rng, interleaved):
+    q, k = rng.standard_normal((2, 5, 64))
+    options = {"interleaved": interleaved}
+    near = fa.rope(q, np.arange(5), **options) @ fa.rope(k, np.arange(5), **options).T
+    far = fa.rope(q, np.arange(5) + 1000, **options) @ fa.rope(k, np.arange(5) + 1000, **options).T
+    np.testing.assert_allclose(near, far, atol=1e-11)
+
+
+def test_the_two_forms_are_one_up_to_the_order_of_columns(rng):
+    x = rng.standard_normal((5, 12))
+    order = np.concatenate([np.arange(0, 12, 2), np.arange(1, 12, 2)])
+    turned = fa.rope(x, np.arange(5), interleaved=True)
+    assert np.allclose(turned[:, order], fa.rope(x[:, order], np.arange(5)), rtol=0, atol=1e-15)
+
+
+@both
+@pytest.mark.usefixtures("isa")
+def test_positions_broadcast_and_a_row_does_not_depend_on_the_others(rng, interleaved):
+    x = rng.standard_normal((2, 7, 3, 18), np.float32)
+    positions = rng.integers(0, 99, (2, 7))
+    whole = fa.rope(x, positions[..., None], interleaved=interleaved)
+    for b, i, h in np.ndindex(2, 7, 3):
+        assert same_bits(fa.rope(x[b, i, h], positions[b, i], interleaved=interleaved), whole[b, i, h])
+    with fa.num_threads(3):
+        assert same_bits(fa.rope(x, positions[..., None], interleaved=interleaved), whole)
+    for other in LAYOUTS.values():
+        assert same_bits(fa.rope(other(x), positions[..., None], interleaved=interleaved), whole)
+    out = x.copy()
+    assert fa.rope(out, positions[..., None], interleaved=interleaved, out=out) is out
+    assert same_bits(out, whole)
+
+
+@both
+@pytest.mark.usefixtures("isa")
+def test_16_bits_are_rounded_once(rng, interleaved):
+    bf16 = pytest.importorskip("ml_dtypes").bfloat16
+    for kind in (np.float16, bf16):
+        x = rng.standard_normal((9, 34), np.float32).astype(kind)
+        wide = fa.rope(x.astype(np.float32), np.arange(9), interleaved=interleaved)
+        got = fa.rope(x, np.arange(9), interleaved=interleaved)
+        assert same_bits(got.view(np.uint16), wide.astype(kind).view(np.uint16))
+
+
+def test_sizes_may_be_zero():
+    for shape in ((0, 4), (3, 0), (2, 0, 4)):
+        assert fa.rope(np.ones(shape), np.arange(shape[-2])).shape == shape
+
+
+@pytest.mark.parametrize(
+    ("x", "positions", "options", "error", "message"),
+    [
+        (np.ones((2, 3)), [0, 1], {}, ValueError, r"rope: x must have a last axis of even size, got shape \(2, 3\)"),
+        (np.ones((2, 4)), [0, 1, 2], {}, ValueError, r"rope: positions must broadcast to \(2,\).*got \(3,\)"),
+        (np.ones((2, 4)), [0, np.inf], {}, ValueError, r"rope: positions must be finite, got inf"),
+        (np.ones((2, 4)), ["a", "b"], {}, TypeError, r"rope: positions must be integers or floats"),
+        (np.ones((2, 4)), [0, 1], {"base": 0}, ValueError, r"rope: base must be positive"),
+        (np.ones((2, 4), int), [0, 1], {}, TypeError, r"rope: x must be float32"),
+        (np.ones((2, 4)), [0, 1], {"out": np.ones((2, 3))}, ValueError, r"rope: out must have shape \(2, 4\)"),
+    ],
+)
+def test_wrong_arguments_are_named(x, positions, options, error, message):
+    with pytest.raises(error, match=message):
+        fa.rope(x, positions, **options)
+
+
+def test_a_wrong_saved_is_named():
+    with pytest.raises(TypeError, match=r"rope_backward: saved must be what rope_forward returned, got list"):
+        fa.rope_backward(np.ones((2, 4)), [])
