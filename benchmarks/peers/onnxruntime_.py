@@ -39,7 +39,7 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
         return min((_attention(case, inputs, threads, operator) for operator in operators), key=_seconds)
     x = inputs["x"]
     if case.op == "softmax":
-        return _session(threads, [_node("Softmax", ["x"], ["y"], axis=-1)], {"x": x}, {}, {"y": x.shape})
+        return _session(threads, _node("Softmax", ["x"], ["y"], axis=-1), {"x": x}, {}, {"y": x.shape})
     if case.op == "linear":
         node = _node("Gemm", ["x", "w", "b"], ["y"], transB=1)
         constants = {"w": inputs["weight"], "b": inputs["bias"]}
