@@ -105,7 +105,11 @@ def attention_strategy(name: str) -> Iterator[None]:
 
 @contextmanager
 def linear_strategy(name: str) -> Iterator[None]:
-    """How linear computes its product: "native" (own kernels), "blas" or "auto". Packed weights are always native."""
+    """How linear computes its product: "native" (own kernels), "blas" (OpenBLAS on tiles) or "auto", the faster one.
+
+    The two round differently. Always native are packed weights, and what BLAS has no call for: sums of nothing, and
+    sizes beyond a C int. Raises ValueError for another name, and for "blas" in a build without BLAS.
+    """
     before = _core.get_linear_strategy()
     _core.set_linear_strategy(name)
     try:
