@@ -97,7 +97,7 @@ cdef int kind_of(object dtype, str op) except -1:
     cdef str expected = "float32, float64, float16 or bfloat16 (which needs ml_dtypes)"
     try:
         wanted = np.dtype(dtype)
-    except TypeError:
+    except (TypeError, ValueError):
         raise TypeError(f"{op}: dtype must be {expected}, got {dtype!r}") from None
     if is_bfloat16(wanted):
         return FA_BF16
@@ -335,6 +335,23 @@ cdef double as_float(object value, str op, str name) except? -1.0:
         raise TypeError(f"{op}: {name} must be a number, got {value!r}") from None
     except OverflowError:
         raise ValueError(f"{op}: {name} must be finite, got an integer beyond all floats") from None
+
+
+cdef bint as_flag(object value, str op, str name) except -1:
+    """True or False: the truth of anything else is a guess, and of some things an error."""
+    if value is True or value is False:
+        return value is True
+    if isinstance(value, np.bool_):
+        return bool(value)
+    raise TypeError(f"{op}: {name} must be True or False, got {value!r}")
+
+
+def checked_flag(object value, str op, str name):
+    return as_flag(value, op, name)
+
+
+def checked_number(object value, str op, str name):
+    return as_float(value, op, name)
 
 
 cdef double finite(object value, str op, str name) except? -1.0:

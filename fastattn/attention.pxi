@@ -42,9 +42,12 @@ cdef object acquire_mask(Array *a, object mask, int dtype, const Py_ssize_t *ful
 cdef fa_index window_side(object side, str op) except -2:
     if side is None:
         return FA_UNBOUNDED
-    if isinstance(side, bool) or not hasattr(side, "__index__"):
-        raise TypeError(f"{op}: window must hold integers or None, got {side!r}")
-    side = side.__index__()
+    try:
+        if isinstance(side, bool):
+            raise TypeError
+        side = index(side)
+    except TypeError:
+        raise TypeError(f"{op}: window must hold integers or None, got {side!r}") from None
     if side < 0:
         raise ValueError(f"{op}: window must hold distances of at least 0, got {side}")
     # Beyond any length it bounds nothing, and sums with positions must not overflow.
@@ -92,10 +95,11 @@ cdef void release_inputs(AttentionInputs *x) noexcept:
 
 
 cdef int head_axis_of(object layout, str op) except -1:
-    if layout == "bhld":
-        return 1
-    if layout == "blhd":
-        return 2
+    if isinstance(layout, str):  # arrays compare element by element
+        if layout == "bhld":
+            return 1
+        if layout == "blhd":
+            return 2
     raise ValueError(f"{op}: layout must be 'bhld' or 'blhd', got {layout!r}")
 
 
@@ -135,10 +139,9 @@ cdef object set_heads(AttentionInputs *x, fa_attention_arguments *a, object slop
 
 cdef tuple acquire_inputs(AttentionInputs *x, fa_attention_arguments *a, int head_axis, object q, object k, object v,
                           object mask, object causal, object scale, object window, object softcap, object alibi_slopes,
-                          object sinks, object q_lengths, object kv_lengths):
+                          object sinks, object q_lengths, object kv_lengths, str op):
     """Checks and holds what every form of attention takes, and fills in `a` but for its outputs. The caller keeps the
     result alive as long as `a`, and calls release_inputs in any case."""
-    cdef str op = "attention"
     cdef Py_ssize_t full[4]
     x.q.held = x.k.held = x.v.held = x.mask.held = x.slopes.held = x.sinks.held = False
     acquire(&x.q, q, op, "q", 4, ALL_TYPES)
@@ -180,8 +183,8 @@ cdef tuple acquire_inputs(AttentionInputs *x, fa_attention_arguments *a, int hea
 
 
 def attention(object q, object k, object v, object mask, object causal, object scale, object window, object softcap,
-              object alibi_slopes, object sinks, object q_lengths, object kv_lengths, str layout, object out,
-              bint return_lse, bint return_state):
+              object alibi_slopes, object sinks, object q_lengths, object kv_lengths, object layout, object out,
+              object return_lse, bint return_state):
     """out; with return_lse (out, lse); with return_state (out, lse, state)."""
     cdef AttentionInputs x
     cdef Array ao, al, state
@@ -190,10 +193,11 @@ def attention(object q, object k, object v, object mask, object causal, object s
     cdef str op = "attention"
     cdef int head_axis = head_axis_of(layout, op)
     cdef object kept, result, lse = None, saved = None
+    cdef bint wants_lse = as_flag(return_lse, op, "return_lse") or return_state
     ao.held = al.held = state.held = False
     try:
         kept = acquire_inputs(&x, &a, head_axis, q, k, v, mask, causal, scale, window, softcap, alibi_slopes,
-                              sinks, q_lengths, kv_lengths)
+                              sinks, q_lengths, kv_lengths, op)
         shape = (a.B, a.H, a.Lq, a.Dv) if head_axis == 1 else (a.B, a.Lq, a.H, a.Dv)
         if out is not None and acquire_out(&ao, out, shape, x.q.dtype, op) and not (
             overlap(&ao, &x.q) or overlap(&ao, &x.k) or overlap(&ao, &x.v)
@@ -206,7 +210,7 @@ def attention(object q, object k, object v, object mask, object causal, object s
         set_strides(&ao, a.out_stride, head_axis)
         a.out = ao.data
         a.lse = a.reference = a.sum = NULL
-        if return_lse or return_state:
+        if wants_lse:
             lse = new_out(&al, (a.B, a.H, a.Lq), real_dtype(x.q.dtype), op)
             a.lse = al.data
         if return_state:

@@ -63,7 +63,7 @@ cdef tuple run_backward(AttentionInputs *x, fa_attention_backward_arguments *g, 
 
 def attention_backward(object dout, object q, object k, object v, object out, object state, object mask, object causal,
                        object scale, object window, object softcap, object alibi_slopes, object sinks,
-                       object q_lengths, object kv_lengths, str layout):
+                       object q_lengths, object kv_lengths, object layout):
     cdef AttentionInputs x
     cdef fa_attention_backward_arguments g
     cdef fa_attention_arguments *a = &g.forward
@@ -72,7 +72,7 @@ def attention_backward(object dout, object q, object k, object v, object out, ob
     cdef object kept
     try:
         kept = acquire_inputs(&x, a, head_axis, q, k, v, mask, causal, scale, window, softcap, alibi_slopes, sinks,
-                              q_lengths, kv_lengths)
+                              q_lengths, kv_lengths, op)
         shape = (a.B, a.H, a.Lq, a.Dv) if head_axis == 1 else (a.B, a.Lq, a.H, a.Dv)
         return run_backward(&x, &g, dout, out, state, shape, (2, a.B, a.H, a.Lq), head_axis, op)
     finally:

@@ -4,7 +4,7 @@ cdef object as_selection(object value, fa_index size, str op, str name):
     """int64 indices [n] in 0..size - 1 of what a slice or an array of indices selects; None: everything."""
     try:
         selected = np.arange(size) if value is None else np.arange(size)[value]
-    except (IndexError, TypeError, ValueError) as error:
+    except (IndexError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise ValueError(f"{op}: {name} must be None, a slice or integers in 0..{size - 1}, got {value!r} ({error})") \
             from None
     if selected.ndim != 1:
@@ -14,7 +14,7 @@ cdef object as_selection(object value, fa_index size, str op, str name):
 
 def attention_weights(object q, object k, object lse, object heads, object rows, object mask, object causal,
                       object scale, object window, object softcap, object alibi_slopes, object sinks, object q_lengths,
-                      object kv_lengths, str layout):
+                      object kv_lengths, object layout):
     cdef AttentionInputs x
     cdef Array al, aw
     cdef fa_attention_weights_arguments w
@@ -27,7 +27,7 @@ def attention_weights(object q, object k, object lse, object heads, object rows,
     try:
         # The values are not read: k stands in for them.
         kept = acquire_inputs(&x, a, head_axis, q, k, k, mask, causal, scale, window, softcap, alibi_slopes, sinks,
-                              q_lengths, kv_lengths)
+                              q_lengths, kv_lengths, op)
         if real_dtype(x.q.dtype) != x.q.dtype:
             raise wrong_type(op, "q", q)
         lse = acquire(&al, lse, op, "lse", 3, x.q.dtype)

@@ -71,7 +71,7 @@ cdef tuple acquire_ragged(AttentionInputs *x, fa_attention_arguments *a, object 
 
 def attention_varlen(object q, object k, object v, object cu_seqlens_q, object cu_seqlens_k, object mask, object causal,
                      object scale, object window, object softcap, object alibi_slopes, object sinks, object out,
-                     bint return_lse, bint return_state):
+                     object return_lse, bint return_state):
     """out; with return_lse (out, lse); with return_state (out, lse, state)."""
     cdef AttentionInputs x
     cdef Array ao, al, state
@@ -79,6 +79,7 @@ def attention_varlen(object q, object k, object v, object cu_seqlens_q, object c
     cdef fa_status status
     cdef str op = "attention_varlen"
     cdef object kept, result, lse = None, saved = None
+    cdef bint wants_lse = as_flag(return_lse, op, "return_lse") or return_state
     ao.held = al.held = state.held = False
     try:
         kept = acquire_ragged(&x, &a, q, k, v, cu_seqlens_q, cu_seqlens_k, mask, causal, scale, window, softcap,
@@ -95,7 +96,7 @@ def attention_varlen(object q, object k, object v, object cu_seqlens_q, object c
         a.out_stride[:] = [0, ao.stride[1], ao.stride[0]]
         a.out = ao.data
         a.lse = a.reference = a.sum = NULL
-        if return_lse or return_state:
+        if wants_lse:
             lse = new_out(&al, (a.H, x.q.shape[0]), real_dtype(x.q.dtype), op)
             a.lse = al.data
         if return_state:

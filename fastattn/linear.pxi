@@ -95,7 +95,7 @@ def linear(object x, object weight, object bias, object activation, object out, 
     cdef char *bias_data = NULL
     cdef char *sums_data = NULL
     a.held = w.held = b.held = y.held = z.held = False
-    if activation not in ACTIVATIONS:
+    if not (activation is None or isinstance(activation, str)) or activation not in ACTIVATIONS:
         raise ValueError(f"{op}: activation must be one of {list(ACTIVATIONS)}, got {activation!r}")
     f = ACTIVATIONS[activation]
     try:

@@ -37,7 +37,7 @@ def test_offset_shifts_the_rows():
         ({"length": -1}, ValueError, "length must be at least 0"),
         ({"dim": -2}, ValueError, "dim must be at least 0"),
         ({"base": 0.0}, ValueError, "base must be positive and finite"),
-        ({"dtype": np.int32}, TypeError, "dtype must be float32 or float64, got int32"),
+        ({"dtype": np.int32}, TypeError, "dtype must be one of float32, float64, got"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, error, message):

@@ -3,6 +3,7 @@
 from numpy.typing import ArrayLike
 
 from fastattn import _core
+from fastattn.functional._checks import check_choice
 from fastattn.functional._types import Array
 
 
@@ -67,8 +68,7 @@ def gelu(x: ArrayLike, *, approximate: str = "none", out: Array | None = None) -
 
 
 def _kind_of_gelu(approximate: str, op: str) -> str:
-    if approximate not in ("none", "tanh"):
-        raise ValueError(f"{op}: approximate must be 'none' or 'tanh', got {approximate!r}")
+    check_choice(op, "approximate", approximate, ("none", "tanh"))
     return "gelu" if approximate == "none" else "gelu_tanh"
 
 

@@ -6,7 +6,10 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from fastattn import _core
+from fastattn.functional._checks import check_dtype, check_integer, check_number
 from fastattn.functional._types import Array
+
+_LARGEST = 2**53  # positions are floats
 
 
 def sinusoidal_positions(length: int, dim: int, *, base: float = 10000.0, offset: int = 0,
@@ -20,19 +23,19 @@ def sinusoidal_positions(length: int, dim: int, *, base: float = 10000.0, offset
     array([[0.        , 1.        ],
            [0.84147096, 0.5403023 ]], dtype=float32)
     """
-    op, kind = "sinusoidal_positions", np.dtype(dtype)
-    if kind not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise TypeError(f"{op}: dtype must be float32 or float64, got {kind}")
-    for name, value in (("length", length), ("dim", dim)):
-        if value < 0:
-            raise ValueError(f"{op}: {name} must be at least 0, got {value}")
+    op = "sinusoidal_positions"
+    kind = check_dtype(op, dtype, ("float32", "float64"))
+    length, dim = check_integer(op, "length", length, 0), check_integer(op, "dim", dim, 0)
+    offset, base = check_integer(op, "offset", offset), check_number(op, "base", base)
+    if abs(offset) + length > _LARGEST:
+        raise ValueError(f"{op}: offset must keep positions within 2**53, got {offset}")
     if not 0 < base < np.inf:
         raise ValueError(f"{op}: base must be positive and finite, got {base}")
+    table: Array = _core.new_array((length, dim), kind, op)
     wide: Any = np.float64 if kind == np.float32 else np.longdouble
     even = np.arange(0, dim, 2).astype(wide)
     frequency = np.power(wide(base), -even / wide(max(dim, 1)))
     angle = np.arange(offset, offset + length).astype(wide)[:, None] * frequency
-    table = np.empty((length, dim), kind)
     table[:, 0::2] = np.sin(angle)
     table[:, 1::2] = np.cos(angle[:, : dim // 2])
     return table

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from fastattn import _core
 from fastattn._core import RecurrentWeights
+from fastattn.functional._checks import check_choice, check_flag
 from fastattn.functional._types import Array
 
 # PyTorch's names and arrays, or the handle of pack_rnn, pack_gru or pack_lstm.
@@ -69,8 +70,8 @@ def gru_cell(x: ArrayLike, h: ArrayLike, w_ih: ArrayLike, w_hh: ArrayLike, b_ih:
     >>> gru_cell(np.zeros((1, 1)), np.ones((1, 1)), np.zeros((3, 1)), np.zeros((3, 1)))
     array([[0.5]])
     """
-    arrays = (w_ih, w_hh, b_ih, b_hh, None, None)
-    return _run_cell("gru_cell", _gru_form(linear_before_reset), Options(), x, h, None, arrays, False)[0]
+    arrays, form = (w_ih, w_hh, b_ih, b_hh, None, None), _gru_form("gru_cell", linear_before_reset)
+    return _run_cell("gru_cell", form, Options(), x, h, None, arrays, False)[0]
 
 
 def lstm_cell(x: ArrayLike, h: ArrayLike, c: ArrayLike, w_ih: ArrayLike, w_hh: ArrayLike, b_ih: ArrayLike | None = None,
@@ -93,7 +94,7 @@ def lstm_cell(x: ArrayLike, h: ArrayLike, c: ArrayLike, w_ih: ArrayLike, w_hh: A
     array([[0.5]])
     """
     options, arrays = Options(clip=_checked_clip("lstm_cell", clip)), (w_ih, w_hh, b_ih, b_hh, w_hr, peephole)
-    return _run_cell("lstm_cell", _lstm_form(coupled), options, x, h, c, arrays, False)[:2]
+    return _run_cell("lstm_cell", _lstm_form("lstm_cell", coupled), options, x, h, c, arrays, False)[:2]
 
 
 def rnn(x: ArrayLike, state: ArrayLike | None, weights: Weights, *, nonlinearity: str = "tanh",
@@ -135,7 +136,8 @@ def gru(x: ArrayLike, state: ArrayLike | None, weights: Weights, *, linear_befor
     >>> y[:, 0, 0]
     array([0.5 , 0.25])
     """
-    return _run("gru", _gru_form(linear_before_reset), Options(), x, (state,), weights, lengths, batch_first, False)[:2]
+    form = _gru_form("gru", linear_before_reset)
+    return _run("gru", form, Options(), x, (state,), weights, lengths, batch_first, False)[:2]
 
 
 def lstm(x: ArrayLike, state: tuple[ArrayLike, ArrayLike] | None, weights: Weights, *,
@@ -157,13 +159,12 @@ def lstm(x: ArrayLike, state: tuple[ArrayLike, ArrayLike] | None, weights: Weigh
         raise ValueError(f"lstm: state must be a pair (h, c), got {type(state).__name__}")
     pair = (None, None) if state is None else tuple(state)
     options = Options(clip=_checked_clip("lstm", clip))
-    y, h, c, _ = _run("lstm", _lstm_form(coupled), options, x, pair, weights, lengths, batch_first, False)
+    y, h, c, _ = _run("lstm", _lstm_form("lstm", coupled), options, x, pair, weights, lengths, batch_first, False)
     return y, (h, c)
 
 
 def _check_nonlinearity(op: str, name: str) -> None:
-    if name not in ("tanh", "relu", "sigmoid"):
-        raise ValueError(f"{op}: nonlinearity must be 'tanh', 'relu' or 'sigmoid', got {name!r}")
+    check_choice(op, "nonlinearity", name, ("tanh", "relu", "sigmoid"))
 
 
 def _checked_clip(op: str, clip: Any) -> float:
@@ -215,7 +216,7 @@ def _layers(op: str, weights: Mapping[str, Any], lstm: bool) -> tuple[int, int]:
         raise TypeError(f"{op}: weights must be a mapping from names to arrays, got {type(weights).__name__}")
     found: dict[str, re.Match[str]] = {}
     for name in weights:
-        match = _WEIGHT_NAME.fullmatch(name)
+        match = _WEIGHT_NAME.fullmatch(name) if isinstance(name, str) else None
         if match is None or (match[1] in ("weight_hr", "weight_peephole") and not lstm):
             raise ValueError(f"{op}: weights must hold names such as weight_ih_l0, got {name!r}")
         found[name] = match
@@ -259,7 +260,7 @@ def _run(op: str, cell: str, options: Options, x: Any, state: tuple[Any, ...], w
          lengths: ArrayLike | None, batch_first: bool,
          save: bool) -> tuple[Array, Any, Any, RecurrentSaved]:  # fmt: skip
     x = _core.checked_floats(x, op, "x", 3)
-    if batch_first:
+    if check_flag(op, "batch_first", batch_first):
         x = x.swapaxes(0, 1)
     steps, batch, inputs = x.shape
     stack, names = _weights(op, cell, weights, inputs, x.dtype)
@@ -296,7 +297,7 @@ def pack_gru(weights: Mapping[str, Any], *, linear_before_reset: bool = True, dt
     >>> pack_gru({"weight_ih_l0": np.ones((3, 2)), "weight_hh_l0": np.ones((3, 1))}).input_size
     2
     """
-    return _pack("pack_gru", _gru_form(linear_before_reset), weights, dtype)
+    return _pack("pack_gru", _gru_form("pack_gru", linear_before_reset), weights, dtype)
 
 
 def pack_lstm(weights: Mapping[str, Any], *, coupled: bool = False, dtype: Any = None) -> RecurrentWeights:
@@ -306,7 +307,7 @@ def pack_lstm(weights: Mapping[str, Any], *, coupled: bool = False, dtype: Any =
     >>> pack_lstm(w, dtype="int8").weight_dtype
     'int8'
     """
-    return _pack("pack_lstm", _lstm_form(coupled), weights, dtype)
+    return _pack("pack_lstm", _lstm_form("pack_lstm", coupled), weights, dtype)
 
 
 def _pack(op: str, cell: str, weights: Mapping[str, Any], dtype: Any) -> RecurrentWeights:
@@ -314,7 +315,10 @@ def _pack(op: str, cell: str, weights: Mapping[str, Any], dtype: Any) -> Recurre
         raise TypeError(f"{op}: weights must be a mapping from names to arrays, got {weights!r}")
     stack = _weights(op, cell, weights, -1, None)[0]
     own = stack.dtype.name
-    name = own if dtype is None else dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    try:
+        name = own if dtype is None else dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    except (TypeError, ValueError):
+        name = None
     if name not in (own, "bfloat16", "int8"):
         raise TypeError(f"{op}: dtype must be {own} like the weights, bfloat16 or int8, got {dtype!r}")
     if own not in (name, "float32"):
@@ -326,9 +330,9 @@ def _pack(op: str, cell: str, weights: Mapping[str, Any], dtype: Any) -> Recurre
     return _core.pack_recurrent(op, stack, name)
 
 
-def _gru_form(linear_before_reset: bool) -> str:
-    return "gru" if linear_before_reset else "gru_reset_before"
+def _gru_form(op: str, linear_before_reset: bool) -> str:
+    return "gru" if check_flag(op, "linear_before_reset", linear_before_reset) else "gru_reset_before"
 
 
-def _lstm_form(coupled: bool) -> str:
-    return "lstm_coupled" if coupled else "lstm"
+def _lstm_form(op: str, coupled: bool) -> str:
+    return "lstm_coupled" if check_flag(op, "coupled", coupled) else "lstm"

@@ -72,7 +72,7 @@ def gru_cell_forward(x: ArrayLike, h: ArrayLike, w_ih: ArrayLike, w_hh: ArrayLik
     >>> h
     array([[0.5]])
     """
-    cell, arrays = _gru_form(linear_before_reset), (w_ih, w_hh, b_ih, b_hh, None, None)
+    cell, arrays = _gru_form("gru_cell_forward", linear_before_reset), (w_ih, w_hh, b_ih, b_hh, None, None)
     h_next, _, saved = _run_cell("gru_cell_forward", cell, Options(), x, h, None, arrays, True)
     return h_next, saved
 
@@ -101,7 +101,7 @@ def lstm_cell_forward(x: ArrayLike, h: ArrayLike, c: ArrayLike, w_ih: ArrayLike,
     """
     name, arrays = "lstm_cell_forward", (w_ih, w_hh, b_ih, b_hh, w_hr, peephole)
     options = Options(clip=_checked_clip(name, clip))
-    h_next, c_next, saved = _run_cell(name, _lstm_form(coupled), options, x, h, c, arrays, True)
+    h_next, c_next, saved = _run_cell(name, _lstm_form(name, coupled), options, x, h, c, arrays, True)
     return (h_next, c_next), saved
 
 
@@ -179,7 +179,7 @@ def gru_forward(x: ArrayLike, state: ArrayLike | None, weights: Mapping[str, Any
     array([0.5 , 0.25])
     """
     _check_weights("gru_forward", weights)
-    cell = _gru_form(linear_before_reset)
+    cell = _gru_form("gru_forward", linear_before_reset)
     options = Options("tanh", 0.0, *_checked_dropout("gru_forward", dropout, seed))
     y, h, _, saved = _run("gru_forward", cell, options, x, (state,), weights, lengths, batch_first, True)
     return (y, h), saved
@@ -212,7 +212,7 @@ def lstm_forward(x: ArrayLike, state: tuple[ArrayLike, ArrayLike] | None, weight
     _check_weights("lstm_forward", weights)
     pair = (None, None) if state is None else _pair("lstm_forward", "state", "(h, c)", state)
     options = Options("tanh", _checked_clip("lstm_forward", clip), *_checked_dropout("lstm_forward", dropout, seed))
-    cell = _lstm_form(coupled)
+    cell = _lstm_form("lstm_forward", coupled)
     y, h, c, saved = _run("lstm_forward", cell, options, x, pair, weights, lengths, batch_first, True)
     return (y, (h, c)), saved
 

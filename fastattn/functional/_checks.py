@@ -1,0 +1,53 @@
+"""Checks of arguments that are no arrays. Messages have the form "op: argument must ..., got ..."."""
+
+from collections.abc import Collection
+from operator import index
+from typing import Any
+
+import numpy as np
+
+from fastattn import _core
+
+
+def check_choice(op: str, name: str, value: Any, choices: Collection[str | None]) -> Any:
+    """One of `choices`; whatever else came may not even be comparable with them."""
+    if (value is None or isinstance(value, str)) and value in choices:
+        return value
+    raise ValueError(f"{op}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_flag(op: str, name: str, value: Any) -> bool:
+    """True or False."""
+    flag: bool = _core.checked_flag(value, op, name)
+    return flag
+
+
+def check_integer(op: str, name: str, value: Any, least: int | None = None) -> int:
+    """An integer of any type but bool, at least `least`."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = index(value)
+    except TypeError:
+        raise TypeError(f"{op}: {name} must be an integer, got {value!r}") from None
+    if least is not None and number < least:
+        raise ValueError(f"{op}: {name} must be at least {least}, got {number}")
+    return number
+
+
+def check_number(op: str, name: str, value: Any) -> float:
+    """A number as a float, which may be infinite or NaN."""
+    number: float = _core.checked_number(value, op, name)
+    return number
+
+
+def check_dtype(op: str, value: Any, names: Collection[str]) -> np.dtype[Any]:
+    """The dtype of one of these names, in native byte order."""
+    try:
+        dtype: Any = np.dtype(value)
+    except (TypeError, ValueError):
+        dtype = None
+    if dtype is None or dtype.name not in names or not dtype.isnative:
+        raise TypeError(f"{op}: dtype must be one of {', '.join(names)}, got {value!r}") from None
+    checked: np.dtype[Any] = dtype
+    return checked
