@@ -1,6 +1,12 @@
-"""Threads and settings of the process: environment, restoring, fork, concurrent callers, limits."""
+"""Threads and settings of the process: environment, restoring, fork, spawn, concurrent callers, limits, and what of the
+process stays as it was."""
 
+import contextlib
+import ctypes
+import multiprocessing
 import os
+import platform
+import signal
 import subprocess
 import sys
 import threading
@@ -55,6 +61,17 @@ def test_settings_are_restored_after_an_exception():
     assert (fa.config.get_isa(), fa.get_num_threads()) == before
 
 
+@pytest.mark.parametrize("n", [0, -1, 257, 2**40])
+def test_numbers_of_threads_out_of_range_are_refused(n):
+    before = fa.get_num_threads()
+    with pytest.raises(ValueError, match=f"must lie in 1..256, got {n}"):
+        fa.set_num_threads(n)
+    for wrong in (None, "2", 1.5, True):
+        with pytest.raises(TypeError, match="must be an integer"):
+            fa.set_num_threads(wrong)
+    assert fa.get_num_threads() == before
+
+
 @pytest.mark.parametrize("name", ["use_isa", "attention_strategy", "linear_strategy"])
 def test_unknown_names_are_refused(name):
     with pytest.raises(ValueError, match=name), getattr(fa.config, name)("nonsense"):
@@ -97,3 +114,154 @@ def test_an_idle_process_uses_no_processor():
         before = time.process_time()
         time.sleep(0.5)
         assert time.process_time() - before < 0.1
+
+
+def bits(x):
+    return x.tobytes()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+def test_a_child_forked_while_others_compute_gets_the_same_bits():
+    """The pool's locks may be held, and its workers busy, at the moment of the fork."""
+    with fa.num_threads(3):
+        wanted, stop = fa.softmax(X), threading.Event()
+
+        def compute():
+            while not stop.is_set():
+                fa.softmax(X)
+
+        callers = [threading.Thread(target=compute) for _ in range(2)]
+        for caller in callers:
+            caller.start()
+        try:
+            for _ in range(20):
+                child = os.fork()
+                if child == 0:
+                    os._exit(0 if same_bits(fa.softmax(X), wanted) else 1)
+                deadline = time.monotonic() + 30
+                while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+                    time.sleep(0.001)
+                if ended == (0, 0):
+                    os.kill(child, signal.SIGKILL)
+                    os.waitpid(child, 0)
+                    pytest.fail("the child hangs")
+                assert ended[1] == 0
+        finally:
+            stop.set()
+            for caller in callers:
+                caller.join()
+
+
+def test_a_spawned_process_gets_the_same_bits():
+    with fa.num_threads(3):
+        wanted = bits(fa.softmax(X))
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            assert pool.apply_async(bits, (X,)).get(60) == bits(X)  # what arrives is what was sent
+            assert bits(pool.apply_async(fa.softmax, (X,)).get(60)) == wanted
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of processes are told apart here as Linux does it")
+def test_without_threads_of_its_own_a_call_computes_alone():
+    """pthread_create fails under RLIMIT_NPROC, which root has to give up its rights to feel."""
+    code = (
+        "import os, resource, sys, threading, numpy as np, fastattn as fa\n"
+        "x = np.random.default_rng(0).standard_normal((4000, 257)).astype(np.float32)\n"
+        "fa.set_num_threads(1); wanted = fa.softmax(x); fa.set_num_threads(3)\n"
+        "if os.getuid() == 0: os.setuid(65534)\n"
+        "resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))\n"
+        "try: threading.Thread(target=int).start(); print('no limit')\n"
+        "except RuntimeError: print(fa.softmax(x).tobytes() == wanted.tobytes())\n"
+    )
+    result = run(code)
+    if result.stdout.strip() == "no limit":
+        pytest.skip("this system starts threads beyond RLIMIT_NPROC")
+    assert result.stdout.strip() == "True", result.stderr
+
+
+def test_threadpoolctl_sees_and_limits_the_pool():
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    fa.config.register_threadpoolctl()  # it may have been imported later than fastattn
+
+    def ours():
+        return [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "fastattn"]
+
+    with fa.num_threads(3):
+        assert ours() == [3]
+        with threadpoolctl.threadpool_limits(1, user_api="fastattn"):
+            assert ours() == [1]
+            assert fa.get_num_threads() == 1
+        assert fa.get_num_threads() == 3
+
+
+def test_threadpoolctl_is_met_at_import():
+    pytest.importorskip("threadpoolctl")
+    code = "import threadpoolctl, fastattn; print([p['user_api'] for p in threadpoolctl.threadpool_info()])"
+    assert "'fastattn'" in run(code).stdout
+
+
+def test_trim_gives_memory_back_and_changes_no_bit():
+    if not os.path.exists("/proc/self/statm"):
+        pytest.skip("no /proc to read the size of the process from")
+
+    def resident():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    x, w = np.ones((64, 1500), np.float32), np.ones((2500, 1500), np.float32)
+    wanted = fa.linear(x, w)
+    before = resident()
+    fa.config.trim()
+    assert before - resident() > 10e6, "15 MB of packed weights were kept"
+    assert same_bits(fa.linear(x, w), wanted)
+
+
+@contextlib.contextmanager
+def flushed_subnormals():
+    """The caller's own setting, as fast-math libraries leave it: results below the normal numbers become 0."""
+    environment = ctypes.create_string_buffer(64)
+    libm = ctypes.CDLL("libm.so.6")
+    libm.fegetenv(environment)
+    saved = environment.raw
+    control = int.from_bytes(saved[28:32], "little")
+    ctypes.memmove(ctypes.addressof(environment) + 28, (control | 0x8040).to_bytes(4, "little"), 4)
+    libm.fesetenv(environment)
+    try:
+        yield lambda: control_word(libm)
+    finally:
+        libm.fesetenv(ctypes.create_string_buffer(saved, 64))
+
+
+def control_word(libm):
+    """MXCSR without its flags of what has happened."""
+    environment = ctypes.create_string_buffer(64)
+    libm.fegetenv(environment)
+    return int.from_bytes(environment.raw[28:32], "little") & ~0x3F
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64", reason="MXCSR is read through glibc on x86-64 here"
+)
+def test_the_control_word_of_the_caller_is_kept(isa):
+    with fa.num_threads(3), flushed_subnormals() as word:
+        before = word()
+        assert before & 0x8040 == 0x8040
+        fa.softmax(X)
+        fa.attention(*[X[None, None, :200, :64]] * 3)
+        assert word() == before
+
+
+def test_import_and_calls_leave_the_process_as_it_was():
+    code = (
+        "import os, signal, numpy as np\n"
+        "def state(): return ([signal.getsignal(s) for s in signal.valid_signals()], dict(os.environ),\n"
+        "                     os.sched_getaffinity(0) if hasattr(os, 'sched_getaffinity') else None, os.getcwd())\n"
+        "before = state()\n"
+        "import fastattn as fa\n"
+        "fa.set_num_threads(3)\n"
+        "x = np.ones((2, 4, 300, 64), np.float32); fa.attention(x, x, x)\n"
+        "if fa.config.info()['blas'] != 'none':\n"
+        "    with fa.config.attention_strategy('blas'): fa.attention(x, x, x)\n"
+        "print(state() == before)\n"
+    )
+    result = run(code)
+    assert result.stdout.strip() == "True", result.stderr
