@@ -101,8 +101,8 @@ def test_values_of_every_way_through_the_op(isa, strategy, dtype, rng):
 
 @pytest.mark.parametrize("kind", ["bool", "float"])
 def test_rows_with_few_keys_of_very_different_scores_follow_the_error_rule(isa, strategy, dtype, rng, kind):
-    """In such a row all errors come from one or two scores, so the largest of a few rows is chance: by this rule one small
-    problem in ten would fail with the errors of the plain implementation drawn twice. Here are 2,400 rows."""
+    """In such a row all errors come from one or two scores, so the largest of a few rows is chance: one small problem
+    in ten would fail although the errors have the plain implementation's distribution. Here are 2,400 rows."""
     rule = ErrorRule()
     for D in (8, 64):
         q, k, v = arrays(rng, dtype, H=2, Lq=600, Lk=300, D=D, Dv=8)
