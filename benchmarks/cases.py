@@ -122,8 +122,16 @@ def _softmax_inputs(case: Case, rng: np.random.Generator) -> Inputs:
     return {"x": _normal(case, rng, case.sizes["R"], case.sizes["C"])}
 
 
+def _additive_inputs(case: Case, rng: np.random.Generator) -> Inputs:
+    """query, keys, values, v, and the gradient of the context."""
+    s = case.sizes
+    shapes = {"query": "BTA", "keys": "BSA", "values": "BSC", "v": "A", "dcontext": "BTC"}
+    return {name: _normal(case, rng, *(s[axis] for axis in axes)) for name, axes in shapes.items()}
+
+
 _INPUTS: dict[str, Callable[[Case, np.random.Generator], Inputs]] = {
     "attention": _attention_inputs,
+    "additive": _additive_inputs,
     "linear": _linear_inputs,
     "softmax": _softmax_inputs,
     **dict.fromkeys(_RECURRENT, _recurrent_inputs),
@@ -173,6 +181,13 @@ CASES: tuple[Case, ...] = (
     _recurrent("rnn", 512, 32, 512, Target(peak=0.88)),
     _recurrent("rnn", 512, 1, 512, Target(ratio=1.4)),
     _recurrent("rnn", 100, 64, 256, Target(peak=0.88), quick=True),
+    Case(
+        "additive attention and gradients B32 T50 S50 A256 C512",
+        "additive",
+        {"B": 32, "T": 50, "S": 50, "A": 256, "C": 512},
+        target=Target(ratio=5.0),
+        quick=True,
+    ),
     Case("softmax in place 4096x1024", "softmax", {"R": 4096, "C": 1024}, target=Target(torch_ratio=2.0), quick=True),
     _linear(1024, 1024, 1024, quick=True),
     _linear(128, 3072, 768),

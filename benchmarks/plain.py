@@ -44,6 +44,8 @@ def expected(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
         return _attention(case, inputs, dtype)
     if case.op in GATES:
         return _sequence(case, inputs, dtype)
+    if case.op == "additive":
+        return sample(case, additive(*(inputs[name].astype(dtype) for name in ADDITIVE)))
     if case.op == "softmax":
         return softmax(sample(case, inputs["x"]).astype(dtype))
     rows = _spread(len(inputs["x"]), 64)
@@ -54,6 +56,21 @@ def expected(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
         return y[: len(rows)]
     state = tuple(inputs[name][batch].astype(dtype) for name in "hc" if name in inputs)
     return step(case.op.removesuffix("_cell"), x, state, _weights(inputs, dtype))[0][: len(rows)]
+
+
+ADDITIVE = ("query", "keys", "values", "v", "dcontext")
+
+
+def additive(query: Array, keys: Array, values: Array, v: Array, dcontext: Array) -> Array:
+    """The gradient of the query of additive attention, forward and backward, one sequence after the other."""
+    dquery = np.empty_like(query)
+    for b in range(len(query)):
+        t = np.tanh(query[b, :, None] + keys[b])
+        w = softmax(t @ v)
+        dw = dcontext[b] @ values[b].T
+        de = w * (dw - (w * dw).sum(-1, keepdims=True))
+        dquery[b] = (de[:, :, None] * (1 - t * t) * v).sum(1)
+    return dquery
 
 
 def in_batch(rows: Array, case: Case, dtype: DTypeLike) -> Array:

@@ -188,6 +188,27 @@ typedef struct {
 } fa_attention_backward_arguments;
 fa_status fa_attention_backward(fa_dtype dtype, const fa_attention_backward_arguments *arguments);
 
+/* ---- additive attention, per batch b; kernels/additive.c has the equations ----
+   query[B, T, A], keys[B, S, A], values[B, S, C], mask[B, T, S] with strides of batch and row and contiguous last axes; context
+   [B, T, C] and weights [B, T, S] (may be NULL) contiguous. lengths: NULL, or the keys of each b. */
+typedef struct {
+    fa_index B, T, S, A, C;
+    const void *query, *keys, *values, *v, *mask;
+    fa_index query_stride[2], keys_stride[2], values_stride[2], mask_stride[2];
+    fa_mask_kind mask_kind;
+    const fa_index *lengths;
+    void *context, *weights;
+} fa_additive_arguments;
+/* Of `forward` sizes, query, keys, values, v, lengths and weights (as the forward left them) are read. Gradients are contiguous. */
+typedef struct {
+    fa_additive_arguments forward;
+    const void *dcontext;
+    fa_index dcontext_stride[2];
+    void *dquery, *dkeys, *dvalues, *dv;
+} fa_additive_gradients;
+fa_status fa_additive_forward(fa_dtype dtype, const fa_additive_arguments *a);
+fa_status fa_additive_backward(fa_dtype dtype, const fa_additive_gradients *g);
+
 /* ---- one layer and direction of a recurrent network over a sequence ----
    a_t = w_ih x_t + w_hh h_{t-1} + bias, then the cell (kernels/recurrent.c has the equations). Gate order as in PyTorch:
    lstm i, f, g, o; gru r, z, n; lstm with coupled gates (f = 1 - i) i, g, o. A projected lstm has h = w_hr (o tanh(c)) of P units;

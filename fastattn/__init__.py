@@ -11,6 +11,12 @@ from fastattn import config
 from fastattn._core import PackedLinear, RecurrentWeights
 from fastattn.cache import KVCache
 from fastattn.config import get_num_threads, num_threads, set_num_threads, show_config
+from fastattn.functional.additive import (
+    SavedAdditive,
+    additive_attention,
+    additive_attention_backward,
+    additive_attention_forward,
+)
 from fastattn.functional.attention import SavedAttention, attention, attention_forward
 from fastattn.functional.attention_backward import attention_backward, attention_varlen_backward
 from fastattn.functional.attention_parts import attention_weights, merge_attention
@@ -89,6 +95,7 @@ __all__ = [
     "KVCache",
     "PackedLinear",
     "RecurrentWeights",
+    "SavedAdditive",
     "SavedAttention",
     "SavedAttentionVarlen",
     "SavedCrossEntropy",
@@ -97,6 +104,9 @@ __all__ = [
     "SavedRope",
     "add_layer_norm",
     "add_rms_norm",
+    "additive_attention",
+    "additive_attention_backward",
+    "additive_attention_forward",
     "attention",
     "attention_backward",
     "attention_forward",

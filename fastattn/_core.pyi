@@ -238,6 +238,28 @@ def attention_varlen_backward(
     sinks: ArrayLike | None,
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]: ...
 
+# ---- additive.pxi ----
+# (context, weights or None) and (dquery, dkeys, dvalues, dv).
+def additive_attention(
+    query: ArrayLike,
+    keys: ArrayLike,
+    values: ArrayLike,
+    v: ArrayLike,
+    lengths: ArrayLike | None,
+    mask: ArrayLike | None,
+    return_weights: bool,
+    op: str,
+) -> tuple[NDArray[Any], Any]: ...
+def additive_attention_backward(
+    dcontext: ArrayLike,
+    query: ArrayLike,
+    keys: ArrayLike,
+    values: ArrayLike,
+    v: ArrayLike,
+    lengths: ArrayLike | None,
+    weights: ArrayLike,
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]: ...
+
 # ---- recurrent.pxi ----
 @final
 class RecurrentWeights:

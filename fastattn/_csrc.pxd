@@ -219,6 +219,34 @@ cdef extern from "fastattn.h" nogil:
 
     fa_status fa_attention_backward(fa_dtype dtype, const fa_attention_backward_arguments *arguments)
 
+    ctypedef struct fa_additive_arguments:
+        fa_index B, T, S, A, C
+        const void *query
+        const void *keys
+        const void *values
+        const void *v
+        const void *mask
+        fa_index query_stride[2]
+        fa_index keys_stride[2]
+        fa_index values_stride[2]
+        fa_index mask_stride[2]
+        fa_mask_kind mask_kind
+        const fa_index *lengths
+        void *context
+        void *weights
+
+    ctypedef struct fa_additive_gradients:
+        fa_additive_arguments forward
+        const void *dcontext
+        fa_index dcontext_stride[2]
+        void *dquery
+        void *dkeys
+        void *dvalues
+        void *dv
+
+    fa_status fa_additive_forward(fa_dtype dtype, const fa_additive_arguments *a)
+    fa_status fa_additive_backward(fa_dtype dtype, const fa_additive_gradients *g)
+
     ctypedef enum fa_cell:
         FA_RNN
         FA_LSTM

@@ -292,6 +292,47 @@ def attention_backward(dout, q, k, v, **options):
             dv.reshape(batch, heads, group, keys, v.shape[-1]).sum(2))  # fmt: skip
 
 
+# ---- additive attention: query[B, T, A], keys[B, S, A], values[B, S, C], v[A] ----
+
+
+def additive_attention(query, keys, values, v, lengths=None, mask=None):
+    """context, weights."""
+    query, keys, values, v = _double(query, keys, values, v)
+    e = np.tanh(query[:, :, None] + keys[:, None]) @ v
+    allowed = np.ones(e.shape, bool)
+    if lengths is not None:
+        allowed &= np.arange(e.shape[2]) < np.asarray(lengths)[:, None, None]
+    if mask is not None:
+        mask = np.broadcast_to(mask, e.shape)
+        allowed &= mask if mask.dtype == bool else mask != -np.inf
+        if mask.dtype != bool:
+            e = e + np.where(allowed, mask, 0)
+    e = np.where(allowed, e, -np.inf)
+    top = e.max(2, keepdims=True, initial=-np.inf)
+    weights = np.where(allowed, np.exp(e - np.where(top == -np.inf, 0, top)), 0)
+    total = weights.sum(2, keepdims=True)
+    weights = np.where(allowed, weights / np.where(total == 0, 1, total), 0)
+    return _over_weighted(weights, values), weights
+
+
+def _over_weighted(weights, x):
+    """weights @ x, where a row of x counts only with a weight that is not 0."""
+    rows = np.where(weights[..., None] == 0, 0, x[:, None])
+    return (weights[..., None] * rows).sum(2)
+
+
+def additive_attention_backward(dcontext, query, keys, values, v, lengths=None, mask=None):
+    """dquery, dkeys, dvalues, dv."""
+    dcontext, query, keys, values, v = _double(dcontext, query, keys, values, v)
+    weights = additive_attention(query, keys, values, v, lengths, mask)[1]
+    taken = weights != 0
+    dw = np.where(taken, dcontext @ values.swapaxes(1, 2), 0)
+    de = np.where(taken, weights * (dw - (weights * dw).sum(2, keepdims=True)), 0)
+    t = np.where(taken[..., None], np.tanh(query[:, :, None] + keys[:, None]), 0)
+    u = de[..., None] * (1 - t**2) * v
+    return u.sum(2), u.sum(1), _over_weighted(weights.swapaxes(1, 2), dcontext), (de[..., None] * t).sum((0, 1, 2))
+
+
 # ---- recurrent cells: one step; a missing bias is None ----
 
 

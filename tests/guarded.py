@@ -270,6 +270,27 @@ def recurrent(rng, dtype):
             yield f"{name} T={steps} B={batch} I={inputs} H={hidden}", arrays, call
 
 
+def additive(rng, dtype):
+    """Forward and backward, with a mask and lengths."""
+    for T, S, A, C in itertools.product((1, 5), (1, 9, 33), (1, 17, 35), (1, 19)):
+        arrays = {
+            "query": _normal(rng, dtype, 2, T, A),
+            "keys": _normal(rng, dtype, 2, S, A),
+            "values": _normal(rng, dtype, 2, S, C),
+            "v": _normal(rng, dtype, A),
+            "mask": rng.random((T, S)) < 0.7,
+            "dcontext": _normal(rng, dtype, 2, T, C),
+        }
+
+        def call(a, out, S=S):
+            inputs = (a["query"], a["keys"], a["values"], a["v"])
+            context, saved = fa.additive_attention_forward(*inputs, mask=a["mask"], lengths=[S, S // 2])
+            parts = [context, saved.weights, *fa.additive_attention_backward(a["dcontext"], saved)]
+            return np.concatenate([part.ravel() for part in parts])
+
+        yield f"additive T={T} S={S} A={A} C={C}", arrays, call
+
+
 def overrun(rng, dtype):
     """A case that crashes: the guard has to be seen at work."""
 
@@ -288,6 +309,7 @@ FAMILIES = {
     "linear": linear,
     "linear backward": linear_backward,
     "attention": attention,
+    "additive": additive,
     "recurrent": recurrent,
     "overrun": overrun,
 }

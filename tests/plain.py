@@ -238,6 +238,27 @@ def attention_backward(dout, q, k, v, **options):
             dv.reshape(batch, heads, group, keys, shape_v[-1]).sum(2))  # fmt: skip
 
 
+def additive_attention(query, keys, values, v, lengths=None, mask=None):
+    """context, weights."""
+    e = np.tanh(query[:, :, None] + keys[:, None]) @ v
+    if mask is not None:
+        e = np.where(mask, e, -np.inf).astype(e.dtype) if mask.dtype == bool else e + mask
+    if lengths is not None:
+        e = np.where(np.arange(e.shape[2]) < np.asarray(lengths)[:, None, None], e, -np.inf).astype(e.dtype)
+    with np.errstate(invalid="ignore"):
+        weights = np.nan_to_num(softmax(e))
+    return weights @ values, weights
+
+
+def additive_attention_backward(dcontext, query, keys, values, v, lengths=None, mask=None):
+    """dquery, dkeys, dvalues, dv."""
+    weights = additive_attention(query, keys, values, v, lengths, mask)[1]
+    de = softmax_backward(dcontext @ values.swapaxes(1, 2), weights)[..., None]
+    t = np.tanh(query[:, :, None] + keys[:, None])
+    u = de * v * (1 - t * t)
+    return u.sum(2), u.sum(1), weights.swapaxes(1, 2) @ dcontext, (de * t).sum((0, 1, 2))
+
+
 def _affine(x, w, b):
     return product(x, w) if b is None else product(x, w) + b
 

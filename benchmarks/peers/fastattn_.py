@@ -7,7 +7,7 @@ import numpy as np
 
 import fastattn as fa
 import fastattn.nn
-from benchmarks.cases import GATES, Case, Inputs
+from benchmarks.cases import GATES, Array, Case, Inputs
 from benchmarks.peers import Prepared, first, itself
 
 
@@ -33,6 +33,8 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
         q, k, v = inputs["q"], inputs["k"], inputs["v"]
         out, causal = np.empty_like(q), case.causal
         return Prepared(lambda: fa.attention(q, k, v, causal=causal, out=out), itself)
+    if case.op == "additive":
+        return Prepared(lambda: _additive(inputs), first)
     x = inputs["x"]
     if case.op == "softmax":
         return Prepared(lambda: fa.softmax(x, out=x), itself)
@@ -53,3 +55,8 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
     if op == "lstm":
         return Prepared(lambda: module.step(x, state, out=after), first)
     return Prepared(lambda: module.step(x, state[0], out=after[0]), first)
+
+
+def _additive(inputs: Inputs) -> tuple[Array, ...]:
+    _, saved = fa.additive_attention_forward(*(inputs[name] for name in ("query", "keys", "values", "v")))
+    return fa.additive_attention_backward(inputs["dcontext"], saved)

@@ -33,6 +33,8 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
         q, k, v = inputs["q"], inputs["k"], inputs["v"]
         rows = np.arange(case.sizes["S"]) if case.causal else None
         return Prepared(lambda: plain.attention(q, k, v, rows), itself)
+    if case.op == "additive":
+        return Prepared(lambda: plain.additive(**inputs), itself)
     x = inputs["x"]
     if case.op == "softmax":
         return Prepared(lambda: _softmax_in_place(x), itself)

@@ -28,8 +28,8 @@ def version() -> str:
 
 
 def supports(case: Case) -> bool:
-    """All but recurrent networks in float64 and its attention, for which it has no kernel."""
-    return case.dtype == "float32"
+    """Neither gradients nor recurrent networks in float64 nor attention there, for which it has no kernel."""
+    return case.dtype == "float32" and case.op != "additive"
 
 
 def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:

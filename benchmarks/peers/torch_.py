@@ -1,4 +1,5 @@
-"""PyTorch on the CPU: scaled_dot_product_attention and the modules of torch.nn, in inference mode."""
+"""PyTorch on the CPU: scaled_dot_product_attention and the modules of torch.nn in inference mode; gradients by
+autograd."""
 
 from contextlib import ExitStack
 from importlib import import_module
@@ -7,6 +8,7 @@ from typing import Any
 
 from benchmarks.cases import GATES, Array, Case, Inputs
 from benchmarks.peers import Prepared
+from benchmarks.plain import ADDITIVE
 
 _inference = ExitStack()
 
@@ -38,6 +40,8 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
 
     torch.set_num_threads(threads)
     _inference.enter_context(torch.inference_mode())
+    if case.op == "additive":
+        return _additive(torch, inputs)
     tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
     if case.op == "attention":
         q, k, v, causal = tensors["q"], tensors["k"], tensors["v"], case.causal
@@ -63,3 +67,17 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
         return Prepared(lambda: torch.lstm_cell(x, (h, c), *weights), lambda result: _array(result[0]))
     cell = {"gru_cell": torch.gru_cell, "rnn_cell": torch.rnn_tanh_cell}[case.op]
     return Prepared(lambda: cell(x, h, *weights), _array)
+
+
+def _additive(torch: Any, inputs: Inputs) -> Prepared:
+    """As one writes it, with gradients by autograd."""
+    with torch.inference_mode(False):
+        query, keys, values, v, dcontext = (torch.from_numpy(inputs[name]) for name in ADDITIVE)
+        arguments = [x.requires_grad_() for x in (query, keys, values, v)]
+
+    def run() -> Any:
+        with torch.inference_mode(False), torch.enable_grad():
+            weights = torch.softmax(torch.tanh(query[:, :, None] + keys[:, None]) @ v, -1)
+            return torch.autograd.grad(weights @ values, arguments, dcontext)
+
+    return Prepared(run, lambda gradients: _array(gradients[0]))

@@ -28,6 +28,8 @@ fa_status OP(attention_weights)(const fa_attention_weights_arguments *w);
 fa_status OP(attention_merge)(void *out, void *lse, const void *a, const void *lse_a, const void *b, const void *lse_b,
                               fa_index rows, fa_index n);
 fa_status OP(attention_backward)(const fa_attention_backward_arguments *arguments);
+fa_status OP(additive_forward)(const fa_additive_arguments *a);
+fa_status OP(additive_backward)(const fa_additive_gradients *g);
 size_t OP(recurrent_packed_bytes)(fa_isa isa, fa_weight_type type, const fa_recurrent_weights *w);
 fa_status OP(recurrent_pack)(fa_isa isa, fa_weight_type type, void *packed, const fa_recurrent_weights *w);
 fa_status OP(recurrent_forward)(const fa_recurrent_arguments *a, fa_index layers, fa_index directions);

@@ -1,0 +1,143 @@
+# Additive attention.
+
+cdef struct AdditiveInputs:
+    Array query, keys, values, v, mask
+
+
+cdef void release_additive(AdditiveInputs *x) noexcept:
+    release(&x.query)
+    release(&x.keys)
+    release(&x.values)
+    release(&x.v)
+    release(&x.mask)
+
+
+cdef object set_two_strides(const Array *a, fa_index *stride):
+    stride[0] = a.stride[0]
+    stride[1] = a.stride[1]
+
+
+cdef object acquire_additive_mask(Array *a, object mask, int dtype, fa_additive_arguments *arguments, str op):
+    """Holds a mask; sets its kind, data and strides, 0 where it is broadcast. The last axis is copied unless it is
+    contiguous and as long as the keys."""
+    cdef object array = as_ndarray(mask, op, "mask")
+    cdef tuple shape = (arguments.B, arguments.T, arguments.S)
+    kind = array.dtype.char
+    if kind != "?" and array.dtype != ALL_DTYPES[dtype]:
+        raise TypeError(f"{op}: mask must be bool (True = attend) or {NAMES[dtype]} like query (added), got {array.dtype}")
+    try:
+        if array.ndim > 3:
+            raise ValueError
+        array = np.broadcast_to(array, np.broadcast_shapes(array.shape, (arguments.S,)))
+        np.broadcast_to(array, shape)
+    except ValueError:
+        raise wrong_shape(op, "mask", f"broadcast to {shape}", f"shape {mask.shape}") from None
+    item = array.itemsize
+    if array.strides[array.ndim - 1] != item or array.ctypes.data % item or any([stride % item for stride in array.strides]):
+        array = np.ascontiguousarray(array)
+    PyObject_GetBuffer(np.broadcast_to(array, shape), &a.view, PyBUF_STRIDES | PyBUF_FORMAT)
+    a.held = True
+    arguments.mask_stride[0] = a.view.strides[0] // item
+    arguments.mask_stride[1] = a.view.strides[1] // item
+    arguments.mask_kind = FA_MASK_BOOL if kind == "?" else FA_MASK_ADD
+    arguments.mask = a.view.buf
+
+
+cdef object acquire_additive(AdditiveInputs *x, fa_additive_arguments *a, object query, object keys, object values,
+                             object v, object lengths, object mask, str op):
+    """Checks and holds the inputs, and fills in `a` but for its outputs. The caller keeps the result alive as long as
+    `a`, and calls release_additive in any case."""
+    x.query.held = x.keys.held = x.values.held = x.v.held = x.mask.held = False
+    acquire(&x.query, query, op, "query", 3)
+    acquire(&x.keys, keys, op, "keys", 3, x.query.dtype)
+    acquire(&x.values, values, op, "values", 3, x.query.dtype)
+    acquire_contiguous(&x.v, v, op, "v", 1, x.query.dtype)
+    a.B, a.T, a.A = x.query.shape[0], x.query.shape[1], x.query.shape[2]
+    a.S, a.C = x.keys.shape[1], x.values.shape[2]
+    if x.keys.shape[0] != a.B or x.keys.shape[2] != a.A:
+        raise wrong_shape(op, "keys", f"have the batch {a.B} and size {a.A} of query", f"shape {shape_of(&x.keys)}")
+    if x.values.shape[0] != a.B or x.values.shape[1] != a.S:
+        raise wrong_shape(op, "values", f"have the batch and length of keys, {(a.B, a.S)}",
+                          f"shape {shape_of(&x.values)}")
+    if x.v.shape[0] != a.A:
+        raise wrong_shape(op, "v", f"have shape ({a.A},), the last axis of query", f"shape {shape_of(&x.v)}")
+    set_two_strides(&x.query, a.query_stride)
+    set_two_strides(&x.keys, a.keys_stride)
+    set_two_strides(&x.values, a.values_stride)
+    a.query, a.keys, a.values, a.v = x.query.data, x.keys.data, x.values.data, x.v.data
+    a.lengths = NULL
+    if lengths is not None:
+        lengths = as_lengths(lengths, a.B, a.S, op, "lengths")
+        a.lengths = index_pointer(lengths)
+    a.mask_kind = FA_MASK_NONE
+    a.mask = NULL
+    a.mask_stride[0] = a.mask_stride[1] = 0
+    if mask is not None:
+        acquire_additive_mask(&x.mask, mask, x.query.dtype, a, op)
+    return lengths
+
+
+def additive_attention(object query, object keys, object values, object v, object lengths, object mask,
+                       bint return_weights, str op):
+    """(context, weights); weights is None where nobody asks."""
+    cdef AdditiveInputs x
+    cdef Array ac, aw
+    cdef fa_additive_arguments a
+    cdef fa_status status
+    cdef object kept, context, weights = None
+    ac.held = aw.held = False
+    try:
+        kept = acquire_additive(&x, &a, query, keys, values, v, lengths, mask, op)
+        context = new_out(&ac, (a.B, a.T, a.C), x.query.dtype, op)
+        if return_weights:
+            weights = new_out(&aw, (a.B, a.T, a.S), x.query.dtype, op)
+        a.context, a.weights = ac.data, data_of(&aw)
+        with nogil:
+            status = fa_additive_forward(<fa_dtype>x.query.dtype, &a)
+        raise_status(status, op)
+    finally:
+        release_additive(&x)
+        release(&ac)
+        release(&aw)
+    return context, weights
+
+
+def additive_attention_backward(object dcontext, object query, object keys, object values, object v, object lengths,
+                                object weights):
+    """(dquery, dkeys, dvalues, dv)."""
+    cdef AdditiveInputs x
+    cdef Array ag, aw, aq, ak, ax, av
+    cdef fa_additive_gradients g
+    cdef fa_additive_arguments *a = &g.forward
+    cdef fa_status status
+    cdef str op = "additive_attention_backward"
+    cdef object kept, dquery, dkeys, dvalues, dv
+    ag.held = aw.held = aq.held = ak.held = ax.held = av.held = False
+    try:
+        kept = acquire_additive(&x, a, query, keys, values, v, lengths, None, op)
+        acquire(&ag, dcontext, op, "dcontext", 3, x.query.dtype)
+        if shape_of(&ag) != (a.B, a.T, a.C):
+            raise wrong_shape(op, "dcontext", f"have the shape {(a.B, a.T, a.C)} of the context",
+                              f"shape {shape_of(&ag)}")
+        acquire_contiguous(&aw, weights, op, "saved.weights", 3, x.query.dtype)
+        if shape_of(&aw) != (a.B, a.T, a.S):
+            raise wrong_shape(op, "saved.weights", f"have shape {(a.B, a.T, a.S)}", f"shape {shape_of(&aw)}")
+        set_two_strides(&ag, g.dcontext_stride)
+        g.dcontext, a.weights, a.context = ag.data, aw.data, NULL
+        dquery = new_out(&aq, shape_of(&x.query), x.query.dtype, op)
+        dkeys = new_out(&ak, shape_of(&x.keys), x.query.dtype, op)
+        dvalues = new_out(&ax, shape_of(&x.values), x.query.dtype, op)
+        dv = new_out(&av, shape_of(&x.v), x.query.dtype, op)
+        g.dquery, g.dkeys, g.dvalues, g.dv = aq.data, ak.data, ax.data, av.data
+        with nogil:
+            status = fa_additive_backward(<fa_dtype>x.query.dtype, &g)
+        raise_status(status, op)
+    finally:
+        release_additive(&x)
+        release(&ag)
+        release(&aw)
+        release(&aq)
+        release(&ak)
+        release(&ax)
+        release(&av)
+    return dquery, dkeys, dvalues, dv

@@ -1,0 +1,97 @@
+"""Additive attention."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import ArrayLike
+
+from fastattn import _core
+from fastattn.functional._types import Array
+
+
+def additive_attention(query: ArrayLike, keys: ArrayLike, values: ArrayLike, v: ArrayLike, *,
+                       lengths: ArrayLike | None = None, mask: ArrayLike | None = None,
+                       return_weights: bool = False) -> Any:  # fmt: skip
+    """Additive (Bahdanau) attention of projected queries and keys, without a T x S x A array in memory.
+
+        e[b, t, s] = sum over a of v[a] tanh(query[b, t, a] + keys[b, s, a]) + mask
+        w = softmax of e over s,  context[b, t] = sum over s of w[b, t, s] values[b, s]
+
+    Parameters
+    ----------
+    query, keys, values, v
+        [B, T, A], [B, S, A], [B, S, C], [A]; float32 or float64. query and keys are projected already.
+    lengths
+        [B] integers in 0..S: keys beyond do not exist.
+    mask
+        bool (True: attend) or the dtype of query (added; -inf: do not attend), broadcastable to [B, T, S].
+    return_weights
+        Also return w[B, T, S], 0 where masked.
+
+    What is masked is never read into arithmetic: NaN or inf there changes nothing. NaN in a score makes its row NaN, in
+    an attended value its column of that row. A query with nothing to attend to: zeros.
+
+    Raises ValueError and TypeError naming the argument. Source: Bahdanau et al. 2015, arXiv:1409.0473, section 3.1.
+
+    >>> keys = np.zeros((1, 2, 4)); values = np.array([[[1.0], [3.0]]])
+    >>> additive_attention(np.zeros((1, 1, 4)), keys, values, np.ones(4))
+    array([[[2.]]])
+    """
+    context, weights = _core.additive_attention(
+        query, keys, values, v, lengths, mask, return_weights, "additive_attention"
+    )
+    return (context, weights) if return_weights else context
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SavedAdditive:
+    """What the gradients of additive attention need of a forward call: its arguments, which must not be written to in
+    between, and the weights."""
+
+    query: ArrayLike
+    keys: ArrayLike
+    values: ArrayLike
+    v: ArrayLike
+    lengths: ArrayLike | None
+    weights: Array  # [B, T, S]
+
+
+def additive_attention_forward(query: ArrayLike, keys: ArrayLike, values: ArrayLike, v: ArrayLike, *,
+                               lengths: ArrayLike | None = None,
+                               mask: ArrayLike | None = None) -> tuple[Array, SavedAdditive]:  # fmt: skip
+    """additive_attention, and what its gradients need: (context, saved). Arguments and errors as there.
+
+    saved keeps the arguments, not copies of them: leave them as they are until backward. saved.weights is w.
+
+    >>> context, saved = additive_attention_forward(*[np.ones((1, 2, 4))] * 3, np.ones(4))
+    >>> saved.weights
+    array([[[0.5, 0.5],
+            [0.5, 0.5]]])
+    """
+    context, weights = _core.additive_attention(
+        query, keys, values, v, lengths, mask, True, "additive_attention_forward"
+    )
+    return context, SavedAdditive(query, keys, values, v, lengths, weights)
+
+
+def additive_attention_backward(dcontext: ArrayLike, saved: SavedAdditive) -> tuple[Array, Array, Array, Array]:
+    """Gradients (dquery, dkeys, dvalues, dv) of additive_attention_forward. The tanh is computed anew.
+
+        dw = dcontext values^T,  de = w (dw - sum over s of w dw),  dvalues[s] = sum over t of w dcontext
+        u = de (1 - tanh^2),  dquery = v sum over s of u,  dkeys = v sum over t of u,  dv = sum of de tanh
+
+    A pair that is masked, or whose weight is 0, contributes nothing, even where its rows hold NaN.
+
+    >>> context, saved = additive_attention_forward(*[np.ones((1, 2, 4))] * 3, np.ones(4))
+    >>> additive_attention_backward(np.ones((1, 2, 4)), saved)[2][0, 0]
+    array([1., 1., 1., 1.])
+    """
+    if not isinstance(saved, SavedAdditive):
+        raise TypeError(
+            "additive_attention_backward: saved must be what additive_attention_forward returned, "
+            f"got {type(saved).__name__}"
+        )
+    gradients: tuple[Array, Array, Array, Array] = _core.additive_attention_backward(
+        dcontext, saved.query, saved.keys, saved.values, saved.v, saved.lengths, saved.weights
+    )
+    return gradients
