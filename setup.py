@@ -31,6 +31,7 @@ LOW_PRECISION = {
     "kernels/activation",
     "kernels/attention",
     "kernels/attention_mask",
+    "kernels/attention_pack",
     "kernels/cast",
     "kernels/gemm",
     "kernels/probe",
