@@ -1,12 +1,12 @@
 """Layers with parameters, by PyTorch's names: a state dict of the torch.nn layer of the same name loads.
 
-A module is called for inference: `y = m(x)`. Recurrent networks and norms also have `result, saved = m.forward(x)` and
-`dx, grads = m.backward(dy, saved)` (recurrent: `dx, dstate, grads`); there is no tape and no hidden state. Layers with
-other products have no backward yet.
+A module is called for inference: `y = m(x)`. For training, `result, saved = m.forward(x)`, with the same bits, and
+`dx, grads = m.backward(dy, saved)` with the gradients by the names of `parameters()` (recurrent: `dx, dstate, grads`;
+where there is a context or memory, dx is a pair). There is no tape and no hidden state.
 """
 
 from fastattn.nn.attention import MultiHeadAttention
-from fastattn.nn.layers import FeedForward, LayerNorm, Linear, RMSNorm
+from fastattn.nn.layers import Embedding, FeedForward, LayerNorm, Linear, RMSNorm, SinusoidalPositions
 from fastattn.nn.module import Module
 from fastattn.nn.recurrent import GRU, LSTM, RNN
 from fastattn.nn.transformer import (
@@ -21,12 +21,14 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "Embedding",
     "FeedForward",
     "LayerNorm",
     "Linear",
     "Module",
     "MultiHeadAttention",
     "RMSNorm",
+    "SinusoidalPositions",
     "Transformer",
     "TransformerDecoder",
     "TransformerDecoderLayer",

@@ -1,15 +1,19 @@
 """Multi-head attention."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
+from fastattn.cache import KVCache
 from fastattn.functional._types import Array
-from fastattn.functional.attention import attention
-from fastattn.functional.linear import linear
-from fastattn.nn.layers import Linear, Rng
-from fastattn.nn.module import Module
+from fastattn.functional.attention import attention, attention_forward
+from fastattn.functional.attention_backward import attention_backward
+from fastattn.functional.linear import SavedLinear, linear, linear_forward
+from fastattn.nn.layers import Linear, Rng, linear_gradients
+from fastattn.nn.module import Module, prefixed
 
 
 class MultiHeadAttention(Module):
@@ -40,31 +44,111 @@ class MultiHeadAttention(Module):
         self.out_proj = Linear(embed_dim, embed_dim, bias=bias, dtype=dtype, rng=rng)
 
     def __call__(self, x: ArrayLike, context: ArrayLike | None = None, *, mask: ArrayLike | None = None,
-                 causal: bool | str = False, lengths: ArrayLike | None = None) -> Array:  # fmt: skip
+                 causal: bool | str = False, lengths: ArrayLike | None = None,
+                 cache: KVCache | None = None) -> Array:  # fmt: skip
         """mask and causal as in fastattn.attention. lengths[B]: of the sequences attended to; positions beyond do not
-        exist. Without a context they are those of x too, whose results beyond are out_proj's bias."""
-        split, size = self.embed_dim, self.embed_dim // self.num_heads
-        weight, bias = self._own["in_proj_weight"], self._own.get("in_proj_bias")
+        exist. Without a context they are those of x too, whose results beyond are out_proj's bias.
+
+        cache, KVCache(B, kv_heads, embed_dim // num_heads, dtype=…): keys and values of x are appended, and x attends
+        to all that it holds, causally. No context, lengths or causal then; mask as of KVCache.attend.
+        """
+        if cache is not None:
+            return self._with_cache(x, context, mask, causal, lengths, cache)
+        queries, keys, values = self._heads(*self._project(x, context, linear))
+        out = attention(queries, keys, values, **self._options(context, mask, causal, lengths))
+        return self.out_proj(out.reshape(*out.shape[:2], self.embed_dim))
+
+    def forward(self, x: ArrayLike, context: ArrayLike | None = None, *, mask: ArrayLike | None = None,
+                causal: bool | str = False, lengths: ArrayLike | None = None) -> tuple[Array, Any]:  # fmt: skip
+        """The result, and what backward needs. What x (or the context) holds beyond lengths counts as 0 where it is not
+        finite, so that it reaches no gradient."""
         if context is None:
-            projected = _three_axes(linear(x, weight, bias))
-            queries, keys_values = projected[..., :split], projected[..., split:]
+            x = finite_padding(x, lengths)
         else:
-            parts = (None, None) if bias is None else (bias[:split], bias[split:])
-            queries = _three_axes(linear(x, weight[:split], parts[0]))
-            keys_values = _three_axes(linear(context, weight[split:], parts[1]))
-        batch, length, _ = queries.shape
-        keys_values = keys_values.reshape(*keys_values.shape[:2], 2 * self.kv_heads, size)
-        out = attention(
-            queries.reshape(batch, length, self.num_heads, size),
-            keys_values[:, :, : self.kv_heads],
-            keys_values[:, :, self.kv_heads :],
-            mask=mask,
-            causal=causal,
-            q_lengths=lengths if context is None else None,
-            kv_lengths=lengths,
-            layout="blhd",
-        )
-        return self.out_proj(out.reshape(batch, length, split))
+            context = finite_padding(context, lengths)
+        saved_linear: list[SavedLinear] = []
+
+        def project(*arguments: Any) -> Array:
+            y, saved = linear_forward(*arguments)
+            saved_linear.append(saved)
+            return y
+
+        heads = self._heads(*self._project(x, context, project))
+        out, saved_attention = attention_forward(*heads, **self._options(context, mask, causal, lengths))
+        y, saved_out = self.out_proj.forward(out.reshape(*out.shape[:2], self.embed_dim))
+        return y, (saved_linear, saved_attention, saved_out)
+
+    def backward(self, dy: ArrayLike, saved: Any) -> tuple[Any, dict[str, Array]]:
+        """dx, or with a context the pair (dx, dcontext), and the gradients of the parameters, by name."""
+        dx, dcontext, grads = attention_gradients(dy, saved)
+        return (dx if dcontext is None else (dx, dcontext)), grads
+
+    def _project(self, x: ArrayLike, context: ArrayLike | None, project: Callable[..., Array]) -> tuple[Array, Array]:
+        """Queries[B, L, E], and keys beside values [B, S, 2 kv_heads E / num_heads]."""
+        split, weight, bias = self.embed_dim, self._own["in_proj_weight"], self._own.get("in_proj_bias")
+        if context is None:
+            projected = _three_axes(project(x, weight, bias))
+            return projected[..., :split], projected[..., split:]
+        parts = (None, None) if bias is None else (bias[:split], bias[split:])
+        queries = _three_axes(project(x, weight[:split], parts[0]))
+        return queries, _three_axes(project(context, weight[split:], parts[1]))
+
+    def _heads(self, queries: Array, keys_values: Array) -> tuple[Array, Array, Array]:
+        """q, k and v in the layout "blhd"."""
+        size, kv_heads = self.embed_dim // self.num_heads, self.kv_heads
+        keys_values = keys_values.reshape(*keys_values.shape[:2], 2 * kv_heads, size)
+        queries = queries.reshape(*queries.shape[:2], self.num_heads, size)
+        return queries, keys_values[:, :, :kv_heads], keys_values[:, :, kv_heads:]
+
+    def _options(self, context: ArrayLike | None, mask: ArrayLike | None, causal: bool | str,
+                 lengths: ArrayLike | None) -> dict[str, Any]:  # fmt: skip
+        q_lengths = lengths if context is None else None
+        return {"mask": mask, "causal": causal, "q_lengths": q_lengths, "kv_lengths": lengths, "layout": "blhd"}
+
+    def _with_cache(self, x: ArrayLike, context: ArrayLike | None, mask: ArrayLike | None, causal: bool | str,
+                    lengths: ArrayLike | None, cache: KVCache) -> Array:  # fmt: skip
+        for name, value in (("context", context), ("lengths", lengths)):
+            if value is not None:
+                raise ValueError(f"MultiHeadAttention: {name} must be None with a cache, which has lengths of its own")
+        if causal not in (False, True, "bottom-right"):
+            raise ValueError(f"MultiHeadAttention: causal must be True with a cache, or left out, got {causal!r}")
+        queries, keys, values = (part.swapaxes(1, 2) for part in self._heads(*self._project(x, None, linear)))
+        cache.append(keys, values)
+        out = cache.attend(queries, mask=mask, causal=True).swapaxes(1, 2)
+        return self.out_proj(out.reshape(*out.shape[:2], self.embed_dim))
+
+
+def attention_gradients(
+    dy: ArrayLike, saved: Any, add_to: Array | None = None, add_context_to: Array | None = None
+) -> tuple[Array, Array | None, dict[str, Array]]:
+    """dx, dcontext (None in self-attention) and the gradients by name; the first two added to arrays that are given, of
+    which add_to may be dy."""
+    saved_linear, saved_attention, saved_out = saved
+    dout, grads_out = linear_gradients(dy, saved_out)
+    dheads = attention_backward(dout.reshape(saved_attention.out.shape), saved_attention)
+    queries, keys, values = (part.reshape(*part.shape[:2], -1) for part in dheads)
+    if len(saved_linear) == 1:
+        joined = np.concatenate([queries, keys, values], -1)
+        dx, grads = linear_gradients(joined, saved_linear[0], add_to)
+        dcontext = None
+    else:
+        dx, grads = linear_gradients(queries, saved_linear[0], add_to)
+        joined = np.concatenate([keys, values], -1)
+        dcontext, grads_context = linear_gradients(joined, saved_linear[1], add_context_to)
+        grads = {name: np.concatenate([part, grads_context[name]]) for name, part in grads.items()}
+    return dx, dcontext, {f"in_proj_{name}": part for name, part in grads.items()} | prefixed(out_proj=grads_out)
+
+
+def finite_padding(x: ArrayLike, lengths: ArrayLike | None) -> ArrayLike:
+    """x[B, L, E], or where it holds NaN or infinities beyond lengths[B] a copy with zeros there: 0 times NaN would be a
+    gradient."""
+    array = np.asarray(x)
+    if lengths is None or array.ndim != 3:
+        return x
+    beyond = np.arange(array.shape[1]) >= np.asarray(lengths)[:, None]
+    if beyond.shape != array.shape[:2] or np.isfinite(array[beyond]).all():
+        return x
+    return np.where(beyond[..., None], array.dtype.type(0), array)
 
 
 def _three_axes(projected: Array) -> Array:

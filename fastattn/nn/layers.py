@@ -1,15 +1,20 @@
-"""Linear layers, norms and the feed-forward part of a transformer."""
+"""Linear layers, embeddings, positions, norms and the feed-forward part of a transformer."""
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 import fastattn.functional.norm as F
+from fastattn import _core
 from fastattn.functional._types import Array
-from fastattn.functional.linear import linear
+from fastattn.functional.elementwise import silu_gated, silu_gated_backward
+from fastattn.functional.embedding import SavedEmbedding, embedding, embedding_backward, embedding_forward
+from fastattn.functional.linear import SavedLinear, linear, linear_forward
 from fastattn.functional.norm import SavedNorm
-from fastattn.nn.module import Module
+from fastattn.functional.positions import sinusoidal_positions
+from fastattn.nn.module import Module, prefixed
 
 Rng = np.random.Generator | None
 
@@ -32,6 +37,85 @@ class Linear(Module):
 
     def __call__(self, x: ArrayLike, *, activation: str | None = None) -> Array:
         return linear(x, self._own["weight"], self._own.get("bias"), activation=activation)
+
+    def forward(self, x: ArrayLike, *, activation: str | None = None) -> tuple[Array, SavedLinear]:
+        """The result, and what backward needs."""
+        return linear_forward(x, self._own["weight"], self._own.get("bias"), activation=activation)
+
+    def backward(self, dy: ArrayLike, saved: SavedLinear) -> tuple[Array, dict[str, Array]]:
+        """dx and the gradients of the parameters, by name."""
+        return linear_gradients(dy, saved)
+
+
+def linear_gradients(
+    dy: ArrayLike, saved: SavedLinear, add_to: Array | None = None
+) -> tuple[Array, dict[str, Array]]:
+    """dx and the gradients by name. With add_to, dx is added to that array, in place: no pass of its own over memory."""
+    x, weight, bias, z, activation = saved
+    dx, dweight, dbias = _core.linear_backward(dy, x, weight, z, activation, bias, True, add_to, "linear_backward")
+    return dx, {"weight": dweight, "bias": dbias} if bias else {"weight": dweight}
+
+
+class Embedding(Module):
+    """Rows of weight[num_embeddings, embedding_dim] by number: fastattn.embedding.
+
+    Ids out of range raise ValueError. forward and backward as of other modules; dx is None.
+
+    >>> Embedding(10, 4)([[1, 2, 3]]).shape
+    (1, 3, 4)
+    """
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, *, dtype: DTypeLike = np.float32,
+                 rng: Rng = None) -> None:  # fmt: skip
+        super().__init__(dtype)
+        rng = rng or np.random.default_rng()
+        self._own["weight"] = rng.standard_normal((num_embeddings, embedding_dim)).astype(self.dtype)
+
+    def __call__(self, ids: ArrayLike) -> Array:
+        return embedding(ids, self._own["weight"])
+
+    def forward(self, ids: ArrayLike) -> tuple[Array, SavedEmbedding]:
+        """The result, and what backward needs."""
+        return embedding_forward(ids, self._own["weight"])
+
+    def backward(self, dy: ArrayLike, saved: SavedEmbedding) -> tuple[None, dict[str, Array]]:
+        """None, since ids have no gradient, and that of the weight."""
+        return None, {"weight": embedding_backward(dy, saved)}
+
+
+class SinusoidalPositions(Module):
+    """x[..., L, dim] + fastattn.sinusoidal_positions(L, dim, offset=offset), for positions below max_length.
+
+    It has no parameters. Longer sequences raise ValueError.
+
+    >>> SinusoidalPositions(4)(np.zeros((1, 2, 4), np.float32))[0, 0]
+    array([0., 1., 0., 1.], dtype=float32)
+    """
+
+    def __init__(self, dim: int, *, max_length: int = 5000, base: float = 10000.0,
+                 dtype: DTypeLike = np.float32) -> None:  # fmt: skip
+        super().__init__(dtype)
+        self.table = sinusoidal_positions(max_length, dim, base=base, dtype=dtype)
+
+    def __call__(self, x: ArrayLike, *, offset: int = 0) -> Array:
+        array, (most, dim) = np.asarray(x), self.table.shape
+        if array.dtype != self.dtype:
+            raise TypeError(f"SinusoidalPositions: x must be {self.dtype}, got {array.dtype}")
+        if array.ndim < 2 or array.shape[-1] != dim:
+            raise ValueError(f"SinusoidalPositions: x must have shape [..., L, {dim}], got {array.shape}")
+        if not 0 <= offset <= most - array.shape[-2]:
+            raise ValueError(f"SinusoidalPositions: positions must lie in 0..{most - 1}, "
+                             f"got {array.shape[-2]} from {offset} on")  # fmt: skip
+        total: Array = array + self.table[offset : offset + array.shape[-2]]
+        return total
+
+    def forward(self, x: ArrayLike, *, offset: int = 0) -> tuple[Array, None]:
+        """The result; backward needs nothing."""
+        return self(x, offset=offset), None
+
+    def backward(self, dy: ArrayLike, saved: None) -> tuple[ArrayLike, dict[str, Array]]:
+        """dy, and no gradients."""
+        return dy, {}
 
 
 class LayerNorm(Module):
@@ -58,13 +142,14 @@ class LayerNorm(Module):
         """(norm of x + residual, x + residual)."""
         return F.add_layer_norm(x, residual, self._own["weight"], self._own.get("bias"), eps=self.eps)
 
-    def forward(self, x: ArrayLike) -> tuple[Array, SavedNorm]:
-        """The result, and what backward needs."""
-        return F.layer_norm_forward(x, self._own["weight"], self._own.get("bias"), eps=self.eps)
+    def forward(self, x: ArrayLike, *, residual: ArrayLike | None = None) -> tuple[Array, SavedNorm]:
+        """The result, and what backward needs; with a residual of x + residual, which is saved.x then."""
+        return F.layer_norm_forward(x, self._own["weight"], self._own.get("bias"), residual=residual, eps=self.eps)
 
-    def backward(self, dy: ArrayLike, saved: SavedNorm) -> tuple[Array, dict[str, Array]]:
-        """dx and the gradients of the parameters, by name."""
-        dx, dweight, dbias = F.layer_norm_backward(dy, saved)
+    def backward(self, dy: ArrayLike, saved: SavedNorm, *,
+                 dsum: ArrayLike | None = None) -> tuple[Array, dict[str, Array]]:  # fmt: skip
+        """dx (+ dsum) and the gradients of the parameters, by name. dx is the gradient of the residual, too."""
+        dx, dweight, dbias = F.layer_norm_backward(dy, saved, dsum=dsum)
         return dx, {k: v for k, v in (("weight", dweight), ("bias", dbias)) if v is not None}
 
 
@@ -116,7 +201,35 @@ class FeedForward(Module):
         if self.activation != "silu_gated":
             return self.linear2(self.linear1(x, activation=self.activation))
         hidden = self.linear1(x)
-        return self.linear2(np.multiply(hidden, self.gate(x, activation="silu"), out=hidden))
+        return self.linear2(silu_gated(self.gate(x), hidden, out=hidden))
+
+    def forward(self, x: ArrayLike) -> tuple[Array, Any]:
+        """The result, and what backward needs."""
+        if self.activation != "silu_gated":
+            hidden, saved1 = self.linear1.forward(x, activation=self.activation)
+            y, saved2 = self.linear2.forward(hidden)
+            return y, (saved1, saved2)
+        (up, saved1), (gate, saved_gate) = self.linear1.forward(x), self.gate.forward(x)
+        y, saved2 = self.linear2.forward(silu_gated(gate, up))
+        return y, (saved1, saved2, saved_gate, gate, up)
+
+    def backward(self, dy: ArrayLike, saved: Any) -> tuple[Array, dict[str, Array]]:
+        """dx and the gradients of the parameters, by name."""
+        return feed_forward_gradients(dy, saved)
+
+
+def feed_forward_gradients(dy: ArrayLike, saved: Any, add_to: Array | None = None) -> tuple[Array, dict[str, Array]]:
+    """dx (added to add_to, which may be dy) and the gradients of linear1, linear2 and gate."""
+    saved1, saved2, *gated = saved
+    dhidden, grads2 = linear_gradients(dy, saved2)
+    if not gated:
+        dx, grads1 = linear_gradients(dhidden, saved1, add_to)
+        return dx, prefixed(linear1=grads1, linear2=grads2)
+    saved_gate, gate, up = gated
+    dgate, dup = silu_gated_backward(dhidden, gate, up)
+    dx, grads1 = linear_gradients(dup, saved1, add_to)
+    dx, grads_gate = linear_gradients(dgate, saved_gate, dx)
+    return dx, prefixed(linear1=grads1, linear2=grads2, gate=grads_gate)
 
 
 def check_activation(name: str, owner: str, *, gated: bool = False) -> str:

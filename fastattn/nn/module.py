@@ -63,6 +63,11 @@ class Module:
         self._own[name] = np.full(tuple(shape), value, self.dtype)
 
 
+def prefixed(**parts: dict[str, Array]) -> dict[str, Array]:
+    """Gradients of submodules as those of the module: each name behind that of its submodule and a dot."""
+    return {f"{name}.{key}": value for name, grads in parts.items() for key, value in grads.items()}
+
+
 def _as_floats(value: Any, label: str) -> Array:
     if hasattr(value, "detach"):
         value = value.detach().cpu()

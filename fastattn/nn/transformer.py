@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from fastattn.functional._types import Array
-from fastattn.nn.attention import MultiHeadAttention
-from fastattn.nn.layers import LayerNorm, Linear, Rng, check_activation
-from fastattn.nn.module import Module
+from fastattn.nn.attention import MultiHeadAttention, attention_gradients, finite_padding
+from fastattn.nn.layers import LayerNorm, Linear, Rng, check_activation, feed_forward_gradients
+from fastattn.nn.module import Module, prefixed
+
+Grads = dict[str, Array]
 
 
 class _Layer(Module):
@@ -33,6 +35,11 @@ class _Layer(Module):
     def _feed_forward(self, x: Array) -> Array:
         return self.linear2(self.linear1(x, activation=self.activation))
 
+    def _feed_forward_forward(self, x: Array) -> tuple[Array, Any]:
+        hidden, saved1 = self.linear1.forward(x, activation=self.activation)
+        y, saved2 = self.linear2.forward(hidden)
+        return y, (saved1, saved2)
+
 
 class TransformerEncoderLayer(_Layer):
     """x[B, L, E] through self-attention and feed-forward, each with a residual and a norm after it (or before it, with
@@ -50,6 +57,39 @@ class TransformerEncoderLayer(_Layer):
             return np.add(total, self._feed_forward(y), out=total)
         y, _ = self.norm1.after_sum(x, self.self_attn(x, **options))
         return self.norm2.after_sum(y, self._feed_forward(y))[0]
+
+    def forward(self, x: ArrayLike, *, mask: ArrayLike | None = None, causal: bool | str = False,
+                lengths: ArrayLike | None = None) -> tuple[Array, Any]:  # fmt: skip
+        """The result, and what backward needs. Beyond lengths, what is not finite counts as 0."""
+        options: dict[str, Any] = {"mask": mask, "causal": causal, "lengths": lengths}
+        x = finite_padding(x, lengths)
+        if self.norm_first:
+            y, saved1 = self.norm1.forward(x)
+            y, saved_attention = self.self_attn.forward(y, **options)
+            y, saved2 = self.norm2.forward(x, residual=y)
+            y, saved_feed = self._feed_forward_forward(y)
+            np.add(y, saved2.x, out=y)
+        else:
+            y, saved_attention = self.self_attn.forward(x, **options)
+            y, saved1 = self.norm1.forward(x, residual=y)
+            z, saved_feed = self._feed_forward_forward(y)
+            y, saved2 = self.norm2.forward(y, residual=z)
+        return y, (saved1, saved_attention, saved2, saved_feed)
+
+    def backward(self, dy: ArrayLike, saved: Any) -> tuple[Array, Grads]:
+        """dx and the gradients of the parameters, by name."""
+        saved1, saved_attention, saved2, saved_feed = saved
+        if self.norm_first:
+            dx, feed = feed_forward_gradients(dy, saved_feed)
+            dsum, norm2 = self.norm2.backward(dx, saved2, dsum=dy)
+            dx, _, attention = attention_gradients(dsum, saved_attention)
+            dx, norm1 = self.norm1.backward(dx, saved1, dsum=dsum)
+        else:
+            dx, norm2 = self.norm2.backward(dy, saved2)
+            dx, feed = feed_forward_gradients(dx, saved_feed, add_to=dx)
+            dx, norm1 = self.norm1.backward(dx, saved1)
+            dx, _, attention = attention_gradients(dx, saved_attention, add_to=dx)
+        return dx, feed | prefixed(norm1=norm1, norm2=norm2, self_attn=attention)
 
 
 class TransformerDecoderLayer(_Layer):
@@ -81,6 +121,55 @@ class TransformerDecoderLayer(_Layer):
         y, _ = self.norm2.after_sum(y, self.multihead_attn(y, memory, **to_memory))
         return self.norm3.after_sum(y, self._feed_forward(y))[0]
 
+    def forward(self, x: ArrayLike, memory: ArrayLike, *, mask: ArrayLike | None = None, causal: bool | str = True,
+                lengths: ArrayLike | None = None, memory_mask: ArrayLike | None = None,
+                memory_lengths: ArrayLike | None = None) -> tuple[Array, Any]:  # fmt: skip
+        """The result, and what backward needs. Beyond lengths, what is not finite counts as 0."""
+        options: dict[str, Any] = {"mask": mask, "causal": causal, "lengths": lengths}
+        to_memory: dict[str, Any] = {"mask": memory_mask, "lengths": memory_lengths}
+        x = finite_padding(x, lengths)
+        if self.norm_first:
+            y, saved1 = self.norm1.forward(x)
+            y, saved_self = self.self_attn.forward(y, **options)
+            y, saved2 = self.norm2.forward(x, residual=y)
+            y, saved_cross = self.multihead_attn.forward(y, memory, **to_memory)
+            y, saved3 = self.norm3.forward(saved2.x, residual=y)
+            y, saved_feed = self._feed_forward_forward(y)
+            np.add(y, saved3.x, out=y)
+        else:
+            y, saved_self = self.self_attn.forward(x, **options)
+            y, saved1 = self.norm1.forward(x, residual=y)
+            z, saved_cross = self.multihead_attn.forward(y, memory, **to_memory)
+            y, saved2 = self.norm2.forward(y, residual=z)
+            z, saved_feed = self._feed_forward_forward(y)
+            y, saved3 = self.norm3.forward(y, residual=z)
+        return y, (saved1, saved_self, saved2, saved_cross, saved3, saved_feed)
+
+    def backward(self, dy: ArrayLike, saved: Any) -> tuple[tuple[Array, Array], Grads]:
+        """(dx, dmemory) and the gradients of the parameters, by name."""
+        return self.add_gradients(dy, saved, None)
+
+    def add_gradients(self, dy: ArrayLike, saved: Any, dmemory: Array | None) -> tuple[tuple[Array, Array], Grads]:
+        """backward, with the gradient of the memory added to that of other layers, in place."""
+        saved1, saved_self, saved2, saved_cross, saved3, saved_feed = saved
+        if self.norm_first:
+            dx, feed = feed_forward_gradients(dy, saved_feed)
+            dsum, norm3 = self.norm3.backward(dx, saved3, dsum=dy)
+            dx, dmemory, cross = attention_gradients(dsum, saved_cross, add_context_to=dmemory)
+            dsum, norm2 = self.norm2.backward(dx, saved2, dsum=dsum)
+            dx, _, own = attention_gradients(dsum, saved_self)
+            dx, norm1 = self.norm1.backward(dx, saved1, dsum=dsum)
+        else:
+            dx, norm3 = self.norm3.backward(dy, saved3)
+            dx, feed = feed_forward_gradients(dx, saved_feed, add_to=dx)
+            dx, norm2 = self.norm2.backward(dx, saved2)
+            dx, dmemory, cross = attention_gradients(dx, saved_cross, add_to=dx, add_context_to=dmemory)
+            dx, norm1 = self.norm1.backward(dx, saved1)
+            dx, _, own = attention_gradients(dx, saved_self, add_to=dx)
+        assert dmemory is not None  # there is a context
+        norms = prefixed(norm1=norm1, norm2=norm2, norm3=norm3)
+        return (dx, dmemory), feed | norms | prefixed(self_attn=own, multihead_attn=cross)
+
 
 class TransformerEncoder(Module):
     """num_layers encoder layers, and with final_norm a norm of their result. `options` are those of the layer.
@@ -105,6 +194,25 @@ class TransformerEncoder(Module):
             y = layer(y, mask=mask, causal=causal, lengths=lengths)
         return self.norm(y) if hasattr(self, "norm") else y
 
+    def forward(self, x: ArrayLike, *, mask: ArrayLike | None = None, causal: bool | str = False,
+                lengths: ArrayLike | None = None) -> tuple[Array, Any]:  # fmt: skip
+        """The result, and what backward needs."""
+        y, saved = np.asarray(x), []
+        for layer in self.layers:
+            y, part = layer.forward(y, mask=mask, causal=causal, lengths=lengths)
+            saved.append(part)
+        y, saved_norm = self.norm.forward(y) if hasattr(self, "norm") else (y, None)
+        return y, (saved, saved_norm)
+
+    def backward(self, dy: ArrayLike, saved: Any) -> tuple[Array, Grads]:
+        """dx and the gradients of the parameters, by name."""
+        parts, saved_norm = saved
+        dx, grads = _norm_gradients(self, dy, saved_norm)
+        for i in reversed(range(len(parts))):
+            dx, own = self.layers[i].backward(dx, parts[i])
+            grads |= prefixed(**{f"layers.{i}": own})
+        return dx, grads
+
 
 class TransformerDecoder(Module):
     """num_layers decoder layers, and with final_norm a norm of their result. `options` are those of the layer.
@@ -128,6 +236,25 @@ class TransformerDecoder(Module):
         for layer in self.layers:
             y = layer(y, memory, **options)
         return self.norm(y) if hasattr(self, "norm") else y
+
+    def forward(self, x: ArrayLike, memory: ArrayLike, **options: Any) -> tuple[Array, Any]:
+        """The result, and what backward needs."""
+        y, saved = np.asarray(x), []
+        for layer in self.layers:
+            y, part = layer.forward(y, memory, **options)
+            saved.append(part)
+        y, saved_norm = self.norm.forward(y) if hasattr(self, "norm") else (y, None)
+        return y, (saved, saved_norm, np.shape(memory))
+
+    def backward(self, dy: ArrayLike, saved: Any) -> tuple[tuple[Array, Array], Grads]:
+        """(dx, dmemory) and the gradients of the parameters, by name."""
+        parts, saved_norm, shape = saved
+        dx, grads = _norm_gradients(self, dy, saved_norm)
+        dmemory = None
+        for i in reversed(range(len(parts))):
+            (dx, dmemory), own = self.layers[i].add_gradients(dx, parts[i], dmemory)
+            grads |= prefixed(**{f"layers.{i}": own})
+        return (dx, np.zeros(shape, self.dtype) if dmemory is None else dmemory), grads
 
 
 class Transformer(Module):
@@ -156,6 +283,33 @@ class Transformer(Module):
         memory = self.encoder(source, lengths=source_lengths)
         y = self.decoder(target, memory, lengths=target_lengths, memory_lengths=source_lengths)
         return self.output(y) if hasattr(self, "output") else y
+
+    def forward(self, source: ArrayLike, target: ArrayLike, *, source_lengths: ArrayLike | None = None,
+                target_lengths: ArrayLike | None = None) -> tuple[Array, Any]:  # fmt: skip
+        """The result, and what backward needs."""
+        memory, encoder = self.encoder.forward(source, lengths=source_lengths)
+        y, decoder = self.decoder.forward(target, memory, lengths=target_lengths, memory_lengths=source_lengths)
+        y, output = self.output.forward(y) if hasattr(self, "output") else (y, None)
+        return y, (encoder, decoder, output)
+
+    def backward(self, dy: ArrayLike, saved: Any) -> tuple[tuple[Array, Array], Grads]:
+        """(dsource, dtarget) and the gradients of the parameters, by name."""
+        encoder, decoder, output = saved
+        grads: Grads = {}
+        if output is not None:
+            dy, own = self.output.backward(dy, output)
+            grads = prefixed(output=own)
+        (dtarget, dmemory), of_decoder = self.decoder.backward(dy, decoder)
+        dsource, of_encoder = self.encoder.backward(dmemory, encoder)
+        return (dsource, dtarget), grads | prefixed(encoder=of_encoder, decoder=of_decoder)
+
+
+def _norm_gradients(module: Any, dy: ArrayLike, saved: Any) -> tuple[Any, Grads]:
+    """Through the final norm, where there is one."""
+    if saved is None:
+        return dy, {}
+    dx, grads = module.norm.backward(dy, saved)
+    return dx, prefixed(norm=grads)
 
 
 def _final_norm(d_model: int, dtype: DTypeLike, options: dict[str, Any]) -> LayerNorm:

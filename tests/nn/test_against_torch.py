@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import fastattn as fa
 from fastattn import nn
 from tests.errors import ErrorRule
 
@@ -92,3 +93,73 @@ def test_small_layers(name):
     x = numbers(1, 30, 9, 24)
     single, double = check(ours, theirs, x)
     assert_same(ours(x), single, double)
+
+
+def gradients_of(theirs, ours, inputs, dy, our_options, their_options):
+    """Parts (name, ours, torch's in float32 and in float64) of dx and of the parameters' gradients."""
+    ours.load_state_dict(theirs.state_dict())
+    dx, grads = ours.backward(dy, ours.forward(*inputs, **our_options)[1])
+    sides = []
+    for kind in (torch.float32, torch.float64):
+        module = theirs.to(kind)
+        module.zero_grad()
+        tensors = [torch.from_numpy(x).to(kind).requires_grad_() for x in inputs]
+        result = module(*tensors, **their_options)
+        (result[0] if isinstance(result, tuple) else result).backward(torch.from_numpy(dy).to(kind))
+        sides.append([t.grad.numpy() for t in tensors] + [p.grad.numpy() for p in module.parameters()])
+    names = [name for name, _ in theirs.named_parameters()]
+    assert set(names) == set(grads)
+    got = [*(dx if isinstance(dx, tuple) else (dx,)), *(grads[name] for name in names)]
+    return zip([*map(str, range(len(inputs))), *names], got, *sides, strict=True)
+
+
+def assert_same_gradients(parts):
+    """Pooled over all of them: a bias of few elements says little."""
+    rule = ErrorRule()
+    for _, got, single, double in parts:
+        size = np.abs(double).max() or 1
+        rule.add((got / size).astype("f4"), (single / size).astype("f4"), double / size)
+    rule.check(median=False)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_gradients_of_an_encoder_layer(options):
+    theirs = scrambled(torch.nn.TransformerEncoderLayer(**SIZES, dropout=0, batch_first=True, **options)).train()
+    ours = nn.TransformerEncoderLayer(**SIZES, **options)
+    x, dy = numbers(1, 3, 9, 24), numbers(2, 3, 9, 24)
+    assert_same_gradients(gradients_of(theirs, ours, [x], dy, {}, {}))
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_gradients_of_a_decoder_layer(options):
+    theirs = scrambled(torch.nn.TransformerDecoderLayer(**SIZES, dropout=0, batch_first=True, **options)).train()
+    ours = nn.TransformerDecoderLayer(**SIZES, **options)
+    x, memory, dy = numbers(1, 3, 9, 24), numbers(2, 3, 5, 24), numbers(3, 3, 9, 24)
+    mask = torch.nn.Transformer.generate_square_subsequent_mask(9, dtype=torch.float64).isinf()
+    assert_same_gradients(gradients_of(theirs, ours, [x, memory], dy, {}, {"tgt_mask": mask}))
+
+
+def test_gradients_of_a_transformer():
+    sizes = {"num_encoder_layers": 2, "num_decoder_layers": 2, **SIZES}
+    theirs = scrambled(torch.nn.Transformer(**sizes, dropout=0, batch_first=True)).train()
+    ours = nn.Transformer(**sizes)
+    source, target, dy = numbers(1, 3, 9, 24), numbers(2, 3, 5, 24), numbers(3, 3, 5, 24)
+    mask = torch.nn.Transformer.generate_square_subsequent_mask(5, dtype=torch.float64).isinf()
+    assert_same_gradients(gradients_of(theirs, ours, [source, target], dy, {}, {"tgt_mask": mask}))
+
+
+@pytest.mark.parametrize(("smoothing", "reduction"), [(0.0, "mean"), (0.1, "sum"), (0.1, "none")])
+def test_cross_entropy_and_its_gradient(smoothing, reduction):
+    logits, targets = numbers(1, 40, 30), np.random.default_rng(2).integers(0, 30, 40)
+    targets[[3, 7]] = -100
+    options = {"label_smoothing": smoothing, "reduction": reduction}
+    loss, saved = fa.cross_entropy_forward(logits, targets, **options)
+    dloss = numbers(3, 40) if reduction == "none" else np.float32(2)
+    sides = []
+    for kind in (torch.float32, torch.float64):
+        x = torch.from_numpy(logits).to(kind).requires_grad_()
+        theirs = torch.nn.functional.cross_entropy(x, torch.from_numpy(targets), **options)
+        theirs.backward(torch.as_tensor(dloss).to(kind))
+        sides.append((theirs.detach().numpy(), x.grad.numpy()))
+    for got, single, double in zip((loss, fa.cross_entropy_backward(dloss, saved)), *sides, strict=True):
+        assert_same(got, single, double)
