@@ -6,9 +6,11 @@ where there is a context or memory, dx is a pair). There is no tape and no hidde
 """
 
 from fastattn.nn.attention import MultiHeadAttention
+from fastattn.nn.bert import BertConfig, BertModel
 from fastattn.nn.layers import Embedding, FeedForward, LayerNorm, Linear, RMSNorm, SinusoidalPositions
 from fastattn.nn.module import Module
 from fastattn.nn.recurrent import GRU, LSTM, RNN
+from fastattn.nn.safetensors import read_safetensors
 from fastattn.nn.transformer import (
     Transformer,
     TransformerDecoder,
@@ -21,6 +23,8 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "BertConfig",
+    "BertModel",
     "Embedding",
     "FeedForward",
     "LayerNorm",
@@ -34,4 +38,5 @@ __all__ = [
     "TransformerDecoderLayer",
     "TransformerEncoder",
     "TransformerEncoderLayer",
+    "read_safetensors",
 ]

@@ -47,10 +47,8 @@ class Linear(Module):
         return linear_gradients(dy, saved)
 
 
-def linear_gradients(
-    dy: ArrayLike, saved: SavedLinear, add_to: Array | None = None
-) -> tuple[Array, dict[str, Array]]:
-    """dx and the gradients by name. With add_to, dx is added to that array, in place: no pass of its own over memory."""
+def linear_gradients(dy: ArrayLike, saved: SavedLinear, add_to: Array | None = None) -> tuple[Array, dict[str, Array]]:
+    """dx and the gradients by name. With add_to, dx is added to that array, in place, without a pass of its own."""
     x, weight, bias, z, activation = saved
     dx, dweight, dbias = _core.linear_backward(dy, x, weight, z, activation, bias, True, add_to, "linear_backward")
     return dx, {"weight": dweight, "bias": dbias} if bias else {"weight": dweight}
