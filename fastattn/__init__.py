@@ -7,6 +7,8 @@
 (1, 8, 16, 64)
 """
 
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
 from fastattn import config
 from fastattn._core import PackedLinear, RecurrentWeights
 from fastattn.cache import KVCache
@@ -91,6 +93,9 @@ from fastattn.functional.rows import (
 
 __version__ = config.version
 
+if _TYPE_CHECKING:
+    from fastattn import nn
+
 __all__ = [
     "KVCache",
     "PackedLinear",
@@ -147,6 +152,7 @@ __all__ = [
     "lstm_cell_forward",
     "lstm_forward",
     "merge_attention",
+    "nn",
     "num_threads",
     "pack_gru",
     "pack_linear",
@@ -181,3 +187,12 @@ __all__ = [
     "tanh",
     "tanh_backward",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """fastattn.nn, imported at its first use: who calls functions alone does not wait for it."""
+    if name == "nn":
+        from importlib import import_module  # noqa: PLC0415
+
+        return import_module("fastattn.nn")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

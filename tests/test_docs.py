@@ -107,6 +107,12 @@ def test_the_import_loads_nothing_heavy():
     assert result.stdout.strip() == "set()"
 
 
+def test_modules_are_there_without_an_import_of_their_own():
+    code = "import sys, fastattn as fa; print('fastattn.nn' in sys.modules, fa.nn.RNN.__name__, hasattr(fa, 'no'))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.split() == ["False", "RNN", "False"]
+
+
 def test_names_of_kernels_are_unique():
     names = _core.kernel_names()
     assert names
