@@ -5,7 +5,7 @@ Colours are CSS variables, so that the page's light and dark themes rule them.
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -15,8 +15,9 @@ mpl.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from benchmarks.cases import Array
 from benchmarks.claim import Claim, Point
 from benchmarks.summary import OURS, OWN_NAMES, Row
 
@@ -37,6 +38,8 @@ _SERIES = {
 _CSS = {_TEXT: "currentColor", _GRID: "var(--grid)", _BACK: "var(--back)"} | {
     colour: f"var(--series-{colour[-1]})" for colour in _SERIES.values()
 }
+_CURVES = sorted({*_SERIES.values()})
+_CURVE_MARKERS = "ovs^D*"
 _WIDTH = 10.5  # inches of 96 px, nearly the page
 _MARKERS = {"rnn": "v", "gru": "^", "lstm": "s", "attention": "o"}
 _STYLE: dict[Any, Any] = {
@@ -258,4 +261,49 @@ def part_of_peak(rows: Sequence[Row], threads: int) -> str:
         axes.set_axisbelow(True)
         axes.set_xlabel(f"part of the multiply-add peak, {_threads(threads)}")
         figure.legend(loc="outside upper left", ncols=7)
+        return _svg(figure)
+
+
+def lines(curves: Mapping[str, tuple[Any, Any]], x_label: str, y_label: str, log: str = "") -> str:
+    """A curve for each name; `log` has the names of the logarithmic axes."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(_WIDTH, 3.6), layout="constrained")
+        for i, (name, (x, y)) in enumerate(curves.items()):
+            marker = _CURVE_MARKERS[i % len(_CURVE_MARKERS)] if len(x) < 20 else ""
+            axes.plot(x, y, marker + "-", color=_CURVES[i % len(_CURVES)], label=name, markersize=4, linewidth=1.5)
+        if "x" in log:
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_locator(NullLocator())
+        if "y" in log:
+            axes.set_yscale("log")
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.grid(True, linewidth=0.6)
+        figure.legend(loc="outside right upper")
+        return _svg(figure)
+
+
+def heat_map(values: Array, x_label: str, y_label: str, *, symmetric: bool = False, columns: Sequence[str] = (),
+             rows: Sequence[str] = (), height: float = 3.6) -> str:  # fmt: skip
+    """values[row, column], the first row on top. symmetric: 0 lies in the middle of the colours."""
+    most = float(np.abs(values).max(initial=0)) or 1.0
+    with mpl.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(_WIDTH, height), layout="constrained")
+        image = axes.imshow(
+            values,
+            aspect="auto",
+            interpolation="nearest",
+            cmap="RdBu" if symmetric else "Blues",
+            vmin=-most if symmetric else 0,
+            vmax=most,
+        )
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        if columns:
+            axes.set_xticks(range(len(columns)), columns)
+        if rows:
+            axes.set_yticks(range(len(rows)), rows)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        figure.colorbar(image, ax=axes)
         return _svg(figure)

@@ -1,0 +1,31 @@
+"""The claims of the source text, measured: `python -m benchmarks.claims`.
+
+A part is a module with a function `measure(settings, tick) -> Part`; __main__.py lists them, page.py shows them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+Tick = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much to measure."""
+
+    quick: bool = False
+    seed: int = 1
+    threads: int = 1  # the most
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one part found."""
+
+    title: str
+    claim: str  # what the text says
+    findings: list[str]  # what was measured, in sentences
+    figures: list[str] = field(default_factory=list)  # SVG
+    tables: list[dict[str, Any]] = field(default_factory=list)  # {"head": [...], "rows": [[...]]}
+    data: dict[str, Any] = field(default_factory=dict)  # the numbers behind it
