@@ -62,6 +62,9 @@ class Case:
             return 4.0 * s["B"] * s["H"] * s["S"] ** 2 * s["D"] / (2 if self.causal else 1)
         if self.op == "linear":
             return 2.0 * s["M"] * s["N"] * s["K"]
+        if self.op == "encoder_layer":  # forward, and twice as much backward; attention recomputes its scores
+            products = 2.0 * s["B"] * s["L"] * s["E"] * (4 * s["E"] + 2 * s["F"])
+            return 3 * products + 3.5 * 4.0 * s["B"] * s["L"] ** 2 * s["E"]
         if self.op in _RECURRENT:
             return 2.0 * s.get("T", 1) * s["B"] * GATES[self.op.removesuffix("_cell")] * s["H"] * (s["I"] + s["H"])
         return 0.0
@@ -129,9 +132,24 @@ def _additive_inputs(case: Case, rng: np.random.Generator) -> Inputs:
     return {name: _normal(case, rng, *(s[axis] for axis in axes)) for name, axes in shapes.items()}
 
 
+def _encoder_inputs(case: Case, rng: np.random.Generator) -> Inputs:
+    """x, dy, and the parameters of a transformer encoder layer by torch's names."""
+    s = case.sizes
+    rows = {"self_attn.in_proj_": (3 * s["E"], s["E"]), "self_attn.out_proj.": (s["E"], s["E"]),
+            "linear1.": (s["F"], s["E"]), "linear2.": (s["E"], s["F"])}  # fmt: skip
+    inputs = {name: _normal(case, rng, s["B"], s["L"], s["E"]) for name in ("x", "dy")}
+    for name, (n, k) in rows.items():
+        inputs[f"{name}weight"] = np.dtype(case.dtype).type(1 / math.sqrt(k)) * _normal(case, rng, n, k)
+        inputs[f"{name}bias"] = _normal(case, rng, n)
+    for name in ("norm1", "norm2"):
+        inputs |= {f"{name}.{part}": _normal(case, rng, s["E"]) for part in ("weight", "bias")}
+    return inputs
+
+
 _INPUTS: dict[str, Callable[[Case, np.random.Generator], Inputs]] = {
     "attention": _attention_inputs,
     "additive": _additive_inputs,
+    "encoder_layer": _encoder_inputs,
     "linear": _linear_inputs,
     "softmax": _softmax_inputs,
     **dict.fromkeys(_RECURRENT, _recurrent_inputs),
@@ -189,6 +207,12 @@ CASES: tuple[Case, ...] = (
         quick=True,
     ),
     Case("softmax in place 4096x1024", "softmax", {"R": 4096, "C": 1024}, target=Target(torch_ratio=2.0), quick=True),
+    Case(
+        "encoder layer forward and backward B8 L256 E512 H8",
+        "encoder_layer",
+        {"B": 8, "L": 256, "E": 512, "H": 8, "F": 2048},
+        target=Target(torch_ratio=1.5),
+    ),
     _linear(1024, 1024, 1024, quick=True),
     _linear(128, 3072, 768),
     _linear(1, 768, 768, scales=False),

@@ -35,6 +35,8 @@ def sample(case: Case, result: Array) -> Array:
         return result.reshape(s["B"] * s["H"], s["S"], s["D"])[heads][:, rows]
     if case.op in GATES:
         return result[:, _spread(s["B"], 2)]
+    if case.op == "encoder_layer":
+        return result[:1]
     return result[_spread(result.shape[0], 64)]
 
 
@@ -46,6 +48,9 @@ def expected(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
         return _sequence(case, inputs, dtype)
     if case.op == "additive":
         return sample(case, additive(*(inputs[name].astype(dtype) for name in ADDITIVE)))
+    if case.op == "encoder_layer":
+        layer = {name: value.astype(dtype) for name, value in inputs.items() if name not in ("x", "dy")}
+        return encoder_layer(inputs["x"][0].astype(dtype), inputs["dy"][0].astype(dtype), layer, case.sizes["H"])[None]
     if case.op == "softmax":
         return softmax(sample(case, inputs["x"]).astype(dtype))
     rows = _spread(len(inputs["x"]), 64)
@@ -166,3 +171,44 @@ def _sequence(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
     rows = _spread(case.sizes["B"], 2)
     x = inputs["x"][:, in_batch(rows, case, dtype)].astype(dtype)
     return run(case.op, x, case.sizes["H"], _weights(inputs, dtype))[:, : len(rows)]
+
+
+def _norm(x: Array) -> tuple[Array, Array]:
+    """x with mean 0 and variance 1 in each row, and 1 / deviation."""
+    x = x - x.mean(-1, keepdims=True)
+    rstd = 1 / np.sqrt((x * x).mean(-1, keepdims=True) + x.dtype.type(1e-5))
+    return x * rstd, rstd
+
+
+def _norm_backward(dy: Array, y: Array, rstd: Array) -> Array:
+    return np.asarray(rstd * (dy - dy.mean(-1, keepdims=True) - y * (dy * y).mean(-1, keepdims=True)))
+
+
+def encoder_layer(x: Array, dy: Array, w: Inputs, heads: int) -> Array:
+    """dx of one sequence x[L, E] through a transformer encoder layer, forward and backward; norms behind the sums."""
+
+    def split(a: Array) -> Array:
+        return a.reshape(len(x), heads, -1).swapaxes(0, 1)
+
+    def join(a: Array) -> Array:
+        return a.swapaxes(0, 1).reshape(len(x), -1)
+
+    def linear(a: Array, name: str) -> Array:
+        return np.asarray(a @ w[f"{name}weight"].T + w[f"{name}bias"])
+
+    q, k, v = map(split, np.split(linear(x, "self_attn.in_proj_"), 3, axis=-1))
+    scale = x.dtype.type(1 / math.sqrt(q.shape[-1]))
+    p = softmax(q @ k.swapaxes(1, 2) * scale)
+    first, rstd1 = _norm(x + linear(join(p @ v), "self_attn.out_proj."))
+    y = first * w["norm1.weight"] + w["norm1.bias"]
+    z = linear(y, "linear1.")
+    second, rstd2 = _norm(y + linear(np.maximum(z, 0), "linear2."))
+
+    d = _norm_backward(dy * w["norm2.weight"], second, rstd2)
+    d = d + (d @ w["linear2.weight"] * (z > 0)) @ w["linear1.weight"]
+    d = _norm_backward(d * w["norm1.weight"], first, rstd1)
+    dout = split(d @ w["self_attn.out_proj.weight"])
+    dp = dout @ v.swapaxes(1, 2)
+    ds = scale * p * (dp - (dp * p).sum(-1, keepdims=True))
+    parts = [join(a) for a in (ds @ k, ds.swapaxes(1, 2) @ q, p.swapaxes(1, 2) @ dout)]
+    return np.asarray(d + np.concatenate(parts, -1) @ w["self_attn.in_proj_weight"])

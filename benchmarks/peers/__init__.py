@@ -8,7 +8,7 @@ Every module has
 
 `Prepared.run` is what is timed; it returns whatever the library returns. `Prepared.array` makes the array of the case
 out of that, untimed: attention out[B, H, S, D], sequences y[T, B, H], cells h[B, H], linear y[M, N], softmax y[R, C],
-additive attention with all its gradients dquery[B, T, A].
+additive attention with all its gradients dquery[B, T, A], an encoder layer with all its gradients dx[B, L, E].
 """
 
 from collections.abc import Callable

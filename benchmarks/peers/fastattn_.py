@@ -36,6 +36,10 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
     if case.op == "additive":
         return Prepared(lambda: _additive(inputs), first)
     x = inputs["x"]
+    if case.op == "encoder_layer":
+        layer = fa.nn.TransformerEncoderLayer(case.sizes["E"], case.sizes["H"], case.sizes["F"])
+        layer.load_state_dict({name: value for name, value in inputs.items() if name not in ("x", "dy")})
+        return Prepared(lambda: layer.backward(inputs["dy"], layer.forward(x)[1]), first)
     if case.op == "softmax":
         return Prepared(lambda: fa.softmax(x, out=x), itself)
     if case.op == "linear":

@@ -42,6 +42,8 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
     _inference.enter_context(torch.inference_mode())
     if case.op == "additive":
         return _additive(torch, inputs)
+    if case.op == "encoder_layer":
+        return _encoder_layer(torch, case, inputs)
     tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
     if case.op == "attention":
         q, k, v, causal = tensors["q"], tensors["k"], tensors["v"], case.causal
@@ -79,5 +81,21 @@ def _additive(torch: Any, inputs: Inputs) -> Prepared:
         with torch.inference_mode(False), torch.enable_grad():
             weights = torch.softmax(torch.tanh(query[:, :, None] + keys[:, None]) @ v, -1)
             return torch.autograd.grad(weights @ values, arguments, dcontext)
+
+    return Prepared(run, lambda gradients: _array(gradients[0]))
+
+
+def _encoder_layer(torch: Any, case: Case, inputs: Inputs) -> Prepared:
+    """Forward and backward with all gradients; dx."""
+    s = case.sizes
+    with torch.inference_mode(False), torch.enable_grad():
+        layer = torch.nn.TransformerEncoderLayer(s["E"], s["H"], s["F"], dropout=0.0, batch_first=True)
+        layer.load_state_dict({n: torch.from_numpy(value) for n, value in inputs.items() if n not in ("x", "dy")})
+        x, dy = torch.from_numpy(inputs["x"]).requires_grad_(), torch.from_numpy(inputs["dy"])
+        wanted = [x, *layer.parameters()]
+
+    def run() -> Any:
+        with torch.inference_mode(False), torch.enable_grad():
+            return torch.autograd.grad(layer(x), wanted, dy)
 
     return Prepared(run, lambda gradients: _array(gradients[0]))
