@@ -33,6 +33,10 @@ typedef enum {
 #define FA_UNROLL _Pragma("GCC unroll 16")
 #endif
 
+/* Hides from the compiler where the pointer x came from: in a loop that walks many rows side by side it would keep one address for
+   each of them, in memory. */
+#define FA_OPAQUE(x) __asm__("" : "+r"(x))
+
 /* Asks for the cache line at p, which need not be mapped. */
 #define FA_PREFETCH(p) __builtin_prefetch(p)
 /* The same, not nearer than the second-level cache. */

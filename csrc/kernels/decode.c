@@ -9,17 +9,25 @@
 
    Values are not copied, hence not looked at beforehand: a value that is not finite makes every sum that it meets infinite or NaN, also
    with p = 0. The sums of such a block are computed again with 0 in its place, and attention_patch_values adds it where it
-   belongs. */
+   belongs.
+
+   With FA_PAIRS places of a real hold pairs of bfloat16, as in attention.c: of neighbouring dimensions in queries and keys, of
+   neighbouring keys in P and values. */
 #include "attention.h"
 #include "common.h"
 #include "tile.h"
 
+#include <string.h>
+
 /* Sizes found on a Zen 4 that reads 34 GB/s from memory: 4 KB of values at a time for 4 rows 31.6 GB/s, 8 KB 29.8, 16 KB 21. A pass
    over a part of each row's columns, which the hardware does not recognise as a stream, got 12. */
 #define CHUNK_BYTES 4096
+#define CHUNK_KEYS 64
 #define PREFETCH_BYTES 16384
 #define DECODE_TILE 6 /* rows that pass over keys or values together */
-#define LINE_REALS (64 / (fa_index)sizeof(real))
+#define KEY_VECTORS 2
+#define LINE (64 / (fa_index)sizeof(stored))
+#define BLOCK_LINES (VL * VL * FA_PACKED / (int)LINE) /* of VL rows by VL places */
 
 #if defined(FA_ISA_AVX512)
 #define ACCUMULATORS 24
@@ -29,91 +37,185 @@
 #define VALUE_VECTORS 4
 #endif
 
-/* VL keys by VL dimensions, transposed. What is missing is 0. */
-FA_INLINE void load_block(vreal a[VL], const real *k, fa_index ldk, fa_index keys, fa_index D)
+/* Row j. */
+FA_INLINE const stored *find_row(const decode_rows *x, fa_index j)
 {
-    if (FA_LIKELY(keys >= VL && D >= VL)) {
-        FA_UNROLL
-        for (int i = 0; i < VL; i++) a[i] = v_load(k + i * ldk);
-    } else {
-        FA_UNROLL
-        for (int i = 0; i < VL; i++) a[i] = i < keys ? v_load_n(k + i * ldk, D) : v_zero();
-    }
-    v_transpose(a);
+    const fa_index page = (x->first + j) / x->page_keys, slot = (x->first + j) % x->page_keys;
+    return (const stored *)x->pages[page] + x->offset + slot * x->ld;
 }
 
-/* Asks for whole rows of keys, those from `next` on that lie below `done` elements of the VL rows: rows in the order of memory are what
-   the hardware fetches best. Returns the next row. Into the second level: asked into the first, lines from memory keep others
-   out (12 GB/s for 4 rows, 29 so, 10 left to the hardware). */
-FA_INLINE fa_index prefetch_rows(fa_index next, const real *k, fa_index ldk, fa_index D, fa_index done)
+/* How many rows from j on lie in its page, and its address. */
+FA_INLINE fa_index find_rows_of_page(const decode_rows *x, fa_index j, const stored **row)
 {
-    for (; next * D < done; next++)
-        for (fa_index d = 0; d < D; d += LINE_REALS) FA_PREFETCH_FAR(k + next * ldk + d);
+    *row = find_row(x, j);
+    return x->page_keys - (x->first + j) % x->page_keys;
+}
+
+/* The rows [j, j + n). */
+FA_INLINE void find_rows(const stored **row, const decode_rows *x, fa_index j, fa_index n)
+{
+    for (fa_index i = 0; i < n;) {
+        const stored *at;
+        const fa_index last = fa_min(n, i + find_rows_of_page(x, j + i, &at));
+        for (; i < last; i++, at += x->ld) row[i] = at;
+    }
+}
+
+/* Asks for the next of the rows from `ahead` on while ng x VL rows are read, VL places at a time: whole rows, in the order of memory,
+   which is what the hardware fetches best. `next` is the next row, `element` where the reading is. Into the second level: asked into
+   the first, lines from memory keep others out (12 GB/s for 4 rows, 29 so, 10 left to the hardware). */
+FA_INLINE fa_index prefetch_rows(fa_index next, const stored *ahead, fa_index ld, fa_index D, fa_index element, const int ng)
+{
+    if (FA_LIKELY(ld == D)) {
+        FA_UNROLL
+        for (int i = 0; i < BLOCK_LINES; i++) {
+            FA_UNROLL
+            for (int g = 0; g < ng; g++) FA_PREFETCH_FAR(ahead + element * VL * ng + (i * ng + g) * LINE);
+        }
+        return next;
+    }
+    for (; next * D < (element + VL * FA_PACKED) * VL * ng; next++)
+        for (fa_index d = 0; d < D; d += LINE) FA_PREFETCH_FAR(ahead + next * ld + d);
     return next;
 }
 
-/* Scores of one tile of rows and VL keys. */
-FA_INLINE void score_tile(real *s, const real *q, fa_index slice, const int mr, const real *k, fa_index ldk, fa_index keys,
-                          fa_index D, fa_index ahead)
+/* VL places (reals, or pairs of bfloat16) of a row, of which `left` elements are there; the others are 0. */
+FA_INLINE vreal load_places(const stored *p, fa_index left)
+{
+#if FA_PAIRS
+    return FA_LIKELY(left >= 2 * VL) ? v_load_pairs(p) : v_load_pairs_n(p, left);
+#else
+    return FA_LIKELY(left >= VL) ? v_load_stored(p) : v_load_stored_n(p, left);
+#endif
+}
+
+/* Scores of one tile of rows and ng vectors of keys, whose rows are ld apart. */
+FA_INLINE void score_tile(real *s, const real *q, fa_index slice, const int mr, const int ng, const stored *k, fa_index ld,
+                          fa_index D, const stored *ahead)
 {
     const vreal nan = v_set1((real)__builtin_nanf(""));
-    vreal acc[DECODE_TILE];
+    vreal acc[KEY_VECTORS][DECODE_TILE];
     fa_index next = 0;
     FA_UNROLL
-    for (int r = 0; r < mr; r++) acc[r] = v_zero();
-    for (fa_index d0 = 0; d0 < D; d0 += QUERY_SLICE, q += slice) {
-        const fa_index size = fa_min(QUERY_SLICE, D - d0);
+    for (int g = 0; g < ng; g++) {
+        FA_UNROLL
+        for (int r = 0; r < mr; r++) acc[g][r] = v_zero();
+    }
+    for (fa_index d0 = 0, places = fa_ceil_div(D, FA_PACKED); d0 < places; d0 += QUERY_SLICE, q += slice) {
+        const fa_index size = fa_min(QUERY_SLICE, places - d0);
         for (fa_index d = 0; d < size; d += VL) {
-            vreal a[VL];
-            load_block(a, k + d0 + d, ldk, keys, size - d);
-            next = prefetch_rows(next, k + ahead * ldk, ldk, D, (d0 + d + VL) * VL);
+            const fa_index element = (d0 + d) * FA_PACKED;
+            next = prefetch_rows(next, ahead, ld, D, element, ng);
             FA_UNROLL
-            for (int i = 0; i < VL; i++) {
+            for (int g = 0; g < ng; g++) {
+                const stored *row = k + g * VL * ld + element;
+                vreal a[VL];
                 FA_UNROLL
-                for (int r = 0; r < mr; r++) acc[r] = v_fma(v_broadcast(q + r * QUERY_STRIDE + d + i), a[i], acc[r]);
+                for (int i = 0; i < VL; i++) {
+                    if (i % 4 == 0) FA_OPAQUE(row);
+                    a[i] = load_places(row + i % 4 * ld, D - element);
+                    if (i % 4 == 3) row += 4 * ld;
+                }
+                v_transpose(a);
+                FA_UNROLL
+                for (int i = 0; i < VL; i++) {
+                    FA_UNROLL
+                    for (int r = 0; r < mr; r++)
+                        acc[g][r] = v_multiply_add(v_broadcast(q + r * QUERY_STRIDE + d + i), a[i], acc[g][r]);
+                }
             }
         }
     }
     FA_UNROLL
-    for (int r = 0; r < mr; r++) v_store(s + r * ATTENTION_STRIDE, v_select(v_is_nan(acc[r]), nan, acc[r]));
+    for (int g = 0; g < ng; g++) {
+        FA_UNROLL
+        for (int r = 0; r < mr; r++) {
+            vreal x = acc[g][r];
+#if FA_PAIRS
+            if (D) x = v_mul(x, v_broadcast(q - slice + r * QUERY_STRIDE + QUERY_SLICE));
+#endif
+            v_store(s + r * ATTENTION_STRIDE + g * VL, v_select(v_is_nan(x), nan, x));
+        }
+    }
 }
 
-#define SCORE_TILE(mr, ahead) score_tile(s_tile + j, q_tile, slice, mr, k + j * ldk, ldk, keys - j, D, ahead)
+/* The rows [j, j + n) one after another in `buffer`; up to VL, the last one again. */
+FA_INLINE void gather_rows(stored *buffer, const decode_rows *k, fa_index j, fa_index n, fa_index D)
+{
+    const stored *row[VL];
+    find_rows(row, k, j, n);
+    for (fa_index i = 0; i < VL; i++) memcpy(buffer + i * D, row[fa_min(i, n - 1)], (size_t)D * sizeof *buffer);
+}
 
-/* s = q k' for `rows` rows and `keys` keys; whole vectors of s are written. */
-void KERNEL(decode_scores)(real *s, const real *q, fa_index slice, fa_index rows, const real *k, fa_index ldk, fa_index keys,
-                           fa_index D)
+#define SCORE_TILE(mr, ng) score_tile(s_tile, q_tile, slice, mr, ng, row, ld, D, ahead)
+
+/* s = q k' for `rows` rows and the keys [begin, end), begin a multiple of VL; whole vectors of s are written. `buffer` has room for
+   VL rows of keys: those of a vector that do not lie ld apart, or are not all there, are put together in it. A single row has two
+   chains going, as the multiply-adds of one would wait for each other. */
+void KERNEL(decode_scores)(real *s, const real *q, fa_index slice, fa_index rows, const decode_rows *k, fa_index begin,
+                           fa_index end, fa_index D, stored *buffer)
 {
     const tile_deal deal = deal_rows(rows, DECODE_TILE);
-    const fa_index ahead = fa_max(1, PREFETCH_BYTES / (fa_max(1, D) * VL * (fa_index)sizeof(real))) * VL;
-    for (fa_index j = 0; j < keys; j += VL)
+    const fa_index distance = fa_max(1, PREFETCH_BYTES / (fa_max(1, D) * VL * (fa_index)sizeof(stored))) * VL;
+    for (fa_index j = begin, n; j < end; j += n) {
+        const stored *row, *ahead;
+        const fa_index together = fa_min(end - j, find_rows_of_page(k, j, &row));
+        fa_index ld = k->ld;
+        n = rows == 1 && together >= KEY_VECTORS * VL ? KEY_VECTORS * VL : VL;
+        ahead = row;
+        if (j + distance + n <= k->keys && find_rows_of_page(k, j + distance, &ahead) < n) ahead = row;
+        if (FA_UNLIKELY(together < VL)) {
+            gather_rows(buffer, k, j, fa_min(VL, end - j), D);
+            row = ahead = buffer;
+            ld = D;
+        }
+        if (n > VL) {
+            score_tile(s + j, q, slice, 1, KEY_VECTORS, row, ld, D, ahead);
+            continue;
+        }
         for (fa_index t = 0, r = 0, mr; t < deal.tiles; t++, r += mr) {
             mr = rows_of_tile(deal, t);
-            real *s_tile = s + r * ATTENTION_STRIDE;
+            real *s_tile = s + r * ATTENTION_STRIDE + j;
             const real *q_tile = q + r * QUERY_STRIDE;
-            TILE_SWITCH_6(mr, SCORE_TILE, ahead)
+            TILE_SWITCH_6(mr, SCORE_TILE, 1)
         }
-}
-
-/* reference[r] = the integer nearest to the largest score of row r; -inf where it attends to nothing. NaN may be lost: it makes the sum
-   NaN. */
-void KERNEL(decode_references)(real *reference, const real *s, fa_index rows, const fa_index *begin, const fa_index *end)
-{
-    const vreal nothing = v_set1(-REAL_INFINITY);
-    for (fa_index r = 0; r < rows; r++, s += ATTENTION_STRIDE) {
-        vreal top = nothing;
-        fa_index j = begin[r];
-        for (; j + VL <= end[r]; j += VL) top = v_max(v_load(s + j), top);
-        if (j < end[r]) top = v_max(v_select(v_first(end[r] - j), v_load_n(s + j, end[r] - j), nothing), top);
-        v_store_n(reference + r, v_round(v_set1(v_reduce_max(top))), 1);
     }
 }
 
 FA_INLINE vreal finite_or_zero(vreal x, const int clean) { return clean ? v_select(v_is_nan(v_sub(x, x)), v_zero(), x) : x; }
 
-/* part[r] += p v over `keys` keys and nv vectors of columns, the last of which has `columns` if that is not 0. */
-FA_INLINE void value_tile(real *part, fa_index ld, const int mr, const int nv, const real *p, const real *v, fa_index ldv,
-                          fa_index keys, const int first, const int clean, const fa_index columns)
+/* One vector of the values of a key, or with FA_PAIRS of two, the second missing where that is NULL. */
+FA_INLINE vreal few_values(const stored *v, const stored *second, fa_index columns, const int clean)
+{
+    const vreal x = finite_or_zero(v_load_stored_n(v, columns), clean);
+#if FA_PAIRS
+    return v_zip(x, second ? finite_or_zero(v_load_stored_n(second, columns), clean) : v_zero());
+#else
+    (void)second;
+    return x;
+#endif
+}
+
+/* nv vectors of the same. With FA_PAIRS nv is even where all is there and finite. */
+FA_INLINE void load_values(vreal *x, const int nv, const stored *v, const stored *second, fa_index columns, const int clean)
+{
+    if (columns < nv * VL || clean || (FA_PAIRS && (nv == 1 || !second))) {
+        FA_UNROLL
+        for (int u = 0; u < nv; u++) x[u] = few_values(v + u * VL, second ? second + u * VL : NULL, columns - u * VL, clean);
+        return;
+    }
+#if FA_PAIRS
+    FA_UNROLL
+    for (int u = 0; u < nv; u += 2) v_load_zipped(v + u * VL, second + u * VL, &x[u], &x[u + 1]);
+#else
+    FA_UNROLL
+    for (int u = 0; u < nv; u++) x[u] = v_load_stored(v + u * VL);
+#endif
+}
+
+/* part[r] += p v over `keys` keys and nv vectors of columns; `columns` is how many there are, or VL * nv at least. */
+FA_INLINE void value_tile(real *part, fa_index ld, const int mr, const int nv, const real *p, const stored *const *row,
+                          fa_index column, fa_index keys, const int first, const int clean, const fa_index columns)
 {
     vreal acc[DECODE_TILE][VALUE_VECTORS];
     FA_UNROLL
@@ -121,15 +223,14 @@ FA_INLINE void value_tile(real *part, fa_index ld, const int mr, const int nv, c
         FA_UNROLL
         for (int u = 0; u < nv; u++) acc[r][u] = first ? v_zero() : v_load(part + r * ld + u * VL);
     }
-    for (fa_index j = 0; j < keys; j++, v += ldv) {
+    for (fa_index j = 0; j < keys; j += FA_PACKED, p++) {
         vreal x[VALUE_VECTORS];
-        FA_UNROLL
-        for (int u = 0; u < nv; u++) x[u] = finite_or_zero(columns ? v_load_n(v, columns) : v_load(v + u * VL), clean);
+        load_values(x, nv, row[j] + column, FA_PAIRS && j + 1 < keys ? row[j + 1] + column : NULL, columns, clean);
         FA_UNROLL
         for (int r = 0; r < mr; r++) {
-            const vreal w = v_broadcast(p + r * ATTENTION_STRIDE + j);
+            const vreal w = v_broadcast(p + r * ATTENTION_STRIDE);
             FA_UNROLL
-            for (int u = 0; u < nv; u++) acc[r][u] = v_fma(w, x[u], acc[r][u]);
+            for (int u = 0; u < nv; u++) acc[r][u] = v_multiply_add(w, x[u], acc[r][u]);
         }
     }
     FA_UNROLL
@@ -139,12 +240,12 @@ FA_INLINE void value_tile(real *part, fa_index ld, const int mr, const int nv, c
     }
 }
 
-#define VALUE_TILE(mr, nv)                                                                                                   \
-    value_tile(part + r * ld + column, ld, (mr) * (nv) <= ACCUMULATORS ? (mr) : 1, nv, p + r * ATTENTION_STRIDE, v + column, \
-               ldv, keys, first, clean, (nv) == 1 && columns < VL ? columns : 0)
+#define VALUE_TILE(mr, nv)                                                                                                    \
+    value_tile(part + r * ld + column, ld, (mr) * (nv) <= ACCUMULATORS ? (mr) : 1, nv, p + r * ATTENTION_STRIDE, row, column, \
+               keys, first, clean, columns >= (nv) * VL ? (nv) * VL : columns)
 
 /* The same for all rows and columns, `keys` few enough to stay in the first-level cache. */
-FA_INLINE void value_chunk(real *part, fa_index ld, const real *p, fa_index rows, const real *v, fa_index ldv, fa_index keys,
+FA_INLINE void value_chunk(real *part, fa_index ld, const real *p, fa_index rows, const stored *const *row, fa_index keys,
                            fa_index D, const int first, const int clean)
 {
     const tile_deal deal = deal_rows(rows, D >= VALUE_VECTORS * VL ? ACCUMULATORS / VALUE_VECTORS : DECODE_TILE);
@@ -170,12 +271,13 @@ FA_INLINE void value_chunk(real *part, fa_index ld, const real *p, fa_index rows
 FA_INLINE void value_chain(real *part, fa_index ld, const real *p, fa_index rows, const decode_rows *v, fa_index begin,
                            fa_index end, fa_index D, const int clean)
 {
-    const fa_index most = fa_max(1, CHUNK_BYTES / (fa_max(1, D) * (fa_index)sizeof(real)));
+    const fa_index some = CHUNK_BYTES / (fa_max(1, D) * (fa_index)sizeof(stored));
+    const fa_index most = fa_max(1, fa_min(CHUNK_KEYS, some) / FA_PACKED) * FA_PACKED;
     for (fa_index j = begin, keys; j < end; j += keys) {
-        const fa_index at = v->first + j, page = at / v->page_keys, slot = at % v->page_keys;
-        const real *row = (const real *)v->pages[page] + v->offset + slot * v->ld;
-        keys = fa_min(most, fa_min(end - j, v->page_keys - slot));
-        value_chunk(part, ld, p + j, rows, row, v->ld, keys, D, j == begin, clean);
+        const stored *row[CHUNK_KEYS];
+        keys = fa_min(most, end - j);
+        find_rows(row, v, j, keys);
+        value_chunk(part, ld, p + j / FA_PACKED, rows, row, keys, D, j == begin, clean);
     }
 }
 
@@ -192,8 +294,9 @@ FA_INLINE void value_pass(real *part, fa_index ld, const real *p, fa_index rows,
     }
 }
 
-/* part = p v over the keys [begin, end); whole vectors of it are written, and as many rows behind it for a second chain. p is 0 or a probability throughout. *nonfinite: a value may
-   not be finite, and counted as 0. */
+/* part = p v over the keys [begin, end), begin a multiple of FA_PACKED; whole vectors of it are written, and as many rows behind it
+   for a second chain. p is 0 or a probability throughout, with FA_PAIRS also for the key that would make the last pair. *nonfinite:
+   a value may not be finite, and counted as 0. */
 void KERNEL(decode_values)(real *part, fa_index ld, const real *p, fa_index rows, const decode_rows *v, fa_index begin,
                            fa_index end, fa_index D, int *nonfinite)
 {
@@ -203,6 +306,21 @@ void KERNEL(decode_values)(real *part, fa_index ld, const real *p, fa_index rows
         for (fa_index d = 0; d < D; d += VL) bad = v_fma(v_load(part + r * ld + d), v_zero(), bad); /* 0 inf, 0 NaN are NaN */
     *nonfinite = v_any(v_is_nan(bad));
     if (FA_UNLIKELY(*nonfinite)) value_pass(part, ld, p, rows, v, begin, end, D, 1);
+}
+
+#if !defined(FA_STORED_BF16) && !defined(FA_STORED_F16)
+/* reference[r] = the integer nearest to the largest score of row r; -inf where it attends to nothing. NaN may be lost: it makes the sum
+   NaN. */
+void KERNEL(decode_references)(real *reference, const real *s, fa_index rows, const fa_index *begin, const fa_index *end)
+{
+    const vreal nothing = v_set1(-REAL_INFINITY);
+    for (fa_index r = 0; r < rows; r++, s += ATTENTION_STRIDE) {
+        vreal top = nothing;
+        fa_index j = begin[r];
+        for (; j + VL <= end[r]; j += VL) top = v_max(v_load(s + j), top);
+        if (j < end[r]) top = v_max(v_select(v_first(end[r] - j), v_load_n(s + j, end[r] - j), nothing), top);
+        v_store_n(reference + r, v_round(v_set1(v_reduce_max(top))), 1);
+    }
 }
 
 /* o = alpha o + part, or part alone in the first block of the rows; sum likewise. */
@@ -222,3 +340,4 @@ void KERNEL(decode_merge)(real *o, real *sum, const real *part, const real *part
         v_store_n(sum + r, v_add(before, v_load_n(part_sum + r, n)), n);
     }
 }
+#endif

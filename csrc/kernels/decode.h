@@ -1,5 +1,5 @@
-/* Where decode_values finds the rows of values: row j is at offset + (first + j) % page_keys * ld of the page (first + j) / page_keys.
-   A plain array is one page. */
+/* Where the kernels of decode.c find the rows of keys or values: row j is at offset + (first + j) % page_keys * ld of the page
+   (first + j) / page_keys, as elements of the pages. A plain array is one page. */
 #ifndef FA_DECODE_H
 #define FA_DECODE_H
 
@@ -8,6 +8,7 @@
 typedef struct {
     const void *const *pages;
     fa_index page_keys, first;
+    fa_index keys; /* rows there are: what is asked for in advance ends there */
     fa_index offset, ld;
 } decode_rows;
 

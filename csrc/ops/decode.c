@@ -47,6 +47,7 @@ typedef struct {
     block_state *state;          /* of each worker, or of each block of a round */
     real *mask;                  /* of each worker: [rows, stride] */
     real *unmasked;              /* of each worker: [rows, stride] */
+    stored *gathered;            /* of each worker: a vector of keys */
     fa_index first_block, round; /* blocks of this round */
 } decode_call;
 
@@ -116,15 +117,21 @@ static void finish_part(const decode_call *c, const part_state *s, const part_pl
     }
 }
 
+static decode_rows one_page(const void *const *page, fa_index ld, fa_index rows)
+{
+    return (decode_rows){.pages = page, .page_keys = fa_max(1, rows), .keys = rows, .ld = ld};
+}
+
 /* Scores of the keys [first, last) of block j, masked. */
 static void block_scores(const decode_call *c, const part_state *s, real *scores, int worker, const part_place *at, fa_index j,
                          const fa_index *begin, const fa_index *end, fa_index first, fa_index last)
 {
     const fa_attention_arguments *a = c->a;
     const fa_index lanes = c->kernels->sizes.lanes, j0 = j * c->block;
-    first = first / lanes * lanes;
-    c->kernels->decode_scores(scores + first, s->queries, c->query_slice, at->rows, key_row(a, at->b, at->hk, j0 + first),
-                              a->k_stride[2], last - first, a->D);
+    const void *page = key_row(a, at->b, at->hk, j0);
+    const decode_rows keys = one_page(&page, a->k_stride[2], key_length(a, at->b) - j0);
+    c->kernels->decode_scores(scores, s->queries, c->query_slice, at->rows, &keys, first / lanes * lanes, last, a->D,
+                              c->gathered + worker * lanes * a->D);
     for (fa_index h = 0; h < at->heads; h++) {
         const fa_index r = h * at->queries;
         OP(attention_adjust_scores)(a, c->kernels, scores + r * c->stride, c->mask + worker * c->rows * c->stride, at->b,
@@ -138,9 +145,11 @@ static void block_values(const decode_call *c, const part_state *s, const block_
 {
     const fa_attention_arguments *a = c->a;
     const void *page = value_row(a, at->b, at->hk, j * c->block);
-    const decode_rows values = {.pages = &page, .page_keys = c->block, .ld = a->v_stride[2]};
+    const decode_rows values = one_page(&page, a->v_stride[2], key_length(a, at->b) - j * c->block);
+    const fa_index packed = c->kernels->sizes.packed;
     int nonfinite = 0;
-    c->kernels->decode_values(block->o, c->ldo, block->scores, at->rows, &values, first, last, a->Dv, &nonfinite);
+    c->kernels->decode_values(block->o, c->ldo, block->scores, at->rows, &values, first / packed * packed, last, a->Dv,
+                              &nonfinite);
     if (!nonfinite) return;
     /* Rare: which keys the masks exclude is in the scores, and those have become probabilities. */
     real *unmasked = c->unmasked + worker * c->rows * c->stride;
@@ -162,7 +171,8 @@ static void block_results(const decode_call *c, const part_state *s, const block
                           fa_index j, const fa_index *begin, const fa_index *end, fa_index first, fa_index last)
 {
     for (fa_index r = 0; r < at->rows; r++) block->sum[r] = 0;
-    c->kernels->attention_softmax(block->scores, at->rows, begin, end, last, block->reference, block->sum, block->alpha);
+    c->kernels->attention_softmax(block->scores, at->rows, begin, end, fa_round_up(last, c->kernels->sizes.packed),
+                                  block->reference, block->sum, block->alpha);
     block_values(c, s, block, worker, at, j, begin, end, first, last);
 }
 
@@ -255,6 +265,7 @@ static void plan_scratch(decode_call *c, arena *plan, fa_index parts, fa_index b
     c->state = arena_take(plan, blocks, sizeof *c->state);
     c->mask = arena_take(plan, members * c->rows * c->stride, sizeof(real));
     c->unmasked = arena_take(plan, members * c->rows * c->stride, sizeof(real));
+    c->gathered = arena_take(plan, members * c->kernels->sizes.lanes * c->a->D, sizeof(stored));
     for (fa_index i = 0; i < parts; i++) {
         part_state s = {0};
         s.o = arena_take(plan, c->rows * c->ldo, sizeof(real));

@@ -133,6 +133,7 @@ FA_INLINE void v_store_f16(uint16_t *p, vreal a) { _mm256_storeu_si256((__m256i 
 FA_INLINE void v_store_f16_n(uint16_t *p, vreal a, fa_index n) { _mm256_mask_storeu_epi16(p, v_first(n), v_narrow_f16(a)); }
 #if FA_PAIRS
 FA_INLINE vreal v_multiply_add(vreal a, vreal b, vreal c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
+FA_INLINE vreal v_load_pairs(const uint16_t *p) { return _mm512_castsi512_ps(_mm512_loadu_si512(p)); }
 FA_INLINE vreal v_load_pairs_n(const uint16_t *p, fa_index n)
 {
     const __mmask32 first = (__mmask32)((UINT64_C(1) << (n < 0 ? 0 : n > 2 * VL ? 2 * VL : n)) - 1);
@@ -144,6 +145,15 @@ FA_INLINE vreal v_zip(vreal low, vreal high)
 {
     const __m512i a = _mm512_srli_epi32(_mm512_castps_si512(low), 16), b = _mm512_castps_si512(high);
     return _mm512_castsi512_ps(_mm512_mask_blend_epi16(0xaaaaaaaa, a, b));
+}
+FA_INLINE void v_load_zipped(const uint16_t *p, const uint16_t *q, vreal *first, vreal *second)
+{
+    const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4,
+                                         35, 3, 34, 2, 33, 1, 32, 0);
+    const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+    const __m512i x = _mm512_loadu_si512(p), y = _mm512_loadu_si512(q);
+    *first = _mm512_castsi512_ps(_mm512_permutex2var_epi16(x, low, y));
+    *second = _mm512_castsi512_ps(_mm512_permutex2var_epi16(x, high, y));
 }
 FA_INLINE vreal v_pack(vreal a, vreal b) { return (vreal)_mm512_cvtne2ps_pbh(b, a); }
 FA_INLINE vreal v_pair_of_ones(void) { return _mm512_castsi512_ps(_mm512_set1_epi32(0x3f803f80)); }

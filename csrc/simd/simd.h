@@ -22,7 +22,9 @@
                Widening is exact. Narrowing rounds to nearest even, to subnormals and infinity too; NaN stays NaN
    products    v_multiply_add(a, b, c)           of packed operands: v_fma(a, b, c), or with FA_PAIRS c + a0 b0 + a1 b1
                with FA_PAIRS only, pairs in the places of VL reals:
+               v_load_pairs(p)                   2 VL bfloat16
                v_load_pairs_n(p, n)              the first n of 2 VL bfloat16; NaN becomes the default NaN
+               v_load_zipped(p, q, &first, &second)  v_zip of the first VL, and of the next VL, bfloat16 at p and q
                v_zip(low, high)                  lane by lane, of reals that are bfloat16
                v_pack(a, b)                      a, then b, rounded to nearest even; subnormals become 0
                v_pair_of_ones()
