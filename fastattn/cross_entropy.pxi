@@ -54,7 +54,7 @@ def cross_entropy_backward(object dloss, object logits, object targets, object t
         acquire_contiguous(&x, logits, op, "logits")
         acquire_contiguous(&top, tops, op, "saved", -1, x.dtype)
         acquire_contiguous(&total, sums, op, "saved", -1, x.dtype)
-        acquire_like(&g, dloss, op, "dloss", &top, "targets")
+        acquire_same(&g, dloss, op, "dloss", &top, "targets")
         result = new_out(&d, shape_of(&x), x.dtype, op)
         arguments.n = x.shape[x.ndim - 1]
         arguments.rows = rows_before(&x)

@@ -3,13 +3,17 @@
 cdef dict NORMS = {"layer": FA_LAYER_NORM, "rms": FA_RMS_NORM}
 
 
-cdef object acquire_like(Array *a, object value, str op, str name, const Array *model, str model_name):
-    """A contiguous array with the shape and dtype of another; None holds nothing."""
-    if value is None:
-        return
+cdef object acquire_same(Array *a, object value, str op, str name, const Array *model, str model_name):
+    """A contiguous array with the shape and dtype of another."""
     acquire_contiguous(a, value, op, name, -1, model.dtype)
     if shape_of(a) != shape_of(model):
         raise wrong_shape(op, name, f"have the shape of {model_name}, {shape_of(model)}", f"shape {shape_of(a)}")
+
+
+cdef object acquire_like(Array *a, object value, str op, str name, const Array *model, str model_name):
+    """acquire_same; None holds nothing."""
+    if value is not None:
+        acquire_same(a, value, op, name, model, model_name)
 
 
 cdef object acquire_columns(Array *a, object value, str op, str name, const Array *x):
@@ -98,7 +102,7 @@ def norm_backward(str kind, object dy, object x, object weight, object mean, obj
     arguments.kind = NORMS[kind]
     try:
         acquire_contiguous(&a, x, op, "x")
-        acquire_like(&g, dy, op, "dy", &a, "x")
+        acquire_same(&g, dy, op, "dy", &a, "x")
         acquire_like(&s, dsum, op, "dsum", &a, "x")
         acquire_columns(&w, weight, op, "weight", &a)
         acquire_contiguous(&d, rstd, op, "rstd", -1, a.dtype)

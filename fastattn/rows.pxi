@@ -41,7 +41,7 @@ def map_backward(str kind, object dy, object x, str op):
     g.held = a.held = d.held = False
     try:
         acquire_contiguous(&a, x, op, "x")
-        acquire_like(&g, dy, op, "dy", &a, "x")
+        acquire_same(&g, dy, op, "dy", &a, "x")
         result = new_out(&d, shape_of(&a), a.dtype, op)
         with nogil:
             status = fa_map_backward(<fa_dtype>a.dtype, f, d.data, g.data, a.data, count(&a))
@@ -61,7 +61,7 @@ def silu_gated(object gate, object up, object out, str op):
     a.held = u.held = y.held = False
     try:
         acquire_contiguous(&a, gate, op, "gate", -1, ALL_TYPES)
-        acquire_like(&u, up, op, "up", &a, "gate")
+        acquire_same(&u, up, op, "up", &a, "gate")
         shape = shape_of(&a)
         if out is not None and acquire_out(&y, out, shape, a.dtype, op) and is_contiguous(&y) and (
             same_place(&a, &y) or not overlap(&a, &y)
@@ -88,8 +88,8 @@ def silu_gated_backward(object dy, object gate, object up, str op):
     g.held = a.held = u.held = da.held = du.held = False
     try:
         acquire_contiguous(&a, gate, op, "gate")
-        acquire_like(&u, up, op, "up", &a, "gate")
-        acquire_like(&g, dy, op, "dy", &a, "gate")
+        acquire_same(&u, up, op, "up", &a, "gate")
+        acquire_same(&g, dy, op, "dy", &a, "gate")
         dgate = new_out(&da, shape_of(&a), a.dtype, op)
         dup = new_out(&du, shape_of(&a), a.dtype, op)
         with nogil:

@@ -133,7 +133,7 @@ def test_a_row_does_not_depend_on_threads_batch_or_layout(rng):
         ((np.ones((2, 3)), [0, 3]), {}, r"cross_entropy: targets must lie in 0\.\.2, got 3 at \[1\]"),
         ((np.ones((2, 3)), [0, -100]), {"ignore_index": None}, r"got -100 at \[1\]"),
         ((np.ones((2, 3)), [0, 1, 2]), {}, r"cross_entropy: targets must have shape \(2,\).*got shape \(3,\)"),
-        ((np.ones((2, 3)), [0, 1]), {"reduction": "max"}, r"reduction must be one of mean, sum, none, got 'max'"),
+        ((np.ones((2, 3)), [0, 1]), {"reduction": "max"}, r"reduction must be one of 'mean', 'sum', 'none', got 'max'"),
         ((np.ones((2, 3)), [0, 1]), {"label_smoothing": 1.5}, r"label_smoothing must lie in 0\.\.1, got 1\.5"),
         ((np.ones((2, 3)), [0, 1]), {"label_smoothing": np.nan}, r"label_smoothing must lie in 0\.\.1"),
         ((np.ones((2, 3)), [0, 1]), {"ignore_index": 2**70}, r"ignore_index must fit into 64 bits"),
@@ -154,7 +154,7 @@ def test_wrong_types_and_gradients_are_named():
     with pytest.raises(TypeError, match=r"cross_entropy: logits must be float32 or float64"):
         fa.cross_entropy(np.ones((2, 3), np.float16), [0, 1])
     _, saved = fa.cross_entropy_forward(np.ones((2, 3)), [0, 1])
-    with pytest.raises(ValueError, match=r"cross_entropy_backward: dloss must be a number for reduction='mean'"):
+    with pytest.raises(TypeError, match=r"cross_entropy_backward: dloss must be a number"):
         fa.cross_entropy_backward(np.ones(2), saved)
     _, saved = fa.cross_entropy_forward(np.ones((2, 3)), [0, 1], reduction="none")
     with pytest.raises(ValueError, match=r"cross_entropy_backward: dloss must have the shape of targets, \(2,\)"):

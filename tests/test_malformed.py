@@ -55,6 +55,29 @@ def good_calls():
         yield name, getattr(fa, name), {"x": x, "weight": floats(5), **bias, "eps": 1e-5, "out": np.empty_like(x)}
     yield "linear", fa.linear, {"x": x, "weight": floats(4, 5), "bias": floats(4), "activation": "gelu",
                                 "out": np.empty((3, 4), np.float32)}  # fmt: skip
+    for name in ("tanh", "sigmoid", "relu", "gelu", "silu"):
+        yield f"{name}_backward", getattr(fa, f"{name}_backward"), {"dy": x, "x": y}
+    yield "silu_gated", fa.silu_gated, {"gate": x, "up": y, "out": np.empty_like(x)}
+    yield "silu_gated_backward", fa.silu_gated_backward, {"dy": x, "gate": y, "up": x}
+    ids = np.array([[0, 2], [1, 1]])
+    yield "embedding", fa.embedding, {"ids": ids, "weight": x}
+    logits = {"logits": floats(2, 2, 5), "targets": ids}
+    options = {"ignore_index": 1, "label_smoothing": 0.1, "reduction": "sum"}
+    yield "cross_entropy", fa.cross_entropy, {**logits, **options}
+    turned = floats(2, 3, 6)
+    yield "rope", fa.rope, {"x": turned, "positions": np.arange(3), "base": 100.0, "interleaved": True,
+                            "out": np.empty_like(turned)}  # fmt: skip
+    linear = {"x": x, "weight": floats(4, 5), "bias": floats(4)}
+    yield "linear", fa.linear_forward, {**linear, "activation": "gelu"}
+    saves = {
+        "linear_backward": (floats(3, 4), fa.linear_forward(**linear)[1]),
+        "embedding_backward": (floats(2, 2, 5), fa.embedding_forward(ids, x)[1]),
+        "cross_entropy_backward": (floats(2, 2), fa.cross_entropy_forward(**logits, reduction="none")[1]),
+        "rope_backward": (turned, fa.rope_forward(turned, np.arange(3))[1]),
+    }
+    for name, (gradient, saved) in saves.items():
+        first = "dloss" if name.startswith("cross") else "dy"
+        yield name, getattr(fa, name), {first: gradient, "saved": saved}
     yield "pack_linear", fa.pack_linear, {"weight": x, "dtype": "float32"}
     yield "sinusoidal_positions", fa.sinusoidal_positions, {"length": 4, "dim": 6, "base": 100.0, "offset": 2}
     out = np.empty((2, 4, 5, 3), np.float32)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastattn import _core
+from fastattn.functional._checks import check_choice, check_number
 from fastattn.functional._types import Array
 
 _REDUCTIONS = ("mean", "sum", "none")
@@ -70,11 +71,7 @@ def cross_entropy_backward(dloss: ArrayLike, saved: SavedCrossEntropy) -> Array:
     if saved.reduction == "none":
         factor = _core.checked_array(dloss, op, "dloss")
     else:
-        number = np.asarray(dloss, np.float64)
-        if number.ndim:
-            raise ValueError(
-                f"{op}: dloss must be a number for reduction={saved.reduction!r}, got shape {number.shape}"
-            )
+        number = check_number(op, "dloss", dloss)
         count = saved.counted if saved.reduction == "mean" else 1
         factor = np.full(top.shape, number / max(1, count), top.dtype)
     return _core.cross_entropy_backward(
@@ -84,8 +81,7 @@ def cross_entropy_backward(dloss: ArrayLike, saved: SavedCrossEntropy) -> Array:
 
 def _forward(logits: ArrayLike, targets: ArrayLike, ignore_index: int | None, label_smoothing: float, reduction: str,
              op: str) -> tuple[Array, SavedCrossEntropy]:  # fmt: skip
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"{op}: reduction must be one of {', '.join(_REDUCTIONS)}, got {reduction!r}")
+    check_choice(op, "reduction", reduction, _REDUCTIONS)
     losses, top, total, numbers = _core.cross_entropy(logits, targets, ignore_index, label_smoothing, op)
     count = numbers.size if ignore_index is None else int(np.count_nonzero(numbers != ignore_index))
     saved = SavedCrossEntropy(logits, numbers, top, total, ignore_index, label_smoothing, reduction, count)

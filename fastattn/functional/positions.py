@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from fastattn import _core
-from fastattn.functional._checks import check_dtype, check_integer, check_number
+from fastattn.functional._checks import check_dtype, check_flag, check_integer, check_number
 from fastattn.functional._types import Array
 
 _LARGEST = 2**53  # positions are floats
@@ -97,6 +97,7 @@ def _rope(x: ArrayLike, positions: ArrayLike, base: float, interleaved: bool, ou
         raise ValueError(f"{op}: x must have a last axis of even size, got shape {array.shape}")
     if place.dtype.kind not in "iuf":
         raise TypeError(f"{op}: positions must be integers or floats, got {place.dtype}")
+    base, interleaved = check_number(op, "base", base), check_flag(op, "interleaved", interleaved)
     if not 0 < base < np.inf:
         raise ValueError(f"{op}: base must be positive and finite, got {base}")
     if not np.isfinite(place).all():
