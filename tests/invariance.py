@@ -150,6 +150,62 @@ class Linear(Op):
         return b, lambda r: (r[0][np.argsort(rows)][:, np.argsort(columns)],)
 
 
+class LinearBackward(Op):
+    """dx; the gradients of weight and bias are sums over the batch."""
+
+    inputs_batch: ClassVar = {"x": 0, "dy": 0}
+    outputs_batch = (0,)
+
+    def draw(self, rng, dtype):
+        m, n, k = _size(rng), _size(rng), _size(rng)
+        if rng.random() < 0.03:
+            m, n, k = (int(rng.integers(1, 150)) for _ in range(3))
+        return {"x": _normal(rng, dtype, m, k), "dy": _normal(rng, dtype, m, n), "weight": _normal(rng, dtype, n, k)}
+
+    def run(self, a):
+        return fa.linear_backward(a["dy"], fa.linear_forward(a["x"], a["weight"])[1])[:1]
+
+    def padded(self, rng, a):
+        """More outputs, with gradients of zero and any finite weights."""
+        extra = int(rng.integers(1, 20))
+        dy, w = a["dy"], a["weight"]
+        dy = np.concatenate([dy, np.zeros((len(dy), extra), dy.dtype)], axis=1)
+        return a | {"dy": dy, "weight": np.concatenate([w, _normal(rng, w.dtype, extra, w.shape[1])])}, lambda r: r
+
+    def moved(self, rng, a):
+        """Inputs and rows in another order."""
+        rows, columns = rng.permutation(len(a["x"])), rng.permutation(a["x"].shape[1])
+        b = {"x": a["x"][rows][:, columns], "dy": a["dy"][rows], "weight": a["weight"][:, columns]}
+        return b, lambda r: (r[0][np.argsort(rows)][:, np.argsort(columns)],)
+
+
+class CrossEntropy(Op):
+    """Losses, and gradients of the logits."""
+
+    inputs_batch: ClassVar = {"x": 0, "targets": 0}
+    outputs_batch = (0, 0)
+
+    def draw(self, rng, dtype):
+        m, n = _size(rng), _size(rng)
+        return {"x": 5 * _normal(rng, dtype, m, n), "targets": rng.integers(0, n, m)}
+
+    def run(self, a):
+        loss, saved = fa.cross_entropy_forward(a["x"], a["targets"], reduction="none")
+        return loss, fa.cross_entropy_backward(np.ones_like(loss), saved)
+
+    def padded(self, rng, a):
+        """More classes, whose logits are -inf; more rows, which are ignored."""
+        x, targets = a["x"], a["targets"]
+        m, n = x.shape
+        x = np.concatenate([x, np.full((m, int(rng.integers(1, 40))), -np.inf, x.dtype)], axis=1)
+        x = np.concatenate([x, _garbage(rng, x.dtype, 3, x.shape[1])])
+        return {"x": x, "targets": np.append(targets, [-100] * 3)}, lambda r: (r[0][:m], r[1][:m, :n])
+
+    def moved(self, rng, a):
+        order = rng.permutation(len(a["x"]))
+        return self.take(a, order), lambda r: tuple(y[np.argsort(order)] for y in r)
+
+
 class Recurrent(Op):
     inputs_batch: ClassVar = {"x": 1, "h": 1, "c": 1, "lengths": 0}
     outputs_batch = (1, 1, 1)
@@ -221,6 +277,8 @@ OPS = {
     "attention": Attention(),
     "softmax": Softmax(),
     "linear": Linear(),
+    "linear backward": LinearBackward(),
+    "cross-entropy": CrossEntropy(),
     "rnn": Recurrent("rnn"),
     "gru": Recurrent("gru"),
     "lstm": Recurrent("lstm"),

@@ -16,6 +16,7 @@ typedef struct {
     const fa_kernels *kernels;
     const fa_linear_backward_arguments *a;
     fa_index first, rows, most_rows; /* of this chunk */
+    fa_index ldg;
     int members;
     real *g, *w_panels, *x_panels, *scratch;
     const real **w_rows, **x_rows, **g_rows;
@@ -26,10 +27,12 @@ static void activation_rows(void *context, fa_index i, int worker)
 {
     const backward_call *c = context;
     const fa_linear_backward_arguments *a = c->a;
-    const fa_index first = i * ROWS_PER_TASK, rows = fa_min(ROWS_PER_TASK, c->rows - first), at = (c->first + first) * a->N;
+    const fa_index end = fa_min(c->rows, (i + 1) * ROWS_PER_TASK);
     (void)worker;
-    c->kernels->map_backward(c->g + first * a->N, (const real *)a->dy + at, (const real *)a->z + at, rows * a->N,
-                             (int)a->activation);
+    for (fa_index r = i * ROWS_PER_TASK; r < end; r++) {
+        const fa_index at = (c->first + r) * a->N;
+        c->kernels->map_backward(c->g + r * c->ldg, (const real *)a->dy + at, (const real *)a->z + at, a->N, (int)a->activation);
+    }
 }
 
 static void begin_chunk(backward_call *c)
@@ -39,7 +42,7 @@ static void begin_chunk(backward_call *c)
     c->rows = fa_min(c->most_rows, a->M - c->first);
     for (fa_index r = 0; r < c->rows; r++) {
         c->x_rows[r] = (const real *)a->x + (c->first + r) * a->K;
-        c->g_rows[r] = active ? c->g + r * a->N : (const real *)a->dy + (c->first + r) * a->N;
+        c->g_rows[r] = active ? c->g + r * c->ldg : (const real *)a->dy + (c->first + r) * a->N;
         if (a->dx) c->dx_rows[r] = (real *)a->dx + (c->first + r) * a->K;
     }
     if (active)
@@ -57,7 +60,7 @@ static void run_chunk(backward_call *c)
                         .N = a->K,
                         .K = c->rows,
                         .a = c->g_rows,
-                        .lda = a->N,
+                        .lda = c->ldg,
                         .panels = c->x_panels,
                         .c = a->dw,
                         .sum = a->dbias,
@@ -80,7 +83,7 @@ static void plan_call(backward_call *c, arena *plan)
     const fa_linear_backward_arguments *a = c->a;
     const fa_kernels *k = c->kernels;
     const fa_index rows = c->most_rows;
-    c->g = arena_take(plan, a->activation == FA_IDENTITY ? 0 : rows * a->N, sizeof(real));
+    c->g = arena_take(plan, a->activation == FA_IDENTITY ? 0 : rows * c->ldg, sizeof(real));
     c->w_panels = arena_take(plan, a->dx ? OP(product_panels)(k, a->K, a->N) : 0, sizeof(real));
     c->x_panels = arena_take(plan, OP(product_panels)(k, a->K, rows), sizeof(real));
     c->scratch = arena_take(plan, OP(products_scratch)(k, fa_max(a->N, rows), c->members), sizeof(real));
@@ -95,6 +98,8 @@ fa_status OP(linear_backward)(const fa_linear_backward_arguments *a)
     backward_call c = {.kernels = current_kernels(), .a = a, .most_rows = fa_min(a->M, CHUNK_ROWS)};
     fa_scratch scratch;
     arena plan = {0};
+    /* Rows of g not a page apart: packing reads few columns of many rows, which would share sets of the caches. */
+    c.ldg = a->activation == FA_IDENTITY ? a->N : a->N + c.kernels->sizes.lanes;
     c.members = fa_members_for(2 * (double)c.most_rows * (double)a->N * (double)a->K);
     plan_call(&c, &plan);
     if (!fa_scratch_take(&scratch, plan.used)) return FA_NOMEM;
