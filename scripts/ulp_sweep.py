@@ -8,6 +8,7 @@
 float32: all 2^32 inputs (or every --stride-th) against double arithmetic. float64: random points, a third each from all
 floats, from exponents -40..10, and from the range where the function is neither 0, 1 nor x, against long double.
 ulp_reference.c has the reference; it is compiled here (CC, else cc) and, where mpmath is installed, checked first.
+--same-bits: only whether the sets named by --isa give the same bits for every float.
 --write replaces the rows that were measured, keeps the others, and takes only full sweeps of floats and at least 10^6
 doubles.
 """
@@ -67,6 +68,8 @@ part of them whose result is not the float nearest to the exact one.
 
 Measured by `scripts/ulp_sweep.py`: float32 over all 2^32 inputs, float64 over random ones. NaN inputs gave NaN, other
 inputs never did, and the values at infinity are exact, or the script would have failed.
+
+avx512 has the bits of avx2 for every float (`--isa avx2 avx512 --same-bits`), and so its rows.
 
 """
 COLUMNS = (
@@ -211,6 +214,23 @@ def measure(name, reference, isas, source, workers):
     return totals
 
 
+def differing_floats(name, isas, stride):
+    """How many floats have other bits under one of the sets than under the first."""
+    chunks, chunk = all_floats(stride)
+    function, different = FUNCTIONS[name][0], 0
+    for i in track(range(chunks), description=f"{name} bits", total=chunks):
+        x, results = chunk(i), []
+        for isa in isas:
+            with fa.config.use_isa(isa):
+                results.append(function(x))
+        first = results[0]
+        same = np.ones(x.size, bool)
+        for other in results[1:]:
+            same &= (first.view(np.uint32) == other.view(np.uint32)) | (np.isnan(first) & np.isnan(other))
+        different += int(np.count_nonzero(~same))
+    return different
+
+
 def cells_of(s):
     """The measured cells of a row."""
     return (
@@ -246,6 +266,7 @@ def arguments():
     parser.add_argument("--stride", type=int, default=1, help="take every n-th float")
     parser.add_argument("--points", type=int, default=10**7, help="doubles per function")
     parser.add_argument("--workers", type=int, default=fa.get_num_threads())
+    parser.add_argument("--same-bits", action="store_true", help="compare instruction sets with each other")
     parser.add_argument("--write", action="store_true", help=f"update {TABLE.name}")
     options = parser.parse_args()
     if options.stride < 1 or options.points < 1 or options.workers < 1:
@@ -260,6 +281,10 @@ def main():
     info = fa.config.info()
     cpu = f"{info['cpu'] or platform.machine()} ({' '.join(info['features']) or '-'})"
     rows = []
+    if options.same_bits:
+        counts = {name: differing_floats(name, options.isa, options.stride) for name in options.functions}
+        print(*(f"{name}: {count} floats differ" for name, count in counts.items()), sep="\n")
+        sys.exit(any(counts.values()))
     with tempfile.TemporaryDirectory() as folder:
         for dtype in options.dtypes:
             reference = Reference(dtype, folder)
