@@ -18,6 +18,11 @@
 
 typedef real vreal __attribute__((vector_size(16)));
 typedef rint_t vmask __attribute__((vector_size(16)));
+#if defined(FA_REAL_F32)
+typedef uint32_t vwhole __attribute__((vector_size(16))); /* for sums of bits, which may wrap around */
+#else
+typedef uint64_t vwhole __attribute__((vector_size(16)));
+#endif
 
 FA_INLINE vmask v_bits(vreal a)
 {
@@ -101,7 +106,7 @@ FA_INLINE vreal v_round(vreal a)
     const vreal big = v_copysign(v_set1(V_MAGIC * (real)2 / 3), a);
     return v_select(v_lt(v_abs(a), v_abs(big)), v_copysign((a + big) - big, a), a);
 }
-FA_INLINE vreal v_power_of_two(vmask n) { return v_from_bits((n + REAL_EXPONENT_BIAS) << REAL_MANTISSA_BITS); }
+FA_INLINE vreal v_power_of_two(vmask n) { return v_from_bits((vmask)(((vwhole)n + REAL_EXPONENT_BIAS) << REAL_MANTISSA_BITS)); }
 FA_INLINE vreal v_scale(vreal a, vreal n)
 {
     /* Two factors, each a normal power of two: only the second product can leave the normal range downwards. */
@@ -109,7 +114,10 @@ FA_INLINE vreal v_scale(vreal a, vreal n)
     const vmask half = i >> 1;
     return a * v_power_of_two(i - half) * v_power_of_two(half);
 }
-FA_INLINE vreal v_add_exponent(vreal a, vreal t) { return v_from_bits(v_bits(a) + (v_bits(t) << REAL_MANTISSA_BITS)); }
+FA_INLINE vreal v_add_exponent(vreal a, vreal t)
+{
+    return v_from_bits((vmask)((vwhole)v_bits(a) + ((vwhole)v_bits(t) << REAL_MANTISSA_BITS)));
+}
 FA_INLINE vmask v_first(fa_index n)
 {
     vmask m;
