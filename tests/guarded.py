@@ -239,6 +239,26 @@ def attention(rng, dtype):
             yield f"attention {strategy} {form} Lq={lq} Lk={lk} D={d} Dv={dv}", arrays, call
 
 
+def attention_backward(rng, dtype):
+    sizes = [(n % 6, n, 3, 5) for n in LENGTHS] + [(n, 3, 5, 2) for n in LENGTHS if n % 3 == 0]
+    sizes += [(3, 5, n, 4) for n in LENGTHS if n % 2] + [(3, 5, 4, n) for n in LENGTHS if n % 2 == 0]
+    sizes += [(97, 67, 8, 8), (13, 269, 5, 9), (5, 19, 130, 7)]
+    forms = ({}, {"mask": True}, {"causal": "bottom-right", "softcap": 2.0}, {"kv_lengths": True})
+    for index, (lq, lk, d, dv) in enumerate(sizes):
+        shapes = {"q": (2, 2, lq, d), "k": (2, 1, lk, d), "v": (2, 1, lk, dv), "dout": (2, 2, lq, dv)}
+        arrays, options = {name: _normal(rng, dtype, *shape) for name, shape in shapes.items()}, dict(forms[index % 4])
+        if options.pop("mask", False):
+            arrays["mask"] = rng.random((lq, lk)) < 0.7
+        if "kv_lengths" in options:
+            options["kv_lengths"] = rng.integers(0, lk + 1, 2)
+
+        def call(a, out, options=options):
+            result, saved = fa.attention_forward(a["q"], a["k"], a["v"], mask=a.get("mask"), **options)
+            return np.concatenate([part.ravel() for part in (result, *fa.attention_backward(a["dout"], saved)[:3])])
+
+        yield f"attention_backward {forms[index % 4]} Lq={lq} Lk={lk} D={d} Dv={dv}", arrays, call
+
+
 def recurrent(rng, dtype):
     sizes = [(2, 1 + n % 3, 3, n) for n in LENGTHS] + [(2, 1, n, 5) for n in LENGTHS]
     sizes += [(3, n, 4, 6) for n in (0, 12, 25)] + [(0, 2, 3, 4)]
@@ -268,6 +288,31 @@ def recurrent(rng, dtype):
                 return np.concatenate(fa.gru(a["x"], a["h"], weights, linear_before_reset=name == "gru"))
 
             yield f"{name} T={steps} B={batch} I={inputs} H={hidden}", arrays, call
+
+
+def recurrent_backward(rng, dtype):
+    sizes = [(2, 1 + n % 3, 3, n) for n in LENGTHS] + [(2, 1, n, 5) for n in LENGTHS]
+    sizes += [(3, n, 4, 6) for n in (0, 12, 25)] + [(0, 2, 3, 4)]
+    for steps, batch, inputs, hidden in sizes:
+        for name, gates in (("rnn", 1), ("gru", 3), ("lstm", 4)):
+            if hidden % 4 != gates - 1 and hidden > 8:
+                continue
+            weights = {
+                "weight_ih_l0": _normal(rng, dtype, gates * hidden, inputs) / 4,
+                "weight_hh_l0": _normal(rng, dtype, gates * hidden, hidden) / 4,
+                "bias_ih_l0": _normal(rng, dtype, gates * hidden),
+                "bias_hh_l0": _normal(rng, dtype, gates * hidden),
+            }
+            x, dy = _normal(rng, dtype, steps, batch, inputs), _normal(rng, dtype, steps, batch, hidden)
+
+            def call(a, out, name=name):
+                own = {key: value for key, value in a.items() if "_l0" in key}
+                (y, _), saved = getattr(fa, f"{name}_forward")(a["x"], None, own)
+                dx, dstate, grads = getattr(fa, f"{name}_backward")(a["dy"], saved)
+                dstates = dstate if name == "lstm" else (dstate,)
+                return np.concatenate([part.ravel() for part in (y, dx, *dstates, *grads.values())])
+
+            yield f"{name}_backward T={steps} B={batch} I={inputs} H={hidden}", {"x": x, "dy": dy, **weights}, call
 
 
 def additive(rng, dtype):
@@ -309,8 +354,10 @@ FAMILIES = {
     "linear": linear,
     "linear backward": linear_backward,
     "attention": attention,
+    "attention backward": attention_backward,
     "additive": additive,
     "recurrent": recurrent,
+    "recurrent backward": recurrent_backward,
     "overrun": overrun,
 }
 WITH_OUT = ("element-wise", "linear", "attention")  # and softmax, without its backward
