@@ -323,6 +323,6 @@ def test_wrong_input_is_named(name, function, x, options, error, message):
 
 
 def test_gelu_refuses_an_unknown_approximation():
-    message = "gelu: approximate must be 'none' or 'tanh', got 'erf'"
+    message = "gelu: approximate must be one of 'none', 'tanh', got 'erf'"
     with pytest.raises(ValueError, match=re.escape(message)):
         fa.gelu(np.ones(3), approximate="erf")
