@@ -50,10 +50,10 @@ class MultiHeadAttention(Module):
         exist. Without a context they are those of x too, whose results beyond are out_proj's bias.
 
         cache, KVCache(B, kv_heads, embed_dim // num_heads, dtype=…): keys and values of x are appended, and x attends
-        to all that it holds, causally. No context, lengths or causal then; mask as of KVCache.attend.
+        to all that it holds, causally: the bits of one call with causal=True. No context, mask or lengths then.
         """
         if cache is not None:
-            return self._with_cache(x, context, mask, causal, lengths, cache)
+            return self._with_cache(x, cache, causal, context=context, mask=mask, lengths=lengths)
         queries, keys, values = self._heads(*self._project(x, context, linear))
         out = attention(queries, keys, values, **self._options(context, mask, causal, lengths))
         return self.out_proj(out.reshape(*out.shape[:2], self.embed_dim))
@@ -105,16 +105,15 @@ class MultiHeadAttention(Module):
         q_lengths = lengths if context is None else None
         return {"mask": mask, "causal": causal, "q_lengths": q_lengths, "kv_lengths": lengths, "layout": "blhd"}
 
-    def _with_cache(self, x: ArrayLike, context: ArrayLike | None, mask: ArrayLike | None, causal: bool | str,
-                    lengths: ArrayLike | None, cache: KVCache) -> Array:  # fmt: skip
-        for name, value in (("context", context), ("lengths", lengths)):
+    def _with_cache(self, x: ArrayLike, cache: KVCache, causal: bool | str, **others: ArrayLike | None) -> Array:
+        for name, value in others.items():
             if value is not None:
                 raise ValueError(f"MultiHeadAttention: {name} must be None with a cache, which has lengths of its own")
-        if causal not in (False, True, "bottom-right"):
+        if not (isinstance(causal, bool) or causal == "bottom-right"):
             raise ValueError(f"MultiHeadAttention: causal must be True with a cache, or left out, got {causal!r}")
         queries, keys, values = (part.swapaxes(1, 2) for part in self._heads(*self._project(x, None, linear)))
         cache.append(keys, values)
-        out = cache.attend(queries, mask=mask, causal=True).swapaxes(1, 2)
+        out = cache.attend(queries, causal=True).swapaxes(1, 2)
         return self.out_proj(out.reshape(*out.shape[:2], self.embed_dim))
 
 
@@ -143,7 +142,7 @@ def finite_padding(x: ArrayLike, lengths: ArrayLike | None) -> ArrayLike:
     """x[B, L, E], or where it holds NaN or infinities beyond lengths[B] a copy with zeros there: 0 times NaN would be a
     gradient."""
     array = np.asarray(x)
-    if lengths is None or array.ndim != 3:
+    if lengths is None or array.ndim != 3 or np.ndim(lengths) != 1:  # attention names what is wrong
         return x
     beyond = np.arange(array.shape[1]) >= np.asarray(lengths)[:, None]
     if beyond.shape != array.shape[:2] or np.isfinite(array[beyond]).all():

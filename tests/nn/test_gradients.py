@@ -180,6 +180,14 @@ def test_attention_with_a_cache_gives_the_bits_of_the_whole_sequence(rng, kv_hea
     assert cache.lengths.tolist() == [9, 9]
 
 
+@pytest.mark.parametrize("lengths", [3, [1], [1, 7], [[1, 2]], [0.5, 1.0]])
+def test_wrong_lengths_are_named_by_forward_as_by_the_call(rng, lengths):
+    module, x = nn.MultiHeadAttention(8, 2), numbers(rng, 2, 5, 8).astype("f4")
+    for call in (module, module.forward):
+        with pytest.raises((TypeError, ValueError), match=r"attention\w*: q_lengths must"):
+            call(x, lengths=lengths)
+
+
 def test_wrong_arguments_with_a_cache_are_named(rng):
     module, x = nn.MultiHeadAttention(8, 4), np.ones((1, 2, 8), "f4")
     cache = fa.KVCache(1, 4, 2, dtype="float32")
@@ -187,6 +195,8 @@ def test_wrong_arguments_with_a_cache_are_named(rng):
         module(x, x, cache=cache)
     with pytest.raises(ValueError, match=r"MultiHeadAttention: lengths must be None with a cache"):
         module(x, lengths=[2], cache=cache)
+    with pytest.raises(ValueError, match=r"MultiHeadAttention: mask must be None with a cache"):
+        module(x, mask=np.ones((2, 2), bool), cache=cache)
     with pytest.raises(ValueError, match=r"MultiHeadAttention: causal must be True with a cache"):
         module(x, causal="top-left", cache=cache)
     with pytest.raises(ValueError, match=r"append: k must have shape"):
