@@ -132,7 +132,7 @@ def test_the_gated_silu_of_16_bits_rounds_once(rng):
 
 def test_wrong_arguments_are_named():
     one = np.ones(3, np.float32)
-    with pytest.raises(ValueError, match=r"gelu_backward: approximate must be 'none' or 'tanh', got 'erf'"):
+    with pytest.raises(ValueError, match=r"gelu_backward: approximate must be one of 'none', 'tanh', got 'erf'"):
         fa.gelu_backward(one, one, approximate="erf")
     with pytest.raises(ValueError, match=r"relu_backward: dy must have the shape of x, \(3,\), got shape \(2,\)"):
         fa.relu_backward(one[:2], one)
