@@ -49,16 +49,24 @@ LOW_PRECISION = {
     "ops/rope",
     "ops/softmax",
 }
+# What float32 has of its own in avx512bf16.
+BYTE_PRODUCTS = {"kernels/decode_i8", "kernels/table"}
 COMMON = ["-std=c11", "-O2", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
+ALL_FILES = {"f32": None, "f64": None, "bf16": LOW_PRECISION, "f16": LOW_PRECISION}
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
-# name of the table -> vocabulary header, flags, types: a set without tables of its own for a type takes those of the
-# set below it. Only kernels/ gets the flags: detection, ops and Cython must run anywhere.
+# name of the table -> vocabulary header, flags, types and their files (None: all): a set takes from the one below it
+# the types that it does not name, and of float32 the other files. Only kernels/ gets the flags: detection, ops and
+# Cython must run anywhere.
 INSTRUCTION_SETS = {
-    "baseline": ("PORTABLE", [], TYPES),
-    "avx2": ("AVX2", AVX2, TYPES),
-    "avx512": ("AVX512", AVX512, TYPES),
-    "avx512bf16": ("AVX512", [*AVX512, "-mavx512bf16"], ["bf16"]),
+    "baseline": ("PORTABLE", [], ALL_FILES),
+    "avx2": ("AVX2", AVX2, ALL_FILES),
+    "avx512": ("AVX512", AVX512, ALL_FILES),
+    "avx512bf16": (
+        "AVX512",
+        [*AVX512, "-mavx512bf16", "-mavx512vnni"],
+        {"bf16": LOW_PRECISION, "f32": BYTE_PRODUCTS},
+    ),
 }
 BLAS = os.environ.get("FASTATTN_BLAS", "vendored")
 if BLAS not in ("vendored", "system", "none"):
@@ -77,10 +85,10 @@ def openblas_package():
     return Path(spec.origin).parent
 
 
-def sources_of(folder, kind):
-    """What is compiled for a type of array."""
+def sources_of(folder, files):
+    """The sources of a folder, or those of them that are in a set of files."""
     sources = sorted((CSRC / folder).glob("*.c"))
-    return [source for source in sources if kind in ("f32", "f64") or f"{folder}/{source.stem}" in LOW_PRECISION]
+    return [source for source in sources if files is None or f"{folder}/{source.stem}" in files]
 
 
 def pkg_config(option):
@@ -95,16 +103,16 @@ class BuildExt(build_ext):
         sets = INSTRUCTION_SETS if is_x86 else {"baseline": INSTRUCTION_SETS["baseline"]}
         jobs, real_set = [], ""
         for name, (header, flags, types) in sets.items():
-            if "f32" in types:
+            if types is ALL_FILES:
                 real_set = name
-            for kind in types:
+            for kind, files in types.items():
                 macros = [(macro, "1") for macro in (f"FA_ISA_{header}", *TYPES[kind])]
                 macros += [("FA_SUFFIX", f"{kind}_{name}")]
-                if len(TYPES[kind]) > 1:
+                if files is not None:
                     macros += [("FA_REAL_SUFFIX", f"f32_{real_set}")]
-                jobs += [(source, f"{name}_{kind}", macros, flags) for source in sources_of("kernels", kind)]
+                jobs += [(source, f"{name}_{kind}", macros, flags) for source in sources_of("kernels", files)]
         for kind, macros in TYPES.items():
-            sources = [source for source in sources_of("ops", kind) if source.stem != "api"]
+            sources = [source for source in sources_of("ops", ALL_FILES[kind]) if source.stem != "api"]
             jobs += [(source, f"ops_{kind}", [(macro, "1") for macro in macros], []) for source in sources]
         macros = [(f"FA_HAVE_{name.upper()}", "1") for name in sets] + [(f"FA_BLAS_{BLAS.upper()}", "1")]
         plain = [*sorted(CSRC.glob("*.c")), CSRC / "ops" / "api.c"]

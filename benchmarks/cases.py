@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Inputs = dict[str, Array]
 
+BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 
 
@@ -48,7 +49,7 @@ class Case:
     name: str
     op: str
     sizes: dict[str, int]
-    dtype: str = "float32"
+    dtype: str = "float32"  # of the arrays; inputs are float32, exact in it, where it has 8 or 16 bits
     causal: bool = False
     target: Target = field(default_factory=Target)
     quick: bool = False  # part of --quick
@@ -71,7 +72,9 @@ class Case:
 
     @property
     def bytes(self) -> float:
-        """Bytes that have to be read from and written to memory, for cases without flops."""
+        """Bytes that have to be read from and written to memory, for cases without flops: of decode keys and values."""
+        if self.op == "decode":
+            return 2.0 * BYTES[self.dtype] * self.sizes["B"] * self.sizes["K"] * self.sizes["S"] * self.sizes["D"]
         if self.op == "softmax":
             return 2.0 * np.dtype(self.dtype).itemsize * self.sizes["R"] * self.sizes["C"]
         return 0.0
@@ -86,12 +89,27 @@ _RECURRENT = {*GATES, *(f"{name}_cell" for name in GATES)}
 
 def _normal(case: Case, rng: np.random.Generator, *shape: int) -> Array:
     # float32 samples also for float64: what is compared is the rounding of the computation.
-    return rng.standard_normal(shape, np.float32).astype(case.dtype, copy=False)
+    x = rng.standard_normal(shape, np.float32)
+    if case.dtype == "bfloat16":
+        return (x.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    return x if case.dtype == "int8" else x.astype(case.dtype, copy=False)
 
 
 def _attention_inputs(case: Case, rng: np.random.Generator) -> Inputs:
     s = case.sizes
     return {name: _normal(case, rng, s["B"], s["H"], s["S"], s["D"]) for name in "qkv"}
+
+
+def _decode_inputs(case: Case, rng: np.random.Generator) -> Inputs:
+    """q[B, H, 1, D], k and v[B, K, S, D]: numbers of 8 bits with a sign, the largest in every row, so that bfloat16 and
+    an int8 cache keep them as they are."""
+    s = case.sizes
+    inputs = {"q": _normal(case, rng, s["B"], s["H"], 1, s["D"])}
+    for name in "kv":
+        x = np.rint(40 * rng.standard_normal((s["B"], s["K"], s["S"], s["D"]), np.float32)).clip(-127, 127)
+        x[..., 0] = 127
+        inputs[name] = x / np.float32(64)
+    return inputs
 
 
 def _recurrent_inputs(case: Case, rng: np.random.Generator) -> Inputs:
@@ -149,6 +167,7 @@ def _encoder_inputs(case: Case, rng: np.random.Generator) -> Inputs:
 _INPUTS: dict[str, Callable[[Case, np.random.Generator], Inputs]] = {
     "attention": _attention_inputs,
     "additive": _additive_inputs,
+    "decode": _decode_inputs,
     "encoder_layer": _encoder_inputs,
     "linear": _linear_inputs,
     "softmax": _softmax_inputs,
@@ -163,6 +182,12 @@ def _attention(B: int, H: int, S: int, D: int, target: Target, **options: Any) -
     dtype, causal = options.get("dtype", "float32"), options.get("causal", False)
     name = f"attention {'f64' if dtype == 'float64' else 'f32'} {'causal' if causal else 'full'} B{B} H{H} S{S} D{D}"
     return Case(name, "attention", {"B": B, "H": H, "S": S, "D": D}, target=target, **options)
+
+
+def _decode(dtype: str, H: int, K: int, **options: Any) -> Case:
+    """One new token to 4096 of them: a part of the read bandwidth (PERFORMANCE.md; int8: 1.7 times bfloat16)."""
+    sizes = {"B": 1, "H": H, "K": K, "S": 4096, "D": 128}
+    return Case(f"decode {dtype} H{H} K{K} S4096 D128", "decode", sizes, dtype, **options)
 
 
 def _recurrent(op: str, T: int, B: int, H: int, target: Target, **options: Any) -> Case:
@@ -189,6 +214,12 @@ CASES: tuple[Case, ...] = (
     _attention(1, 12, 512, 64, Target(), dtype="float64"),
     _attention(1, 12, 512, 64, Target(), dtype="float64", causal=True),
     _attention(1, 1, 16, 64, Target(micros=2.5), quick=True, scales=False),
+    _decode("float32", 32, 32, target=Target(peak=0.9)),
+    _decode("float32", 32, 8, target=Target(peak=0.9)),
+    _decode("bfloat16", 32, 32, target=Target(peak=0.9)),
+    _decode("bfloat16", 32, 8, target=Target(peak=0.9)),
+    _decode("int8", 32, 32),
+    _decode("int8", 32, 8),
     _recurrent("lstm", 512, 32, 512, Target(peak=0.92)),
     _recurrent("lstm", 100, 64, 256, Target(peak=0.90), quick=True),
     _recurrent("lstm", 512, 1, 512, Target(ratio=1.4)),

@@ -33,6 +33,8 @@ def sample(case: Case, result: Array) -> Array:
     if case.op == "attention":
         heads, rows = _attention_sample(case)
         return result.reshape(s["B"] * s["H"], s["S"], s["D"])[heads][:, rows]
+    if case.op == "decode":
+        return result[:, _spread(s["H"], 4)]
     if case.op in GATES:
         return result[:, _spread(s["B"], 2)]
     if case.op == "encoder_layer":
@@ -44,6 +46,8 @@ def expected(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
     """`sample` of the result, computed in `dtype`."""
     if case.op == "attention":
         return _attention(case, inputs, dtype)
+    if case.op == "decode":
+        return _decode(case, inputs, dtype)
     if case.op in GATES:
         return _sequence(case, inputs, dtype)
     if case.op == "additive":
@@ -92,14 +96,20 @@ def errors(case: Case, inputs: Inputs) -> tuple[Array, float]:
     exact, error = _plain_error(case, inputs)
     if exact.size < FEW:
         error = max(error, *(_plain_error(case, case.inputs(seed))[1] for seed in range(DRAWS)))
-    floor = np.finfo(case.dtype).eps / 2 * np.abs(exact).max()
+    eps = 2.0**-7 if case.dtype == "bfloat16" else np.finfo(_arithmetic(case)).eps
+    floor = eps / 2 * np.abs(exact).max()
     return exact.astype(np.float64), 2 * max(error, float(floor))
 
 
 def _plain_error(case: Case, inputs: Inputs) -> tuple[Array, float]:
     """The exact sample, and the largest error of plain NumPy."""
     exact = expected(case, inputs, np.longdouble if case.dtype == "float64" else np.float64)
-    return exact, float(np.abs(expected(case, inputs, case.dtype) - exact).max())
+    return exact, float(np.abs(expected(case, inputs, _arithmetic(case)) - exact).max())
+
+
+def _arithmetic(case: Case) -> str:
+    """What plain NumPy computes in: float32 where the arrays have fewer bits."""
+    return "float64" if case.dtype == "float64" else "float32"
 
 
 # ---- the computations ----
@@ -127,6 +137,13 @@ def _attention(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
     heads, rows = _attention_sample(case)
     q, k, v = (inputs[name].reshape(s["B"] * s["H"], s["S"], s["D"])[heads].astype(dtype) for name in "qkv")
     return attention(q[:, rows], k, v, rows if case.causal else None)
+
+
+def _decode(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
+    heads = _spread(case.sizes["H"], 4)
+    of_head = heads // (case.sizes["H"] // case.sizes["K"])
+    k, v = (inputs[name][:, of_head].astype(dtype) for name in "kv")
+    return attention(inputs["q"][:, heads].astype(dtype), k, v)
 
 
 def sigmoid(x: Array) -> Array:

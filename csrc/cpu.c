@@ -89,12 +89,13 @@ const char *fa_isa_name(fa_isa isa)
 int fa_cpu_allows(fa_isa isa)
 {
     const unsigned avx2 = HAS_AVX2 | HAS_FMA | HAS_F16C, avx512 = avx2 | HAS_AVX512;
+    const unsigned avx512bf16 = avx512 | HAS_AVX512BF16 | HAS_AVX512VNNI; /* no CPU has the one without the other */
     pthread_once(&detected, detect);
     switch (isa) {
     case FA_ISA_BASELINE: return 1;
     case FA_ISA_LEVEL_AVX2: return (features & avx2) == avx2;
     case FA_ISA_LEVEL_AVX512: return (features & avx512) == avx512;
-    case FA_ISA_LEVEL_AVX512BF16: return (features & (avx512 | HAS_AVX512BF16)) == (avx512 | HAS_AVX512BF16);
+    case FA_ISA_LEVEL_AVX512BF16: return (features & avx512bf16) == avx512bf16;
     default: return 0;
     }
 }

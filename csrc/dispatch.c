@@ -17,6 +17,7 @@ DECLARE(avx2)
 DECLARE(avx512)
 #endif
 #if FA_HAVE_AVX512BF16
+FA_HIDDEN extern const fa_kernels_f32 fa_table_f32_avx512bf16;
 FA_HIDDEN extern const fa_kernels_bf16 fa_table_bf16_avx512bf16;
 #endif
 
@@ -34,7 +35,7 @@ static const struct {
     [FA_ISA_LEVEL_AVX512] = TABLES(avx512),
 #endif
 #if FA_HAVE_AVX512BF16
-    [FA_ISA_LEVEL_AVX512BF16] = {&fa_table_f32_avx512, &fa_table_f64_avx512, &fa_table_bf16_avx512bf16, &fa_table_f16_avx512},
+    [FA_ISA_LEVEL_AVX512BF16] = {&fa_table_f32_avx512bf16, &fa_table_f64_avx512, &fa_table_bf16_avx512bf16, &fa_table_f16_avx512},
 #endif
 };
 
@@ -73,10 +74,12 @@ const char *fa_kernel_name(int i)
 #define FA_KERNEL(name, arguments) #name,
 #define FA_STORED_KERNEL FA_KERNEL
 #define FA_FLOAT_KERNEL FA_KERNEL
+#define FA_BYTE_KERNEL FA_FLOAT_KERNEL
 #include "kernels/kernels.def"
 #undef FA_KERNEL
 #undef FA_STORED_KERNEL
 #undef FA_FLOAT_KERNEL
+#undef FA_BYTE_KERNEL
         NULL};
     return names[i];
 }

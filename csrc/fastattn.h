@@ -157,6 +157,24 @@ typedef struct {
 } fa_attention_arguments;
 fa_status fa_attention_forward(fa_dtype dtype, const fa_attention_arguments *a);
 
+/* The same for at most FA_CACHE_QUERIES queries, strategy FA_ATTENTION_FUSED, without starts, on what a cache holds: in pages, as bytes, or
+   both. k_stride and v_stride count elements of keys and values as they are kept. */
+#define FA_CACHE_QUERIES 8
+typedef struct {
+    fa_attention_arguments attention;
+    /* Pages (NULL: none, a plain array): the keys from n * page_keys on of sequence b are in page table[b * table_stride + n]; strides
+       of batch are those of pages. */
+    const fa_index *table;
+    fa_index table_stride, page_keys;
+    /* Bytes with FA_F32 queries (NULL: k and v hold the dtype): k[b, hk, j] = k_scale k, with strides of batch (or page) and head, and of
+       1 for j. */
+    const float *k_scale, *v_scale;
+    fa_index scale_stride[2];
+} fa_cache_arguments;
+/* The largest D with bytes: sums of products stay within 32 bits. */
+#define FA_CACHE_LONGEST_I8 65536
+fa_status fa_cache_attention(fa_dtype dtype, const fa_cache_arguments *c);
+
 /* Probabilities e^(s - lse) of the heads heads[n_heads] and queries rows[n_rows] of `attention`, of which v, out, reference, sum and
    strategy are not read: weights[B, n_heads, n_rows, Lk] with strides of batch, head and row; 0 where a row does not attend. lse as
    forward left it. */

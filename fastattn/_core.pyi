@@ -260,6 +260,30 @@ def additive_attention_backward(
     weights: ArrayLike,
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]: ...
 
+# ---- cache.pxi ----
+CACHE_QUERIES: int
+CACHE_LONGEST_I8: int
+
+def cache_attention(
+    q: ArrayLike,
+    keys: NDArray[Any],
+    values: NDArray[Any],
+    key_scales: NDArray[Any] | None,
+    value_scales: NDArray[Any] | None,
+    table: NDArray[Any] | None,
+    lengths: NDArray[Any],
+    mask: ArrayLike | None,
+    causal: bool | str | None,
+    scale: float | None,
+    window: tuple[int | None, int | None] | None,
+    softcap: float,
+    alibi_slopes: ArrayLike | None,
+    sinks: ArrayLike | None,
+    q_lengths: ArrayLike | None,
+    out: NDArray[Any] | None,
+    return_lse: bool,
+) -> Any: ...
+
 # ---- recurrent.pxi ----
 @final
 class RecurrentWeights:

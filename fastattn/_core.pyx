@@ -35,6 +35,7 @@ include "attention.pxi"
 include "attention_varlen.pxi"
 include "attention_parts.pxi"
 include "attention_backward.pxi"
+include "cache.pxi"
 include "additive.pxi"
 include "recurrent.pxi"
 

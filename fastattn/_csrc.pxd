@@ -193,6 +193,18 @@ cdef extern from "fastattn.h" nogil:
 
     fa_status fa_attention_forward(fa_dtype dtype, const fa_attention_arguments *a)
 
+    const int FA_CACHE_QUERIES
+    const int FA_CACHE_LONGEST_I8
+    ctypedef struct fa_cache_arguments:
+        fa_attention_arguments attention
+        const fa_index *table
+        fa_index table_stride, page_keys
+        const float *k_scale
+        const float *v_scale
+        fa_index scale_stride[2]
+
+    fa_status fa_cache_attention(fa_dtype dtype, const fa_cache_arguments *c)
+
     ctypedef struct fa_attention_weights_arguments:
         fa_attention_arguments attention
         const void *lse

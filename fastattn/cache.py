@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
+from fastattn import _core
 from fastattn.functional._types import Array
 from fastattn.functional.attention import attention
 
@@ -30,9 +31,14 @@ class KVCache:
         None: each sequence has room for as many tokens as the longest one. Otherwise sequences take pages of so many
         tokens from a common pool as they grow.
 
-    `attend` gives the bits of `attention` on the arrays that were appended (int8: on what they became), for every
-    dtype, page size and history of appends. Pages, and bytes, are put together into plain arrays by each `attend`: that
-    costs a copy of them.
+    `attend` gives the bits of `attention` on the arrays that were appended, for every dtype but int8, page size and
+    history of appends. With at most 8 queries it reads keys and values from where they lie, once; with more (or under
+    the strategy "blas") pages, and bytes, are put together into plain arrays first, which costs a copy of them.
+
+    int8: attention to what the tokens became, within the error of float32. With at most 8 queries the products of
+    queries and keys are sums of whole numbers in 32 bits: queries become numbers of 24 bits with a scale for each row,
+    off by 2⁻²⁴ of its largest element, where one byte would have added an error as large as that of the cache. Values
+    become float32 in registers. head_dim may then be at most 65,536.
 
     >>> cache = KVCache(1, 2, 4, dtype="float32")
     >>> cache.append(np.ones((1, 2, 3, 4), np.float32), np.ones((1, 2, 3, 4), np.float32))
@@ -48,6 +54,8 @@ class KVCache:
         self._widths = (_size("head_dim", head_dim), _size("v_dim", head_dim if v_dim is None else v_dim))
         self._dtype = _dtype(dtype)
         self._input = np.dtype(np.float32) if self._dtype == np.int8 else self._dtype
+        if self._dtype == np.int8 and self._widths[0] > _core.CACHE_LONGEST_I8:
+            raise ValueError(f"KVCache: head_dim must be at most {_core.CACHE_LONGEST_I8} for int8, got {head_dim}")
         self._capacity = None if capacity is None else _size("capacity", capacity)
         self._page = None if page_size is None else _size("page_size", page_size, least=1)
         self._lengths = np.zeros(_size("batch", batch), np.int64)
@@ -91,11 +99,11 @@ class KVCache:
             return
         new = [_quantised(x) if self._dtype == np.int8 else (x, None) for x in inputs]
         self._make_room(chosen, after)
-        index = self._index(chosen, tokens)
+        index, in_order = self._index(chosen, tokens)
         for part, values in zip(self._parts, new, strict=True):
             for array, value in zip(part, values, strict=True):
                 if array is not None and value is not None:
-                    array[index] = value.swapaxes(1, 2)
+                    array[index] = value if in_order else value.swapaxes(1, 2)
         self._lengths[chosen] = after
 
     def attend(self, q: ArrayLike, *, mask: ArrayLike | None = None, causal: bool | str = False,
@@ -114,11 +122,18 @@ class KVCache:
             raise TypeError(f"attend: q must be {self._input} for a cache of {self._dtype}, got {queries.dtype}")
         if queries.ndim != 4 or (queries.shape[0], queries.shape[3]) != (batch, width):
             raise ValueError(f"attend: q must have shape ({batch}, H, n, {width}), got {queries.shape}")
+        causal = "bottom-right" if causal is True else causal
+        few = queries.shape[2] <= _core.CACHE_QUERIES and _core.get_attention_strategy() != "blas"
+        if few and (self._page is not None or self._dtype == np.int8):
+            (k, k_scales), (v, v_scales) = self._parts
+            table = None if self._page is None else self._table
+            return _core.cache_attention(queries, k, v, k_scales, v_scales, table, self._lengths, mask, causal, scale,
+                                         window, softcap, alibi_slopes, sinks, q_lengths, out, return_lse)  # fmt: skip
         length = int(self._lengths.max(initial=0))
         k, v = (self._plain(part, length) for part in self._parts)
-        return attention(queries, k, v, mask=mask, causal="bottom-right" if causal is True else causal, scale=scale,
-                         window=window, softcap=softcap, alibi_slopes=alibi_slopes, sinks=sinks, q_lengths=q_lengths,
-                         kv_lengths=self._lengths, return_lse=return_lse, out=out)  # fmt: skip
+        return attention(queries, k, v, mask=mask, causal=causal, scale=scale, window=window, softcap=softcap,
+                         alibi_slopes=alibi_slopes, sinks=sinks, q_lengths=q_lengths, kv_lengths=self._lengths,
+                         return_lse=return_lse, out=out)  # fmt: skip
 
     # ---- memory ----
 
@@ -164,12 +179,17 @@ class KVCache:
                     to[: array.shape[0], :, : array.shape[2]] = array
         return parts
 
-    def _index(self, chosen: Array, tokens: int) -> tuple[Any, ...]:
-        """Where the next tokens of the chosen sequences go: an index whose result is [sequence, token, head, ...]."""
-        place = self._lengths[chosen][:, None] + np.arange(tokens)
+    def _index(self, chosen: Array, tokens: int) -> tuple[tuple[Any, ...], bool]:
+        """Where the next tokens of the chosen sequences go: an index whose result is [sequence, token, head, ...], or,
+        in order, [sequence, head, token, ...]."""
+        before = self._lengths[chosen]
+        first = int(before[0])
+        if self._page is None and len(chosen) == len(self._lengths) and (before == first).all():
+            return (chosen if len(chosen) > 1 else slice(None), slice(None), slice(first, first + tokens)), True
+        place = before[:, None] + np.arange(tokens)
         if self._page is None:
-            return chosen[:, None], slice(None), place
-        return self._table[chosen[:, None], place // self._page], slice(None), place % self._page
+            return (chosen[:, None], slice(None), place), False
+        return (self._table[chosen[:, None], place // self._page], slice(None), place % self._page), False
 
     def _plain(self, part: tuple[Array, Array | None], length: int) -> Array:
         """[batch, kv_heads, length, ...] of a part: a view, or put together from pages or bytes."""

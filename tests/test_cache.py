@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 import fastattn as fa
+from tests import plain
 from tests.arrays import same_bits
+from tests.errors import ErrorRule, exact
+from tests.low_precision import BFLOAT16
 
 PAGE_SIZES = [None, 1, 16, 33]
 
@@ -30,7 +33,7 @@ def _filled(rng, dtype, page_size, batch=3, heads=2, width=24, v_width=40):
 
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("page_size", PAGE_SIZES)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, BFLOAT16])
 @pytest.mark.parametrize("queries", [1, 4, 20])
 def test_attend_has_the_bits_of_attention_on_what_was_appended(rng, dtype, page_size, queries):
     cache, (k, v) = _filled(rng, dtype, page_size)
@@ -40,18 +43,33 @@ def test_attend_has_the_bits_of_attention_on_what_was_appended(rng, dtype, page_
         out, lse = cache.attend(q, return_lse=True, **options)
         for b in range(3):
             alone, alone_lse = fa.attention(q[b : b + 1], k[b][None], v[b][None], return_lse=True, **options)
-            assert same_bits(out[b], alone[0])
+            assert same_bits(_wide(out[b]), _wide(alone[0]))
             assert same_bits(lse[b], alone_lse[0])
 
 
-def test_bfloat16_is_kept_too(rng):
-    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
-    cache, (k, v) = _filled(rng, bfloat16, None)
-    q = _tokens(rng, 3, 2, 1, 24, dtype=bfloat16)
-    out = cache.attend(q)
-    for b in range(3):
-        alone = fa.attention(q[b : b + 1], k[b][None], v[b][None])
-        assert same_bits(out[b].astype(np.float32), alone[0].astype(np.float32))
+def _wide(x):
+    """float64, which is exact; NaN stays NaN."""
+    return x.astype(np.float64)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dtype", [np.float32, BFLOAT16])
+def test_pages_change_no_bit_of_many_tokens_whatever_the_options(rng, dtype, threads):
+    tokens = 1100
+    k, v = _tokens(rng, 2, 2, tokens, 64, dtype=dtype), _tokens(rng, 2, 2, tokens, 40, dtype=dtype)
+    v[0, :, 700, 3], v[1, 1, 64] = np.inf, np.nan
+    q = _tokens(rng, 2, 8, 3, 64, dtype=dtype)
+    caches = [fa.KVCache(2, 2, 64, v_dim=40, dtype=dtype, page_size=size) for size in (None, 7, 32, 600)]
+    for cache in caches:
+        cache.append(k[:, :, :1000], v[:, :, :1000])
+        cache.append(k[:, :, 1000:], v[:, :, 1000:])
+    many = {"mask": rng.random((2, 1, 3, tokens)) < 0.9, "sinks": np.ones(8, dtype), "q_lengths": [3, 2]}
+    with fa.num_threads(threads):
+        for options in ({}, {"causal": True, "window": (650, 0)}, many):
+            expected, *others = (cache.attend(q, **options) for cache in caches)
+            for out in others:
+                assert same_bits(_wide(out), _wide(expected))
 
 
 def test_causal_true_is_aligned_to_the_last_token(rng):
@@ -74,8 +92,70 @@ def test_int8_is_off_by_at_most_half_a_scale(rng, page_size):
         kept.append(np.rint(whole) * scale)
         # Half a scale, and the rounding of quotient and product.
         assert (np.abs(kept[-1] - x) <= scale * (0.5 + 127 * 2 * np.finfo(np.float32).eps)).all()
-    q = _tokens(rng, 2, 6, 1, 16)
+    q = _tokens(rng, 2, 6, 20, 16)  # more queries than few
     assert same_bits(cache.attend(q), fa.attention(q, *kept))
+
+
+def _int8(k, v, page_size=None):
+    """A cache of these, and what they became."""
+    cache = fa.KVCache(k.shape[0], k.shape[1], k.shape[3], v_dim=v.shape[3], dtype="int8", page_size=page_size)
+    cache.append(k, v)
+    scales = [np.abs(x).max(-1, keepdims=True) / np.float32(127) for x in (k, v)]
+    return cache, [np.rint(x / scale) * scale for x, scale in zip((k, v), scales, strict=True)]
+
+
+@pytest.mark.usefixtures("isa")
+def test_int8_keeps_the_error_rule_of_float32_attention_to_what_the_tokens_became(rng):
+    rule = ErrorRule()
+    for heads, kv_heads, tokens, width, v_width, queries in [
+        (4, 4, 700, 64, 64, 1), (8, 1, 513, 128, 128, 1), (6, 3, 90, 33, 5, 8), (2, 2, 1, 1, 1, 1),
+        (4, 2, 1100, 200, 70, 3), (12, 1, 300, 16, 31, 2),
+    ]:  # fmt: skip
+        k, v = _tokens(rng, 2, kv_heads, tokens, width), _tokens(rng, 2, kv_heads, tokens, v_width)
+        q = _tokens(rng, 2, heads, queries, width)
+        cache, kept = _int8(k, v, page_size=50)
+        got = cache.attend(q, return_lse=True)
+        for mine, simple, true in zip(
+            got, plain.attention(q, *kept), exact(np.float32).attention(q, *kept), strict=True
+        ):
+            rule.add(mine, simple, true)
+    rule.check()
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("queries", [1, 5])
+def test_int8_does_not_depend_on_pages_threads_history_or_batch(rng, queries):
+    cache, (k, v) = _filled(rng, np.dtype(np.float32), None)
+    caches = [fa.KVCache(3, 2, 24, v_dim=40, dtype="int8", page_size=size) for size in PAGE_SIZES]
+    for b in range(3):
+        for cache in caches:
+            cache.append(k[b][None], v[b][None], [b])
+    q = _tokens(rng, 3, 6, queries, 24)
+    for options in ({}, {"causal": True}, {"softcap": 3.0, "window": (20, 0)}):
+        expected = caches[0].attend(q, **options)
+        for cache in caches[1:]:
+            for threads in (1, 3):
+                with fa.num_threads(threads):
+                    assert same_bits(cache.attend(q, **options), expected)
+        for b in range(3):
+            alone = fa.KVCache(1, 2, 24, v_dim=40, dtype="int8")
+            for i in range(k[b].shape[1]):
+                alone.append(k[b][None, :, i : i + 1], v[b][None, :, i : i + 1])
+            assert same_bits(alone.attend(q[b : b + 1], **options)[0], expected[b])
+
+
+@pytest.mark.usefixtures("isa")
+def test_int8_takes_queries_and_tokens_of_any_size(rng):
+    k, v = _tokens(rng, 1, 1, 40, 32), _tokens(rng, 1, 1, 40, 32)
+    q = _tokens(rng, 1, 1, 1, 32)
+    expected = _int8(k, v)[0].attend(q, scale=1.0)
+    for power in (-60, 60):
+        factor = np.float32(2.0**power)
+        out = _int8(k / factor, v)[0].attend(q * factor, scale=1.0)  # powers of two change no bit
+        assert same_bits(out, expected)
+    for bad in (np.nan, np.inf):
+        q[..., 3] = bad
+        assert np.isnan(_int8(k, v)[0].attend(q)).all()
 
 
 def test_int8_keeps_nan_and_infinity_in_their_token_and_head():
@@ -86,7 +166,12 @@ def test_int8_keeps_nan_and_infinity_in_their_token_and_head():
     cache.append(k, v)
     q = np.ones((1, 2, 1, 8), np.float32)
     assert np.isnan(cache.attend(q)).all()
-    np.testing.assert_array_equal(cache.attend(q, mask=np.array([True, False, False, True])), np.ones_like(q))
+    clean = fa.KVCache(1, 2, 8, dtype="int8")
+    clean.append(np.ones_like(k), np.ones_like(v))
+    mask = np.array([True, False, False, True])
+    assert same_bits(cache.attend(q, mask=mask), clean.attend(q, mask=mask))
+    first = np.array([True, True, False, False])  # a key that is NaN in head 0 alone
+    np.testing.assert_array_equal(np.isnan(cache.attend(q, mask=first)[0, :, 0, 0]), [True, False])
 
 
 def test_int8_takes_a_quarter_of_the_memory():
@@ -138,6 +223,7 @@ def test_a_failed_append_changes_nothing(arguments, error, message, page_size):
         ({"dtype": "int16"}, TypeError, "dtype must be one of"),
         ({"dtype": ">f4"}, TypeError, "dtype must be one of"),
         ({"dtype": "no such type"}, TypeError, "dtype must be one of"),
+        ({"dtype": "int8", "head_dim": 65_537}, ValueError, "head_dim must be at most 65536 for int8"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, error, message):
@@ -153,9 +239,40 @@ def test_wrong_queries_are_named():
         cache.attend(np.zeros((1, 1, 1, 4), np.float32))
 
 
+def test_pages_that_are_not_there_are_named():
+    cache = fa.KVCache(1, 1, 4, dtype="float32", page_size=2)
+    cache.append(np.ones((1, 1, 3, 4), np.float32), np.ones((1, 1, 3, 4), np.float32))
+    q = np.ones((1, 1, 1, 4), np.float32)
+    for page in (-1, 1000):
+        cache._table[0, 1] = page
+        with pytest.raises(ValueError, match=f"pages must lie in .*, got {page} for sequence 0"):
+            cache.attend(q)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"q": np.ones((1, 3, 1, 4), np.float32)}, ValueError, "q must have a multiple of the 2 heads"),
+        ({"mask": np.ones((5,), bool)}, ValueError, "attend: mask must broadcast"),
+        ({"window": (-1, 0)}, ValueError, "attend: window"),
+        ({"sinks": np.ones(3, np.float32)}, ValueError, "attend: sinks"),
+        ({"softcap": -1.0}, ValueError, "attend: softcap"),
+        ({"q_lengths": [2]}, ValueError, "attend: q_lengths"),
+        ({"out": np.ones((1, 2, 1, 3), np.float32)}, ValueError, "attend: out"),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_wrong_options_are_named_by_pages_and_bytes(dtype, options, error, message):
+    cache = fa.KVCache(1, 2, 4, dtype=dtype, page_size=2)
+    cache.append(np.ones((1, 2, 3, 4), np.float32), np.ones((1, 2, 3, 4), np.float32))
+    with pytest.raises(error, match=message):
+        cache.attend(**{"q": np.ones((1, 2, 1, 4), np.float32), **options})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
 @pytest.mark.parametrize("page_size", [None, 4])
-def test_an_empty_cache_gives_zeros(page_size):
-    cache = fa.KVCache(2, 1, 4, dtype="float32", page_size=page_size)
+def test_an_empty_cache_gives_zeros(page_size, dtype):
+    cache = fa.KVCache(2, 1, 4, dtype=dtype, page_size=page_size)
     out, lse = cache.attend(np.ones((2, 3, 1, 4), np.float32), return_lse=True)
     assert not out.any()
     assert (lse == -np.inf).all()

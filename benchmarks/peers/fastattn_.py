@@ -1,6 +1,7 @@
 """fastattn itself, with its `auto` strategies."""
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
         q, k, v = inputs["q"], inputs["k"], inputs["v"]
         out, causal = np.empty_like(q), case.causal
         return Prepared(lambda: fa.attention(q, k, v, causal=causal, out=out), itself)
+    if case.op == "decode":
+        return _decode(case, inputs)
     if case.op == "additive":
         return Prepared(lambda: _additive(inputs), first)
     x = inputs["x"]
@@ -59,6 +62,18 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
     if op == "lstm":
         return Prepared(lambda: module.step(x, state, out=after), first)
     return Prepared(lambda: module.step(x, state[0], out=after[0]), first)
+
+
+def _decode(case: Case, inputs: Inputs) -> Prepared:
+    """attend of a cache that holds the keys and values."""
+    dtype = import_module("ml_dtypes").bfloat16 if case.dtype == "bfloat16" else case.dtype
+    kept = np.float32 if case.dtype == "int8" else dtype
+    q, k, v = (inputs[name].astype(kept) for name in "qkv")
+    s = case.sizes
+    cache = fa.KVCache(s["B"], s["K"], s["D"], dtype=dtype, capacity=s["S"])
+    cache.append(k, v)
+    out = np.empty_like(q)
+    return Prepared(lambda: cache.attend(q, out=out), lambda result: np.asarray(result, np.float32))
 
 
 def _additive(inputs: Inputs) -> tuple[Array, ...]:

@@ -26,8 +26,8 @@ def version() -> str:
 
 
 def supports(case: Case) -> bool:
-    """Every case."""
-    return True
+    """Every case but int8 caches."""
+    return case.dtype != "int8"
 
 
 def _array(tensor: Any) -> Array:
@@ -49,6 +49,12 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
         q, k, v, causal = tensors["q"], tensors["k"], tensors["v"], case.causal
         attention = torch.nn.functional.scaled_dot_product_attention
         return Prepared(lambda: attention(q, k, v, is_causal=causal), _array)
+    if case.op == "decode":
+        kept = getattr(torch, case.dtype)
+        q, k, v = (tensors[name].to(kept) for name in "qkv")
+        attention = torch.nn.functional.scaled_dot_product_attention
+        grouped = case.sizes["H"] != case.sizes["K"]
+        return Prepared(lambda: attention(q, k, v, enable_gqa=grouped), lambda result: _array(result.float()))
     x = tensors["x"]
     if case.op == "softmax":
         return Prepared(lambda: torch.softmax(x, -1, out=x), _array)

@@ -37,30 +37,6 @@
 #define VALUE_VECTORS 4
 #endif
 
-/* Row j. */
-FA_INLINE const stored *find_row(const decode_rows *x, fa_index j)
-{
-    const fa_index page = (x->first + j) / x->page_keys, slot = (x->first + j) % x->page_keys;
-    return (const stored *)x->pages[page] + x->offset + slot * x->ld;
-}
-
-/* How many rows from j on lie in its page, and its address. */
-FA_INLINE fa_index find_rows_of_page(const decode_rows *x, fa_index j, const stored **row)
-{
-    *row = find_row(x, j);
-    return x->page_keys - (x->first + j) % x->page_keys;
-}
-
-/* The rows [j, j + n). */
-FA_INLINE void find_rows(const stored **row, const decode_rows *x, fa_index j, fa_index n)
-{
-    for (fa_index i = 0; i < n;) {
-        const stored *at;
-        const fa_index last = fa_min(n, i + find_rows_of_page(x, j + i, &at));
-        for (; i < last; i++, at += x->ld) row[i] = at;
-    }
-}
-
 /* Asks for the next of the rows from `ahead` on while ng x VL rows are read, VL places at a time: whole rows, in the order of memory,
    which is what the hardware fetches best. `next` is the next row, `element` where the reading is. Into the second level: asked into
    the first, lines from memory keep others out (12 GB/s for 4 rows, 29 so, 10 left to the hardware). */
@@ -142,7 +118,7 @@ FA_INLINE void score_tile(real *s, const real *q, fa_index slice, const int mr, 
 /* The rows [j, j + n) one after another in `buffer`; up to VL, the last one again. */
 FA_INLINE void gather_rows(stored *buffer, const decode_rows *k, fa_index j, fa_index n, fa_index D)
 {
-    const stored *row[VL];
+    const void *row[VL];
     find_rows(row, k, j, n);
     for (fa_index i = 0; i < VL; i++) memcpy(buffer + i * D, row[fa_min(i, n - 1)], (size_t)D * sizeof *buffer);
 }
@@ -153,21 +129,22 @@ FA_INLINE void gather_rows(stored *buffer, const decode_rows *k, fa_index j, fa_
    VL rows of keys: those of a vector that do not lie ld apart, or are not all there, are put together in it. A single row has two
    chains going, as the multiply-adds of one would wait for each other. */
 void KERNEL(decode_scores)(real *s, const real *q, fa_index slice, fa_index rows, const decode_rows *k, fa_index begin,
-                           fa_index end, fa_index D, stored *buffer)
+                           fa_index end, fa_index D, void *buffer)
 {
     const tile_deal deal = deal_rows(rows, DECODE_TILE);
     const fa_index distance = fa_max(1, PREFETCH_BYTES / (fa_max(1, D) * VL * (fa_index)sizeof(stored))) * VL;
     for (fa_index j = begin, n; j < end; j += n) {
-        const stored *row, *ahead;
-        const fa_index together = fa_min(end - j, find_rows_of_page(k, j, &row));
-        fa_index ld = k->ld;
+        fa_index together, ahead_together, ld = k->ld / (fa_index)sizeof(stored);
+        const stored *row = find_row(k, j, &together), *ahead = row;
+        together = fa_min(together, end - j);
         n = rows == 1 && together >= KEY_VECTORS * VL ? KEY_VECTORS * VL : VL;
-        ahead = row;
-        if (j + distance + n <= k->keys && find_rows_of_page(k, j + distance, &ahead) < n) ahead = row;
         if (FA_UNLIKELY(together < VL)) {
             gather_rows(buffer, k, j, fa_min(VL, end - j), D);
             row = ahead = buffer;
             ld = D;
+        } else if (j + distance + n <= k->keys) {
+            const stored *later = find_row(k, j + distance, &ahead_together);
+            if (ahead_together >= n) ahead = later;
         }
         if (n > VL) {
             score_tile(s + j, q, slice, 1, KEY_VECTORS, row, ld, D, ahead);
@@ -214,7 +191,7 @@ FA_INLINE void load_values(vreal *x, const int nv, const stored *v, const stored
 }
 
 /* part[r] += p v over `keys` keys and nv vectors of columns; `columns` is how many there are, or VL * nv at least. */
-FA_INLINE void value_tile(real *part, fa_index ld, const int mr, const int nv, const real *p, const stored *const *row,
+FA_INLINE void value_tile(real *part, fa_index ld, const int mr, const int nv, const real *p, const void *const *row,
                           fa_index column, fa_index keys, const int first, const int clean, const fa_index columns)
 {
     vreal acc[DECODE_TILE][VALUE_VECTORS];
@@ -225,7 +202,8 @@ FA_INLINE void value_tile(real *part, fa_index ld, const int mr, const int nv, c
     }
     for (fa_index j = 0; j < keys; j += FA_PACKED, p++) {
         vreal x[VALUE_VECTORS];
-        load_values(x, nv, row[j] + column, FA_PAIRS && j + 1 < keys ? row[j + 1] + column : NULL, columns, clean);
+        const stored *v = row[j], *second = FA_PAIRS && j + 1 < keys ? row[j + 1] : NULL;
+        load_values(x, nv, v + column, second ? second + column : NULL, columns, clean);
         FA_UNROLL
         for (int r = 0; r < mr; r++) {
             const vreal w = v_broadcast(p + r * ATTENTION_STRIDE);
@@ -245,7 +223,7 @@ FA_INLINE void value_tile(real *part, fa_index ld, const int mr, const int nv, c
                keys, first, clean, columns >= (nv) * VL ? (nv) * VL : columns)
 
 /* The same for all rows and columns, `keys` few enough to stay in the first-level cache. */
-FA_INLINE void value_chunk(real *part, fa_index ld, const real *p, fa_index rows, const stored *const *row, fa_index keys,
+FA_INLINE void value_chunk(real *part, fa_index ld, const real *p, fa_index rows, const void *const *row, fa_index keys,
                            fa_index D, const int first, const int clean)
 {
     const tile_deal deal = deal_rows(rows, D >= VALUE_VECTORS * VL ? ACCUMULATORS / VALUE_VECTORS : DECODE_TILE);
@@ -274,7 +252,7 @@ FA_INLINE void value_chain(real *part, fa_index ld, const real *p, fa_index rows
     const fa_index some = CHUNK_BYTES / (fa_max(1, D) * (fa_index)sizeof(stored));
     const fa_index most = fa_max(1, fa_min(CHUNK_KEYS, some) / FA_PACKED) * FA_PACKED;
     for (fa_index j = begin, keys; j < end; j += keys) {
-        const stored *row[CHUNK_KEYS];
+        const void *row[CHUNK_KEYS];
         keys = fa_min(most, end - j);
         find_rows(row, v, j, keys);
         value_chunk(part, ld, p + j / FA_PACKED, rows, row, keys, D, j == begin, clean);

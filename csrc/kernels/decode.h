@@ -1,15 +1,47 @@
-/* Where the kernels of decode.c find the rows of keys or values: row j is at offset + (first + j) % page_keys * ld of the page
-   (first + j) / page_keys, as elements of the pages. A plain array is one page. */
+/* Where the kernels of decode.c and decode_i8.c find the rows of keys, values or scales, in plain arrays and in pages. */
 #ifndef FA_DECODE_H
 #define FA_DECODE_H
 
 #include "../base.h"
 
+/* Row j lies at base + slot * ld, with slot = first + j; or in pages of page_keys rows, the one at base + table[slot / page_keys] *
+   page_step. Distances are in bytes. */
 typedef struct {
-    const void *const *pages;
-    fa_index page_keys, first;
+    const void *base;
+    const fa_index *table; /* NULL: no pages */
+    fa_index page_step, page_keys;
+    fa_index first, ld;
     fa_index keys; /* rows there are: what is asked for in advance ends there */
-    fa_index offset, ld;
 } decode_rows;
+
+/* The address of row j, and how many rows from there on lie ld apart. */
+FA_INLINE const void *find_row(const decode_rows *x, fa_index j, fa_index *together)
+{
+    const fa_index slot = x->first + j;
+    *together = x->keys - j;
+    if (!x->table) return (const char *)x->base + slot * x->ld;
+    const fa_index in_page = slot % x->page_keys;
+    *together = fa_min(*together, x->page_keys - in_page);
+    return (const char *)x->base + x->table[slot / x->page_keys] * x->page_step + in_page * x->ld;
+}
+
+/* The addresses of the rows [j, j + n). */
+FA_INLINE void find_rows(const void **row, const decode_rows *x, fa_index j, fa_index n)
+{
+    for (fa_index i = 0, together; i < n;) {
+        const char *at = find_row(x, j + i, &together);
+        for (const fa_index end = fa_min(n, i + together); i < end; i++, at += x->ld) row[i] = at;
+    }
+}
+
+/* A query of an int8 cache as whole numbers of three digits, -128..127 each: q = (digit 2 * 65536 + digit 1 * 256 + digit 0) times the
+   row's factor. */
+#define DIGITS 3
+typedef struct {
+    int32_t *words; /* [rows, ld]: of 4 dimensions at a time the 4 bytes of each digit; 0 beyond the last */
+    fa_index ld;
+    int32_t *start;    /* [rows, DIGITS]: - 128 times the sum of the digits: bytes of keys are multiplied with 128 added */
+    float *high, *low; /* [rows]: the factor, with that of the scores, in two pieces */
+} decode_digits;
 
 #endif

@@ -32,10 +32,12 @@ typedef struct {
 #define FA_KERNEL(name, arguments) FA_TABLE_MEMBER(name, arguments)
 #define FA_STORED_KERNEL FA_KERNEL
 #define FA_FLOAT_KERNEL FA_KERNEL
+#define FA_BYTE_KERNEL FA_FLOAT_KERNEL
 #include "kernels.def"
 #undef FA_KERNEL
 #undef FA_STORED_KERNEL
 #undef FA_FLOAT_KERNEL
+#undef FA_BYTE_KERNEL
 } fa_kernels_f32;
 #undef real
 #undef stored
@@ -47,10 +49,12 @@ typedef struct {
 #define FA_KERNEL(name, arguments) FA_TABLE_MEMBER(name, arguments)
 #define FA_STORED_KERNEL FA_KERNEL
 #define FA_FLOAT_KERNEL(name, arguments)
+#define FA_BYTE_KERNEL(name, arguments)
 #include "kernels.def"
 #undef FA_KERNEL
 #undef FA_STORED_KERNEL
 #undef FA_FLOAT_KERNEL
+#undef FA_BYTE_KERNEL
 } fa_kernels_f64;
 #undef real
 #undef stored
@@ -62,10 +66,12 @@ typedef struct {
 #define FA_KERNEL(name, arguments) FA_TABLE_MEMBER(name, arguments)
 #define FA_STORED_KERNEL FA_KERNEL
 #define FA_FLOAT_KERNEL FA_KERNEL
+#define FA_BYTE_KERNEL FA_FLOAT_KERNEL
 #include "kernels.def"
 #undef FA_KERNEL
 #undef FA_STORED_KERNEL
 #undef FA_FLOAT_KERNEL
+#undef FA_BYTE_KERNEL
 } fa_kernels_bf16;
 #undef real
 #undef stored
@@ -77,10 +83,12 @@ typedef struct {
 #define FA_KERNEL(name, arguments) FA_TABLE_MEMBER(name, arguments)
 #define FA_STORED_KERNEL FA_KERNEL
 #define FA_FLOAT_KERNEL FA_KERNEL
+#define FA_BYTE_KERNEL FA_FLOAT_KERNEL
 #include "kernels.def"
 #undef FA_KERNEL
 #undef FA_STORED_KERNEL
 #undef FA_FLOAT_KERNEL
+#undef FA_BYTE_KERNEL
 } fa_kernels_f16;
 #undef real
 #undef stored

@@ -12,25 +12,41 @@
 #define TEXT_(x) #x
 #define TEXT(x) TEXT_(x)
 
-/* A 16-bit type takes from float what has to do with arithmetic alone: FA_REAL_SUFFIX, such as f32_avx2, comes from the build. */
-#if defined(FA_REAL_SUFFIX)
+/* A 16-bit type takes from float what has to do with arithmetic alone, and float itself in a set that has but products of bytes of its
+   own takes all the rest from the set below: FA_REAL_SUFFIX, such as f32_avx2, comes from the build. */
+#if !defined(FA_REAL_SUFFIX)
+#define REAL_KERNEL KERNEL
+#define STORED_KERNEL KERNEL
+#define BYTE_KERNEL KERNEL
+#else
 #define REAL_KERNEL(name) KERNEL__(name, FA_REAL_SUFFIX)
 #define FA_KERNEL(name, arguments) FA_HIDDEN void REAL_KERNEL(name) arguments;
-#define FA_STORED_KERNEL(name, arguments)
 #define FA_FLOAT_KERNEL FA_KERNEL
+#if defined(FA_STORED_BF16) || defined(FA_STORED_F16)
+#define STORED_KERNEL KERNEL
+#define BYTE_KERNEL REAL_KERNEL
+#define FA_STORED_KERNEL(name, arguments)
+#define FA_BYTE_KERNEL FA_KERNEL
+#else
+#define STORED_KERNEL REAL_KERNEL
+#define BYTE_KERNEL KERNEL
+#define FA_STORED_KERNEL FA_KERNEL
+#define FA_BYTE_KERNEL(name, arguments)
+#endif
 #include "kernels.def"
 #undef FA_KERNEL
 #undef FA_STORED_KERNEL
 #undef FA_FLOAT_KERNEL
-#else
-#define REAL_KERNEL KERNEL
+#undef FA_BYTE_KERNEL
 #endif
 #define FA_KERNEL(name, arguments) .name = REAL_KERNEL(name),
-#define FA_STORED_KERNEL(name, arguments) .name = KERNEL(name),
+#define FA_STORED_KERNEL(name, arguments) .name = STORED_KERNEL(name),
 #if defined(FA_REAL_F32)
 #define FA_FLOAT_KERNEL FA_KERNEL
+#define FA_BYTE_KERNEL(name, arguments) .name = BYTE_KERNEL(name),
 #else
 #define FA_FLOAT_KERNEL(name, arguments)
+#define FA_BYTE_KERNEL(name, arguments)
 #endif
 
 #if defined(FA_STORED_BF16)

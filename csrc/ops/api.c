@@ -126,6 +126,8 @@ fa_status fa_linear_forward_packed(fa_dtype dtype, fa_isa isa, void *y, fa_index
 
 fa_status fa_attention_forward(fa_dtype dtype, const fa_attention_arguments *a) { BY_ANY_DTYPE(attention_forward, a); }
 
+fa_status fa_cache_attention(fa_dtype dtype, const fa_cache_arguments *c) { BY_ANY_DTYPE(cache_attention, c); }
+
 fa_status fa_attention_weights(fa_dtype dtype, const fa_attention_weights_arguments *w) { BY_DTYPE(attention_weights, w); }
 
 fa_status fa_attention_merge(fa_dtype dtype, void *out, void *lse, const void *a, const void *lse_a, const void *b,

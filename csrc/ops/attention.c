@@ -373,7 +373,7 @@ fa_status OP(attention_forward)(const fa_attention_arguments *a)
     const fa_index heads = a->B * a->Hk;
     if (a->B == 0 || a->H == 0 || a->Lq == 0) return FA_OK;
     if (a->strategy == FA_ATTENTION_BLAS && !fa_blas_load()) return FA_NOBLAS;
-    if (OP(attention_decodes)(a)) return OP(attention_decode)(a);
+    if (OP(attention_decodes)(a)) return OP(attention_decode)(a, NULL);
 
     attention_call c = {.a = a, .kernels = k, .group = a->H / a->Hk};
     c.block = k->sizes.attention_keys / (fa_max(a->D, a->Dv) > WIDE_HEAD ? 2 : 1);

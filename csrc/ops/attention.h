@@ -111,8 +111,9 @@ fa_index OP(attention_narrow)(const fa_attention_arguments *a, fa_index b, fa_in
 void OP(attention_adjust_scores)(const fa_attention_arguments *a, const fa_kernels *k, real *scores, real *copy, fa_index b,
                                  fa_index h, fa_index i0, fa_index j0, fa_index rows, const fa_index *begin, const fa_index *end);
 
-/* decode.c: whether sizes make the call one for attention_decode, with the same values; and that call. */
+/* decode.c: whether sizes make the call one for attention_decode, with the same values; and that call. cache: where keys and values
+   are if not in plain arrays of the dtype, or NULL. */
 int OP(attention_decodes)(const fa_attention_arguments *a);
-fa_status OP(attention_decode)(const fa_attention_arguments *a);
+fa_status OP(attention_decode)(const fa_attention_arguments *a, const fa_cache_arguments *cache);
 
 #endif

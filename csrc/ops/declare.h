@@ -24,6 +24,7 @@ fa_status OP(linear_pack)(fa_isa isa, void *packed, const void *w, fa_index ldw,
 fa_status OP(linear_forward_packed)(fa_isa isa, void *y, fa_index ldy, const void *x, fa_index ldx, const void *packed,
                                     const void *bias, fa_index M, fa_index N, fa_index K, fa_activation activation);
 fa_status OP(attention_forward)(const fa_attention_arguments *a);
+fa_status OP(cache_attention)(const fa_cache_arguments *c);
 fa_status OP(attention_weights)(const fa_attention_weights_arguments *w);
 fa_status OP(attention_merge)(void *out, void *lse, const void *a, const void *lse_a, const void *b, const void *lse_b,
                               fa_index rows, fa_index n);

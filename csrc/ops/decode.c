@@ -16,16 +16,23 @@
 
 #include <string.h>
 
-#define DECODE_QUERIES 8                 /* more queries repay packed keys and values, which cost about as much as 4 */
+#define DECODE_QUERIES FA_CACHE_QUERIES  /* more queries repay packed keys and values, which cost about as much as 4 */
 #define DECODE_ROWS 48                   /* rows of a part */
 #define PARTS_PER_THREAD 3               /* so many parts per thread are an even load */
 #define ROUND_BYTES ((fa_index)16 << 20) /* scores and partial O of one round */
-#define WIDE_HEAD 128                    /* larger heads take blocks of half as many keys, as in attention.c */
+
+/* Whether this type of queries has caches of bytes. */
+#if defined(FA_REAL_F32) && !FA_CONVERTS
+#define TAKES_BYTES 1
+#else
+#define TAKES_BYTES 0
+#endif
 
 typedef struct {
     real *o, *sum, *reference; /* [rows, ldo], [rows] x 2 */
-    real *queries;             /* scaled, in slices */
-    int begun;                 /* O has met keys */
+    real *queries;             /* scaled, in slices; not for a cache of bytes: */
+    decode_digits digits;
+    int begun; /* O has met keys */
 } part_state;
 
 typedef struct {
@@ -36,7 +43,9 @@ typedef struct {
 
 typedef struct {
     const fa_attention_arguments *a;
+    const fa_cache_arguments *cache; /* or NULL */
     const fa_kernels *kernels;
+    int bytes;                         /* keys and values are */
     fa_index block, blocks;            /* keys per block, blocks per head */
     fa_index group, heads_of_part;     /* query heads per kv head, and per part */
     fa_index parts;                    /* per kv head */
@@ -47,7 +56,7 @@ typedef struct {
     block_state *state;          /* of each worker, or of each block of a round */
     real *mask;                  /* of each worker: [rows, stride] */
     real *unmasked;              /* of each worker: [rows, stride] */
-    stored *gathered;            /* of each worker: a vector of keys */
+    real *gathered;              /* of each worker: a vector of keys */
     fa_index first_block, round; /* blocks of this round */
 } decode_call;
 
@@ -97,6 +106,15 @@ static void start_part(const decode_call *c, part_state *s, const part_place *at
     for (fa_index h = 0; h < at->heads; h++) {
         const fa_index r = h * at->queries, within = fa_min(at->queries, query_length(a, at->b));
         if (a->sinks) c->kernels->attention_sink(s->reference + r, s->sum + r, within, ((const real *)a->sinks)[at->h + h]);
+#if TAKES_BYTES
+        if (c->bytes) {
+            const decode_digits *d = &s->digits;
+            const decode_digits rows = {d->words + r * d->ld, d->ld, d->start + r * DIGITS, d->high + r, d->low + r};
+            c->kernels->decode_digits_of(&rows, query_row(a, at->b, at->h + h, 0), a->q_stride[2], at->queries, a->D,
+                                         c->scale_high, c->scale_low);
+            continue;
+        }
+#endif
         c->kernels->attention_scale_queries(s->queries + r * c->kernels->sizes.query_stride, c->query_slice,
                                             query_row(a, at->b, at->h + h, 0), a->q_stride[2], at->queries, a->D, c->scale_high,
                                             c->scale_low);
@@ -117,10 +135,33 @@ static void finish_part(const decode_call *c, const part_state *s, const part_pl
     }
 }
 
-static decode_rows one_page(const void *const *page, fa_index ld, fa_index rows)
+/* The rows of keys, values or scales of block j of a kv head, `item` bytes per element. */
+static decode_rows rows_of(const decode_call *c, const part_place *at, fa_index j, const void *x, const fa_index *stride,
+                           size_t item)
 {
-    return (decode_rows){.pages = page, .page_keys = fa_max(1, rows), .keys = rows, .ld = ld};
+    const fa_attention_arguments *a = c->a;
+    const fa_index j0 = j * c->block, size = (fa_index)item;
+    decode_rows rows = {.ld = stride[2] * size, .keys = key_length(a, at->b) - j0};
+    if (c->cache && c->cache->table) {
+        rows.base = (const char *)x + at->hk * stride[1] * size;
+        rows.table = c->cache->table + at->b * c->cache->table_stride;
+        rows.page_step = stride[0] * size;
+        rows.page_keys = c->cache->page_keys;
+        rows.first = j0;
+    } else {
+        const fa_index row = key_start(a, at->b) + j0;
+        rows.base = (const char *)x + (at->b * stride[0] + at->hk * stride[1] + row * stride[2]) * size;
+    }
+    return rows;
 }
+
+#if TAKES_BYTES
+static decode_rows scales_of(const decode_call *c, const part_place *at, fa_index j, const float *scales)
+{
+    const fa_index stride[3] = {c->cache->scale_stride[0], c->cache->scale_stride[1], 1};
+    return rows_of(c, at, j, scales, stride, sizeof *scales);
+}
+#endif
 
 /* Scores of the keys [first, last) of block j, masked. */
 static void block_scores(const decode_call *c, const part_state *s, real *scores, int worker, const part_place *at, fa_index j,
@@ -128,14 +169,35 @@ static void block_scores(const decode_call *c, const part_state *s, real *scores
 {
     const fa_attention_arguments *a = c->a;
     const fa_index lanes = c->kernels->sizes.lanes, j0 = j * c->block;
-    const void *page = key_row(a, at->b, at->hk, j0);
-    const decode_rows keys = one_page(&page, a->k_stride[2], key_length(a, at->b) - j0);
-    c->kernels->decode_scores(scores, s->queries, c->query_slice, at->rows, &keys, first / lanes * lanes, last, a->D,
-                              c->gathered + worker * lanes * a->D);
+    const decode_rows keys = rows_of(c, at, j, a->k, a->k_stride, c->bytes ? 1 : sizeof(stored));
+    real *gathered = c->gathered + worker * lanes * a->D;
+    first = first / lanes * lanes;
+#if TAKES_BYTES
+    if (c->bytes) {
+        const decode_rows scales = scales_of(c, at, j, c->cache->k_scale);
+        c->kernels->decode_scores_i8(scores, &s->digits, at->rows, &keys, &scales, first, last, a->D, gathered);
+    } else
+#endif
+        c->kernels->decode_scores(scores, s->queries, c->query_slice, at->rows, &keys, first, last, a->D, gathered);
     for (fa_index h = 0; h < at->heads; h++) {
         const fa_index r = h * at->queries;
         OP(attention_adjust_scores)(a, c->kernels, scores + r * c->stride, c->mask + worker * c->rows * c->stride, at->b,
                                     at->h + h, 0, j0, at->queries, begin + r, end + r);
+    }
+}
+
+/* Adds the values that are not finite to the rows that attend to them: page by page. */
+static void patch_values(const decode_call *c, const block_state *block, const real *unmasked, const part_place *at,
+                         const decode_rows *values, const fa_index *begin, const fa_index *end, fa_index first, fa_index last)
+{
+    const fa_index ld = c->a->v_stride[2];
+    for (fa_index j = first, next, together; j < last; j = next) {
+        fa_index from[DECODE_ROWS], to[DECODE_ROWS];
+        const stored *row = find_row(values, j, &together);
+        next = fa_min(last, j + together);
+        for (fa_index r = 0; r < at->rows; r++) from[r] = fa_max(begin[r], j), to[r] = fa_min(end[r], next);
+        c->kernels->attention_patch_values(block->o, c->ldo, block->scores, unmasked, at->rows, from, to, row - j * ld, ld,
+                                           c->a->Dv);
     }
 }
 
@@ -144,18 +206,27 @@ static void block_values(const decode_call *c, const part_state *s, const block_
                          fa_index j, const fa_index *begin, const fa_index *end, fa_index first, fa_index last)
 {
     const fa_attention_arguments *a = c->a;
-    const void *page = value_row(a, at->b, at->hk, j * c->block);
-    const decode_rows values = one_page(&page, a->v_stride[2], key_length(a, at->b) - j * c->block);
-    const fa_index packed = c->kernels->sizes.packed;
+    const fa_index packed = c->kernels->sizes.packed, from = first / packed * packed;
+    const decode_rows values = rows_of(c, at, j, a->v, a->v_stride, c->bytes ? 1 : sizeof(stored));
     int nonfinite = 0;
-    c->kernels->decode_values(block->o, c->ldo, block->scores, at->rows, &values, first / packed * packed, last, a->Dv,
-                              &nonfinite);
+#if TAKES_BYTES
+    const decode_rows scales = c->bytes ? scales_of(c, at, j, c->cache->v_scale) : values;
+    if (c->bytes)
+        c->kernels->decode_values_i8(block->o, c->ldo, block->scores, at->rows, &values, &scales, from, last, a->Dv, &nonfinite);
+    else
+#endif
+        c->kernels->decode_values(block->o, c->ldo, block->scores, at->rows, &values, from, last, a->Dv, &nonfinite);
     if (!nonfinite) return;
     /* Rare: which keys the masks exclude is in the scores, and those have become probabilities. */
     real *unmasked = c->unmasked + worker * c->rows * c->stride;
     block_scores(c, s, unmasked, worker, at, j, begin, end, first, last);
-    c->kernels->attention_patch_values(block->o, c->ldo, block->scores, unmasked, at->rows, begin, end, page, a->v_stride[2],
-                                       a->Dv);
+#if TAKES_BYTES
+    if (c->bytes) {
+        c->kernels->decode_patch_i8(block->o, c->ldo, unmasked, at->rows, begin, end, &scales, a->Dv);
+        return;
+    }
+#endif
+    patch_values(c, block, unmasked, at, &values, begin, end, first, last);
 }
 
 /* The next block's results go on top of the part's. */
@@ -265,13 +336,19 @@ static void plan_scratch(decode_call *c, arena *plan, fa_index parts, fa_index b
     c->state = arena_take(plan, blocks, sizeof *c->state);
     c->mask = arena_take(plan, members * c->rows * c->stride, sizeof(real));
     c->unmasked = arena_take(plan, members * c->rows * c->stride, sizeof(real));
-    c->gathered = arena_take(plan, members * c->kernels->sizes.lanes * c->a->D, sizeof(stored));
+    c->gathered = arena_take(plan, members * c->kernels->sizes.lanes * c->a->D, sizeof(real));
     for (fa_index i = 0; i < parts; i++) {
         part_state s = {0};
         s.o = arena_take(plan, c->rows * c->ldo, sizeof(real));
         s.sum = arena_take(plan, c->rows, sizeof(real));
         s.reference = arena_take(plan, c->rows, sizeof(real));
-        s.queries = arena_take(plan, slices * c->query_slice, sizeof(real));
+        s.queries = arena_take(plan, c->bytes ? 0 : slices * c->query_slice, sizeof(real));
+        s.digits.ld = c->bytes ? fa_round_up(c->a->D, 4 * c->kernels->sizes.lanes) / 4 * DIGITS : 0;
+        const fa_index digit_rows = c->bytes ? c->rows : 0;
+        s.digits.words = arena_take(plan, digit_rows * s.digits.ld, sizeof(int32_t));
+        s.digits.start = arena_take(plan, digit_rows * DIGITS, sizeof(int32_t));
+        s.digits.high = arena_take(plan, digit_rows, sizeof(float));
+        s.digits.low = arena_take(plan, digit_rows, sizeof(float));
         if (plan->base) c->part[i] = s;
     }
     for (fa_index i = 0; i < blocks; i++) {
@@ -290,10 +367,11 @@ int OP(attention_decodes)(const fa_attention_arguments *a)
     return a->strategy == FA_ATTENTION_FUSED && a->Lq <= DECODE_QUERIES && a->Lk > 0;
 }
 
-fa_status OP(attention_decode)(const fa_attention_arguments *a)
+fa_status OP(attention_decode)(const fa_attention_arguments *a, const fa_cache_arguments *cache)
 {
     const fa_kernels *k = current_kernels();
-    decode_call c = {.a = a, .kernels = k, .group = a->H / a->Hk};
+    decode_call c = {.a = a, .cache = cache, .kernels = k, .group = a->H / a->Hk};
+    c.bytes = cache && cache->k_scale;
     c.block = k->sizes.attention_keys / (fa_max(a->D, a->Dv) > WIDE_HEAD ? 2 : 1);
     c.blocks = fa_ceil_div(a->Lk, c.block);
     c.parts = fa_ceil_div(c.group * a->Lq, DECODE_ROWS / a->Lq * a->Lq);
@@ -331,4 +409,11 @@ fa_status OP(attention_decode)(const fa_attention_arguments *a)
     }
     fa_scratch_give(&scratch);
     return FA_OK;
+}
+
+fa_status OP(cache_attention)(const fa_cache_arguments *c)
+{
+    const fa_attention_arguments *a = &c->attention;
+    if (a->B == 0 || a->H == 0 || a->Lq == 0) return FA_OK;
+    return a->Lk > 0 ? OP(attention_decode)(a, c) : OP(attention_forward)(a);
 }

@@ -132,6 +132,33 @@ FA_INLINE vreal v_load_i8(const int8_t *p)
 {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
 }
+typedef __m256i vint;
+FA_INLINE vreal v_load_bytes(const int8_t *p) { return _mm256_castsi256_ps(_mm256_loadu_si256((const __m256i *)p)); }
+FA_INLINE vreal v_load_bytes_n(const int8_t *p, fa_index n)
+{
+    int8_t whole[4 * VL] = {0};
+    for (int i = 0; i < 4 * VL; i++)
+        if (i < n) whole[i] = p[i];
+    return v_load_bytes(whole);
+}
+FA_INLINE vreal v_load_i8_n(const int8_t *p, fa_index n)
+{
+    int8_t whole[VL] = {0};
+    for (int i = 0; i < VL; i++)
+        if (i < n) whole[i] = p[i];
+    return v_load_i8(whole);
+}
+FA_INLINE vint v_unsigned_bytes(vreal a) { return _mm256_xor_si256(_mm256_castps_si256(a), _mm256_set1_epi8(-128)); }
+FA_INLINE vint v_broadcast_int(const int32_t *p) { return _mm256_set1_epi32(*p); }
+FA_INLINE vint v_dot_bytes(vint u, vint s, vint c)
+{
+    /* Even and odd bytes as 16-bit numbers: VPMADDUBSW would saturate. */
+    const __m256i low = _mm256_set1_epi16(0xff);
+    const __m256i even = _mm256_madd_epi16(_mm256_and_si256(u, low), _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
+    const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
+    return _mm256_add_epi32(c, _mm256_add_epi32(even, odd));
+}
+FA_INLINE vreal v_real_of(vint a) { return _mm256_cvtepi32_ps(a); }
 FA_INLINE void v_load_bf16_pairs(const uint16_t *p, vreal *even, vreal *odd)
 {
     const __m256i x = _mm256_loadu_si256((const __m256i *)p);

@@ -117,6 +117,32 @@ FA_INLINE vreal v_load_i8(const int8_t *p)
 {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }
+typedef __m512i vint;
+FA_INLINE vreal v_load_bytes(const int8_t *p) { return _mm512_castsi512_ps(_mm512_loadu_si512(p)); }
+FA_INLINE vreal v_load_bytes_n(const int8_t *p, fa_index n)
+{
+    const __mmask64 first = n >= 4 * VL ? ~UINT64_C(0) : n <= 0 ? 0 : (UINT64_C(1) << n) - 1;
+    return _mm512_castsi512_ps(_mm512_maskz_loadu_epi8(first, p));
+}
+FA_INLINE vreal v_load_i8_n(const int8_t *p, fa_index n)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(v_first(n), p)));
+}
+FA_INLINE vint v_unsigned_bytes(vreal a) { return _mm512_xor_si512(_mm512_castps_si512(a), _mm512_set1_epi8(-128)); }
+FA_INLINE vint v_broadcast_int(const int32_t *p) { return _mm512_set1_epi32(*p); }
+FA_INLINE vint v_dot_bytes(vint u, vint s, vint c)
+{
+#if defined(__AVX512VNNI__)
+    return _mm512_dpbusd_epi32(c, u, s);
+#else
+    /* Even and odd bytes as 16-bit numbers: VPMADDUBSW would saturate. */
+    const __m512i low = _mm512_set1_epi16(0xff);
+    const __m512i even = _mm512_madd_epi16(_mm512_and_si512(u, low), _mm512_srai_epi16(_mm512_slli_epi16(s, 8), 8));
+    const __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(u, 8), _mm512_srai_epi16(s, 8));
+    return _mm512_add_epi32(c, _mm512_add_epi32(even, odd));
+#endif
+}
+FA_INLINE vreal v_real_of(vint a) { return _mm512_cvtepi32_ps(a); }
 FA_INLINE void v_load_bf16_pairs(const uint16_t *p, vreal *even, vreal *odd)
 {
     const __m512i x = _mm512_loadu_si512(p);

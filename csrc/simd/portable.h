@@ -228,6 +228,34 @@ FA_INLINE vreal v_load_i8(const int8_t *p)
     for (int i = 0; i < VL; i++) a[i] = (real)p[i];
     return a;
 }
+typedef int32_t vint __attribute__((vector_size(16)));
+FA_INLINE vreal v_load_bytes_n(const int8_t *p, fa_index n)
+{
+    vreal a = v_zero();
+    memcpy(&a, p, n <= 0 ? 0 : n >= 4 * VL ? sizeof a : (size_t)n);
+    return a;
+}
+FA_INLINE vreal v_load_bytes(const int8_t *p) { return v_load_bytes_n(p, 4 * VL); }
+FA_INLINE vreal v_load_i8_n(const int8_t *p, fa_index n)
+{
+    vreal a = v_zero();
+    for (int i = 0; i < VL; i++)
+        if (i < n) a[i] = (real)p[i];
+    return a;
+}
+FA_INLINE vint v_unsigned_bytes(vreal a) { return v_bits(a) ^ v_set1_bits((int32_t)0x80808080); }
+FA_INLINE vint v_broadcast_int(const int32_t *p) { return v_set1_bits(*p); }
+FA_INLINE vint v_dot_bytes(vint u, vint s, vint c)
+{
+    for (int i = 0; i < 4; i++) c += ((u >> 8 * i) & 0xff) * ((vint)((v_uint)s << (24 - 8 * i)) >> 24);
+    return c;
+}
+FA_INLINE vreal v_real_of(vint a)
+{
+    vreal y;
+    for (int i = 0; i < VL; i++) y[i] = (real)a[i];
+    return y;
+}
 FA_INLINE vreal v_load_bf16(const uint16_t *p) { return v_load_bf16_n(p, VL); }
 FA_INLINE void v_store_bf16_n(uint16_t *p, vreal a, fa_index n) { v_store_16(p, v_narrow_bf16(a), n); }
 FA_INLINE void v_store_bf16(uint16_t *p, vreal a) { v_store_bf16_n(p, a, VL); }

@@ -19,7 +19,13 @@
    storage     v_load_stored v_store_stored v_load_stored_n v_store_stored_n: the same for arrays of `stored`;
                real_of(x) stored_of(x) for one number. Also by type, for float only: v_load_bf16, v_store_f16_n, ...
                v_load_i8(p): VL signed bytes; v_load_bf16_pairs(p, &even, &odd): 2 VL numbers, lane i from p[2 i], p[2 i + 1].
+               v_load_i8_n(p, n): the first n, the rest 0.
                Widening is exact. Narrowing rounds to nearest even, to subnormals and infinity too; NaN stays NaN
+   bytes       float only; vint: VL 32-bit integers
+               v_load_bytes(p) v_load_bytes_n(p, n)  4 VL bytes, in the places of VL reals; the rest reads as 0
+               v_unsigned_bytes(a)               128 added to each signed byte
+               v_dot_bytes(u, s, c)              c + the four products of unsigned bytes of u and signed ones of s, exact
+               v_broadcast_int(p) v_real_of(a)
    products    v_multiply_add(a, b, c)           of packed operands: v_fma(a, b, c), or with FA_PAIRS c + a0 b0 + a1 b1
                with FA_PAIRS only, pairs in the places of VL reals:
                v_load_pairs(p)                   2 VL bfloat16
