@@ -46,6 +46,9 @@ LOW_PRECISION = {
     "ops/embedding",
     "ops/linear",
     "ops/probe",
+    "ops/recurrent",
+    "ops/recurrent_stack",
+    "ops/recurrent_weights",
     "ops/rope",
     "ops/softmax",
 }

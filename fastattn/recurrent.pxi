@@ -43,7 +43,7 @@ cdef class RecurrentWeights:
 
     @property
     def dtype(self):
-        return DTYPES[self.dtype_code]
+        return ALL_DTYPES[self.dtype_code]
 
     @property
     def isa(self):
@@ -109,7 +109,7 @@ def recurrent_weights(str op, str cell, list lanes, list names, Py_ssize_t direc
     if input_size < 0:
         input_size = checked_floats(lanes[0]["weight_ih"], op, names[0]["weight_ih"], 2).shape[1]
     w = new_weights(cell, len(lanes) // directions, directions, input_size, H, P,
-                    DTYPES.index(first.dtype if dtype is None else dtype))
+                    kind_of(first.dtype if dtype is None else dtype, op))
     for i in range(len(lanes)):
         own, labels, into = lanes[i], names[i], &w.lane[i].weights
         columns = input_size if i < directions else directions * P
@@ -135,12 +135,14 @@ def pack_recurrent(str op, RecurrentWeights weights, str type_name):
                                           weights.hidden_size, weights.output_size, weights.dtype_code)
     cdef fa_isa isa = fa_get_isa()
     cdef fa_dtype dtype = <fa_dtype>weights.dtype_code
-    cdef fa_weight_type type = <fa_weight_type><int>WEIGHT_TYPES.get(type_name, FA_WEIGHT_REAL)
+    cdef fa_weight_type type = FA_WEIGHT_REAL
     cdef fa_status status
     cdef fa_recurrent_weights *source
     cdef uintptr_t address
     cdef Py_ssize_t i
     cdef size_t size
+    if type_name != NAMES[w.dtype_code]:
+        type = <fa_weight_type><int>WEIGHT_TYPES[type_name]
     w.is_packed = True
     w.weight_dtype = type_name
     for i in range(w.layers * w.directions):
@@ -181,7 +183,7 @@ cdef object set_lane(fa_recurrent_arguments *a, RecurrentWeights w, Py_ssize_t i
 
 cdef object acquire_own_output(Array *a, object value):
     """Holds an output array of ours of 3 axes, the last one contiguous."""
-    PyObject_GetBuffer(value, &a.view, PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE)
+    PyObject_GetBuffer(bits_of(value), &a.view, PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE)
     a.held = True
     if not fill(a) or a.ndim != 3:
         raise AssertionError("y must be an output array of fastattn's own")
@@ -278,18 +280,23 @@ def recurrent_dropout(str op, object dx, Py_ssize_t layer, Py_ssize_t directions
 
 cdef object acquire_own(Array *a, object value, tuple shape, RecurrentWeights w, str op, str name, bint writable):
     """Holds an array that C takes as it is: nothing is copied in a step."""
-    cdef int flags = PyBUF_STRIDES | PyBUF_FORMAT
+    cdef int kind, flags = PyBUF_STRIDES | PyBUF_FORMAT
     if not isinstance(value, ndarray):
         raise wrong_type(op, name, value)
     if writable and not value.flags.writeable:
         raise wrong_shape(op, name, "be writable", "a read-only array")
     try:
-        PyObject_GetBuffer(value, &a.view, flags | PyBUF_WRITABLE if writable else flags)
+        if w.dtype_code == FA_BF16 and is_bfloat16(value.dtype):
+            PyObject_GetBuffer(value.view(uint16), &a.view, flags | PyBUF_WRITABLE if writable else flags)
+            kind = FA_BF16
+        else:
+            PyObject_GetBuffer(value, &a.view, flags | PyBUF_WRITABLE if writable else flags)
+            kind = format_dtype(a.view.format)
     except (ValueError, BufferError, TypeError):
-        raise wrong_type(op, name, value) from None
+        raise wrong_type(op, name, value, ALL_TYPES) from None
     a.held = True
-    if format_dtype(a.view.format) != w.dtype_code:
-        raise TypeError(f"{op}: {name} must be {DTYPES[w.dtype_code]} like the weights, got {value.dtype}")
+    if kind != w.dtype_code:
+        raise TypeError(f"{op}: {name} must be {NAMES[w.dtype_code]} like the weights, got {value.dtype}")
     if not fill(a) or not is_contiguous(a) or shape_of(a) != shape:
         raise wrong_shape(op, name, f"be aligned and C-contiguous with shape {shape}", f"shape {value.shape}")
 
@@ -438,11 +445,11 @@ def checked_lengths(object lengths, Py_ssize_t batch, Py_ssize_t longest, str op
     return None if lengths is None else as_lengths(lengths, batch, longest, op, name)
 
 
-def checked_floats(object value, str op, str name, int ndim):
-    """value as an ndarray of float32 or float64 with ndim axes."""
+def checked_floats(object value, str op, str name, int ndim, bint gradients=False):
+    """value as an ndarray of float32, float64 or, but for gradients, bfloat16 or float16, with ndim axes."""
     array = as_ndarray(value, op, name)
-    if array.dtype not in DTYPES:
-        raise wrong_type(op, name, array)
+    if array.dtype not in DTYPES and (gradients or not is_low_precision(array.dtype)):
+        raise wrong_type(op, name, array, REAL_TYPES if gradients else ALL_TYPES)
     if array.ndim != ndim:
         raise wrong_shape(op, name, f"have {ndim} axes", f"shape {array.shape}")
     return array

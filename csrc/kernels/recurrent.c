@@ -50,7 +50,7 @@ void KERNEL(rnn_gates)(real *const *y, real *h, fa_index ld, const real *gates, 
         for (int v = 0; v < 2; v++) {
             const vreal next = rnn_activation(biased(gates, bias, v), activation);
             v_store(h + r * ld + first + v * VL, next);
-            store_units(y[r] + first + v * VL, next, units - v * VL);
+            if (y) store_units(y[r] + first + v * VL, next, units - v * VL);
         }
 }
 
@@ -140,7 +140,7 @@ void KERNEL(gru_gates)(real *const *y, real *const *saved, fa_index plane, real 
             save(saved[r] + first, plane, 3, inner, units);
         }
         v_store(h + r * ld + first, next);
-        store_units(y[r] + first, next, units);
+        if (y) store_units(y[r] + first, next, units);
     }
 }
 
@@ -173,6 +173,6 @@ void KERNEL(gru_update)(real *const *y, real *const *saved, fa_index plane, real
         const vreal next = v_add(v_div(v_sub(v_load(before + at), n), v_load(update + at)), n);
         if (saved) save(saved[r] + first, plane, 2, n, units);
         v_store(h + at, next);
-        store_units(y[r] + first, next, units);
+        if (y) store_units(y[r] + first, next, units);
     }
 }

@@ -147,17 +147,17 @@ fa_status fa_additive_backward(fa_dtype dtype, const fa_additive_gradients *g) {
 
 size_t fa_recurrent_packed_bytes(fa_dtype dtype, fa_isa isa, fa_weight_type type, const fa_recurrent_weights *w)
 {
-    BY_DTYPE(recurrent_packed_bytes, isa, type, w);
+    BY_ANY_DTYPE(recurrent_packed_bytes, isa, type, w);
 }
 
 fa_status fa_recurrent_pack(fa_dtype dtype, fa_isa isa, fa_weight_type type, void *packed, const fa_recurrent_weights *w)
 {
-    BY_DTYPE(recurrent_pack, isa, type, packed, w);
+    BY_ANY_DTYPE(recurrent_pack, isa, type, packed, w);
 }
 
 fa_status fa_recurrent_forward(fa_dtype dtype, const fa_recurrent_arguments *a, fa_index layers, fa_index directions)
 {
-    BY_DTYPE(recurrent_forward, a, layers, directions);
+    BY_ANY_DTYPE(recurrent_forward, a, layers, directions);
 }
 
 fa_index fa_recurrent_saved(const fa_recurrent_weights *w)

@@ -9,6 +9,8 @@
 
    h is double, read from one buffer and written to the other, so that members who split the panels meet once per step.
 
+   16-bit arrays: sums, gates and c are real; h is rounded at each step, as y has it, and so is what the second product of a step takes.
+
    Ragged batches: rows are sorted by length, so the sequences that still run are the first `active` rows of each step. A
    sequence's arithmetic does not depend on its place, so it has the same bits as alone. */
 #include "recurrent_lane.h"
@@ -30,9 +32,10 @@ typedef struct {
     int alone;                      /* a single sequence: all panels are one product, and panels the inner axis of gates */
     real *gates_x;                  /* [panels of the slice][rows of the chunk][width_x VL], or [slots][width_x VL] */
     real *gates_h;                  /* [slots][width_h VL] */
-    const real **rows;              /* pointers to rows of x or h */
-    real **y_rows, **saved_rows;    /* saved_rows NULL: nothing is saved */
-    real **inner_rows;              /* where o tanh(c) before a projection is saved, or NULL */
+    const stored **rows;            /* pointers to rows of x or h */
+    stored **y_rows;
+    real **saved_rows; /* saved_rows NULL: nothing is saved */
+    real **inner_rows; /* where o tanh(c) before a projection is saved, or NULL */
 } member_work;
 
 /* ---- the sequence ---- */
@@ -42,14 +45,14 @@ static fa_index time_of(const recurrent_lane *c, const slot *s, fa_index step)
     return c->a->reverse ? s->length - 1 - step : step;
 }
 
-static const real *x_row(const recurrent_lane *c, const slot *s, fa_index step)
+static const stored *x_row(const recurrent_lane *c, const slot *s, fa_index step)
 {
-    return (const real *)c->a->x + time_of(c, s, step) * c->a->x_stride[0] + s->sequence * c->a->x_stride[1];
+    return (const stored *)c->a->x + time_of(c, s, step) * c->a->x_stride[0] + s->sequence * c->a->x_stride[1];
 }
 
-static real *y_row(const recurrent_lane *c, const slot *s, fa_index time)
+static stored *y_row(const recurrent_lane *c, const slot *s, fa_index time)
 {
-    return (real *)c->a->y + time * c->a->y_stride[0] + s->sequence * c->a->y_stride[1];
+    return (stored *)c->a->y + time * c->a->y_stride[0] + s->sequence * c->a->y_stride[1];
 }
 
 static real *saved_row(const recurrent_lane *c, const slot *s, fa_index time)
@@ -67,11 +70,32 @@ static fa_index still_active(const recurrent_lane *c, const member_work *w, fa_i
 }
 
 /* Rows of k elements, ld apart, for products of nv vectors. */
-static void pack_state(const recurrent_lane *c, const member_work *w, const real *state, fa_index ld, fa_index active,
+static void pack_state(const recurrent_lane *c, const member_work *w, const stored *state, fa_index ld, fa_index active,
                        fa_index nv, fa_index k)
 {
     for (fa_index r = 0; r < active; r++) w->rows[r] = state + slot_of(w, r) * ld;
-    c->g.kernels->pack_rows(w->tiles, w->rows, active, nv, k, fa_round_up(k, c->g.kernels->sizes.tile_k));
+    c->g.kernels->pack_rows(w->tiles, w->rows, active, nv, k, OP(recurrent_places)(c->g.kernels, k));
+}
+
+/* The units [first, first + units) of rows of reals, rounded; and the reals what was rounded. Nothing where arrays hold reals. */
+static void round_state(const recurrent_lane *c, const member_work *w, stored *rounded, real *state, fa_index ld, fa_index active,
+                        fa_index first, fa_index units)
+{
+#if FA_CONVERTS
+    for (fa_index r = 0; r < active; r++) {
+        const fa_index at = slot_of(w, r) * ld + first;
+        c->g.kernels->narrow(rounded + at, state + at, units);
+        c->g.kernels->widen(state + at, rounded + at, units);
+    }
+#else
+    (void)c, (void)w, (void)rounded, (void)state, (void)ld, (void)active, (void)first, (void)units;
+#endif
+}
+
+/* The member's units of n, of which each panel has `width`. */
+static fa_index units_of(fa_index n, fa_index first_panel, fa_index panels, fa_index width)
+{
+    return fa_max(0, fa_min(n - first_panel * width, panels * width));
 }
 
 /* gates (+)= tiles w for `panels` panels of `width` vectors, each of them products of nv vectors side by side; rows of gates are ldc
@@ -81,7 +105,7 @@ static void multiply(const recurrent_lane *c, real *gates, fa_index ldc, const r
 {
     const fa_kernels *kernels = c->g.kernels;
     const fa_index columns = nv * c->g.lanes, n = panels * (width / nv), at = first * k * width * c->g.lanes;
-#if defined(FA_REAL_F32)
+#if FA_NARROW_WEIGHTS
     if (c->w.type == FA_WEIGHT_BF16) {
         kernels->gemm_panels_bf16(gates, ldc, columns, tiles, rows, (const uint16_t *)w + at, NULL, k * columns, n, nv, k, add);
         return;
@@ -111,16 +135,37 @@ static void multiply_h(const recurrent_lane *c, const real *tiles, fa_index rows
              c->g.Pp, add);
 }
 
-/* h = w_hr (o tanh(c)), into the member's slice of the rows of `after` and y. */
+/* The member's slice of h. */
+static void own_outputs(const recurrent_lane *c, const member_work *w, fa_index *first, fa_index *units)
+{
+    const int projected = c->g.projected;
+    const fa_index width = projected ? 2 * c->g.lanes : c->g.panel_units, panel = projected ? w->first_output : w->first_panel;
+    *first = panel * width;
+    *units = units_of(c->g.P, panel, projected ? w->outputs : w->panels, width);
+}
+
+/* The rows of y that the kernels of the cells write; of 16-bit arrays they are written from the rounded state. */
+static real *const *y_of(const member_work *w)
+{
+#if FA_CONVERTS
+    (void)w;
+    return NULL;
+#else
+    return w->y_rows;
+#endif
+}
+
+/* h = w_hr (o tanh(c)), into the member's slice of the rows of `after`. */
 static void project(const recurrent_lane *c, const member_work *w, fa_index active, real *after, fa_team_barrier *barrier,
                     int members)
 {
     const fa_index width = 2 * c->g.lanes, first = w->first_output * width, ld = w->slot_step * c->g.ld_h;
-    const size_t bytes = (size_t)fa_max(0, fa_min(c->g.P - first, w->outputs * width)) * sizeof(real);
+    const fa_index inner = w->first_panel * c->g.panel_units;
+    round_state(c, w, c->rounded_inner, c->inner, c->g.ld, active, inner,
+                units_of(c->g.H, w->first_panel, w->panels, c->g.panel_units));
     if (barrier) fa_team_wait(barrier, members);
-    pack_state(c, w, c->inner, c->g.ld, active, 2, c->g.H);
+    pack_state(c, w, c->rounded_inner, c->g.ld, active, 2, c->g.H);
     multiply(c, after + first, ld, w->tiles, active, c->w.w_hr, c->w.scale_r, w->first_output, w->outputs, 2, 2, c->g.Hp, 0);
-    for (fa_index r = 0; r < active; r++) memcpy(w->y_rows[r] + first, after + r * ld + first, bytes);
 }
 
 /* The second half of a GRU with reset before the product: the product of r h with w_hn, then n and h. */
@@ -129,26 +174,27 @@ static void update_state(const recurrent_lane *c, const member_work *w, fa_index
 {
     const fa_kernels *k = c->g.kernels;
     const fa_index VL = c->g.lanes, at = w->first_slot * c->g.ld, ld = w->slot_step * c->g.ld;
+    round_state(c, w, c->rounded_inner, c->inner, c->g.ld, active, w->first_panel * c->g.panel_units,
+                units_of(c->g.H, w->first_panel, w->panels, c->g.panel_units));
     if (barrier) fa_team_wait(barrier, members);
-    pack_state(c, w, c->inner, c->g.ld, active, 2, c->g.H);
+    pack_state(c, w, c->rounded_inner, c->g.ld, active, 2, c->g.H);
     /* A panel of w_hn is two vectors of units. */
     for (fa_index i = 0; i < w->panels; i++) {
         const fa_index p = w->first_panel + i, first = p * c->g.panel_units, pairs = w->alone ? w->panels / 2 : 1;
         if (i % (2 * pairs) == 0)
             multiply(c, w->gates_h, 2 * VL, w->tiles, active, c->w.w_hn, c->w.scale_n, p / 2, pairs, 2, 2, c->g.Hp, 0);
-        k->gru_update(w->y_rows, w->saved_rows, c->g.H, after, before, c->update + at, ld, gates_x + i * panel_stride,
+        k->gru_update(y_of(w), w->saved_rows, c->g.H, after, before, c->update + at, ld, gates_x + i * panel_stride,
                       w->gates_h + i % (2 * pairs) * VL, c->w.bias + p * c->g.shape->bias_vectors * VL, active, first,
                       units_of_panel(&c->g, p));
     }
 }
 
+#if !FA_CONVERTS
 /* What dropout leaves of the member's slice of y. */
 static void drop(const recurrent_lane *c, const member_work *w, fa_index step, fa_index active)
 {
-    const int projected = c->g.projected;
-    const fa_index width = projected ? 2 * c->g.lanes : c->g.panel_units;
-    const fa_index first = (projected ? w->first_output : w->first_panel) * width;
-    const fa_index units = fa_max(0, fa_min(c->g.P - first, (projected ? w->outputs : w->panels) * width));
+    fa_index first, units;
+    own_outputs(c, w, &first, &units);
     const dropout_rule rule = OP(dropout_rule)(c->a->dropout, c->a->seed);
     for (fa_index r = 0; r < active; r++) {
         const slot *s = &c->slots[slot_of(w, r)];
@@ -156,6 +202,21 @@ static void drop(const recurrent_lane *c, const member_work *w, fa_index step, f
         c->g.kernels->dropout_row(row, w->y_rows[r], first, units, rule.seed, rule.threshold, rule.scale, time_of(c, s, step),
                                   s->sequence, c->index);
     }
+}
+#endif
+
+/* The member's slice of y, where the kernels have not written it, and what dropout leaves of that. */
+static void write_output(const recurrent_lane *c, const member_work *w, fa_index step, fa_index active)
+{
+    fa_index first, units;
+    own_outputs(c, w, &first, &units);
+    stored *rounded = c->rounded[(step + 1) % 2];
+    round_state(c, w, rounded, c->h[(step + 1) % 2], c->g.ld_h, active, first, units);
+    for (fa_index r = 0; (FA_CONVERTS || c->g.projected) && r < active; r++)
+        memcpy(w->y_rows[r] + first, rounded + slot_of(w, r) * c->g.ld_h + first, (size_t)units * sizeof(stored));
+#if !FA_CONVERTS
+    if (c->a->dropped) drop(c, w, step, active);
+#endif
 }
 
 /* One step of `active` sequences. gates_x: their rows of the first panel, those of the next `panel_stride` further; they hold the products
@@ -176,7 +237,7 @@ static void run_step(const recurrent_lane *c, const member_work *w, fa_index ste
         if (w->saved_rows) w->saved_rows[r] = saved_row(c, slot, time_of(c, slot, step));
         if (w->inner_rows) w->inner_rows[r] = w->saved_rows[r] + (fa_recurrent_saved(&c->a->weights) - 1) * c->g.H;
     }
-    pack_state(c, w, c->h[step % 2], c->g.ld_h, active, s->nv_h, c->g.P);
+    pack_state(c, w, c->rounded[step % 2], c->g.ld_h, active, s->nv_h, c->g.P);
     const int add = c->g.cell == FA_RNN || is_lstm(c->g.cell);
     if (w->alone) multiply_h(c, w->tiles, 1, w->first_panel, w->panels, add ? gates_x : w->gates_h, add);
     for (fa_index i = 0; i < w->panels; i++) {
@@ -186,15 +247,15 @@ static void run_step(const recurrent_lane *c, const member_work *w, fa_index ste
         if (x_tiles) multiply_x(c, x_tiles, active, p, 1, gates);
         if (!w->alone) multiply_h(c, w->tiles, active, p, 1, add ? gates : gates_h, add);
         switch (c->g.cell) {
-        case FA_RNN: k->rnn_gates(w->y_rows, after, ld, gates, bias, active, first, units, (int)c->a->activation); break;
+        case FA_RNN: k->rnn_gates(y_of(w), after, ld, gates, bias, active, first, units, (int)c->a->activation); break;
         case FA_LSTM:
         case FA_LSTM_COUPLED:
-            k->lstm_gates(projected ? w->inner_rows : w->y_rows, w->saved_rows, c->g.H, projected ? c->inner + at : after,
+            k->lstm_gates(projected ? w->inner_rows : y_of(w), w->saved_rows, c->g.H, projected ? c->inner + at : after,
                           c->c + at, ld, gates, bias, c->w.peephole ? c->w.peephole + p * peepholes_of(c->g.cell) * VL : NULL,
                           active, first, units, (real)c->a->clip, c->g.cell == FA_LSTM_COUPLED);
             break;
         case FA_GRU:
-            k->gru_gates(w->y_rows, w->saved_rows, c->g.H, after, before, ld, gates, gates_h, bias, active, first, units);
+            k->gru_gates(y_of(w), w->saved_rows, c->g.H, after, before, ld, gates, gates_h, bias, active, first, units);
             break;
         case FA_GRU_RESET_BEFORE:
             k->gru_reset(w->saved_rows, c->g.H, c->inner + at, c->update + at, before, ld, gates, gates_h, bias, active, first,
@@ -204,7 +265,7 @@ static void run_step(const recurrent_lane *c, const member_work *w, fa_index ste
     }
     if (projected) project(c, w, active, after, barrier, members);
     if (c->g.cell == FA_GRU_RESET_BEFORE) update_state(c, w, active, before, after, gates_x, panel_stride, barrier, members);
-    if (c->a->dropped) drop(c, w, step, active);
+    write_output(c, w, step, active);
 }
 /* Gives out the scratch of a share from `plan`. */
 static member_work plan_work(const recurrent_lane *c, lane_share share, arena *plan)
@@ -289,8 +350,11 @@ void OP(lane_plan)(recurrent_lane *c, arena *plan)
     if (!a->packed) c->w = OP(recurrent_plan)(&c->g, plan, &a->weights, FA_WEIGHT_REAL);
     c->h[0] = arena_take(plan, output, sizeof(real));
     c->h[1] = arena_take(plan, output, sizeof(real));
+    for (int i = 0; i < 2; i++)
+        c->rounded[i] = FA_CONVERTS ? arena_take(plan, output, sizeof(stored)) : (stored *)(void *)c->h[i];
     c->c = c->g.shape->state_cell ? arena_take(plan, state, sizeof(real)) : NULL;
     c->inner = before || c->g.projected ? arena_take(plan, state, sizeof(real)) : NULL;
+    c->rounded_inner = FA_CONVERTS && c->inner ? arena_take(plan, state, sizeof(stored)) : (stored *)(void *)c->inner;
     c->update = before ? arena_take(plan, state, sizeof(real)) : NULL;
 }
 
@@ -302,10 +366,14 @@ fa_status OP(lane_start)(recurrent_lane *c)
         const fa_index b = c->slots[i].sequence;
         memset(c->h[0] + i * ld_h, 0, (size_t)ld_h * sizeof(real));
         memset(c->h[1] + i * ld_h, 0, (size_t)ld_h * sizeof(real));
-        if (a->h0) memcpy(c->h[0] + i * ld_h, (const real *)a->h0 + b * P, (size_t)P * sizeof(real));
+#if FA_CONVERTS
+        for (int n = 0; n < 2; n++) memset(c->rounded[n] + i * ld_h, 0, (size_t)ld_h * sizeof(stored));
+        if (a->h0) memcpy(c->rounded[0] + i * ld_h, (const stored *)a->h0 + b * P, (size_t)P * sizeof(stored));
+#endif
+        if (a->h0) c->g.kernels->widen(c->h[0] + i * ld_h, (const stored *)a->h0 + b * P, P);
         if (!c->g.shape->state_cell) continue;
         memset(c->c + i * ld, 0, (size_t)ld * sizeof(real));
-        if (a->c0) memcpy(c->c + i * ld, (const real *)a->c0 + b * H, (size_t)H * sizeof(real));
+        if (a->c0) c->g.kernels->widen(c->c + i * ld, (const stored *)a->c0 + b * H, H);
     }
     return a->packed ? FA_OK : OP(recurrent_fill)(&c->g, &c->w, &a->weights);
 }
@@ -314,12 +382,12 @@ void OP(lane_finish)(const recurrent_lane *c, fa_index i)
 {
     const slot *s = &c->slots[i];
     const fa_index H = c->g.H, P = c->g.P;
-    const size_t row = (size_t)P * sizeof(real);
-    memcpy((real *)c->a->h_out + s->sequence * P, c->h[s->length % 2] + i * c->g.ld_h, row);
-    if (c->g.shape->state_cell) memcpy((real *)c->a->c_out + s->sequence * H, c->c + i * c->g.ld, (size_t)H * sizeof(real));
+    const size_t row = (size_t)P * sizeof(stored);
+    memcpy((stored *)c->a->h_out + s->sequence * P, c->rounded[s->length % 2] + i * c->g.ld_h, row);
+    if (c->g.shape->state_cell) c->g.kernels->narrow((stored *)c->a->c_out + s->sequence * H, c->c + i * c->g.ld, H);
     for (fa_index t = s->length; t < c->a->T; t++) {
-        real *y = y_row(c, s, t);
+        stored *y = y_row(c, s, t);
         memset(y, 0, row);
-        if (c->a->dropped) memset((real *)c->a->dropped + (y - (const real *)c->a->y), 0, row);
+        if (c->a->dropped) memset((stored *)c->a->dropped + (y - (const stored *)c->a->y), 0, row);
     }
 }

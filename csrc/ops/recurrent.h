@@ -7,6 +7,13 @@
 
 #include "ops.h"
 
+/* Whether handles may hold numbers of fewer bits than the arrays. */
+#if defined(FA_REAL_F32) && !FA_CONVERTS
+#define FA_NARROW_WEIGHTS 1
+#else
+#define FA_NARROW_WEIGHTS 0
+#endif
+
 typedef struct {
     int gates;            /* rows of w per unit */
     int unit_vectors;     /* vectors of units in a panel */
@@ -22,7 +29,7 @@ typedef struct {
     fa_cell cell;
     fa_index I, H, P, lanes, panels, panel_units;
     fa_index ld, ld_h;   /* row strides of c and h: H and P padded to whole panels */
-    fa_index Ip, Hp, Pp; /* I, H, P padded to tile_k */
+    fa_index Ip, Hp, Pp; /* places of I, H, P in packed operands */
     int projected;
     fa_index output_panels;                  /* of w_hr, each two vectors */
     fa_index size_x, size_h, size_n, size_r; /* of a packed panel */
@@ -37,6 +44,8 @@ typedef struct {
     real *bias, *peephole;
 } packed_weights;
 
+/* Places of n elements in packed operands, padded to tile_k. */
+fa_index OP(recurrent_places)(const fa_kernels *k, fa_index n);
 recurrent_layer OP(recurrent_layer)(const fa_kernels *k, const fa_recurrent_weights *w);
 /* Gives out the packed weights from `plan`; see arena. */
 packed_weights OP(recurrent_plan)(const recurrent_layer *g, arena *plan, const fa_recurrent_weights *w, fa_weight_type type);

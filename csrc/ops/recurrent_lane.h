@@ -28,7 +28,9 @@ typedef struct {
     packed_weights w;
     const slot *slots;
     real *h[2];               /* [B, ld_h], row i for slot i */
+    stored *rounded[2];       /* h as products and y have it: of 16-bit arrays rounded at each step, else h itself */
     real *c, *inner, *update; /* [B, ld]; inner: what a second product of the step takes: r h, or o tanh(c) before a projection */
+    stored *rounded_inner;    /* likewise */
 } recurrent_lane;
 
 /* A member's part of a lane. With a barrier it is a slice of the panels, and all members meet at it after each step (twice if that has a

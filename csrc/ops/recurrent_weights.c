@@ -1,8 +1,11 @@
 /* Packing the weights of a recurrent layer: once per call, or once for many calls into a buffer that the user owns.
-   recurrent.h has the layout. */
+   recurrent.h has the layout.
+   16-bit arrays are converted in packing (pairs for sets that multiply those, see kernels/gemm.c). */
 #include "recurrent.h"
 
 #include <string.h>
+
+#define MOST_LANES 16 /* of any vector */
 
 /* Panels of lstm are two products of two vectors: tiles of 6 x 2 run 3 to 10 % faster than those of 3 x 4, most with few rows. */
 static const cell_shape shapes[] = {
@@ -16,6 +19,11 @@ static const cell_shape shapes[] = {
     [FA_GRU_RESET_BEFORE] = {.gates = 3, .unit_vectors = 1, .width_x = 3, .width_h = 2, .nv_x = 3, .nv_h = 2, .bias_vectors = 4},
 };
 
+fa_index OP(recurrent_places)(const fa_kernels *k, fa_index n)
+{
+    return fa_round_up(fa_ceil_div(n, k->sizes.packed), k->sizes.tile_k);
+}
+
 recurrent_layer OP(recurrent_layer)(const fa_kernels *k, const fa_recurrent_weights *w)
 {
     const cell_shape *s = &shapes[w->cell];
@@ -27,9 +35,9 @@ recurrent_layer OP(recurrent_layer)(const fa_kernels *k, const fa_recurrent_weig
     g.projected = w->w_hr != NULL;
     g.output_panels = w->w_hr ? fa_ceil_div(w->P, 2 * g.lanes) : 0;
     g.ld_h = w->w_hr ? g.output_panels * 2 * g.lanes : g.ld;
-    g.Ip = fa_round_up(w->I, k->sizes.tile_k);
-    g.Hp = fa_round_up(w->H, k->sizes.tile_k);
-    g.Pp = fa_round_up(w->P, k->sizes.tile_k);
+    g.Ip = OP(recurrent_places)(k, w->I);
+    g.Hp = OP(recurrent_places)(k, w->H);
+    g.Pp = OP(recurrent_places)(k, w->P);
     g.size_x = g.Ip * s->width_x * g.lanes;
     g.size_h = g.Pp * s->width_h * g.lanes;
     g.size_n = g.size_r = g.Hp * 2 * g.lanes;
@@ -71,14 +79,14 @@ typedef struct {
 } packing;
 
 /* The rows [first, first + VL) of a matrix of `rows`, as one vector of a panel. */
-static void pack_rows_of(const recurrent_layer *g, real *dst, fa_index step, const real *w, fa_index first, fa_index rows,
+static void pack_rows_of(const recurrent_layer *g, real *dst, fa_index step, const stored *w, fa_index first, fa_index rows,
                          fa_index k_size, fa_index k_padded)
 {
     const fa_index columns = fa_max(0, fa_min(g->lanes, rows - first));
     g->kernels->pack_columns(dst, step, w + (columns ? first * k_size : 0), k_size, columns, k_size, k_padded);
 }
 
-static void pack_vector(const recurrent_layer *g, real *dst, fa_index step, const real *w, fa_index gate, fa_index unit,
+static void pack_vector(const recurrent_layer *g, real *dst, fa_index step, const stored *w, fa_index gate, fa_index unit,
                         fa_index k_size, fa_index k_padded)
 {
     pack_rows_of(g, dst, step, w + gate * g->H * k_size, unit, g->H, k_size, k_padded);
@@ -90,16 +98,20 @@ static fa_index at_vector(const recurrent_layer *g, fa_index v, fa_index nv, fa_
     return (v / nv * nv * k_padded + v % nv) * g->lanes;
 }
 
-static void add_units(const recurrent_layer *g, real *dst, const real *src, fa_index gate, fa_index unit)
+static void add_units(const recurrent_layer *g, real *dst, const stored *src, fa_index gate, fa_index unit)
 {
-    for (fa_index i = 0; src && i < fa_min(g->lanes, g->H - unit); i++) dst[i] += src[gate * g->H + unit + i];
+    const fa_index n = fa_min(g->lanes, g->H - unit);
+    real wide[MOST_LANES];
+    if (!src || n <= 0) return;
+    g->kernels->widen(wide, src + gate * g->H + unit, n);
+    for (fa_index i = 0; i < n; i++) dst[i] += wide[i];
 }
 
 /* `count` panels of nv vectors and k rows, from reals to where they belong, panel `at` of dst. */
 static void narrow_panels(const packing *c, void *dst, real *scale, fa_index at, const real *wide, fa_index count, fa_index nv,
                           fa_index k)
 {
-#if defined(FA_REAL_F32)
+#if FA_NARROW_WEIGHTS
     const fa_index width = nv * c->g->lanes, size = k * width;
     for (fa_index i = 0; i < count; i++)
         if (c->packed->type == FA_WEIGHT_BF16)

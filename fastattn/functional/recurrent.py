@@ -114,6 +114,9 @@ def rnn(x: ArrayLike, state: ArrayLike | None, weights: Weights, *, nonlinearity
     lengths
         [B] integers in 0..T: outputs beyond are zero, the final state of a sequence is that at its last step.
 
+    All arrays are of one dtype: float32, float64, bfloat16 or float16. 16-bit arrays are storage: the sums, gates and c
+    (of an LSTM) are float32 within a call; h is rounded at each step, and the steps go on from what y has.
+
     Returns y[T, B, directions * H] (or [B, T, ...]) and the final state, shaped like `state`.
 
     >>> w = {"weight_ih_l0": np.ones((1, 1)), "weight_hh_l0": np.ones((1, 1))}
@@ -180,7 +183,7 @@ def _checked_clip(op: str, clip: Any) -> float:
 
 def _run_cell(op: str, cell: str, options: Options, x: Any, h: Any, c: Any, arrays: tuple[Any, ...],
               save: bool) -> tuple[Array, Any, RecurrentSaved]:  # fmt: skip
-    x = _core.checked_floats(x, op, "x", 2)
+    x = _core.checked_floats(x, op, "x", 2, save)
     own = dict(zip(_CELL_NAMES, arrays, strict=True))
     weights = _core.recurrent_weights(op, cell, [own], [_CELL_NAMES], 1, x.shape[1], x.dtype)
     states = []
@@ -259,7 +262,7 @@ def _weights(
 def _run(op: str, cell: str, options: Options, x: Any, state: tuple[Any, ...], weights: Any,
          lengths: ArrayLike | None, batch_first: bool,
          save: bool) -> tuple[Array, Any, Any, RecurrentSaved]:  # fmt: skip
-    x = _core.checked_floats(x, op, "x", 3)
+    x = _core.checked_floats(x, op, "x", 3, save)
     if check_flag(op, "batch_first", batch_first):
         x = x.swapaxes(0, 1)
     steps, batch, inputs = x.shape
