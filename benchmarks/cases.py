@@ -7,7 +7,7 @@ functions nothing.
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ Inputs = dict[str, Array]
 
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
+GRADIENTS = {f"{name}_gradients": name for name in GATES}  # forward and backward, with all gradients
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class Case:
         if self.op == "encoder_layer":  # forward, and twice as much backward; attention recomputes its scores
             products = 2.0 * s["B"] * s["L"] * s["E"] * (4 * s["E"] + 2 * s["F"])
             return 3 * products + 3.5 * 4.0 * s["B"] * s["L"] ** 2 * s["E"]
+        if self.op in GRADIENTS:  # forward, and twice as much backward
+            return 3 * replace(self, op=GRADIENTS[self.op]).flops
         if self.op in _RECURRENT:
             return 2.0 * s.get("T", 1) * s["B"] * GATES[self.op.removesuffix("_cell")] * s["H"] * (s["I"] + s["H"])
         return 0.0
@@ -115,13 +118,15 @@ def _decode_inputs(case: Case, rng: np.random.Generator) -> Inputs:
 def _recurrent_inputs(case: Case, rng: np.random.Generator) -> Inputs:
     """x[T, B, I] (cells: [B, I]), the state, and weights drawn as PyTorch does: uniform in ±1/sqrt(H)."""
     s = case.sizes
-    op = case.op.removesuffix("_cell")
+    op = case.op.removesuffix("_cell").removesuffix("_gradients")
     rows, bound = GATES[op] * s["H"], 1 / math.sqrt(s["H"])
     shapes = {"weight_ih": (rows, s["I"]), "weight_hh": (rows, s["H"]), "bias_ih": (rows,), "bias_hh": (rows,)}
     inputs = {
         name: (bound * (2 * rng.random(shape, np.float32) - 1)).astype(case.dtype) for name, shape in shapes.items()
     }
     inputs["x"] = _normal(case, rng, *((s["T"],) if "T" in s else ()), s["B"], s["I"])
+    if case.op in GRADIENTS:
+        inputs["dy"] = _normal(case, rng, s["T"], s["B"], s["H"])
     if "T" not in s:
         inputs["h"] = np.tanh(_normal(case, rng, s["B"], s["H"]))
         if op == "lstm":
@@ -171,7 +176,7 @@ _INPUTS: dict[str, Callable[[Case, np.random.Generator], Inputs]] = {
     "encoder_layer": _encoder_inputs,
     "linear": _linear_inputs,
     "softmax": _softmax_inputs,
-    **dict.fromkeys(_RECURRENT, _recurrent_inputs),
+    **dict.fromkeys((*_RECURRENT, *GRADIENTS), _recurrent_inputs),
 }
 
 
@@ -192,6 +197,11 @@ def _decode(dtype: str, H: int, K: int, **options: Any) -> Case:
 
 def _recurrent(op: str, T: int, B: int, H: int, target: Target, **options: Any) -> Case:
     return Case(f"{op} T{T} B{B} I{H} H{H}", op, {"T": T, "B": B, "I": H, "H": H}, target=target, **options)
+
+
+def _gradients(op: str, T: int, B: int, H: int, target: Target, **options: Any) -> Case:
+    name = f"{op} forward and backward T{T} B{B} I{H} H{H}"
+    return Case(name, f"{op}_gradients", {"T": T, "B": B, "I": H, "H": H}, target=target, **options)
 
 
 def _cell(op: str, B: int, H: int, target: Target, **options: Any) -> Case:
@@ -230,6 +240,11 @@ CASES: tuple[Case, ...] = (
     _recurrent("rnn", 512, 32, 512, Target(peak=0.88)),
     _recurrent("rnn", 512, 1, 512, Target(ratio=1.4)),
     _recurrent("rnn", 100, 64, 256, Target(peak=0.88), quick=True),
+    _gradients("lstm", 512, 32, 512, Target(peak=0.82)),
+    _gradients("lstm", 100, 64, 256, Target(), quick=True),
+    _gradients("gru", 512, 32, 512, Target(peak=0.80)),
+    _gradients("rnn", 512, 32, 512, Target(peak=0.80)),
+    _gradients("lstm", 512, 1, 512, Target()),
     Case(
         "additive attention and gradients B32 T50 S50 A256 C512",
         "additive",

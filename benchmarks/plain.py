@@ -15,7 +15,7 @@ import math
 import numpy as np
 from numpy.typing import DTypeLike
 
-from benchmarks.cases import GATES, Array, Case, Inputs
+from benchmarks.cases import GATES, GRADIENTS, Array, Case, Inputs
 
 BATCH = 64  # rows of which NumPy's BLAS takes its kernels for matrices, not those for few rows
 FEW = 100_000  # elements of a result: below, the yardstick is pooled over DRAWS inputs
@@ -35,7 +35,7 @@ def sample(case: Case, result: Array) -> Array:
         return result.reshape(s["B"] * s["H"], s["S"], s["D"])[heads][:, rows]
     if case.op == "decode":
         return result[:, _spread(s["H"], 4)]
-    if case.op in GATES:
+    if case.op in GATES or case.op in GRADIENTS:
         return result[:, _spread(s["B"], 2)]
     if case.op == "encoder_layer":
         return result[:1]
@@ -48,7 +48,7 @@ def expected(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
         return _attention(case, inputs, dtype)
     if case.op == "decode":
         return _decode(case, inputs, dtype)
-    if case.op in GATES:
+    if case.op in GATES or case.op in GRADIENTS:
         return _sequence(case, inputs, dtype)
     if case.op == "additive":
         return sample(case, additive(*(inputs[name].astype(dtype) for name in ADDITIVE)))
@@ -184,9 +184,51 @@ def run(op: str, x: Array, hidden: int, weights: Inputs) -> Array:
     return y
 
 
+def gradients(op: str, x: Array, dy: Array, weights: Inputs) -> Array:
+    """dx[T, B, I] of a recurrent network, forward from a state of zeros and backward through time."""
+    states = [tuple(np.zeros_like(dy[0]) for _ in range(2 if op == "lstm" else 1))]
+    from_input = x @ weights["weight_ih"].T + weights["bias_ih"]
+    for t in range(len(x) - 1):
+        states.append(_gates(op, from_input[t], states[t], weights))
+    dx = np.empty_like(x)
+    dh, dc = np.zeros_like(dy[0]), np.zeros_like(dy[0])
+    for t in reversed(range(len(x))):
+        da, da_h, dh, dc = _gate_gradients(op, from_input[t], states[t], weights, dh + dy[t], dc)
+        dx[t] = da @ weights["weight_ih"]
+        dh = dh + da_h @ weights["weight_hh"]
+    return dx
+
+
+def _gate_gradients(op: str, from_input: Array, state: tuple[Array, ...], weights: Inputs, dh: Array,
+                    dc: Array) -> tuple[Array, Array, Array, Array]:  # fmt: skip
+    """Of the sums from the input and from the state, of h besides, and of c."""
+    from_state = state[0] @ weights["weight_hh"].T + weights["bias_hh"]
+    none = np.zeros_like(dh)
+    if op == "rnn":
+        da = dh * (1 - np.tanh(from_input + from_state) ** 2)
+        return da, da, none, none
+    if op == "lstm":
+        a_i, a_f, a_g, a_o = np.split(from_input + from_state, 4, axis=-1)
+        i, f, g, o = sigmoid(a_i), sigmoid(a_f), np.tanh(a_g), sigmoid(a_o)
+        t = np.tanh(f * state[1] + i * g)
+        dc = dc + dh * o * (1 - t * t)
+        parts = dc * g * i * (1 - i), dc * state[1] * f * (1 - f), dc * i * (1 - g * g), dh * t * o * (1 - o)
+        da = np.concatenate(parts, axis=-1)
+        return da, da, none, dc * f
+    (x_r, x_z, x_n), (h_r, h_z, h_n) = np.split(from_input, 3, axis=-1), np.split(from_state, 3, axis=-1)
+    r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
+    n = np.tanh(x_n + r * h_n)
+    da_n, da_z = dh * (1 - z) * (1 - n * n), dh * (state[0] - n) * z * (1 - z)
+    da_r = da_n * h_n * r * (1 - r)
+    return np.concatenate([da_r, da_z, da_n], -1), np.concatenate([da_r, da_z, da_n * r], -1), dh * z, none
+
+
 def _sequence(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
     rows = _spread(case.sizes["B"], 2)
     x = inputs["x"][:, in_batch(rows, case, dtype)].astype(dtype)
+    if case.op in GRADIENTS:
+        dy = inputs["dy"][:, in_batch(rows, case, dtype)].astype(dtype)
+        return gradients(GRADIENTS[case.op], x, dy, _weights(inputs, dtype))[:, : len(rows)]
     return run(case.op, x, case.sizes["H"], _weights(inputs, dtype))[:, : len(rows)]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 import fastattn as fa
 import fastattn.nn
-from benchmarks.cases import GATES, Array, Case, Inputs
+from benchmarks.cases import GATES, GRADIENTS, Array, Case, Inputs
 from benchmarks.peers import Prepared, first, itself
 
 
@@ -49,6 +49,8 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
         weight, bias = fa.pack_linear(inputs["weight"]), inputs["bias"]
         y = np.empty((case.sizes["M"], case.sizes["N"]), case.dtype)
         return Prepared(lambda: fa.linear(x, weight, bias, out=y), itself)
+    if case.op in GRADIENTS:
+        return Prepared(lambda: _gradients(GRADIENTS[case.op], inputs), first)
     if case.op in GATES:
         weights = {f"{name}_l0": inputs[name] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
         sequence: Callable[..., Any] = getattr(fa, case.op)
@@ -74,6 +76,12 @@ def _decode(case: Case, inputs: Inputs) -> Prepared:
     cache.append(k, v)
     out = np.empty_like(q)
     return Prepared(lambda: cache.attend(q, out=out), lambda result: np.asarray(result, np.float32))
+
+
+def _gradients(op: str, inputs: Inputs) -> Any:
+    weights = {f"{name}_l0": inputs[name] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+    _, saved = getattr(fa, f"{op}_forward")(inputs["x"], None, weights)
+    return getattr(fa, f"{op}_backward")(inputs["dy"], saved)
 
 
 def _additive(inputs: Inputs) -> tuple[Array, ...]:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import plain
-from benchmarks.cases import GATES, Array, Case, Inputs
+from benchmarks.cases import GATES, GRADIENTS, Array, Case, Inputs
 from benchmarks.peers import Prepared, first, itself
 
 
@@ -43,6 +43,8 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
     if case.op == "linear":
         weight, bias = np.ascontiguousarray(inputs["weight"].T), inputs["bias"]
         return Prepared(lambda: x @ weight + bias, itself)
+    if case.op in GRADIENTS:
+        return Prepared(lambda: plain.gradients(GRADIENTS[case.op], x, inputs["dy"], inputs), itself)
     if case.op in GATES:
         return Prepared(lambda: plain.run(case.op, x, case.sizes["H"], inputs), itself)
     op = case.op.removesuffix("_cell")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import GATES, Array, Case, Inputs
+from benchmarks.cases import GATES, GRADIENTS, Array, Case, Inputs
 from benchmarks.peers import Prepared
 
 Shapes = dict[str, tuple[int, ...]]
@@ -29,7 +29,7 @@ def version() -> str:
 
 def supports(case: Case) -> bool:
     """Neither gradients nor recurrent networks in float64 nor attention there, for which it has no kernel."""
-    return case.dtype == "float32" and case.op not in ("additive", "decode", "encoder_layer")
+    return case.dtype == "float32" and case.op not in ("additive", "decode", "encoder_layer", *GRADIENTS)
 
 
 def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:

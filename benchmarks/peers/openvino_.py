@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import GATES, Array, Case, Inputs
+from benchmarks.cases import GATES, GRADIENTS, Array, Case, Inputs
 from benchmarks.peers import Prepared
 
 # PyTorch's gate blocks (LSTM i, f, g, o; GRU r, z, n) in OpenVINO's order (f, i, c, o; z, r, h).
@@ -27,7 +27,7 @@ def version() -> str:
 
 def supports(case: Case) -> bool:
     """float32, since its CPU plugin computes float64 models in float32; no gradients."""
-    return case.dtype == "float32" and case.op not in ("additive", "decode", "encoder_layer")
+    return case.dtype == "float32" and case.op not in ("additive", "decode", "encoder_layer", *GRADIENTS)
 
 
 def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:

@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from benchmarks.cases import GATES, Array, Case, Inputs
+from benchmarks.cases import GATES, GRADIENTS, Array, Case, Inputs
 from benchmarks.peers import Prepared
 from benchmarks.plain import ADDITIVE
 
@@ -42,6 +42,8 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
     _inference.enter_context(torch.inference_mode())
     if case.op == "additive":
         return _additive(torch, inputs)
+    if case.op in GRADIENTS:
+        return _gradients(torch, case, inputs)
     if case.op == "encoder_layer":
         return _encoder_layer(torch, case, inputs)
     tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
@@ -87,6 +89,23 @@ def _additive(torch: Any, inputs: Inputs) -> Prepared:
         with torch.inference_mode(False), torch.enable_grad():
             weights = torch.softmax(torch.tanh(query[:, :, None] + keys[:, None]) @ v, -1)
             return torch.autograd.grad(weights @ values, arguments, dcontext)
+
+    return Prepared(run, lambda gradients: _array(gradients[0]))
+
+
+def _gradients(torch: Any, case: Case, inputs: Inputs) -> Prepared:
+    """A recurrent network forward and backward with all gradients; dx."""
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    with torch.inference_mode(False), torch.enable_grad():
+        kind = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[GRADIENTS[case.op]]
+        module = kind(case.sizes["I"], case.sizes["H"])
+        module.load_state_dict({f"{name}_l0": torch.from_numpy(inputs[name]) for name in names})
+        x, dy = torch.from_numpy(inputs["x"]).requires_grad_(), torch.from_numpy(inputs["dy"])
+        wanted = [x, *module.parameters()]
+
+    def run() -> Any:
+        with torch.inference_mode(False), torch.enable_grad():
+            return torch.autograd.grad(module(x)[0], wanted, dy)
 
     return Prepared(run, lambda gradients: _array(gradients[0]))
 
