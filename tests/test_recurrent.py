@@ -1,5 +1,9 @@
 """rnn, gru and lstm, their cells and packed weights: values, ways of sharing the work, streaming, and wrong input."""
 
+import os
+import shutil
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -331,6 +335,48 @@ def test_steps_are_those_of_the_sequence_and_allocate_nothing(cell, isa, rng):
         assert sum(d.size_diff for d in grown if "tracemalloc" not in str(d.traceback)) < 1000
     finally:
         tracemalloc.stop()
+
+
+MALLOC_COUNT = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stddef.h>
+static long calls;
+long malloc_calls(void) { return calls; }
+void *malloc(size_t n)
+{
+    static void *(*next)(size_t);
+    if (!next) next = (void *(*)(size_t))dlsym(RTLD_NEXT, "malloc");
+    calls++;
+    return next(n);
+}
+"""
+STEPS = """
+import ctypes
+import numpy as np
+from fastattn import nn
+m, x = nn.LSTM(32, 40, 2), np.ones((2, 32), np.float32)
+state = np.zeros((2, 2, 40), np.float32), np.zeros((2, 2, 40), np.float32)
+calls = ctypes.CDLL(None).malloc_calls
+for _ in range(100):
+    m.step(x, state, out=state)
+before = calls()
+for _ in range(1000):
+    m.step(x, state, out=state)
+print(before, calls() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("cc") is None, reason="needs a C compiler and LD_PRELOAD")
+def test_a_step_calls_malloc_never(tmp_path):
+    source, library = tmp_path / "count.c", tmp_path / "count.so"
+    source.write_text(MALLOC_COUNT)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    environment = {**os.environ, "LD_PRELOAD": str(library)}
+    done = subprocess.run([sys.executable, "-c", STEPS], env=environment, check=True, capture_output=True, text=True)
+    before, during = map(int, done.stdout.split())
+    assert before > 0
+    assert during < 10  # of a thousand steps: what Python itself takes now and then
 
 
 def test_a_step_refuses_outputs_that_overlap_other_arrays(rng):

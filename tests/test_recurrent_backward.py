@@ -382,6 +382,16 @@ def test_ten_thousand_steps_stay_finite(rng, name):
     assert all(np.isfinite(array).all() for array in (dx, *dstate_got, *dweights.values()))
 
 
+@every_cell
+def test_forward_keeps_as_many_numbers_as_documented(rng, name):
+    op, options = CELLS[name][1:]
+    x, state, weights, _, _ = case(rng, name, 50, 3, 4, 8, np.float32)
+    _, saved = getattr(fa, f"{op}_forward")(x, joined(name, state), weights, **options)
+    kept = {"rnn": 0, "gru": 3 if "before" in name else 4, "lstm": 4 if "coupled" in name else 5}[op]
+    kept += "projected" in name
+    assert sum(array.size for array in saved.activations if array is not None) == kept * 50 * 3 * 8
+
+
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.skipif(find_spec("torch") is None, reason="torch is not installed")
 @pytest.mark.parametrize("name", ["rnn", "rnn relu", "gru", "lstm", "lstm projected"])
