@@ -53,6 +53,9 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
         return Prepared(lambda: _gradients(GRADIENTS[case.op], inputs), first)
     if case.op in GATES:
         weights = {f"{name}_l0": inputs[name] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+        if case.dtype == "bfloat16":
+            bfloat16 = import_module("ml_dtypes").bfloat16
+            x, weights = x.astype(bfloat16), {name: w.astype(bfloat16) for name, w in weights.items()}
         sequence: Callable[..., Any] = getattr(fa, case.op)
         packed = getattr(fa, f"pack_{case.op}")(weights)
         return Prepared(lambda: sequence(x, None, packed), first)

@@ -70,7 +70,11 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
         module.load_state_dict(
             {f"{name}_l0": tensors[name] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
         )
-        return Prepared(lambda: module(x), lambda result: _array(result[0]))
+        dtype = getattr(torch, case.dtype)
+        module, x = module.to(dtype), x.to(dtype)
+        return Prepared(
+            lambda: module(x), lambda result: _array(result[0].float() if case.dtype == "bfloat16" else result[0])
+        )
     h = tensors["h"]
     if case.op == "lstm_cell":
         c = tensors["c"]
