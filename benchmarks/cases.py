@@ -18,6 +18,7 @@ Inputs = dict[str, Array]
 
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
+DECODER_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "query", "key", "v")
 GRADIENTS = {f"{name}_gradients": name for name in GATES}  # forward and backward, with all gradients
 
 
@@ -174,11 +175,29 @@ def _encoder_inputs(case: Case, rng: np.random.Generator) -> Inputs:
     return inputs
 
 
+def _attention_gru_inputs(case: Case, rng: np.random.Generator) -> Inputs:
+    """x, annotations of twice the state's size, state, gradients of states and contexts, and the decoder's weights."""
+    s = case.sizes
+    T, B, S, H = s["T"], s["B"], s["S"], s["H"]
+    arrays = {
+        "x": _normal(case, rng, T, B, H),
+        "annotations": _normal(case, rng, B, S, 2 * H),
+        "state": np.tanh(_normal(case, rng, B, H)),
+        "dy": _normal(case, rng, T, B, H),
+        "dcontext": _normal(case, rng, T, B, 2 * H),
+    }
+    for name, shape in {"weight_ih": (3 * H, 3 * H), "weight_hh": (3 * H, H), "bias_ih": (3 * H,), "bias_hh": (3 * H,),
+                        "query": (H, H), "key": (H, 2 * H), "v": (H,)}.items():  # fmt: skip
+        arrays[name] = _normal(case, rng, *shape) / np.dtype(case.dtype).type(math.sqrt(H))
+    return arrays
+
+
 _INPUTS: dict[str, Callable[[Case, np.random.Generator], Inputs]] = {
     "attention": _attention_inputs,
     "additive": _additive_inputs,
     "decode": _decode_inputs,
     "encoder_layer": _encoder_inputs,
+    "attention_gru": _attention_gru_inputs,
     "linear": _linear_inputs,
     "softmax": _softmax_inputs,
     **dict.fromkeys((*_RECURRENT, *GRADIENTS), _recurrent_inputs),
@@ -258,6 +277,12 @@ CASES: tuple[Case, ...] = (
         {"B": 32, "T": 50, "S": 50, "A": 256, "C": 512},
         target=Target(ratio=5.0),
         quick=True,
+    ),
+    Case(
+        "decoder with additive attention and gradients B32 S50 T50 H512",
+        "attention_gru",
+        {"B": 32, "S": 50, "T": 50, "H": 512},
+        target=Target(ratio=3.0),
     ),
     Case("softmax in place 4096x1024", "softmax", {"R": 4096, "C": 1024}, target=Target(torch_ratio=2.0), quick=True),
     Case(

@@ -35,7 +35,7 @@ def sample(case: Case, result: Array) -> Array:
         return result.reshape(s["B"] * s["H"], s["S"], s["D"])[heads][:, rows]
     if case.op == "decode":
         return result[:, _spread(s["H"], 4)]
-    if case.op in GATES or case.op in GRADIENTS:
+    if case.op in GATES or case.op in (*GRADIENTS, "attention_gru"):
         return result[:, _spread(s["B"], 2)]
     if case.op == "encoder_layer":
         return result[:1]
@@ -55,6 +55,8 @@ def expected(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
     if case.op == "encoder_layer":
         layer = {name: value.astype(dtype) for name, value in inputs.items() if name not in ("x", "dy")}
         return encoder_layer(inputs["x"][0].astype(dtype), inputs["dy"][0].astype(dtype), layer, case.sizes["H"])[None]
+    if case.op == "attention_gru":
+        return sample(case, attention_gru(**{name: value.astype(dtype) for name, value in inputs.items()}))
     if case.op == "softmax":
         return softmax(sample(case, inputs["x"]).astype(dtype))
     rows = _spread(len(inputs["x"]), 64)
@@ -80,6 +82,35 @@ def additive(query: Array, keys: Array, values: Array, v: Array, dcontext: Array
         de = w * (dw - (w * dw).sum(-1, keepdims=True))
         dquery[b] = (de[:, :, None] * (1 - t * t) * v).sum(1)
     return dquery
+
+
+def attention_gru(**a: Array) -> Array:
+    """The gradient of x of a GRU that attends to annotations at each step, after all steps forward and back."""
+    x, annotations, h = a["x"], a["annotations"], a["state"]
+    T, inputs, hidden = len(x), x.shape[2], h.shape[1]
+    keys, steps, dx = annotations @ a["key"].T, [], np.empty_like(x)
+    for t in range(T):
+        energies = np.tanh((h @ a["query"].T)[:, None] + keys)
+        w = softmax(energies @ a["v"])
+        gates = np.concatenate([x[t], (w[:, None] @ annotations)[:, 0]], 1) @ a["weight_ih"].T + a["bias_ih"]
+        from_h = h @ a["weight_hh"].T + a["bias_hh"]
+        r, z = np.split(1 / (1 + np.exp(-gates - from_h)[:, : 2 * hidden]), 2, 1)
+        n = np.tanh(gates[:, 2 * hidden :] + r * from_h[:, 2 * hidden :])
+        steps.append((energies, w, r, z, n, from_h[:, 2 * hidden :], h))
+        h = n + z * (h - n)
+    dh = np.zeros_like(h)
+    for t in reversed(range(T)):
+        energies, w, r, z, n, inner, h = steps[t]
+        d = dh + a["dy"][t]
+        dn, dz = d * (1 - z) * (1 - n * n), d * (h - n) * z * (1 - z)
+        dr = dn * inner * r * (1 - r)
+        dinputs = np.concatenate([dr, dz, dn], 1) @ a["weight_ih"]
+        dx[t] = dinputs[:, :inputs]
+        dw = (annotations @ (dinputs[:, inputs:] + a["dcontext"][t])[:, :, None])[:, :, 0]
+        de = w * (dw - (w * dw).sum(1, keepdims=True))
+        dquery = (de[:, :, None] * a["v"] * (1 - energies * energies)).sum(1)
+        dh = d * z + np.concatenate([dr, dz, dn * r], 1) @ a["weight_hh"] + dquery @ a["query"]
+    return dx
 
 
 def in_batch(rows: Array, case: Case, dtype: DTypeLike) -> Array:

@@ -227,6 +227,26 @@ typedef struct {
 fa_status fa_additive_forward(fa_dtype dtype, const fa_additive_arguments *a);
 fa_status fa_additive_backward(fa_dtype dtype, const fa_additive_gradients *g);
 
+/* ---- a GRU with additive attention, T steps of B sequences; ops/attention_gru.c has the equations ----
+   All arrays contiguous: gates_x[T, B, 3 H] (r, z, n), keys[B, S, A], values[B, S, 3 H], annotations[B, S, K], v[A], w[A + 3 H, H]
+   and its bias (query, n, r, z), h0[B, H]; outputs h[T, B, H], context[T, B, K], weights[B, T, S], and for the backward sums[T, B, A + 3 H] and saved[T, B, 4 H] (may be NULL). */
+typedef struct {
+    fa_index T, B, S, H, A, K;
+    const void *gates_x, *keys, *values, *annotations, *v, *w, *bias, *h0;
+    const fa_index *lengths;
+    void *h, *context, *weights, *sums, *saved;
+} fa_attention_gru;
+/* dh[T, B, H], dh_last[B, H], dcontext[T, B, K] may be NULL. Out: da[T, B, A + 4 H] (query, n, r, z of the product with h; n of
+   gates_x), dgates[T, B, 3 H] (of gates_x), dkeys, dvalues, dannotations (of the context alone), dv, dh0. */
+typedef struct {
+    fa_attention_gru forward;
+    const void *w_transposed; /* [H, A + 3 H] */
+    const void *dh, *dh_last, *dcontext;
+    void *da, *dgates, *dkeys, *dvalues, *dannotations, *dv, *dh0;
+} fa_attention_gru_gradients;
+fa_status fa_attention_gru_forward(fa_dtype dtype, const fa_attention_gru *a);
+fa_status fa_attention_gru_backward(fa_dtype dtype, const fa_attention_gru_gradients *g);
+
 /* ---- one layer and direction of a recurrent network over a sequence ----
    a_t = w_ih x_t + w_hh h_{t-1} + bias, then the cell (kernels/recurrent.c has the equations). Gate order as in PyTorch:
    lstm i, f, g, o; gru r, z, n; lstm with coupled gates (f = 1 - i) i, g, o. A projected lstm has h = w_hr (o tanh(c)) of P units;

@@ -284,6 +284,30 @@ def cache_attention(
     return_lse: bool,
 ) -> Any: ...
 
+# ---- attention_gru.pxi ----
+# (h, context, weights, sums, saved or None) and (da, dgates, dkeys, dvalues, dannotations, dv, dh0).
+def attention_gru(
+    gates_x: ArrayLike,
+    keys: ArrayLike,
+    values: ArrayLike,
+    annotations: ArrayLike,
+    v: ArrayLike,
+    w: ArrayLike,
+    bias: ArrayLike,
+    h0: ArrayLike,
+    lengths: ArrayLike | None,
+    save: bool,
+    op: str,
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], Any]: ...
+def attention_gru_backward(
+    dh: ArrayLike | None,
+    dcontext: ArrayLike | None,
+    dh_last: ArrayLike | None,
+    arguments: tuple[Any, ...],
+    results: tuple[Any, ...],
+    op: str,
+) -> tuple[NDArray[Any], ...]: ...
+
 # ---- recurrent.pxi ----
 @final
 class RecurrentWeights:

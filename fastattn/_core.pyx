@@ -37,6 +37,7 @@ include "attention_parts.pxi"
 include "attention_backward.pxi"
 include "cache.pxi"
 include "additive.pxi"
+include "attention_gru.pxi"
 include "recurrent.pxi"
 
 fa_init()

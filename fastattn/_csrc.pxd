@@ -259,6 +259,40 @@ cdef extern from "fastattn.h" nogil:
     fa_status fa_additive_forward(fa_dtype dtype, const fa_additive_arguments *a)
     fa_status fa_additive_backward(fa_dtype dtype, const fa_additive_gradients *g)
 
+    ctypedef struct fa_attention_gru:
+        fa_index T, B, S, H, A, K
+        const void *gates_x
+        const void *keys
+        const void *values
+        const void *annotations
+        const void *v
+        const void *w
+        const void *bias
+        const void *h0
+        const fa_index *lengths
+        void *h
+        void *context
+        void *weights
+        void *sums
+        void *saved
+
+    ctypedef struct fa_attention_gru_gradients:
+        fa_attention_gru forward
+        const void *w_transposed
+        const void *dh
+        const void *dh_last
+        const void *dcontext
+        void *da
+        void *dgates
+        void *dkeys
+        void *dvalues
+        void *dannotations
+        void *dv
+        void *dh0
+
+    fa_status fa_attention_gru_forward(fa_dtype dtype, const fa_attention_gru *a)
+    fa_status fa_attention_gru_backward(fa_dtype dtype, const fa_attention_gru_gradients *g)
+
     ctypedef enum fa_cell:
         FA_RNN
         FA_LSTM

@@ -24,7 +24,8 @@ cdef object acquire_additive_mask(Array *a, object mask, int dtype, fa_additive_
     cdef tuple shape = (arguments.B, arguments.T, arguments.S)
     kind = array.dtype.char
     if kind != "?" and array.dtype != ALL_DTYPES[dtype]:
-        raise TypeError(f"{op}: mask must be bool (True = attend) or {NAMES[dtype]} like query (added), got {array.dtype}")
+        raise TypeError(f"{op}: mask must be bool (True = attend) or {NAMES[dtype]} like query (added), "
+                        f"got {array.dtype}")
     try:
         if array.ndim > 3:
             raise ValueError
@@ -33,7 +34,8 @@ cdef object acquire_additive_mask(Array *a, object mask, int dtype, fa_additive_
     except ValueError:
         raise wrong_shape(op, "mask", f"broadcast to {shape}", f"shape {mask.shape}") from None
     item = array.itemsize
-    if array.strides[array.ndim - 1] != item or array.ctypes.data % item or any([stride % item for stride in array.strides]):
+    odd = any([stride % item for stride in array.strides])
+    if array.strides[array.ndim - 1] != item or array.ctypes.data % item or odd:
         array = np.ascontiguousarray(array)
     PyObject_GetBuffer(np.broadcast_to(array, shape), &a.view, PyBUF_STRIDES | PyBUF_FORMAT)
     a.held = True

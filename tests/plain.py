@@ -297,6 +297,17 @@ def _lstm_gates(a, c, peephole, coupled, clip):
     return i, f, g, sigmoid(a_o + p_o * c_next), c_next
 
 
+def attention_gru(x, annotations, h, w_ih, w_hh, b_ih, b_hh, query, key, v, lengths=None):
+    """h[T, B, H], context[T, B, K], weights[B, T, S] of x[T, B, I] and annotations[B, S, K]."""
+    keys, steps = annotations @ key.T, []
+    for x_t in x:
+        context, weights = additive_attention((h @ query.T)[:, None], keys, annotations, v, lengths)
+        h = gru_cell(np.concatenate([x_t, context[:, 0]], 1), h, w_ih, w_hh, b_ih, b_hh)
+        steps.append((h, context[:, 0], weights[:, 0]))
+    y, context, weights = (np.stack(part) for part in zip(*steps, strict=True))
+    return y, context, weights.swapaxes(0, 1)
+
+
 def lstm_cell(x, h, c, w_ih, w_hh, b_ih=None, b_hh=None, peephole=None, w_hr=None, coupled=False, clip=None):
     *_, o, c_next = _lstm_gates(_affine(x, w_ih, b_ih) + _affine(h, w_hh, b_hh), c, peephole, coupled, clip)
     h_next = o * np.tanh(c_next)

@@ -8,8 +8,8 @@ Every module has
 
 `Prepared.run` is what is timed; it returns whatever the library returns. `Prepared.array` makes the array of the case
 out of that, untimed: attention out[B, H, S, D], sequences y[T, B, H], with gradients dx[T, B, I], cells h[B, H], linear
-y[M, N], softmax y[R, C], additive attention with all its gradients dquery[B, T, A], an encoder layer with all its
-gradients dx[B, L, E].
+y[M, N], softmax y[R, C], additive attention with all its gradients dquery[B, T, A], the decoder with all its gradients
+dx[T, B, H], an encoder layer with all its gradients dx[B, L, E].
 """
 
 from collections.abc import Callable

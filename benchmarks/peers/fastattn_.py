@@ -8,7 +8,7 @@ import numpy as np
 
 import fastattn as fa
 import fastattn.nn
-from benchmarks.cases import GATES, GRADIENTS, Array, Case, Inputs
+from benchmarks.cases import DECODER_WEIGHTS, GATES, GRADIENTS, Array, Case, Inputs
 from benchmarks.peers import Prepared, first, itself
 
 
@@ -38,6 +38,8 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
         return _decode(case, inputs)
     if case.op == "additive":
         return Prepared(lambda: _additive(inputs), first)
+    if case.op == "attention_gru":
+        return _attention_gru(inputs)
     x = inputs["x"]
     if case.op == "encoder_layer":
         layer = fa.nn.TransformerEncoderLayer(case.sizes["E"], case.sizes["H"], case.sizes["F"])
@@ -90,3 +92,18 @@ def _gradients(op: str, inputs: Inputs) -> Any:
 def _additive(inputs: Inputs) -> tuple[Array, ...]:
     _, saved = fa.additive_attention_forward(*(inputs[name] for name in ("query", "keys", "values", "v")))
     return fa.additive_attention_backward(inputs["dcontext"], saved)
+
+
+def _attention_gru(inputs: Inputs) -> Prepared:
+    hidden = inputs["state"].shape[1]
+    module = fa.nn.AttentionGRU(hidden, hidden, 2 * hidden, hidden, dtype=inputs["x"].dtype)
+    names = {"query": "attention.query.weight", "key": "attention.key.weight", "v": "attention.v"}
+    module.load_state_dict({names.get(name, name): inputs[name] for name in DECODER_WEIGHTS})
+    dy, dcontext = inputs["dy"], inputs["dcontext"]
+
+    def run() -> Array:
+        _, saved = module.forward(inputs["x"], inputs["annotations"], inputs["state"])
+        (dx, _), _, _ = module.backward((dy, dcontext, None), saved)
+        return dx
+
+    return Prepared(run, itself)

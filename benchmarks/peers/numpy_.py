@@ -37,6 +37,8 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
         return Prepared(lambda: plain.attention(q, k, v, rows), itself)
     if case.op == "additive":
         return Prepared(lambda: plain.additive(**inputs), itself)
+    if case.op == "attention_gru":
+        return Prepared(lambda: plain.attention_gru(**inputs), itself)
     x = inputs["x"]
     if case.op == "softmax":
         return Prepared(lambda: _softmax_in_place(x), itself)

@@ -29,7 +29,13 @@ def version() -> str:
 
 def supports(case: Case) -> bool:
     """Neither gradients nor recurrent networks in float64 nor attention there, for which it has no kernel."""
-    return case.dtype == "float32" and case.op not in ("additive", "decode", "encoder_layer", *GRADIENTS)
+    return case.dtype == "float32" and case.op not in (
+        "additive",
+        "attention_gru",
+        "decode",
+        "encoder_layer",
+        *GRADIENTS,
+    )
 
 
 def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:

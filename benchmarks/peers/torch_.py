@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from benchmarks.cases import GATES, GRADIENTS, Array, Case, Inputs
+from benchmarks.cases import DECODER_WEIGHTS, GATES, GRADIENTS, Array, Case, Inputs
 from benchmarks.peers import Prepared
 from benchmarks.plain import ADDITIVE
 
@@ -46,6 +46,8 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
         return _gradients(torch, case, inputs)
     if case.op == "encoder_layer":
         return _encoder_layer(torch, case, inputs)
+    if case.op == "attention_gru":
+        return _attention_gru(torch, inputs)
     tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
     if case.op == "attention":
         q, k, v, causal = tensors["q"], tensors["k"], tensors["v"], case.causal
@@ -126,5 +128,28 @@ def _encoder_layer(torch: Any, case: Case, inputs: Inputs) -> Prepared:
     def run() -> Any:
         with torch.inference_mode(False), torch.enable_grad():
             return torch.autograd.grad(layer(x), wanted, dy)
+
+    return Prepared(run, lambda gradients: _array(gradients[0]))
+
+
+def _attention_gru(torch: Any, inputs: Inputs) -> Prepared:
+    """A loop over torch.gru_cell, as one writes it, with all gradients by autograd."""
+    with torch.inference_mode(False):
+        tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
+        gradients = [tensors.pop(name) for name in ("dy", "dcontext")]
+        arguments = [x.requires_grad_() for x in tensors.values()]
+    x, annotations, state, weight_ih, weight_hh, bias_ih, bias_hh, query, key, v = (
+        tensors[name] for name in ("x", "annotations", "state", *DECODER_WEIGHTS)
+    )
+
+    def run() -> Any:
+        with torch.inference_mode(False), torch.enable_grad():
+            keys, h, states, contexts = annotations @ key.T, state, [], []
+            for step in x:
+                weights = torch.softmax(torch.tanh((h @ query.T)[:, None] + keys) @ v, -1)
+                contexts.append(torch.bmm(weights[:, None], annotations)[:, 0])
+                h = torch.gru_cell(torch.cat([step, contexts[-1]], 1), h, weight_ih, weight_hh, bias_ih, bias_hh)
+                states.append(h)
+            return torch.autograd.grad([torch.stack(states), torch.stack(contexts)], arguments, gradients)
 
     return Prepared(run, lambda gradients: _array(gradients[0]))

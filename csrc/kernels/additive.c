@@ -14,23 +14,27 @@
 #include "common.h"
 #include "rows.h"
 
-#define TILE 4       /* queries (of dx: keys) side by side: chains enough for the latency of a tanh, and each row of k is read once for all */
-#define SUM_LENGTH 8 /* vectors, or keys for each of a tile, in a chain of a sum; chains are added up in order */
-#define SCORE_LENGTH 4 /* vectors in a chain of a score, whose error is one of the whole weight; chains are added in double length */
-#define K_LENGTH (FA_HAS_FMA ? 16 : 8) /* rows in a chain of a weighted sum; products are rounded as well where there is no multiply-add */
+/* Queries (of dx: keys) side by side: chains enough for the latency of a tanh, and each row of k is read once for all. */
+#define TILE 4
+/* Chains of sums, added up in order: vectors of a score, whose error is one of the whole weight and which is added up in double length;
+   vectors, or keys for each query of a tile; rows of a weighted sum, fewer where products are rounded as well. */
+#define SCORE_LENGTH 4
+#define SUM_LENGTH 8
+#define K_LENGTH (FA_HAS_FMA ? 16 : 8)
 
 /* CALL(mr) with mr a constant. */
-#define TILE_OF(mr, CALL)     \
-    switch (mr) {             \
-    case 1: CALL(1); break;   \
-    case 2: CALL(2); break;   \
-    case 3: CALL(3); break;   \
-    default: CALL(4); break;  \
+#define TILE_OF(mr, CALL)    \
+    switch (mr) {            \
+    case 1: CALL(1); break;  \
+    case 2: CALL(2); break;  \
+    case 3: CALL(3); break;  \
+    default: CALL(4); break; \
     }
 
 /* ---- scores ---- */
 
-FA_INLINE void score_step(vreal sum[TILE], const int mr, const real *q, fa_index ldq, const real *k, const real *v, fa_index count)
+FA_INLINE void score_step(vreal sum[TILE], const int mr, const real *q, fa_index ldq, const real *k, const real *v,
+                          fa_index count)
 {
     const vreal key = load_some(k, count), weight = load_some(v, count);
     FA_UNROLL
@@ -298,7 +302,7 @@ FA_INLINE vreal tanh_gradient_tile(real *dq, fa_index lddq, real *dk, fa_index l
                 along = v_add(along, u);
                 sum_v = v_fma(d, p.tanh, sum_v);
             }
-            store_some(dk + s * lddk, v_add(load_some(dk + s * lddk, count), along), count);
+            if (dk) store_some(dk + s * lddk, v_add(load_some(dk + s * lddk, count), along), count);
         }
         FA_UNROLL
         for (int r = 0; r < mr; r++) total[r] = v_add(total[r], sum[r]);
@@ -315,12 +319,13 @@ FA_INLINE void tanh_gradient_columns(real *dq, fa_index lddq, real *dk, fa_index
 {
     const vreal weight = v_mul(v_set1(4), load_some(v, count));
     vreal sum = v_zero();
-    for (fa_index s = 0; s < keys; s++) store_some(dk + s * lddk, v_zero(), count);
+    for (fa_index s = 0; dk && s < keys; s++) store_some(dk + s * lddk, v_zero(), count);
     for (fa_index t = 0; t < rows; t += TILE, dq += TILE * lddq, de += TILE * ldde, q += TILE * ldq) {
 #define CALL(mr) sum = tanh_gradient_tile(dq, lddq, dk, lddk, sum, de, ldde, q, ldq, mr, k, ldk, weight, keys, count)
         TILE_OF(rows - t, CALL)
 #undef CALL
     }
+    if (!dk) return;
     for (fa_index s = 0; s < keys; s++) store_some(dk + s * lddk, v_mul(weight, load_some(dk + s * lddk, count)), count);
     store_some(dv, sum, count);
 }
@@ -330,9 +335,11 @@ void KERNEL(additive_tanh_gradients)(real *dq, fa_index lddq, real *dk, fa_index
                                      fa_index keys, fa_index columns)
 {
     fa_index a = 0;
-    for (; a + VL <= columns; a += VL)
+    for (; a + VL <= columns && dk; a += VL)
         tanh_gradient_columns(dq + a, lddq, dk + a, lddk, dv + a, de, ldde, q + a, ldq, rows, k + a, ldk, v + a, keys, VL);
+    for (; a + VL <= columns; a += VL)
+        tanh_gradient_columns(dq + a, lddq, NULL, 0, NULL, de, ldde, q + a, ldq, rows, k + a, ldk, v + a, keys, VL);
     if (a < columns)
-        tanh_gradient_columns(dq + a, lddq, dk + a, lddk, dv + a, de, ldde, q + a, ldq, rows, k + a, ldk, v + a, keys,
-                              columns - a);
+        tanh_gradient_columns(dq + a, lddq, dk ? dk + a : NULL, lddk, dk ? dv + a : NULL, de, ldde, q + a, ldq, rows, k + a, ldk,
+                              v + a, keys, columns - a);
 }

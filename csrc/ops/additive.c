@@ -52,8 +52,8 @@ static void forward_task(void *context, fa_index i, int worker)
     const fa_index S = a->S, keys = keys_of(a, b), first = b * a->T + t;
     real *e = c->scores + worker * 2 * TASK_ROWS * S, *w = a->weights ? (real *)a->weights + first * S : e + TASK_ROWS * S;
     const real *query = row_of(a->query, a->query_stride, b, t);
-    k->additive_scores(e, S, query, a->query_stride[1], rows, row_of(a->keys, a->keys_stride, b, 0), a->keys_stride[1], keys, a->v,
-                       a->A);
+    k->additive_scores(e, S, query, a->query_stride[1], rows, row_of(a->keys, a->keys_stride, b, 0), a->keys_stride[1], keys,
+                       a->v, a->A);
     apply_mask(c, e, b, t, rows, keys);
     if (keys > 0) k->softmax_rows(w, S, e, S, rows, keys, 1);
     k->additive_settle(w, S, e, S, rows, keys);
@@ -120,10 +120,10 @@ static void tanh_task(void *context, fa_index i, int worker)
     const fa_index columns = fa_min(width, a->A - column), keys = keys_of(a, b);
     real *dkeys = (real *)g->dkeys + b * a->S * a->A + column;
     (void)worker;
-    c->kernels->additive_tanh_gradients((real *)g->dquery + b * a->T * a->A + column, a->A, dkeys, a->A, c->dv + b * a->A + column,
-                                        c->de + b * a->T * a->S, a->S, row_of(a->query, a->query_stride, b, 0) + column,
-                                        a->query_stride[1], a->T, row_of(a->keys, a->keys_stride, b, 0) + column,
-                                        a->keys_stride[1], (const real *)a->v + column, keys, columns);
+    c->kernels->additive_tanh_gradients(
+        (real *)g->dquery + b * a->T * a->A + column, a->A, dkeys, a->A, c->dv + b * a->A + column, c->de + b * a->T * a->S, a->S,
+        row_of(a->query, a->query_stride, b, 0) + column, a->query_stride[1], a->T,
+        row_of(a->keys, a->keys_stride, b, 0) + column, a->keys_stride[1], (const real *)a->v + column, keys, columns);
     for (fa_index s = keys; s < a->S; s++) clear(dkeys + s * a->A, columns);
 }
 

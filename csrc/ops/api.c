@@ -145,6 +145,10 @@ fa_status fa_additive_forward(fa_dtype dtype, const fa_additive_arguments *a) { 
 
 fa_status fa_additive_backward(fa_dtype dtype, const fa_additive_gradients *g) { BY_DTYPE(additive_backward, g); }
 
+fa_status fa_attention_gru_forward(fa_dtype dtype, const fa_attention_gru *a) { BY_DTYPE(attention_gru_forward, a); }
+
+fa_status fa_attention_gru_backward(fa_dtype dtype, const fa_attention_gru_gradients *g) { BY_DTYPE(attention_gru_backward, g); }
+
 size_t fa_recurrent_packed_bytes(fa_dtype dtype, fa_isa isa, fa_weight_type type, const fa_recurrent_weights *w)
 {
     BY_ANY_DTYPE(recurrent_packed_bytes, isa, type, w);

@@ -31,6 +31,8 @@ fa_status OP(attention_merge)(void *out, void *lse, const void *a, const void *l
 fa_status OP(attention_backward)(const fa_attention_backward_arguments *arguments);
 fa_status OP(additive_forward)(const fa_additive_arguments *a);
 fa_status OP(additive_backward)(const fa_additive_gradients *g);
+fa_status OP(attention_gru_forward)(const fa_attention_gru *a);
+fa_status OP(attention_gru_backward)(const fa_attention_gru_gradients *g);
 size_t OP(recurrent_packed_bytes)(fa_isa isa, fa_weight_type type, const fa_recurrent_weights *w);
 fa_status OP(recurrent_pack)(fa_isa isa, fa_weight_type type, void *packed, const fa_recurrent_weights *w);
 fa_status OP(recurrent_forward)(const fa_recurrent_arguments *a, fa_index layers, fa_index directions);

@@ -6,11 +6,13 @@ where there is a context or memory, dx is a pair). There is no tape and no hidde
 """
 
 from fastattn.nn.attention import MultiHeadAttention
+from fastattn.nn.attention_gru import AdditiveAttention, AttentionGRU
 from fastattn.nn.bert import BertConfig, BertModel
 from fastattn.nn.layers import Embedding, FeedForward, LayerNorm, Linear, RMSNorm, SinusoidalPositions
 from fastattn.nn.module import Module
 from fastattn.nn.recurrent import GRU, LSTM, RNN
 from fastattn.nn.safetensors import read_safetensors
+from fastattn.nn.seq2seq import Seq2Seq
 from fastattn.nn.transformer import (
     Transformer,
     TransformerDecoder,
@@ -23,6 +25,8 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "AdditiveAttention",
+    "AttentionGRU",
     "BertConfig",
     "BertModel",
     "Embedding",
@@ -32,6 +36,7 @@ __all__ = [
     "Module",
     "MultiHeadAttention",
     "RMSNorm",
+    "Seq2Seq",
     "SinusoidalPositions",
     "Transformer",
     "TransformerDecoder",

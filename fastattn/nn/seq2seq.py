@@ -1,0 +1,287 @@
+"""Sequence to sequence: an encoder, a decoder that writes one token after the other, greedy and beam search."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from fastattn import _core
+from fastattn.functional._types import Array
+from fastattn.functional.cross_entropy import cross_entropy
+from fastattn.functional.rows import log_softmax
+from fastattn.nn.attention_gru import AttentionGRU, Memory
+from fastattn.nn.layers import Embedding, Linear, Rng
+from fastattn.nn.module import Module, prefixed
+from fastattn.nn.recurrent import GRU, LSTM
+
+# Each of the three: encode(x[S, B, E], lengths) -> (memory, state); decode(x[T, B, E], memory, state) -> (features
+# [T, B, features], state, weights or None); forward and backward of both together; `take` picks sequences of a batch.
+
+
+class _Cho(Module):
+    """One vector C for the source, C = tanh(V h): it starts the decoder, and each step and each output see it."""
+
+    def __init__(self, embed: int, hidden: int, dtype: DTypeLike, rng: np.random.Generator) -> None:
+        super().__init__(dtype)
+        self.encoder = GRU(embed, hidden, linear_before_reset=False, dtype=dtype, rng=rng)
+        self.summary = Linear(hidden, hidden, dtype=dtype, rng=rng)
+        self.start = Linear(hidden, hidden, dtype=dtype, rng=rng)
+        self.decoder = GRU(embed + hidden, hidden, linear_before_reset=False, dtype=dtype, rng=rng)
+        self.features = 2 * hidden + embed
+
+    def encode(self, x: Array, lengths: Array | None) -> tuple[Array, Array]:
+        c = self.summary(self.encoder(x, None, lengths)[1][0], activation="tanh")
+        return c, self.start(c, activation="tanh")[None]
+
+    def decode(self, x: Array, memory: Array, state: Array) -> tuple[Array, Array, None]:
+        inputs = _with_constant(x, memory)
+        y, state = self.decoder(inputs, state)
+        return np.concatenate([y, inputs], -1), state, None
+
+    def forward(self, source: Array, lengths: Array | None, x: Array) -> tuple[Array, Any]:
+        (_, last), encoder = self.encoder.forward(source, None, lengths)
+        c, summary = self.summary.forward(last[0], activation="tanh")
+        first, start = self.start.forward(c, activation="tanh")
+        inputs = _with_constant(x, c)
+        (y, _), decoder = self.decoder.forward(inputs, first[None])
+        return np.concatenate([y, inputs], -1), (encoder, summary, start, decoder, x.shape[-1])
+
+    def backward(self, dfeatures: Array, saved: Any) -> tuple[Array, Array, dict[str, Array]]:
+        encoder, summary, start, decoder, embed = saved
+        hidden = self.decoder.hidden_size
+        dinputs, dfirst, of_decoder = self.decoder.backward(dfeatures[..., :hidden], decoder)
+        dinputs = dinputs + dfeatures[..., hidden:]
+        dc, of_start = self.start.backward(dfirst[0], start)
+        dlast, of_summary = self.summary.backward(dc + dinputs[..., embed:].sum(0), summary)
+        dsource, _, of_encoder = self.encoder.backward((None, dlast[None]), encoder)
+        grads = prefixed(encoder=of_encoder, summary=of_summary, start=of_start, decoder=of_decoder)
+        return dsource, np.ascontiguousarray(dinputs[..., :embed]), grads
+
+    @staticmethod
+    def take(memory: Array | None, state: Array, rows: Array) -> tuple[Array | None, Array]:
+        return None if memory is None else memory[rows], state[:, rows]
+
+
+def _with_constant(x: Array, c: Array) -> Array:
+    return np.concatenate([x, np.broadcast_to(c, (*x.shape[:2], c.shape[-1]))], -1)
+
+
+class _Sutskever(Module):
+    """Stacked LSTMs: the encoder's last state is the decoder's first, and all that the decoder sees of the source."""
+
+    def __init__(self, embed: int, hidden: int, layers: int, dtype: DTypeLike, rng: np.random.Generator) -> None:
+        super().__init__(dtype)
+        self.encoder = LSTM(embed, hidden, layers, dtype=dtype, rng=rng)
+        self.decoder = LSTM(embed, hidden, layers, dtype=dtype, rng=rng)
+        self.features = hidden
+
+    def encode(self, x: Array, lengths: Array | None) -> tuple[None, Any]:
+        return None, self.encoder(x, None, lengths)[1]
+
+    def decode(self, x: Array, memory: None, state: Any) -> tuple[Array, Any, None]:
+        y, state = self.decoder(x, state)
+        return y, state, None
+
+    def forward(self, source: Array, lengths: Array | None, x: Array) -> tuple[Array, Any]:
+        (_, state), encoder = self.encoder.forward(source, None, lengths)
+        (y, _), decoder = self.decoder.forward(x, state)
+        return y, (encoder, decoder)
+
+    def backward(self, dfeatures: Array, saved: Any) -> tuple[Array, Array, dict[str, Array]]:
+        dx, dstate, of_decoder = self.decoder.backward(dfeatures, saved[1])
+        dsource, _, of_encoder = self.encoder.backward((None, dstate), saved[0])
+        return dsource, dx, prefixed(encoder=of_encoder, decoder=of_decoder)
+
+    @staticmethod
+    def take(memory: None, state: Any, rows: Array) -> tuple[None, Any]:
+        return None, tuple(part[:, rows] for part in state)
+
+
+class _Bahdanau(Module):
+    """Annotations of both directions, to which the decoder attends; it starts from tanh(W h) of the first one's end."""
+
+    def __init__(self, embed: int, hidden: int, attention: int, dtype: DTypeLike, rng: np.random.Generator) -> None:
+        super().__init__(dtype)
+        self.encoder = GRU(embed, hidden, bidirectional=True, dtype=dtype, rng=rng)
+        self.start = Linear(hidden, hidden, dtype=dtype, rng=rng)
+        self.decoder = AttentionGRU(embed, hidden, 2 * hidden, attention, dtype=dtype, rng=rng)
+        self.features = 3 * hidden + embed
+
+    def encode(self, x: Array, lengths: Array | None) -> tuple[Memory, Array]:
+        y, last = self.encoder(x, None, lengths)
+        return self.decoder.annotate(y.swapaxes(0, 1), lengths), self.start(last[1], activation="tanh")
+
+    def decode(self, x: Array, memory: Memory, state: Array) -> tuple[Array, Array, Array]:
+        (y, context, weights), state = self.decoder(x, memory, state)
+        return np.concatenate([y, x, context], -1), state, weights
+
+    def forward(self, source: Array, lengths: Array | None, x: Array) -> tuple[Array, Any]:
+        (annotations, last), encoder = self.encoder.forward(source, None, lengths)
+        first, start = self.start.forward(last[1], activation="tanh")
+        ((y, context, _), _), decoder = self.decoder.forward(x, annotations.swapaxes(0, 1), first, lengths)
+        return np.concatenate([y, x, context], -1), (encoder, start, decoder)
+
+    def backward(self, dfeatures: Array, saved: Any) -> tuple[Array, Array, dict[str, Array]]:
+        encoder, start, decoder = saved
+        hidden, embed = self.decoder.hidden_size, self.decoder.input_size
+        dy, dinputs, dcontext = np.split(dfeatures, [hidden, hidden + embed], -1)
+        (dx, dannotations), dfirst, of_decoder = self.decoder.backward((dy, dcontext, None), decoder)
+        dlast, of_start = self.start.backward(dfirst, start)
+        dstate = np.stack([np.zeros_like(dlast), dlast])
+        dsource, _, of_encoder = self.encoder.backward((dannotations.swapaxes(0, 1), dstate), encoder)
+        return dsource, dx + dinputs, prefixed(encoder=of_encoder, start=of_start, decoder=of_decoder)
+
+    @staticmethod
+    def take(memory: Memory | None, state: Array, rows: Array) -> tuple[Memory | None, Array]:
+        if memory is None:
+            return None, state[rows]
+        lengths = None if memory.lengths is None else memory.lengths[rows]
+        return Memory(memory.annotations[rows], memory.keys[rows], memory.gates[rows], lengths), state[rows]
+
+
+class Seq2Seq(Module):
+    """Encoder and decoder over tokens: logits[B, T, target_size] of source[B, S] and target[B, T], both integers.
+
+    target holds what the decoder has written so far: a start token, then the sentence; logits[:, t] are of the token
+    that follows target[:, t]. `source_lengths`[B]: tokens beyond do not exist. kind:
+
+    "bahdanau"
+        A bidirectional GRU makes annotations, to which the GRU of the decoder attends before each step
+        (nn.AttentionGRU; attention_size is by default hidden_size); the output sees state, token and context. With
+        return_weights=True the call also returns the alignment, [B, T, S]. Source: Bahdanau et al. 2015,
+        arXiv:1409.0473.
+    "cho"
+        One vector C of the source, of the last state of a GRU: each step of the decoder and the output see it. The
+        output is linear. Source: Cho et al. 2014, arXiv:1406.1078.
+    "sutskever"
+        Stacked LSTMs (num_layers); the last state of the encoder starts the decoder. reverse_source=True reads the
+        source from its end. Source: Sutskever et al. 2014, arXiv:1409.3215.
+
+    Training: logits, saved = m.forward(source, target, source_lengths), then m.backward(dlogits, saved) with the
+    gradient of cross_entropy. Then m.greedy or m.beam writes sentences.
+
+    >>> m = Seq2Seq(10, 12, 4, 8, rng=np.random.default_rng(0))
+    >>> m([[1, 2, 3]], [[0, 5]]).shape
+    (1, 2, 12)
+    """
+
+    def __init__(self, source_size: int, target_size: int, embed_size: int, hidden_size: int, *, kind: str = "bahdanau",
+                 num_layers: int = 1, attention_size: int | None = None, reverse_source: bool = False,
+                 dtype: DTypeLike = np.float32, rng: Rng = None) -> None:  # fmt: skip
+        super().__init__(dtype)
+        if kind not in ("bahdanau", "cho", "sutskever"):
+            raise ValueError(f"Seq2Seq: kind must be 'bahdanau', 'cho' or 'sutskever', got {kind!r}")
+        if num_layers != 1 and kind != "sutskever":
+            raise ValueError(f"Seq2Seq: num_layers must be 1 for kind={kind!r}, got {num_layers}")
+        rng = rng or np.random.default_rng()
+        self.kind, self.reverse_source = kind, reverse_source
+        self.source = Embedding(source_size, embed_size, dtype=dtype, rng=rng)
+        self.target = Embedding(target_size, embed_size, dtype=dtype, rng=rng)
+        if kind == "cho":
+            self.core: Any = _Cho(embed_size, hidden_size, dtype, rng)
+        elif kind == "sutskever":
+            self.core = _Sutskever(embed_size, hidden_size, num_layers, dtype, rng)
+        else:
+            self.core = _Bahdanau(embed_size, hidden_size, attention_size or hidden_size, dtype, rng)
+        self.output = Linear(self.core.features, target_size, dtype=dtype, rng=rng)
+
+    def _ids(self, source: ArrayLike, lengths: ArrayLike | None) -> tuple[Array, Array | None]:
+        """source[S, B], read from its end where that is asked for, and lengths."""
+        ids = np.asarray(source)
+        if ids.ndim != 2:
+            raise ValueError(f"Seq2Seq: source must have shape [B, S], got {ids.shape}")
+        checked = _core.checked_lengths(lengths, len(ids), ids.shape[1], "Seq2Seq", "source_lengths")
+        if self.reverse_source:
+            ends = np.full(len(ids), ids.shape[1]) if checked is None else checked
+            position = ends[:, None] - 1 - np.arange(ids.shape[1])
+            ids = np.take_along_axis(ids, np.where(position < 0, np.arange(ids.shape[1]), position), 1)
+        return np.ascontiguousarray(ids.T), checked
+
+    def _target_ids(self, target: ArrayLike, batch: int) -> Array:
+        ids = np.asarray(target)
+        if ids.ndim != 2 or len(ids) != batch:
+            raise ValueError(f"Seq2Seq: target must have shape [B, T] with the {batch} rows of source, got {ids.shape}")
+        return np.ascontiguousarray(ids.T)
+
+    def __call__(self, source: ArrayLike, target: ArrayLike, source_lengths: ArrayLike | None = None, *,
+                 return_weights: bool = False) -> Any:  # fmt: skip
+        if return_weights and self.kind != "bahdanau":
+            raise ValueError(f"Seq2Seq: return_weights needs kind='bahdanau', got {self.kind!r}")
+        ids, lengths = self._ids(source, source_lengths)
+        words = self._target_ids(target, ids.shape[1])
+        memory, state = self.core.encode(self.source(ids), lengths)
+        features, _, weights = self.core.decode(self.target(words), memory, state)
+        logits = self.output(features).swapaxes(0, 1)
+        return (logits, weights) if return_weights else logits
+
+    def forward(self, source: ArrayLike, target: ArrayLike,
+                source_lengths: ArrayLike | None = None) -> tuple[Array, Any]:  # fmt: skip
+        """The logits, and what backward needs."""
+        ids, lengths = self._ids(source, source_lengths)
+        x, of_source = self.source.forward(ids)
+        y, of_target = self.target.forward(self._target_ids(target, ids.shape[1]))
+        features, core = self.core.forward(x, lengths, y)
+        logits, output = self.output.forward(features)
+        return logits.swapaxes(0, 1), (of_source, of_target, core, output)
+
+    def backward(self, dlogits: ArrayLike, saved: Any) -> tuple[None, dict[str, Array]]:
+        """None, since tokens have no gradient, and the gradients of the parameters by name."""
+        of_source, of_target, core, output = saved
+        dfeatures, for_output = self.output.backward(np.swapaxes(np.asarray(dlogits), 0, 1), output)
+        dsource, dtarget, for_core = self.core.backward(dfeatures, core)
+        source, target = self.source.backward(dsource, of_source)[1], self.target.backward(dtarget, of_target)[1]
+        return None, prefixed(source=source, target=target, core=for_core, output=for_output)
+
+    def log_probability(self, source: ArrayLike, target: ArrayLike, following: ArrayLike,
+                        source_lengths: ArrayLike | None = None, *, ignore_index: int = -100) -> Array:  # fmt: skip
+        """[B]: the log-probability of the tokens `following`[B, T], those that stand after each of target[B, T].
+
+        Tokens equal to ignore_index do not count.
+        """
+        logits = self(source, target, source_lengths)
+        losses = cross_entropy(logits, following, ignore_index=ignore_index, reduction="none")
+        total: Array = -losses.sum(1)
+        return total
+
+    def greedy(self, source: ArrayLike, source_lengths: ArrayLike | None = None, *, start: int, end: int,
+               max_length: int = 100) -> list[tuple[list[int], float]]:  # fmt: skip
+        """For each source the sentence of the most probable next tokens, without start and end, and its
+        log-probability, that of `end` included where it came within max_length tokens."""
+        return self.beam(source, source_lengths, start=start, end=end, max_length=max_length, width=1)
+
+    def beam(self, source: ArrayLike, source_lengths: ArrayLike | None = None, *, start: int, end: int,
+             max_length: int = 100, width: int = 4) -> list[tuple[list[int], float]]:  # fmt: skip
+        """greedy with the `width` most probable beginnings kept at each step: the best sentence found."""
+        if width < 1 or max_length < 0:
+            raise ValueError(
+                f"Seq2Seq.beam: width must be at least 1 and max_length at least 0, got {width} and {max_length}"
+            )
+        ids, lengths = self._ids(source, source_lengths)
+        batch = ids.shape[1]
+        memory, state = self.core.encode(self.source(ids), lengths)
+        memory, state = self.core.take(memory, state, np.repeat(np.arange(batch), width))
+        last = np.full((batch, width), start)
+        sentences = np.empty((batch, width, 0), np.int64)
+        # One beginning at first: equal ones would fill the beam.
+        score = np.where(np.arange(width) == 0, 0.0, -np.inf) + np.zeros((batch, 1))
+        ended = np.zeros((batch, width), bool)
+        first = width * np.arange(batch)[:, None]
+        for _ in range(max_length):
+            if ended.all():
+                break
+            features, state, _ = self.core.decode(self.target(last.reshape(1, -1)), memory, state)
+            after = log_softmax(self.output(features)[0]).astype(np.float64).reshape(batch, width, -1)
+            after[ended] = -np.inf
+            after[ended, end] = 0  # an ended sentence goes on as it is
+            total = (score[..., None] + after).reshape(batch, -1)
+            best = np.argsort(-total, 1, kind="stable")[:, :width]
+            score = np.take_along_axis(total, best, 1)
+            parent, last = np.divmod(best, after.shape[2])
+            sentences = np.concatenate([np.take_along_axis(sentences, parent[..., None], 1), last[..., None]], 2)
+            ended = np.take_along_axis(ended, parent, 1) | (last == end)
+            _, state = self.core.take(None, state, (first + parent).ravel())  # the memory of a source is one
+        return [(_until(sentences[b, 0].tolist(), end), float(score[b, 0])) for b in range(batch)]
+
+
+def _until(tokens: list[int], end: int) -> list[int]:
+    return tokens[: tokens.index(end)] if end in tokens else tokens
