@@ -66,7 +66,7 @@ static void copy_block(const product *p, real *block, fa_index m0, fa_index m, f
 {
     const size_t bytes = (size_t)columns * sizeof(real);
     for (fa_index r = 0; r < m; r++) {
-        real *row = p->rows[m0 + r] + column;
+        real *row = (p->kind == PRODUCT_ROWS ? p->rows[m0 + r] : p->c + (m0 + r) * p->N) + column;
         memcpy(out ? row : block + r * GROUP, out ? block + r * GROUP : row, bytes);
     }
 }
@@ -82,8 +82,8 @@ static void product_task(void *context, fa_index i, int worker)
     const fa_index column = i % groups * GROUP, columns = fa_min(GROUP, p->N - column), panels = fa_ceil_div(columns, width);
     const int by_rows = p->kind == PRODUCT_ROWS;
     real *tiles = call->scratch + worker * call->scratch_size, *block = tiles + call->scratch_size - M_BLOCK * GROUP;
-    real *c = by_rows ? block : p->c + m0 * p->N + column;
-    if (by_rows && p->add) copy_block(p, block, m0, m, column, columns, 0);
+    /* In a block of its own, c shares no sets of the caches with itself, as rows a page apart would. */
+    if (p->add) copy_block(p, block, m0, m, column, columns, 0);
     const fa_index slice = by_rows ? K_SLICE : SUM_SLICE;
     for (fa_index k0 = 0; k0 == 0 || k0 < p->K; k0 += slice) {
         const fa_index size = fa_min(slice, p->K - k0), padded = fa_min(slice, Kp - k0);
@@ -94,10 +94,10 @@ static void product_task(void *context, fa_index i, int worker)
         } else {
             k->copy_tiles(tiles, p->a + k0, p->column + m0, m, nv, size, padded);
         }
-        k->gemm_panels(c, by_rows ? GROUP : p->N, width, tiles, m, p->panels + column * Kp + k0 * width, width * Kp, panels,
+        k->gemm_panels(block, GROUP, width, tiles, m, p->panels + column * Kp + k0 * width, width * Kp, panels,
                        columns - (panels - 1) * width, nv, padded, p->add || k0 > 0);
     }
-    if (by_rows) copy_block(p, block, m0, m, column, columns, 1);
+    copy_block(p, block, m0, m, column, columns, 1);
     if (p->sum && column == 0 && p->K > 0) k->sum_rows(p->sum + m0, p->a[0] + p->column + m0, p->lda, NULL, p->K, m);
 }
 
