@@ -24,6 +24,7 @@
 #define VALUE_ROWS 3
 #define CHUNK_BYTES 4096
 #define CHUNK_KEYS 64
+#define AHEAD_CHUNKS 4             /* so far ahead values are asked for */
 #define BLOCK_LINES (VL * VL / 16) /* of VL rows by VL words */
 #if defined(FA_ISA_AVX512)
 #define VALUE_VECTORS 8
@@ -193,6 +194,17 @@ FA_INLINE void value_chunk(real *part, fa_index ld, const real *w, fa_index rows
     }
 }
 
+/* Asks for the rows [j, j + n), as far as there are any: pages end the streams that the hardware finds by itself in an array. */
+FA_INLINE void prefetch_values(const decode_rows *v, fa_index j, fa_index n, fa_index D)
+{
+    for (fa_index together; n > 0 && j < v->keys; j += together, n -= together) {
+        const int8_t *row = find_row(v, j, &together);
+        together = fa_min(together, n);
+        for (fa_index i = 0; i < together; i++)
+            for (fa_index d = 0; d < D; d += LINE) FA_PREFETCH_FAR(row + i * v->ld + d);
+    }
+}
+
 /* p[r][j] times the scale of j. A scale that is not finite counts as 0; returns whether there is one. */
 FA_NOINLINE int scale_weights(real *p, fa_index rows, const decode_rows *scales, fa_index begin, fa_index end)
 {
@@ -225,6 +237,7 @@ void KERNEL(decode_values_i8)(real *part, fa_index ld, real *p, fa_index rows, c
             const void *row[CHUNK_KEYS];
             keys = fa_min(most, last - j);
             find_rows(row, v, j, keys);
+            if (v->table) prefetch_values(v, j + AHEAD_CHUNKS * most, keys, D);
             value_chunk(j0 == begin ? part : next, ld, p + j, rows, row, keys, D, j == j0);
         }
         if (j0 == begin) continue;
