@@ -30,6 +30,7 @@ TYPES = {
 LOW_PRECISION = {
     "kernels/activation",
     "kernels/attention",
+    "kernels/attention_backward",
     "kernels/attention_mask",
     "kernels/attention_pack",
     "kernels/cast",
@@ -39,7 +40,9 @@ LOW_PRECISION = {
     "kernels/rope",
     "kernels/table",
     "ops/attention",
+    "ops/attention_backward",
     "ops/attention_mask",
+    "ops/attention_mask_backward",
     "ops/cast",
     "ops/decode",
     "ops/elementwise",

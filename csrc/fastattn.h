@@ -196,13 +196,18 @@ fa_status fa_attention_merge(fa_dtype dtype, void *out, void *lse, const void *a
 /* ---- its gradients: dq, dk, dv of the shapes of q, k, v ----
    `forward` as the forward call had it, with out, reference and sum as that left them; its lse and strategy are not read.
    With P the probabilities: dv = P' dout, dS = P (dout v' - rowsum(dout out)), times 1 - tanh^2 with a softcap; dq = scale dS k,
-   dk = scale dS' q; heads that share keys add up. FA_F32 and FA_F64 only. A pair whose
-   probability is 0 contributes nothing, NaN or not. Strides as in forward; no output overlaps anything. */
+   dk = scale dS' q; heads that share keys add up. A pair whose probability is 0 contributes nothing, NaN or not. Strides as in
+   forward; no output overlaps anything.
+   Those of the other inputs are of the real type, and NULL where they are not wanted: dmask (FA_MASK_ADD only), dmask_size elements,
+   with strides 0 where the mask is broadcast, over which axes it is a sum of dS before the softcap; dslopes and dsinks [H], sums over
+   the batch. */
 typedef struct {
     fa_attention_arguments forward;
     const void *dout;
     void *dq, *dk, *dv;
     fa_index dout_stride[3], dq_stride[3], dk_stride[3], dv_stride[3];
+    void *dmask, *dslopes, *dsinks;
+    fa_index dmask_stride[4], dmask_size;
 } fa_attention_backward_arguments;
 fa_status fa_attention_backward(fa_dtype dtype, const fa_attention_backward_arguments *arguments);
 

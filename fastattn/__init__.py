@@ -20,7 +20,7 @@ from fastattn.functional.additive import (
     additive_attention_forward,
 )
 from fastattn.functional.attention import SavedAttention, attention, attention_forward
-from fastattn.functional.attention_backward import attention_backward, attention_varlen_backward
+from fastattn.functional.attention_backward import AttentionGradients, attention_backward, attention_varlen_backward
 from fastattn.functional.attention_parts import attention_weights, merge_attention
 from fastattn.functional.attention_varlen import SavedAttentionVarlen, attention_varlen, attention_varlen_forward
 from fastattn.functional.cross_entropy import (
@@ -97,6 +97,7 @@ if _TYPE_CHECKING:
     from fastattn import nn
 
 __all__ = [
+    "AttentionGradients",
     "KVCache",
     "PackedLinear",
     "RecurrentWeights",

@@ -1,5 +1,6 @@
 """Types of the compiled module. Private: fastattn.functional and fastattn.config say what each function does."""
 
+from collections.abc import Collection
 from typing import Any, final
 
 import numpy as np
@@ -202,6 +203,7 @@ def merge_attention(
 ) -> tuple[NDArray[Any], NDArray[Any]]: ...
 
 # ---- attention_backward.pxi ----
+# dq, dk, dv, dmask, dsinks, dalibi_slopes; the last three None where `gradients` does not name them.
 def attention_backward(
     dout: ArrayLike,
     q: ArrayLike,
@@ -219,7 +221,8 @@ def attention_backward(
     q_lengths: ArrayLike | None,
     kv_lengths: ArrayLike | None,
     layout: str,
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]: ...
+    gradients: Collection[str],
+) -> tuple[Any, Any, Any, Any, Any, Any]: ...
 def attention_varlen_backward(
     dout: ArrayLike,
     q: ArrayLike,
@@ -236,7 +239,8 @@ def attention_varlen_backward(
     softcap: float,
     alibi_slopes: ArrayLike | None,
     sinks: ArrayLike | None,
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]: ...
+    gradients: Collection[str],
+) -> tuple[Any, Any, Any, Any, Any, Any]: ...
 
 # ---- additive.pxi ----
 # (context, weights or None) and (dquery, dkeys, dvalues, dv).

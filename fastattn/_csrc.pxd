@@ -228,6 +228,11 @@ cdef extern from "fastattn.h" nogil:
         fa_index dq_stride[3]
         fa_index dk_stride[3]
         fa_index dv_stride[3]
+        void *dmask
+        void *dslopes
+        void *dsinks
+        fa_index dmask_stride[4]
+        fa_index dmask_size
 
     fa_status fa_attention_backward(fa_dtype dtype, const fa_attention_backward_arguments *arguments)
 

@@ -1,7 +1,10 @@
 # Gradients of blocked attention, of padded batches and of ragged ones.
 
+cdef tuple OPTION_GRADIENTS = ("mask", "sinks", "alibi_slopes")
+
+
 cdef struct GradientArrays:
-    Array out, dout, state, dq, dk, dv
+    Array out, dout, state, dq, dk, dv, dmask, dsinks, dslopes
 
 
 cdef void release_gradients(GradientArrays *x) noexcept:
@@ -11,6 +14,9 @@ cdef void release_gradients(GradientArrays *x) noexcept:
     release(&x.dq)
     release(&x.dk)
     release(&x.dv)
+    release(&x.dmask)
+    release(&x.dsinks)
+    release(&x.dslopes)
 
 
 cdef object set_any_strides(Array *a, fa_index *stride, int head_axis):
@@ -21,18 +27,53 @@ cdef object set_any_strides(Array *a, fa_index *stride, int head_axis):
         stride[0], stride[1], stride[2] = 0, a.stride[1], a.stride[0]
 
 
+cdef set as_gradients(object names, tuple given, str op):
+    """The names in `gradients`, of options that are not None in `given`: mask, sinks, alibi_slopes."""
+    cdef set wanted
+    if isinstance(names, str):
+        raise TypeError(f"{op}: gradients must be a sequence of names, got {names!r}; write ({names!r},)")
+    wanted = set(names)
+    for name in wanted:
+        if name not in OPTION_GRADIENTS:
+            raise ValueError(f"{op}: gradients must hold names of {OPTION_GRADIENTS}, got {name!r}")
+        if given[OPTION_GRADIENTS.index(name)] is None:
+            raise ValueError(f"{op}: gradients must be of arguments that the forward call had, got {name!r}, which was "
+                             "None there")
+    return wanted
+
+
+cdef object new_mask_gradient(Array *a, fa_attention_backward_arguments *g, object mask, int dtype, str op):
+    """dmask, in the real type."""
+    cdef int axis
+    cdef int missing = 4 - np.ndim(mask)
+    if g.forward.mask_kind == FA_MASK_BOOL:
+        raise TypeError(f"{op}: gradients must be of numbers, got 'mask', which is bool")
+    result = new_out(a, np.shape(mask), real_dtype(dtype), op)
+    for axis in range(4):
+        # 0 where the mask is broadcast, or has one element for one.
+        g.dmask_stride[axis] = a.stride[axis - missing] if g.forward.mask_stride[axis] else 0
+    g.dmask, g.dmask_size = a.data, result.size
+    return result
+
+
+cdef object in_type(object array, int dtype):
+    """A gradient of the real type, rounded to a 16-bit one."""
+    return array if array is None or real_dtype(dtype) == dtype else cast(array, ALL_DTYPES[dtype])
+
+
 cdef tuple run_backward(AttentionInputs *x, fa_attention_backward_arguments *g, object dout, object out, object state,
-                        tuple shape, tuple state_shape, int head_axis, str op):
-    """dq, dk, dv of the inputs in `x` and `g.forward`, with outputs of `shape`."""
+                        object mask, set wanted, tuple shape, tuple state_shape, int head_axis, str op):
+    """dq, dk, dv of the inputs in `x` and `g.forward`, with outputs of `shape`; dmask, dsinks, dalibi_slopes, or None
+    where not `wanted`."""
     cdef GradientArrays y
     cdef fa_attention_arguments *a = &g.forward
     cdef fa_status status
     cdef int ndim = len(shape)
+    cdef object dmask = None, dsinks = None, dslopes = None
     y.out.held = y.dout.held = y.state.held = y.dq.held = y.dk.held = y.dv.held = False
+    y.dmask.held = y.dsinks.held = y.dslopes.held = False
+    g.dmask = g.dsinks = g.dslopes = NULL
     try:
-        if x.q.dtype != real_dtype(x.q.dtype):
-            raise TypeError(f"{op}: saved must be of a float32 or float64 call, got {ALL_DTYPES[x.q.dtype]}; "
-                            "pass .astype(np.float32) arrays to the forward call")
         acquire(&y.dout, dout, op, "dout", ndim, x.q.dtype)
         if shape_of(&y.dout) != shape:
             raise wrong_shape(op, "dout", f"have the shape {shape} of the output", f"shape {shape_of(&y.dout)}")
@@ -53,44 +94,56 @@ cdef tuple run_backward(AttentionInputs *x, fa_attention_backward_arguments *g, 
         set_any_strides(&y.dk, g.dk_stride, head_axis)
         set_any_strides(&y.dv, g.dv_stride, head_axis)
         g.dq, g.dk, g.dv = y.dq.data, y.dk.data, y.dv.data
+        if "mask" in wanted:
+            dmask = new_mask_gradient(&y.dmask, g, mask, x.q.dtype, op)
+        if "sinks" in wanted:
+            dsinks = new_out(&y.dsinks, (a.H,), real_dtype(x.q.dtype), op)
+            g.dsinks = y.dsinks.data
+        if "alibi_slopes" in wanted:
+            dslopes = new_out(&y.dslopes, (a.H,), real_dtype(x.q.dtype), op)
+            g.dslopes = y.dslopes.data
         with nogil:
             status = fa_attention_backward(<fa_dtype>x.q.dtype, g)
         raise_status(status, op)
     finally:
         release_gradients(&y)
-    return dq, dk, dv
+    return (dq, dk, dv, *[in_type(gradient, x.q.dtype) for gradient in (dmask, dsinks, dslopes)])
 
 
 def attention_backward(object dout, object q, object k, object v, object out, object state, object mask, object causal,
                        object scale, object window, object softcap, object alibi_slopes, object sinks,
-                       object q_lengths, object kv_lengths, object layout):
+                       object q_lengths, object kv_lengths, object layout, object gradients):
+    """dq, dk, dv, dmask, dsinks, dalibi_slopes; the last three None where `gradients` does not name them."""
     cdef AttentionInputs x
     cdef fa_attention_backward_arguments g
     cdef fa_attention_arguments *a = &g.forward
     cdef str op = "attention_backward"
     cdef int head_axis = head_axis_of(layout, op)
     cdef object kept
+    cdef set wanted = as_gradients(gradients, (mask, sinks, alibi_slopes), op)
     try:
         kept = acquire_inputs(&x, a, head_axis, q, k, v, mask, causal, scale, window, softcap, alibi_slopes, sinks,
                               q_lengths, kv_lengths, op)
         shape = (a.B, a.H, a.Lq, a.Dv) if head_axis == 1 else (a.B, a.Lq, a.H, a.Dv)
-        return run_backward(&x, &g, dout, out, state, shape, (2, a.B, a.H, a.Lq), head_axis, op)
+        return run_backward(&x, &g, dout, out, state, mask, wanted, shape, (2, a.B, a.H, a.Lq), head_axis, op)
     finally:
         release_inputs(&x)
 
 
 def attention_varlen_backward(object dout, object q, object k, object v, object cu_seqlens_q, object cu_seqlens_k,
                               object out, object state, object mask, object causal, object scale, object window,
-                              object softcap, object alibi_slopes, object sinks):
+                              object softcap, object alibi_slopes, object sinks, object gradients):
+    """As attention_backward."""
     cdef AttentionInputs x
     cdef fa_attention_backward_arguments g
     cdef fa_attention_arguments *a = &g.forward
     cdef str op = "attention_varlen_backward"
     cdef object kept
+    cdef set wanted = as_gradients(gradients, (mask, sinks, alibi_slopes), op)
     try:
         kept = acquire_ragged(&x, a, q, k, v, cu_seqlens_q, cu_seqlens_k, mask, causal, scale, window, softcap,
                               alibi_slopes, sinks)
         rows = x.q.shape[0]
-        return run_backward(&x, &g, dout, out, state, (rows, a.H, a.Dv), (2, a.H, rows), 0, op)
+        return run_backward(&x, &g, dout, out, state, mask, wanted, (rows, a.H, a.Dv), (2, a.H, rows), 0, op)
     finally:
         release_inputs(&x)

@@ -254,7 +254,8 @@ def _attention_probabilities(q, k, mask=None, causal=False, scale=None, window=N
     s = np.where(allowed, s, -np.inf)
     sink = np.full((q.shape[0], q.shape[1], q.shape[2], 1), -np.inf, s.dtype)
     if sinks is not None:
-        exists = np.arange(q.shape[2]) < (np.full(q.shape[0], q.shape[2]) if q_lengths is None else q_lengths)[:, None]
+        lengths = np.full(q.shape[0], q.shape[2]) if q_lengths is None else np.asarray(q_lengths)
+        exists = np.arange(q.shape[2]) < lengths[:, None]
         sink = np.where(exists[:, None, :, None], sinks[:, None, None], sink)
     top = np.maximum(s.max(-1, keepdims=True, initial=-np.inf), sink)
     top = np.where(top == -np.inf, 0, top)
@@ -273,23 +274,56 @@ def attention(q, k, v, **options):
     return p @ np.repeat(v, q.shape[1] // v.shape[1] if v.shape[1] else 1, axis=1), lse
 
 
+def _attention_score_gradients(dout, q, k, v, **options):
+    """p, the gradient of the scores after softcap, slopes and mask, rowsum(dp p), and lse."""
+    p, lse = _attention_probabilities(q, k, **options)
+    dout, v = _double(dout, v)
+    dp = dout @ np.repeat(v, q.shape[1] // v.shape[1] if v.shape[1] else 1, axis=1).swapaxes(-1, -2)
+    delta = (dp * p).sum(-1, keepdims=True)
+    return p, p * (dp - delta), delta[..., 0], lse
+
+
 def attention_backward(dout, q, k, v, **options):
     """dq, dk, dv."""
-    p, _ = _attention_probabilities(q, k, **options)
+    p, ds, _, _ = _attention_score_gradients(dout, q, k, v, **options)
     dout, q, k, v = _double(dout, q, k, v)
     scale, softcap = options.get("scale"), options.get("softcap", 0.0)
     scale = 1 / math.sqrt(q.shape[-1] or 1) if scale is None else scale
     batch, heads, keys, _ = k.shape
     group = q.shape[1] // heads if heads else 1
     repeated = np.repeat(k, group, axis=1)
-    dp = dout @ np.repeat(v, group, axis=1).swapaxes(-1, -2)
-    ds = scale * p * (dp - (dp * p).sum(-1, keepdims=True))
+    ds = scale * ds
     if softcap:
         ds = ds * (1 - np.tanh(scale * q @ repeated.swapaxes(-1, -2) / softcap) ** 2)
     dk, dv = ds.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ dout
     return (ds @ repeated,
             dk.reshape(batch, heads, group, keys, k.shape[-1]).sum(2),
             dv.reshape(batch, heads, group, keys, v.shape[-1]).sum(2))  # fmt: skip
+
+
+def sum_to(x, shape):
+    """x summed over the axes along which `shape` was broadcast to it."""
+    x = x.sum(tuple(range(x.ndim - len(shape))))
+    return x.sum(tuple(axis for axis, size in enumerate(shape) if size == 1), keepdims=True)
+
+
+def attention_option_gradients(dout, q, k, v, **options):
+    """dmask, dsinks, dalibi_slopes; None where attention had no such option."""
+    _, ds, delta, lse = _attention_score_gradients(dout, q, k, v, **options)
+    mask, sinks, slopes = (options.get(name) for name in ("mask", "sinks", "alibi_slopes"))
+    dmask = dsinks = dslopes = None
+    if mask is not None and mask.dtype != bool:
+        dmask = sum_to(ds, mask.shape)
+    if sinks is not None:
+        (sinks,) = _double(sinks)
+        exists = lse != -np.inf
+        rows = np.where(exists, np.exp(sinks[:, None] - np.where(exists, lse, 0)), 0)
+        dsinks = -(rows * delta).sum((0, 2))
+    if slopes is not None:
+        names = ("causal", "q_lengths", "kv_lengths")
+        distance = alibi_distance(q.shape[0], q.shape[2], k.shape[2], **{n: options[n] for n in names if n in options})
+        dslopes = -(distance * ds).sum((0, 2, 3))
+    return dmask, dsinks, dslopes
 
 
 # ---- additive attention: query[B, T, A], keys[B, S, A], values[B, S, C], v[A] ----

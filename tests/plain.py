@@ -192,7 +192,8 @@ def _attention_probabilities(q, k, mask=None, causal=False, scale=None, window=N
     allowed = reference.attention_allowed(*sizes, mask, causal, window, q_lengths, kv_lengths)
     s = np.where(allowed, s, dtype(-np.inf))
     if sinks is not None:
-        exists = np.arange(sizes[1]) < (np.full(sizes[0], sizes[1]) if q_lengths is None else q_lengths)[:, None]
+        lengths = np.full(sizes[0], sizes[1]) if q_lengths is None else np.asarray(q_lengths)
+        exists = np.arange(sizes[1]) < lengths[:, None]
         sink = np.where(exists[:, None, :, None], sinks[:, None, None], dtype(-np.inf))
         s = np.concatenate([s, sink], axis=-1)
     top = s.max(-1, keepdims=True, initial=-np.inf)
@@ -236,6 +237,32 @@ def attention_backward(dout, q, k, v, **options):
     group = q.shape[1] // heads if heads else 1
     return (matmul(ds, k), dk.reshape(batch, heads, group, keys, shape_k[-1]).sum(2),
             dv.reshape(batch, heads, group, keys, shape_v[-1]).sum(2))  # fmt: skip
+
+
+def attention_option_gradients(dout, q, k, v, **options):
+    """dmask, dsinks, dalibi_slopes; None where attention had no such option.
+
+    With delta from the output, as in the documented equation: in sums of dS, which nearly cancel, its rounding shows.
+    """
+    k, v = _repeated(q, k, v)
+    p, lse, _ = _attention_probabilities(q, k, **options)
+    dp = matmul(dout, v.swapaxes(-1, -2))
+    delta = (dout * matmul(p, v)).sum(-1, keepdims=True)
+    ds = p * (dp - delta)
+    mask, sinks, slopes = (options.get(name) for name in ("mask", "sinks", "alibi_slopes"))
+    dmask = dsinks = dslopes = None
+    if mask is not None and mask.dtype != bool:
+        dmask = reference.sum_to(ds, mask.shape)
+    if sinks is not None:
+        exists = lse != -np.inf
+        rows = np.where(exists, np.exp(sinks[:, None] - np.where(exists, lse, 0)), 0).astype(q.dtype)
+        dsinks = -(rows * delta[..., 0]).sum((0, 2))
+    if slopes is not None:
+        names = ("causal", "q_lengths", "kv_lengths")
+        own = {name: options[name] for name in names if name in options}
+        distance = reference.alibi_distance(q.shape[0], q.shape[2], k.shape[2], **own).astype(q.dtype)
+        dslopes = -(distance * ds).sum((0, 2, 3))
+    return dmask, dsinks, dslopes
 
 
 def additive_attention(query, keys, values, v, lengths=None, mask=None):

@@ -320,6 +320,151 @@ def test_any_size_may_be_zero(isa, dtype, rng, name):
         assert not any(g.any() for g in got)
 
 
+# ---- gradients of the mask, the sinks and the slopes ----
+
+# Every way to broadcast a mask to [2, 4, 110, 281].
+MASKS = [
+    (281,), (1,), (110, 1), (110, 281), (4, 1, 281), (4, 110, 281), (1, 1, 1, 281), (2, 1, 1, 281), (2, 1, 110, 1),
+    (2, 1, 110, 281), (2, 4, 1, 281), (2, 4, 110, 1), (2, 4, 110, 281), (4, 1, 1), (2, 1, 1, 1), (2, 4, 1, 1),
+]  # fmt: skip
+EVERY = ("mask", "sinks", "alibi_slopes")
+
+
+def option_arrays(rng, dtype, mask_shape):
+    mask = np.where(rng.random(mask_shape) < 0.8, rng.standard_normal(mask_shape), -np.inf)
+    mask[..., :1] = 0.5
+    return {
+        "mask": mask.astype(dtype),
+        "sinks": rng.standard_normal(4).astype(dtype),
+        "alibi_slopes": (rng.random(4) / 16).astype(dtype),
+    }
+
+
+def option_gradients(dout, q, k, v, **options):
+    """dmask, dsinks, dalibi_slopes, as far as there are such options."""
+    names = [name for name in EVERY if options.get(name) is not None]
+    every = fa.attention_backward(dout, fa.attention_forward(q, k, v, **options)[1], gradients=names)[3:]
+    return tuple(gradient for gradient in every if gradient is not None)
+
+
+SHARED = {}, {"causal": "bottom-right", "softcap": 2.0}, {"window": (40, 20), "q_lengths": [110, 60]}
+
+
+def test_values_of_gradients_of_masks(isa, dtype, rng):
+    rule = ErrorRule()
+    for shape, shared in itertools.product(MASKS, SHARED):
+        args = arrays(rng, dtype, B=2, H=4, Hk=2, Lq=110, Lk=281, D=16)
+        options = shared | option_arrays(rng, dtype, shape)
+        got = option_gradients(*args, **options)[0]
+        assert got.shape == shape
+        rule.add(got, *(of.attention_option_gradients(*args, **options)[0] for of in (plain, exact(dtype))))
+    rule.check(median=isa != "baseline", backward=True)
+
+
+def test_values_of_gradients_of_sinks_and_slopes(isa, dtype, rng):
+    # Many heads and rows, as each head gives one number, a sum of terms that nearly cancel.
+    rules = [ErrorRule() for _ in EVERY[1:]]
+    for shared in SHARED:
+        args = arrays(rng, dtype, B=2, H=48, Hk=24, Lq=60, Lk=270, D=16)
+        options = {"sinks": rng.standard_normal(48).astype(dtype), "alibi_slopes": (rng.random(48) / 16).astype(dtype)}
+        options |= shared | ({"q_lengths": [60, 20]} if "q_lengths" in shared else {})
+        results = zip(
+            option_gradients(*args, **options),
+            *(of.attention_option_gradients(*args, **options)[1:] for of in (plain, exact(dtype))),
+            strict=True,
+        )
+        for rule, values in zip(rules, results, strict=True):
+            rule.add(*values)
+    for rule in rules:
+        rule.check(median=isa != "baseline", backward=True)
+
+
+def test_gradients_of_mask_sinks_and_slopes_agree_with_finite_differences(isa, rng):
+    dout, q, k, v = arrays(rng, np.float64, B=2, H=4, Hk=2, Lq=100, Lk=270, D=6, Dv=4)
+    step = 1e-6
+    for shape in ((100, 270), (4, 1, 270), (2, 1, 100, 1)):
+        options = option_arrays(rng, np.float64, shape) | {"softcap": 3.0, "causal": "bottom-right"}
+        got = option_gradients(dout, q, k, v, **options)
+        for gradient, name in zip(got, EVERY, strict=True):
+            direction = rng.standard_normal(options[name].shape)
+            ends = []
+            for sign in (1, -1):
+                moved = options | {name: options[name] + sign * step * direction}
+                ends.append((dout * fa.attention(q, k, v, **moved)).sum())
+            slope = (gradient * direction).sum()
+            assert abs((ends[0] - ends[1]) / (2 * step) - slope) <= 1e-6 * max(1, abs(slope))
+
+
+def test_gradients_of_options_do_not_depend_on_thread_count(isa, dtype, rng):
+    args = arrays(rng, dtype, B=2, H=4, Hk=2, Lq=410, Lk=900, D=8)
+    for shape in ((900,), (410, 1), (410, 900), (4, 1, 900), (2, 1, 410, 900), (2, 4, 410, 900), (1,)):
+        options = option_arrays(rng, dtype, shape) | {"causal": "bottom-right"}
+        results = []
+        for threads in (1, 2, 3, 7):
+            with fa.num_threads(threads):
+                results.append(option_gradients(*args, **options))
+        for result in results[1:]:
+            assert all(map(same_bits, result, results[0]))
+
+
+def test_asking_for_more_gradients_changes_no_bit_of_the_others(isa, dtype, rng):
+    args = arrays(rng, dtype, B=2, H=4, Hk=2, Lq=110, Lk=281, D=16)
+    for softcap in (0.0, 2.0):
+        options = option_arrays(rng, dtype, (4, 110, 281)) | {"softcap": softcap}
+        saved = fa.attention_forward(*args[1:], **options)[1]
+        few, every = fa.attention_backward(args[0], saved), fa.attention_backward(args[0], saved, gradients=EVERY)
+        assert isinstance(few, tuple) and not hasattr(few, "dq") and isinstance(every, fa.AttentionGradients)
+        assert all(map(same_bits, few, every[:3]))
+        alone = fa.attention_backward(args[0], saved, gradients=["sinks"])
+        assert alone.dmask is None and alone.dalibi_slopes is None and same_bits(alone.dsinks, every.dsinks)
+        assert fa.attention_backward(args[0], saved, gradients=()).dsinks is None
+
+
+def test_padding_changes_no_gradient_of_options(isa, dtype, rng):
+    args = arrays(rng, dtype, H=4, Lq=140, Lk=200, D=16)
+    options = option_arrays(rng, dtype, (4, 140, 200))
+    alone = option_gradients(*args, **options)
+    poison = np.full((1, 4, 190, 16), np.nan, dtype)
+    padded = [np.concatenate([a, poison], axis=2) for a in args]
+    mask = np.full((4, 330, 390), np.nan, dtype)
+    mask[:, :140, :200] = options["mask"]
+    got = option_gradients(*padded, **options | {"mask": mask}, q_lengths=[140], kv_lengths=[200])
+    assert same_bits(got[0][:, :140, :200], alone[0])
+    assert not got[0][:, 140:].any() and not got[0][:, :, 200:].any()
+    assert all(map(same_bits, got[1:], alone[1:]))
+
+
+def test_masked_nan_reaches_no_gradient_of_options(isa, dtype, rng):
+    dout, q, k, v = arrays(rng, dtype, H=4, Lq=120, Lk=300, D=16)
+    options = option_arrays(rng, dtype, (4, 120, 300))
+    options["mask"][:, :, [5, 270]] = options["mask"][:, 7] = -np.inf
+    clean = option_gradients(dout, q, k, v, **options)
+    dout[:, :, 7] = q[:, :, 7] = k[:, :, [5, 270]] = v[:, :, [5, 270]] = np.nan
+    assert all(map(same_bits, option_gradients(dout, q, k, v, **options), clean))
+    assert not clean[0][:, 7].any() and not clean[0][:, :, 5].any()
+
+
+def test_gradients_of_options_of_empty_calls_are_zero(isa, dtype, rng):
+    for name in ("B", "Lq", "Lk", "Dv"):
+        sizes = {"B": 2, "H": 4, "Hk": 2, "Lq": 5, "Lk": 6, "D": 3, "Dv": 4, name: 0}
+        options = option_arrays(rng, dtype, (4, sizes["Lq"], sizes["Lk"]))
+        for gradient, option in zip(option_gradients(*arrays(rng, dtype, **sizes), **options), EVERY, strict=True):
+            assert gradient.shape == options[option].shape and not gradient.any()
+
+
+def test_wrong_names_of_gradients_are_refused(rng):
+    dout, q, k, v = arrays(rng, np.float32, H=2, Lq=5, Lk=6)
+    saved = fa.attention_forward(q, k, v, mask=np.ones((5, 6), bool))[1]
+    for names, error, message in [
+        (["masks"], ValueError, "gradients must hold names of .*'mask', 'sinks', 'alibi_slopes'.*got 'masks'"),
+        (["sinks"], ValueError, "gradients must be of arguments that the forward call had, got 'sinks'"),
+        ("sinks", TypeError, "gradients must be a sequence of names, got 'sinks'"),
+        (["mask"], TypeError, "gradients must be of numbers, got 'mask', which is bool"),
+    ]:
+        with pytest.raises(error, match="attention_backward: " + message):
+            fa.attention_backward(dout, saved, gradients=names)
+
+
 # ---- bad input ----
 
 

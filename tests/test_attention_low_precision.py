@@ -196,3 +196,126 @@ def test_a_mask_of_another_type_is_refused(low, rng):
     q, k, v = arrays(rng, low, 1, 1, 1, 3, 3, 4, 4)
     with pytest.raises(TypeError, match=f"attention: mask must be bool .* or {low} like q"):
         fa.attention(q, k, v, mask=np.zeros((3, 3), np.float32))
+
+
+# ---- gradients ----
+
+GRADIENT_SHAPES = [*SHAPES[:8], (1, 4, 2, 130, 270, 64, 64), (1, 1, 1, 50, 140, 160, 131)]
+
+
+def gradients(dout, q, k, v, **options):
+    """dq, dk, dv."""
+    return fa.attention_backward(dout, fa.attention_forward(q, k, v, **options)[1])
+
+
+def with_dout(rng, dtype, *shape):
+    q, k, v = arrays(rng, dtype, *shape)
+    return rng.standard_normal((*q.shape[:3], v.shape[3])).astype(dtype), q, k, v
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_errors_of_gradients_keep_the_error_rule(isa, low, options, rng):
+    rules = [LowPrecisionRule() for _ in "qkv"]
+    for shape in GRADIENT_SHAPES:
+        args = with_dout(rng, low, *shape)
+        results = zip(gradients(*args, **options), Rounded(low).attention_backward(*args, **options),
+                      reference.attention_backward(*args, **options), strict=True)  # fmt: skip
+        for rule, values in zip(rules, results, strict=True):
+            rule.add(*values)
+    for rule in rules:
+        rule.check(backward=True)
+
+
+def test_gradients_with_masks_and_lengths_keep_the_error_rule(isa, low, rng):
+    args = with_dout(rng, low, 3, 4, 2, 50, 290, 40, 24)
+    added = np.where(rng.random((4, 50, 290)) < 0.2, -np.inf, rng.standard_normal((4, 50, 290))).astype(low)
+    rules = [LowPrecisionRule() for _ in "qkv"]
+    for options in (
+        {"mask": rng.random((3, 1, 50, 290)) < 0.6},
+        {"mask": added},
+        {"mask": np.asfortranarray(added)},
+        {"kv_lengths": [290, 0, 37], "q_lengths": [50, 20, 3]},
+    ):
+        results = zip(gradients(*args, **options), Rounded(low).attention_backward(*args, **options),
+                      reference.attention_backward(*args, **options), strict=True)  # fmt: skip
+        for rule, values in zip(rules, results, strict=True):
+            rule.add(*values)
+    for rule in rules:
+        rule.check(backward=True)
+
+
+def test_gradients_do_not_depend_on_threads_batch_padding_or_layout(isa, low, rng):
+    args = with_dout(rng, low, 3, 4, 2, 151, 301, 48, 40)
+    with fa.num_threads(1):
+        expected = gradients(*args, causal="bottom-right")
+    for n in (2, 3, 7):
+        with fa.num_threads(n):
+            assert all(map(same, gradients(*args, causal="bottom-right"), expected))
+    heads = [x[1:2, 2:4] for x in args[:2]] + [x[1:2, 1:2] for x in args[2:]]
+    alone = gradients(*heads, causal="bottom-right")
+    assert same(alone[0], expected[0][1:2, 2:4])
+    assert all(same(x, y[1:2, 1:2]) for x, y in zip(alone[1:], expected[1:], strict=True))
+    longer = [np.concatenate([x, np.full((*x.shape[:2], 90, x.shape[3]), np.nan, low)], axis=2) for x in args]
+    padded = gradients(*longer, causal="bottom-right", q_lengths=[151] * 3, kv_lengths=[301] * 3)
+    for x, y in zip(padded, expected, strict=True):
+        assert same(x[:, :, : y.shape[2]].copy(), y) and not x[:, :, y.shape[2] :].view(np.uint16).any()
+    for arrange in LAYOUTS.values():
+        assert all(map(same, gradients(*map(arrange, args), causal="bottom-right"), expected))
+
+
+def test_gradients_of_many_heads_taken_in_rounds_are_those_of_each_alone(isa, low, rng):
+    """Sums of dq have a buffer for some heads at a time: here for 8 of 10."""
+    args = with_dout(rng, low, 1, 10, 10, 4200, 5, 128, 3)
+    together = gradients(*args)
+    for h in (0, 7, 8, 9):
+        alone = gradients(*(x[:, h : h + 1] for x in args))
+        assert all(same(x[:, h : h + 1].copy(), y) for x, y in zip(together, alone, strict=True))
+
+
+def test_masked_values_reach_no_gradient(isa, low, rng):
+    dout, q, k, v = with_dout(rng, low, 1, 2, 2, 121, 301, 24, 16)
+    mask = rng.random((121, 301)) < 0.7
+    mask[:, [5, 270]] = mask[7] = False
+    clean = gradients(dout, q, k, v, mask=mask)
+    for bad in (np.nan, np.inf):
+        dout[:, :, 7] = q[:, :, 7] = k[:, :, [5, 270]] = v[:, :, [5, 270]] = bad
+        assert all(map(same, gradients(dout, q, k, v, mask=mask), clean))
+
+
+def test_nan_reaches_the_gradients_of_the_pairs_that_attend(isa, low, rng):
+    args = with_dout(rng, low, 1, 1, 1, 120, 300, 16, 16)
+    mask = np.ones((120, 300), bool)
+    mask[:, 50:] = mask[11, 20] = False
+    clean = gradients(*args, mask=mask)
+    for index, place in ((0, (11, 3)), (1, (11, 3)), (2, (20, 3)), (3, (20, 3))):
+        poisoned = [x.copy() for x in args]
+        poisoned[index][0, 0][place] = np.nan
+        dq, dk, dv = gradients(*poisoned, mask=mask)
+        rows = np.arange(120) == 11 if index < 2 else mask[:, 20]
+        assert is_nan(dq)[0, 0, rows].all()
+        assert same(dq[:, :, ~rows], clean[0][:, :, ~rows])
+        if index < 2:
+            assert is_nan(dk)[0, 0, mask[11]].any(-1).all()
+            assert same(dk[:, :, ~mask[11]], clean[1][:, :, ~mask[11]])
+            assert same(dv[:, :, ~mask[11]], clean[2][:, :, ~mask[11]])
+
+
+@pytest.mark.parametrize("mask_shape", [(281,), (4, 110, 281), (2, 1, 110, 1)])
+def test_gradients_of_mask_sinks_and_slopes_are_of_their_types(isa, low, mask_shape, rng):
+    args = with_dout(rng, low, 2, 4, 2, 110, 281, 16, 16)
+    options = {
+        "mask": rng.standard_normal(mask_shape).astype(low),
+        "sinks": rng.standard_normal(4).astype(low),
+        "alibi_slopes": (rng.random(4) / 16).astype(low),
+    }
+    saved = fa.attention_forward(*args[1:], **options)[1]
+    got = fa.attention_backward(args[0], saved, gradients=tuple(options))[3:]
+    wide = [x.astype(np.float32) for x in args], {name: x.astype(np.float32) for name, x in options.items()}
+    truth = reference.attention_option_gradients(*wide[0], **wide[1])
+    eps = float(np.finfo(low).eps) if low != BFLOAT16 else 2.0**-7
+    for x, y, option in zip(got, truth, options.values(), strict=True):
+        # Each sum is rounded once; what its terms have of the rounded output is some units of the largest.
+        assert x.dtype == low and x.shape == option.shape
+        assert np.abs(x.astype(np.float64) - y).max() <= 4 * eps * max(1, np.abs(y).max())
+    with fa.num_threads(3):
+        assert all(map(same, fa.attention_backward(args[0], saved, gradients=tuple(options))[3:], got))

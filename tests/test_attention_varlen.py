@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import fastattn as fa
+from fastattn import reference
 from tests import plain
 from tests.arrays import LAYOUTS, same_bits
 from tests.errors import ErrorRule, exact
@@ -221,3 +222,32 @@ def test_wrong_arguments_of_gradients_are_named(rng):
         fa.attention_varlen_backward(out.astype(np.float64), saved)
     with pytest.raises(TypeError, match="saved must be what attention_varlen_forward returned, got SavedAttention"):
         fa.attention_varlen_backward(out, fa.attention_forward(*[np.ones((1, 1, 2, 3))] * 3)[1])
+
+
+@pytest.mark.parametrize("mask_shape", [(200, 530), (8, 1, 200, 530), (1, 530), (8, 4, 1, 1)])
+def test_gradients_of_mask_sinks_and_slopes_are_sums_over_the_sequences(isa, dtype, rng, mask_shape):
+    arguments = ragged(rng, dtype, LENGTHS)
+    dout = rng.standard_normal((len(arguments[0]), 4, 17)).astype(dtype)
+    options = {
+        "mask": rng.standard_normal(mask_shape).astype(dtype),
+        "sinks": rng.standard_normal(4).astype(dtype),
+        "alibi_slopes": (rng.random(4) / 16).astype(dtype),
+    }
+    names = tuple(options)
+    saved = fa.attention_varlen_forward(*arguments, **options)[1]
+    got = fa.attention_varlen_backward(dout, saved, gradients=names)
+    whole = np.zeros((8, 4, 200, 530))
+    sums = [np.zeros(4), np.zeros(4)]
+    for b, (rows, alone) in enumerate(sequences(*arguments)):
+        queries, keys = LENGTHS[b]
+        mask = np.broadcast_to(options["mask"], whole.shape)[b, :, :queries, :keys]
+        one = fa.attention_forward(*alone, **options | {"mask": mask})[1]
+        own = fa.attention_backward(dout[rows].swapaxes(0, 1)[None], one, gradients=names)
+        whole[b, :, :queries, :keys] = own.dmask
+        sums = [total + part for total, part in zip(sums, own[4:], strict=True)]
+    for x, y in zip(got[3:], (reference.sum_to(whole, mask_shape), *sums), strict=True):
+        # Sums of the same terms in another order.
+        assert x.dtype == dtype and np.abs(x - y).max() <= 100 * np.finfo(dtype).eps * max(1, np.abs(y).max())
+    for n in (1, 3):
+        with fa.num_threads(n):
+            assert all(map(same_bits, fa.attention_varlen_backward(dout, saved, gradients=names)[3:], got[3:]))

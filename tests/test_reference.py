@@ -183,6 +183,19 @@ class TestAttention:
         assert_gradient(dk, lambda k: reference.attention(q, k, v, **o)[0], k, dout)
         assert_gradient(dv, lambda v: reference.attention(q, k, v, **o)[0], v, dout)
 
+    def test_gradients_of_mask_sinks_and_slopes_are_the_derivatives(self, case, rng):
+        q, k, v, o = case
+        mask = o["mask"] if o.get("mask") is not None and o["mask"].dtype != bool else rng.standard_normal((4, 1, 5))
+        o = o | {"mask": mask[..., : k.shape[2]], "sinks": rng.standard_normal(4), "alibi_slopes": rng.random(4)}
+        dout = rng.standard_normal((2, 4, 4, 2))
+        got = reference.attention_option_gradients(dout, q, k, v, **o)
+        for gradient, name in zip(got, ("mask", "sinks", "alibi_slopes"), strict=True):
+
+            def out(x, name=name):
+                return reference.attention(q, k, v, **o | {name: x})[0]
+
+            assert_gradient(gradient, out, o[name], dout)
+
     def test_causal_true_is_the_diagonal_of_equal_lengths(self, rng):
         q, k, v = rng.standard_normal((3, 1, 1, 4, 2))
         for name in ("top-left", "bottom-right"):

@@ -1,42 +1,48 @@
 /* The inside of attention backward, on one tile of query rows and one block of keys. S, R and sum are those of the forward
-   (attention.c); with G = dO / sum, row by row, the probabilities need not be divided:
+   (attention.c):
 
-     P  = 2^(S - R)                  attention_scores, attention_probabilities
-     dS = P (G V' - delta)           attention_scores again, attention_score_gradients; delta = rowsum(G O)
+     P  = 2^(S - R) / sum            attention_scores, attention_probabilities
+     dS = P (dO V' - delta)          attention_scores again, attention_score_gradients; delta = rowsum(dO O), attention_delta
      dQ += scale dS K                attention_query_gradients
-     dV += P' G,  dK += dS' Q        attention_key_gradients; dK is scaled at the end, by attention_scale_gradients
+     dV += P' dO,  dK += dS' Q       attention_key_gradients; dK is scaled at the end, by attention_scale_gradients
 
    Buffers: p and ds are rows of ATTENTION_STRIDE, defined, and 0 where a row does not attend, for all rows of the tile and all
-   keys of the block up to a whole vector and a whole step of TILE_K. Scaled q and G lie in slices, keys and values in panels of
-   keys, and the second factors of the last three products in panels of columns, all as in attention.c.
+   keys of the block up to a whole step of packing and products. Scaled q, and dO, lie in slices, keys and values in panels of
+   keys, and the second factors of the last three products in panels of columns, all as in attention.c. Sums are of reals, whatever
+   the arrays hold, and are rounded to it once.
+
+   With FA_PAIRS P and dS are rounded to bfloat16 for the last three products, by attention_pair_gradients.
 
    A pair whose P is 0, masked or underflowed, contributes nothing, whatever stands in its rows: what is not finite is packed as 0
    into the second factors and added by attention_patch_gradients to the pairs whose P is not 0. */
 #include "attention_tile.h"
 
 #include <math.h>
+#include <string.h>
 
-/* G = dout / sum in slices, delta = rowsum(G out); zeros for a row that attended to nothing. */
-void KERNEL(attention_output_gradients)(real *dst, fa_index slice, real *delta, const real *dout, fa_index lddout,
-                                        const real *out, fa_index ldout, fa_index rows, fa_index D, const real *sum)
+/* The first of `count` elements that fill a vector: partial ones pass through memory where there are no masks for 16 bits. */
+FA_INLINE vreal load_some(const stored *p, fa_index count) { return count >= VL ? v_load_stored(p) : v_load_stored_n(p, count); }
+FA_INLINE void store_some(stored *p, vreal x, fa_index count)
 {
-    const fa_index padded = fa_round_up(D, TILE_K);
+    if (count >= VL)
+        v_store_stored(p, x);
+    else
+        v_store_stored_n(p, x, count);
+}
+
+/* delta = rowsum(dout out). */
+void KERNEL(attention_delta)(real *delta, const stored *dout, fa_index lddout, const stored *out, fa_index ldout, fa_index rows,
+                             fa_index D)
+{
     for (fa_index r = 0; r < rows; r++, dout += lddout, out += ldout) {
-        const vreal inverse = v_set1(sum[r] == 0 ? 0 : 1 / sum[r]);
-        real *to = dst + r * QUERY_STRIDE;
         vreal total = v_zero();
-        for (fa_index d = 0; d < padded; d += VL) {
-            const vreal x = v_load_n(dout + d, D - d), y = v_load_n(out + d, D - d);
-            const vreal g = sum[r] == 0 ? v_zero() : v_mul(x, inverse);
-            total = v_fma(g, y, total);
-            v_store(to + d / QUERY_SLICE * slice + d % QUERY_SLICE, g);
-        }
+        for (fa_index d = 0; d < D; d += VL) total = v_fma(load_some(dout + d, D - d), load_some(out + d, D - d), total);
         delta[r] = v_reduce_add(total);
     }
 }
 
 /* Where the zeros of a row end. */
-FA_INLINE fa_index filled_keys(fa_index keys) { return fa_round_up(keys, fa_max(VL, TILE_K)); }
+FA_INLINE fa_index filled_keys(fa_index keys) { return fa_round_up(keys, fa_max(FA_PACKED * VL, STEP)); }
 
 /* A row whose sum is NaN: all that it attends to is. */
 FA_NOINLINE void row_of_nans(real *row, fa_index first, fa_index end)
@@ -45,13 +51,14 @@ FA_NOINLINE void row_of_nans(real *row, fa_index first, fa_index end)
     for (fa_index j = first; j < end; j += VL) v_store(row + j, v_select(v_eq(v_load(row + j), excluded), v_zero(), nan));
 }
 
-FA_INLINE void row_probabilities(real *row, fa_index first, fa_index end, real taken_off, real R)
+FA_INLINE void row_probabilities(real *row, fa_index first, fa_index end, real taken_off, real R, real sum)
 {
     const vreal off = v_set1(taken_off), magic = v_set1(V_MAGIC - R), lowest = v_set1(R + V_EXPONENT_FLOOR);
+    const vreal inverse = v_set1(1 / sum);
 #pragma GCC unroll 2
     for (fa_index j = first; j < end; j += VL) {
         const vreal x = v_load(row + j);
-        v_store(row + j, exp2_shifted(taken_off == 0 ? x : v_sub(x, off), magic, lowest));
+        v_store(row + j, v_mul(exp2_shifted(taken_off == 0 ? x : v_sub(x, off), magic, lowest), inverse));
     }
 }
 
@@ -71,29 +78,32 @@ void KERNEL(attention_probabilities)(real *s, fa_index rows, const fa_index *beg
         if (FA_UNLIKELY(isnan(sum[r])))
             row_of_nans(s, first, last);
         else if (FA_UNLIKELY(!(fabs((double)reference[r]) < (double)REFERENCE_LIMIT)))
-            row_probabilities(s, first, last, reference[r], 0);
+            row_probabilities(s, first, last, reference[r], 0, sum[r]);
         else
-            row_probabilities(s, first, last, 0, reference[r]);
+            row_probabilities(s, first, last, 0, reference[r], sum[r]);
         fill(s, 0, first);
         fill(s, last, filled_keys(keys));
     }
 }
 
-/* G V' to dS, in place: ds = p (ds - delta) where p is not 0. A row that is `whole` attends to no key outside this block: then delta is
-   summed up from its own p and ds, which leaves no trace of their rounding where one p is nearly all of the sum. */
+/* dout V' to dS, in place: ds = p (ds - delta) where p is not 0. A row with `whole` attends to no key outside this block: then delta
+   is summed up from its own p and ds, and with whole = 1 divided by the sum of p, which leaves no trace of their rounding where one p
+   is nearly all of the sum; 2: a sink has the rest of it. */
 void KERNEL(attention_score_gradients)(real *ds, const real *p, fa_index rows, const fa_index *begin, const fa_index *end,
-                                       fa_index keys, const real *delta, const real *sum, const unsigned char *whole)
+                                       fa_index keys, const real *delta, const unsigned char *whole)
 {
     for (fa_index r = 0; r < rows; r++, ds += ATTENTION_STRIDE, p += ATTENTION_STRIDE) {
         const fa_index first = begin[r] / VL * VL, last = end[r] > begin[r] ? fa_round_up(end[r], VL) : first;
         vreal less = v_broadcast(delta + r);
         if (whole[r] && first < last) {
-            vreal total = v_zero();
+            vreal total = v_zero(), sum = v_zero();
             for (fa_index j = first; j < last; j += VL) {
                 const vreal weight = v_load(p + j);
+                sum = v_add(sum, weight);
                 total = v_add(total, v_select(v_eq(weight, v_zero()), v_zero(), v_mul(weight, v_load(ds + j))));
             }
-            less = v_set1(sum[r] == 0 ? 0 : v_reduce_add(total) / sum[r]);
+            const real weights = v_reduce_add(sum);
+            less = v_set1(weights == 0 ? 0 : v_reduce_add(total) / (whole[r] == 1 ? weights : 1));
         }
         for (fa_index j = first; j < last; j += VL) {
             const vreal weight = v_load(p + j), x = v_mul(weight, v_sub(v_load(ds + j), less));
@@ -115,6 +125,33 @@ void KERNEL(attention_softcap_gradients)(real *ds, const real *x, fa_index rows,
         }
 }
 
+/* With FA_PAIRS, p and ds as the products take them: of rows i and i + 1, as row i / 2 of p_pairs (which may begin where p does, or
+   before) and of ds_pairs, a missing row being zeros; of neighbouring keys, in the first half of each row of ds. Otherwise they are
+   such operands already. */
+void KERNEL(attention_pair_gradients)(real *p_pairs, real *ds_pairs, const real *p, real *ds, fa_index rows, fa_index keys)
+{
+#if FA_PAIRS
+    const fa_index filled = filled_keys(keys), stride = ATTENTION_STRIDE;
+    for (fa_index r = 0; r < rows; r += 2, p += 2 * stride, ds += 2 * stride, p_pairs += stride, ds_pairs += stride) {
+        const int two = r + 1 < rows;
+        for (fa_index j = 0; j < filled; j += 2 * VL) {
+            const vreal p00 = v_load(p + j), p01 = v_load(p + j + VL);
+            const vreal p10 = two ? v_load(p + stride + j) : v_zero(), p11 = two ? v_load(p + stride + j + VL) : v_zero();
+            const vreal d00 = v_load(ds + j), d01 = v_load(ds + j + VL);
+            const vreal d10 = two ? v_load(ds + stride + j) : v_zero(), d11 = two ? v_load(ds + stride + j + VL) : v_zero();
+            v_store(p_pairs + j, v_pack_lanes(p00, p10));
+            v_store(p_pairs + j + VL, v_pack_lanes(p01, p11));
+            v_store(ds_pairs + j, v_pack_lanes(d00, d10));
+            v_store(ds_pairs + j + VL, v_pack_lanes(d01, d11));
+            v_store(ds + j / 2, v_pack(d00, d01));
+            if (two) v_store(ds + stride + j / 2, v_pack(d10, d11));
+        }
+    }
+#else
+    (void)p_pairs, (void)ds_pairs, (void)p, (void)ds, (void)rows, (void)keys;
+#endif
+}
+
 /* dst += scale acc, never -0: a sum that underflows to -0 would stay so, or not, by how many masked pairs follow. */
 FA_INLINE void add_gradients(real *dst, fa_index ld, tile_acc acc, const int mr, const int nv, fa_index columns, vreal scale)
 {
@@ -133,19 +170,25 @@ FA_INLINE void add_gradients(real *dst, fa_index ld, tile_acc acc, const int mr,
 }
 
 /* Terms in a chain of the last three products; chains are added up in memory. One chain over a block of 256 keys has 1.7 times the
-   median error of NumPy, whose products of such sizes have several sums for each element; chains of 32 have at most 1.1 times. */
+   median error of NumPy, whose products of such sizes have several sums for each element; chains of 32 have at most 1.1 times.
+   Beside the rounding to 16 bits neither shows. */
+#if defined(FA_STORED_BF16) || defined(FA_STORED_F16)
+#define GRADIENT_CHAIN ATTENTION_KEYS
+#else
 #define GRADIENT_CHAIN 32
+#endif
 
-#define QUERY_GRADIENT_TILE(mr, nv)                                                                                        \
-    tile_product(acc, mr, nv, ds + r * ATTENTION_STRIDE + from, ATTENTION_STRIDE, 1, panel + from * (nv) * VL, to - from); \
+#define QUERY_GRADIENT_TILE(mr, nv)                                                              \
+    tile_product(acc, mr, nv, ds + r * ATTENTION_STRIDE + from / FA_PACKED, ATTENTION_STRIDE, 1, \
+                 panel + from / FA_PACKED * (nv) * VL, (to - from) / FA_PACKED);                 \
     add_gradients(dq + r * lddq + first, lddq, acc, mr, nv, D - first, factor)
 #define QUERY_GRADIENT_PANEL(nv) TILE_SWITCH_6(mr, QUERY_GRADIENT_TILE, nv)
 
-/* dq += scale ds k; k in panels of columns. */
+/* dq += scale ds k; k in panels of columns; with FA_PAIRS ds in pairs along its rows. */
 void KERNEL(attention_query_gradients)(real *dq, fa_index lddq, const real *ds, fa_index rows, const real *k, fa_index keys,
                                        const fa_index *begin, const fa_index *end, fa_index D, real scale)
 {
-    const fa_index padded = fa_round_up(keys, TILE_K);
+    const fa_index padded = packed_size(keys);
     const tile_deal deal = deal_rows(rows, TILE);
     const vreal factor = v_set1(scale);
     for (fa_index first = 0; first < D; first += PANEL) {
@@ -170,25 +213,26 @@ void KERNEL(attention_query_gradients)(real *dq, fa_index lddq, const real *ds, 
     }
 }
 
-/* The rows that attend to one of the keys [first, first + keys), widened to whole steps of TILE_K. */
+/* The rows that attend to one of the keys [first, first + keys), widened to whole steps. */
 FA_INLINE key_range tile_rows(const fa_index *begin, const fa_index *end, fa_index rows, fa_index first, fa_index keys)
 {
     fa_index from = 0, to = rows;
     while (from < to && (end[from] <= first || begin[from] >= first + keys)) from++;
     while (from < to && (end[to - 1] <= first || begin[to - 1] >= first + keys)) to--;
-    return (key_range){from / TILE_K * TILE_K, from < to ? fa_round_up(to, TILE_K) : from / TILE_K * TILE_K};
+    return (key_range){from / STEP * STEP, from < to ? fa_round_up(to, STEP) : from / STEP * STEP};
 }
 
-#define KEY_GRADIENT_TILE(mr, nv)                                                                                         \
-    tile_product(acc, mr, nv, p + j + from * ATTENTION_STRIDE, 1, ATTENTION_STRIDE, panel + from * (nv) * VL, to - from); \
+#define KEY_GRADIENT_TILE(mr, nv)                                                               \
+    tile_product(acc, mr, nv, p + j + from / FA_PACKED * ATTENTION_STRIDE, 1, ATTENTION_STRIDE, \
+                 panel + from / FA_PACKED * (nv) * VL, (to - from) / FA_PACKED);                \
     add_gradients(dst + j * ld + first, ld, acc, mr, nv, PANEL, one)
 #define KEY_GRADIENT_PANEL(nv) TILE_SWITCH_6(mr, KEY_GRADIENT_TILE, nv)
 
-/* dst += p' x for the keys of the block, x in panels of columns; rows of dst are whole vectors. */
+/* dst += p' x for the keys of the block, x in panels of columns, with FA_PAIRS p in pairs of rows; rows of dst are whole vectors. */
 void KERNEL(attention_key_gradients)(real *dst, fa_index ld, const real *p, fa_index rows, const real *x, fa_index keys,
                                      const fa_index *begin, const fa_index *end, fa_index D)
 {
-    const fa_index padded = fa_round_up(rows, TILE_K);
+    const fa_index padded = packed_size(rows);
     const tile_deal deal = deal_rows(keys, TILE);
     const vreal one = v_set1(1);
     for (fa_index first = 0; first < D; first += PANEL) {
@@ -214,29 +258,42 @@ void KERNEL(attention_key_gradients)(real *dst, fa_index ld, const real *p, fa_i
 }
 
 /* dst = scale src, D columns of each row. */
-void KERNEL(attention_scale_gradients)(real *dst, fa_index lddst, const real *src, fa_index ldsrc, fa_index rows, fa_index D,
+void KERNEL(attention_scale_gradients)(stored *dst, fa_index lddst, const real *src, fa_index ldsrc, fa_index rows, fa_index D,
                                        real scale)
 {
     const vreal factor = v_set1(scale);
     for (fa_index r = 0; r < rows; r++)
         for (fa_index d = 0; d < D; d += VL) {
             const vreal y = v_mul(v_load_n(src + r * ldsrc + d, D - d), factor);
-            v_store_n(dst + r * lddst + d, y, D - d);
+            store_some(dst + r * lddst + d, y, D - d);
         }
 }
 
-/* dst[i, d] += scale weight[i, j] x[j, d] over the x that are not finite, where p[i, j] is not 0. weight and p have the steps i_step
-   and j_step. Rare, so plain: the sums are NaN or infinite whatever the order. */
-void KERNEL(attention_patch_gradients)(real *dst, fa_index lddst, const real *weight, const real *p, fa_index i_step,
-                                       fa_index j_step, fa_index I, fa_index J, const real *x, fa_index ldx, fa_index D,
-                                       real scale)
+/* p or ds of query i and key j, as attention_key_gradients reads it. */
+FA_INLINE real element(const real *p, fa_index i, fa_index j)
 {
+#if FA_PAIRS
+    stored pair[FA_PACKED];
+    memcpy(pair, p + i / FA_PACKED * ATTENTION_STRIDE + j, sizeof pair);
+    return real_of(pair[i % FA_PACKED]);
+#else
+    return p[i * ATTENTION_STRIDE + j];
+#endif
+}
+
+/* What x that is not finite adds to dst = weight x (rows of x are keys), or to dst = weight' x (`of_keys`: rows of x are queries), where
+   p is not 0. Rare, so plain: the sums are NaN or infinite whatever the order. */
+void KERNEL(attention_patch_gradients)(real *dst, fa_index lddst, const real *weight, const real *p, fa_index rows, fa_index keys,
+                                       const stored *x, fa_index ldx, fa_index D, real scale, int of_keys)
+{
+    const fa_index I = of_keys ? keys : rows, J = of_keys ? rows : keys;
     for (fa_index j = 0; j < J; j++)
         for (fa_index d = 0; d < D; d++) {
-            if (isfinite(x[j * ldx + d])) continue;
+            const real value = real_of(x[j * ldx + d]);
+            if (isfinite(value)) continue;
             for (fa_index i = 0; i < I; i++) {
-                const fa_index at = i * i_step + j * j_step;
-                if (p[at] != 0) dst[i * lddst + d] += scale * weight[at] * x[j * ldx + d];
+                const fa_index query = of_keys ? j : i, key = of_keys ? i : j;
+                if (element(p, query, key) != 0) dst[i * lddst + d] += scale * element(weight, query, key) * value;
             }
         }
 }

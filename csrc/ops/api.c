@@ -138,7 +138,7 @@ fa_status fa_attention_merge(fa_dtype dtype, void *out, void *lse, const void *a
 
 fa_status fa_attention_backward(fa_dtype dtype, const fa_attention_backward_arguments *arguments)
 {
-    BY_DTYPE(attention_backward, arguments);
+    BY_ANY_DTYPE(attention_backward, arguments);
 }
 
 fa_status fa_additive_forward(fa_dtype dtype, const fa_additive_arguments *a) { BY_DTYPE(additive_forward, a); }

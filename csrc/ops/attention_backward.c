@@ -2,101 +2,70 @@
 
    A task is a key block of one kv head. It packs its keys and values, then meets the query tiles of all heads of its group:
 
-     for each query head, for each tile that attends to the block
+     for each tile that attends to the block, for each query head
          S, masks, P, dS                   a few register tiles of rows at a time
          dq += scale dS K                  after the block before has added to this tile
-         dv += P' G,  dk += scale dS' Q    sums of the task, in its scratch
+         dv += P' dO,  dk += scale dS' Q   sums of the task, in its scratch
 
    So there are five products, and no partial sums beyond those of a block. Each sum is split at constant places, multiples of
-   QUERY_TILE queries or of a block of keys, and its parts are added in ascending order: dk and dv within a task, dq from task to
+   GRADIENT_TILE queries or of a block of keys, and its parts are added in ascending order: dk and dv within a task, dq from task to
    task, in a chain. Tasks are dealt out block by block, the heads of a block side by side: the task before in a chain was begun one
    round of heads earlier, and with as many heads as threads nobody waits. With fewer, tasks of one head follow each other one tile
-   apart. */
-#include "attention.h"
+   apart.
+
+   Where arrays are no reals, dq is summed up in scratch, for some heads at a time, and rounded when the last block of a head has
+   added to it. */
+#include "attention_backward.h"
 
 #include <string.h>
 
-#define QUERY_TILE 96
-#define GROUP_TILES 4       /* register tiles whose scores stay in the first-level cache between their passes */
-#define BLOCK_KEYS 256      /* keys in a block; so many bytes of a row of keys or values: */
-#define BLOCK_ROW_BYTES 512 /* larger rows take half as many */
+#define GROUP_TILES 4                    /* register tiles whose scores stay in the first-level cache between their passes */
+#define BLOCK_KEYS 256                   /* keys in a block; so many bytes of a row of keys or values: */
+#define BLOCK_ROW_BYTES 512              /* larger rows take half as many */
+#define ROUND_BYTES ((fa_index)16 << 20) /* of dq in scratch, for the heads at a time; a constant, as which sums come first is */
+#define ROUND_HEADS 8                    /* but at least so many heads */
 
-typedef struct {
-    real *keys, *values, *columns;          /* of the block: panels of keys of k and v, panels of columns of k */
-    real *dk, *dv;                          /* [block, ldk], [block, ldv] */
-    real *queries, *gradients, *delta;      /* of a tile: scaled q and G in slices, delta */
-    real *query_columns, *gradient_columns; /* q and G in panels of columns */
-    real *p, *ds, *products;                /* [QUERY_TILE, attention_stride]; products q k before a softcap */
-    real *mask;                             /* a part of a mask whose keys are not contiguous */
-} worker_scratch;
-
-typedef struct {
-    const fa_attention_backward_arguments *arguments;
-    const fa_attention_arguments *a; /* of the forward call */
-    const fa_kernels *kernels;
-    fa_index block, blocks, tiles, group;
-    fa_index group_rows; /* rows of GROUP_TILES register tiles */
-    fa_index ldk, ldv;   /* rows of dk and dv: whole vectors */
-    fa_index slice;      /* size of a slice of queries or G */
-    real scale, scale_high, scale_low;
-    worker_scratch *worker;
-    fa_index *row_keys;    /* [B, H, Lq, 2] where there is a mask: find_row_keys */
-    fa_progress *progress; /* [B, Hk, blocks]: query tiles of the group to whose dq a block has added */
-} backward_call;
-
-/* One tile of queries: rows [i0, i0 + rows) of query head h. */
-typedef struct {
-    fa_index b, h, hk, i0, rows, j0, keys;
-    fa_index begin[QUERY_TILE], end[QUERY_TILE];
-    int nonfinite_q, nonfinite_g;
-} query_tile;
-
-static real *gradient_row(void *base, const fa_index *stride, fa_index b, fa_index h, fa_index i)
+static stored *written_row(void *base, const fa_index *stride, fa_index b, fa_index h, fa_index i)
 {
-    return (real *)base + b * stride[0] + h * stride[1] + i * stride[2];
+    return (stored *)base + b * stride[0] + h * stride[1] + i * stride[2];
 }
 
-/* Packs what a slice buffer holds into panels of columns. */
-static void pack_slices(const backward_call *c, real *dst, const real *slices, fa_index rows, fa_index D, int *nonfinite)
+/* Where dq of a row is summed up, and the distance of its rows. */
+static real *summed_row(const backward_call *c, fa_index b, fa_index h, fa_index i, fa_index *ld)
 {
-    const fa_kernels *k = c->kernels;
-    const fa_index padded = fa_round_up(rows, k->sizes.tile_k);
-    *nonfinite = 0;
-    for (fa_index d = 0; d < D; d += k->sizes.query_slice, slices += c->slice) {
-        int found;
-        k->attention_pack_values(dst + d * padded, slices, k->sizes.query_stride, rows, fa_min(k->sizes.query_slice, D - d),
-                                 &found);
-        *nonfinite |= found;
-    }
+    const fa_attention_backward_arguments *g = c->arguments;
+    const fa_attention_arguments *a = c->a;
+#if FA_CONVERTS
+    (void)g;
+    const fa_index head = b * a->Hk + h / c->group - c->first_head;
+    *ld = a->D;
+    return c->dq + ((head * c->group + h % c->group) * a->Lq + i) * a->D;
+#else
+    *ld = g->dq_stride[2];
+    return written_row(g->dq, g->dq_stride, b, h, query_start(a, b) + i);
+#endif
 }
 
-static void pack_tile(const backward_call *c, const worker_scratch *w, query_tile *t)
+static void pack_tile(const backward_call *c, const gradient_scratch *w, gradient_tile *t)
 {
     const fa_attention_backward_arguments *g = c->arguments;
     const fa_attention_arguments *a = c->a;
     const fa_kernels *k = c->kernels;
-    const fa_index row = state_row(a, t->b, t->h, t->i0);
-    const real *q = query_row(a, t->b, t->h, t->i0), *out = output_row(a, t->b, t->h, t->i0);
-    const real *dout = (const real *)g->dout + t->b * g->dout_stride[0] + t->h * g->dout_stride[1] +
-                       (query_start(a, t->b) + t->i0) * g->dout_stride[2];
+    const stored *q = query_row(a, t->b, t->h, t->i0), *out = output_row(a, t->b, t->h, t->i0);
+    const stored *dout = gradient_row(g, t->b, t->h, t->i0);
     k->attention_scale_queries(w->queries, c->slice, q, a->q_stride[2], t->rows, a->D, c->scale_high, c->scale_low);
     k->attention_pack_values(w->query_columns, q, a->q_stride[2], t->rows, a->D, &t->nonfinite_q);
-    k->attention_output_gradients(w->gradients, c->slice, w->delta, dout, g->dout_stride[2], out, a->out_stride[2], t->rows,
-                                  a->Dv, (const real *)a->sum + row);
-    pack_slices(c, w->gradient_columns, w->gradients, t->rows, a->Dv, &t->nonfinite_g);
+    k->attention_scale_queries(w->gradients, c->slice, dout, g->dout_stride[2], t->rows, a->Dv, 1, 0);
+    k->attention_pack_values(w->gradient_columns, dout, g->dout_stride[2], t->rows, a->Dv, &t->nonfinite_g);
+    k->attention_delta(w->delta, dout, g->dout_stride[2], out, a->out_stride[2], t->rows, a->Dv);
 }
 
-/* Whether row r of the tile attends to no key outside the block. */
-static int is_whole(const backward_call *c, const query_tile *t, fa_index r)
+/* 0 where row r of the tile attends to keys outside the block; otherwise 1, or 2 with a sink, which is outside too. */
+static unsigned char whole_row(const backward_call *c, const gradient_tile *t, fa_index r)
 {
     fa_index begin, end;
-    if (c->row_keys) {
-        const fa_index *keys = c->row_keys + 2 * ((t->b * c->a->H + t->h) * c->a->Lq + t->i0 + r);
-        begin = keys[0], end = keys[1];
-    } else {
-        key_range(c->a, t->b, t->i0 + r, &begin, &end);
-    }
-    return begin >= t->j0 && end <= t->j0 + t->keys;
+    attended_keys(c, t->b, t->h, t->i0 + r, &begin, &end);
+    return (unsigned char)(begin < t->j0 || end > t->j0 + t->keys ? 0 : c->a->sinks ? 2 : 1);
 }
 
 /* The first and beyond the last key that each row of head `i` attends to, mask included. Padding that a mask excludes must change no
@@ -115,21 +84,31 @@ static void find_row_keys(void *context, fa_index i, int worker)
             while (keys[0] < keys[1] && !mask[keys[0] * stride[3]]) keys[0]++;
             while (keys[0] < keys[1] && !mask[(keys[1] - 1) * stride[3]]) keys[1]--;
         } else {
-            const real *mask = (const real *)a->mask + at;
-            while (keys[0] < keys[1] && mask[keys[0] * stride[3]] == -REAL_INFINITY) keys[0]++;
-            while (keys[0] < keys[1] && mask[(keys[1] - 1) * stride[3]] == -REAL_INFINITY) keys[1]--;
+            const stored *mask = (const stored *)a->mask + at;
+            while (keys[0] < keys[1] && mask[keys[0] * stride[3]] == STORED_MINUS_INFINITY) keys[0]++;
+            while (keys[0] < keys[1] && mask[(keys[1] - 1) * stride[3]] == STORED_MINUS_INFINITY) keys[1]--;
         }
     }
 }
 
-/* P and dS of the tile. */
-static void probabilities(const backward_call *c, const worker_scratch *w, const query_tile *t)
+/* What becomes of dS of some rows, an even first one, before the products. */
+static void finish_scores(const backward_call *c, const gradient_scratch *w, const gradient_tile *t, fa_index first,
+                          fa_index rows)
+{
+    const fa_kernels *k = c->kernels;
+    const fa_index at = first * k->sizes.attention_stride, at_pairs = first / 2 * k->sizes.attention_stride;
+    if (c->a->softcap > 0) k->attention_softcap_gradients(w->ds + at, w->products + at, rows, t->begin + first, t->end + first);
+    k->attention_pair_gradients(w->p + at_pairs, w->ds_pairs + at_pairs, w->p + at, w->ds + at, rows, t->keys);
+}
+
+/* P and dS of the tile; dS is not finished where dmask is wanted, which takes it as it is. */
+static void probabilities(const backward_call *c, const gradient_scratch *w, const gradient_tile *t)
 {
     const fa_attention_arguments *a = c->a;
     const fa_kernels *k = c->kernels;
     const fa_index stride = k->sizes.attention_stride, query_stride = k->sizes.query_stride;
     const fa_index row = state_row(a, t->b, t->h, t->i0);
-    unsigned char whole[QUERY_TILE];
+    unsigned char whole[GRADIENT_TILE];
     for (fa_index r = 0; r < t->rows; r += c->group_rows) {
         const fa_index rows = fa_min(c->group_rows, t->rows - r), *begin = t->begin + r, *end = t->end + r;
         real *p = w->p + r * stride, *ds = w->ds + r * stride;
@@ -139,98 +118,133 @@ static void probabilities(const backward_call *c, const worker_scratch *w, const
         k->attention_probabilities(p, rows, begin, end, t->keys, (const real *)a->reference + row + r,
                                    (const real *)a->sum + row + r);
         k->attention_scores(ds, w->gradients + r * query_stride, c->slice, rows, w->values, t->keys, begin, end, a->Dv);
-        for (fa_index i = 0; i < rows; i++) whole[i] = (unsigned char)is_whole(c, t, r + i);
-        k->attention_score_gradients(ds, p, rows, begin, end, t->keys, w->delta + r, (const real *)a->sum + row + r, whole);
-        if (a->softcap > 0) k->attention_softcap_gradients(ds, w->products + r * stride, rows, begin, end);
+        for (fa_index i = 0; i < rows; i++) whole[i] = whole_row(c, t, r + i);
+        k->attention_score_gradients(ds, p, rows, begin, end, t->keys, w->delta + r, whole);
+        OP(attention_add_slopes)(c, w, t, r, rows);
+        if (!c->arguments->dmask) finish_scores(c, w, t, r, rows);
     }
-    /* The last steps of TILE_K rows read whole. */
-    const size_t missing = (size_t)((fa_round_up(t->rows, k->sizes.tile_k) - t->rows) * stride) * sizeof(real);
-    memset(w->p + t->rows * stride, 0, missing);
-    memset(w->ds + t->rows * stride, 0, missing);
+}
+
+/* Rows [rows, padded) of an operand of key gradients, which reads whole steps. */
+static void clear_rows(const backward_call *c, real *p, fa_index rows)
+{
+    const fa_index filled = fa_ceil_div(rows, c->kernels->sizes.packed), stride = c->kernels->sizes.attention_stride;
+    const fa_index missing = fa_round_up(filled, c->kernels->sizes.tile_k) - filled;
+    memset(p + filled * stride, 0, (size_t)(missing * stride) * sizeof(real));
 }
 
 /* The rows of dq of a tile. The first block begins with zeros. */
-static void add_query_gradients(const backward_call *c, const worker_scratch *w, const query_tile *t, int attends, int begins,
-                                int nonfinite_k)
+static void add_query_gradients(const backward_call *c, const gradient_scratch *w, const gradient_tile *t, int attends,
+                                int begins, int nonfinite_k)
 {
-    const fa_attention_backward_arguments *g = c->arguments;
     const fa_attention_arguments *a = c->a;
     const fa_kernels *k = c->kernels;
-    const fa_index ld = g->dq_stride[2];
-    real *dq = gradient_row(g->dq, g->dq_stride, t->b, t->h, query_start(a, t->b) + t->i0);
+    fa_index ld;
+    real *dq = summed_row(c, t->b, t->h, t->i0, &ld);
     for (fa_index r = 0; begins && r < t->rows; r++) memset(dq + r * ld, 0, (size_t)a->D * sizeof(real));
     if (!attends) return;
     k->attention_query_gradients(dq, ld, w->ds, t->rows, w->columns, t->keys, t->begin, t->end, a->D, c->scale);
     if (nonfinite_k)
-        k->attention_patch_gradients(dq, ld, w->ds, w->p, k->sizes.attention_stride, 1, t->rows, t->keys,
-                                     key_row(a, t->b, t->hk, t->j0), a->k_stride[2], a->D, c->scale);
+        k->attention_patch_gradients(dq, ld, w->ds_pairs, w->p, t->rows, t->keys, key_row(a, t->b, t->hk, t->j0), a->k_stride[2],
+                                     a->D, c->scale, 0);
 }
 
-static void add_key_gradients(const backward_call *c, const worker_scratch *w, const query_tile *t)
+static void add_key_gradients(const backward_call *c, const gradient_scratch *w, const gradient_tile *t)
 {
-    const fa_attention_arguments *a = c->a;
-    const fa_kernels *k = c->kernels;
-    const fa_index stride = k->sizes.attention_stride;
-    k->attention_key_gradients(w->dv, c->ldv, w->p, t->rows, w->gradient_columns, t->keys, t->begin, t->end, a->Dv);
-    k->attention_key_gradients(w->dk, c->ldk, w->ds, t->rows, w->query_columns, t->keys, t->begin, t->end, a->D);
-    if (t->nonfinite_q)
-        k->attention_patch_gradients(w->dk, c->ldk, w->ds, w->p, 1, stride, t->keys, t->rows, query_row(a, t->b, t->h, t->i0),
-                                     a->q_stride[2], a->D, 1);
-    const fa_index size = k->sizes.query_slice;
-    for (fa_index d = 0; t->nonfinite_g && d < a->Dv; d += size)
-        k->attention_patch_gradients(w->dv + d, c->ldv, w->p, w->p, 1, stride, t->keys, t->rows,
-                                     w->gradients + d / size * c->slice, k->sizes.query_stride, fa_min(size, a->Dv - d), 1);
-}
-
-/* Task i. */
-static void key_block(void *context, fa_index i, int worker)
-{
-    const backward_call *c = context;
     const fa_attention_backward_arguments *g = c->arguments;
     const fa_attention_arguments *a = c->a;
     const fa_kernels *k = c->kernels;
-    const worker_scratch *w = &c->worker[worker];
-    const fa_index heads = a->B * a->Hk, j = i / heads, head = i % heads, b = head / a->Hk, hk = head % a->Hk;
+    k->attention_key_gradients(w->dv, c->ldv, w->p, t->rows, w->gradient_columns, t->keys, t->begin, t->end, a->Dv);
+    k->attention_key_gradients(w->dk, c->ldk, w->ds_pairs, t->rows, w->query_columns, t->keys, t->begin, t->end, a->D);
+    if (t->nonfinite_q)
+        k->attention_patch_gradients(w->dk, c->ldk, w->ds_pairs, w->p, t->rows, t->keys, query_row(a, t->b, t->h, t->i0),
+                                     a->q_stride[2], a->D, 1, 1);
+    if (t->nonfinite_g)
+        k->attention_patch_gradients(w->dv, c->ldv, w->p, w->p, t->rows, t->keys, gradient_row(g, t->b, t->h, t->i0),
+                                     g->dout_stride[2], a->Dv, 1, 1);
+}
+
+/* A tile and the block of the task, up to its dq. */
+static void meet_tile(const backward_call *c, const gradient_scratch *w, gradient_tile *t, fa_index task, fa_index tile_end,
+                      int attends)
+{
+    if (attends) {
+        pack_tile(c, w, t);
+        probabilities(c, w, t);
+    }
+    OP(attention_add_mask)(c, w, t, task, tile_end, attends);
+    if (!attends) return;
+    for (fa_index r = 0; c->arguments->dmask && r < t->rows; r += c->group_rows)
+        finish_scores(c, w, t, r, fa_min(c->group_rows, t->rows - r));
+    clear_rows(c, w->p, t->rows);
+    clear_rows(c, w->ds_pairs, t->rows);
+}
+
+/* dk and dv of the block, and from its last block on dq of the head. */
+static void store_gradients(const backward_call *c, const gradient_scratch *w, fa_index b, fa_index hk, fa_index j0,
+                            fa_index keys, int last)
+{
+    const fa_attention_backward_arguments *g = c->arguments;
+    const fa_attention_arguments *a = c->a;
+    const fa_kernels *k = c->kernels;
+    stored *dk = written_row(g->dk, g->dk_stride, b, hk, key_start(a, b) + j0);
+    stored *dv = written_row(g->dv, g->dv_stride, b, hk, key_start(a, b) + j0);
+    k->attention_scale_gradients(dk, g->dk_stride[2], w->dk, c->ldk, keys, a->D, c->scale);
+    k->attention_scale_gradients(dv, g->dv_stride[2], w->dv, c->ldv, keys, a->Dv, 1);
+    for (fa_index h = hk * c->group; FA_CONVERTS && last && h < (hk + 1) * c->group; h++) {
+        fa_index ld;
+        const real *dq = summed_row(c, b, h, 0, &ld);
+        k->attention_scale_gradients(written_row(g->dq, g->dq_stride, b, h, query_start(a, b)), g->dq_stride[2], dq, ld,
+                                     query_rows(a, b), a->D, 1);
+    }
+}
+
+/* Task i of the heads in hand. */
+static void key_block(void *context, fa_index i, int worker)
+{
+    const backward_call *c = context;
+    const fa_attention_arguments *a = c->a;
+    const fa_kernels *k = c->kernels;
+    const gradient_scratch *w = &c->worker[worker];
+    const fa_index j = i / c->heads, head = c->first_head + i % c->heads, b = head / a->Hk, hk = head % a->Hk;
     const fa_index j0 = j * c->block, keys = fa_max(0, fa_min(c->block, (a->k_starts ? key_length(a, b) : a->Lk) - j0)),
                    steps = c->group * c->tiles;
     fa_index first, end;
     head_blocks(a, c->block, b, &first, &end);
     if (first == end) first = 0; /* somebody has to write the zeros of dq */
-    fa_progress *mine = &c->progress[head * c->blocks + j], *before = j > first ? mine - 1 : NULL;
+    const int meets = j >= first && (j < end || j == first);
+    fa_progress *mine = c->progress + i, *before = j > first ? mine - c->heads : NULL;
 
     memset(w->dk, 0, (size_t)(keys * c->ldk) * sizeof(real));
     memset(w->dv, 0, (size_t)(keys * c->ldv) * sizeof(real));
+    OP(attention_begin_options)(c, w);
     int nonfinite_k = 0;
     if (j >= first && j < end) {
-        const real *key = key_row(a, b, hk, j0);
+        const stored *key = key_row(a, b, hk, j0);
         k->attention_pack_keys(w->keys, key, a->k_stride[2], keys, a->D);
         k->attention_pack_keys(w->values, value_row(a, b, hk, j0), a->v_stride[2], keys, a->Dv);
         k->attention_pack_values(w->columns, key, a->k_stride[2], keys, a->D, &nonfinite_k);
     }
-    for (fa_index step = 0; step < steps && j >= first && (j < end || j == first); step++) {
-        query_tile t = {.b = b, .h = hk * c->group + step / c->tiles, .hk = hk, .i0 = step % c->tiles * QUERY_TILE, .j0 = j0};
-        t.rows = fa_min(QUERY_TILE, query_rows(a, b) - t.i0);
+    for (fa_index step = 0; meets && step < steps; step++) {
+        const fa_index tile = step / c->group;
+        gradient_tile t = {.b = b, .h = hk * c->group + step % c->group, .hk = hk, .i0 = tile * GRADIENT_TILE, .j0 = j0};
+        t.rows = fa_min(GRADIENT_TILE, query_rows(a, b) - t.i0);
         t.keys = keys;
         if (t.rows <= 0) continue;
         int attends = block_ranges(a, b, t.i0, t.rows, j0, keys, t.begin, t.end) > 0;
         if (attends && a->mask_kind != FA_MASK_NONE)
             attends = OP(attention_narrow)(a, b, t.h, t.i0, j0, t.rows, t.begin, t.end) > 0;
         if (!attends && j > first) continue;
-        if (attends) {
-            pack_tile(c, w, &t);
-            probabilities(c, w, &t);
-        }
+        meet_tile(c, w, &t, i, (tile + 1) * c->group, attends);
         if (before) fa_progress_wait(before, step + 1);
         add_query_gradients(c, w, &t, attends, j == first, nonfinite_k);
         fa_progress_publish(mine, step + 1);
         if (attends) add_key_gradients(c, w, &t);
     }
     if (before) fa_progress_wait(before, steps);
-    fa_progress_publish(mine, steps);
-    k->attention_scale_gradients(gradient_row(g->dk, g->dk_stride, b, hk, key_start(a, b) + j0), g->dk_stride[2], w->dk, c->ldk,
-                                 keys, a->D, c->scale);
-    k->attention_scale_gradients(gradient_row(g->dv, g->dv_stride, b, hk, key_start(a, b) + j0), g->dv_stride[2], w->dv, c->ldv,
-                                 keys, a->Dv, 1);
+    OP(attention_end_options)(c, w, i, b, hk, j, keys);
+    fa_progress_publish(mine, steps + 1);
+    store_gradients(c, w, b, hk, j0, keys, meets && j + 1 >= end);
 }
 
 /* Gives out the scratch of a call from `plan`; called twice, see arena. */
@@ -239,9 +253,10 @@ static void plan_scratch(backward_call *c, arena *plan, int members)
     const fa_attention_arguments *a = c->a;
     const fa_kernel_sizes *sizes = &c->kernels->sizes;
     const fa_index slices_q = fa_ceil_div(a->D, sizes->query_slice), slices_g = fa_ceil_div(a->Dv, sizes->query_slice);
+    const fa_index scores = GRADIENT_TILE * sizes->attention_stride;
     c->worker = arena_take(plan, members, sizeof *c->worker);
     for (int m = 0; m < members; m++) {
-        worker_scratch w;
+        gradient_scratch w;
         w.keys = arena_take(plan, c->block * fa_round_up(a->D, sizes->tile_k), sizeof(real));
         w.values = arena_take(plan, c->block * fa_round_up(a->Dv, sizes->tile_k), sizeof(real));
         w.columns = arena_take(plan, c->block * c->ldk, sizeof(real));
@@ -249,17 +264,29 @@ static void plan_scratch(backward_call *c, arena *plan, int members)
         w.dv = arena_take(plan, c->block * c->ldv, sizeof(real));
         w.queries = arena_take(plan, slices_q * c->slice, sizeof(real));
         w.gradients = arena_take(plan, slices_g * c->slice, sizeof(real));
-        w.delta = arena_take(plan, QUERY_TILE, sizeof(real));
-        w.query_columns = arena_take(plan, QUERY_TILE * c->ldk, sizeof(real));
-        w.gradient_columns = arena_take(plan, QUERY_TILE * c->ldv, sizeof(real));
-        w.p = arena_take(plan, QUERY_TILE * sizes->attention_stride, sizeof(real));
-        w.ds = arena_take(plan, QUERY_TILE * sizes->attention_stride, sizeof(real));
-        w.products = a->softcap > 0 ? arena_take(plan, QUERY_TILE * sizes->attention_stride, sizeof(real)) : NULL;
+        w.delta = arena_take(plan, GRADIENT_TILE, sizeof(real));
+        w.query_columns = arena_take(plan, GRADIENT_TILE * c->ldk, sizeof(real));
+        w.gradient_columns = arena_take(plan, GRADIENT_TILE * c->ldv, sizeof(real));
+        w.p = arena_take(plan, scores, sizeof(real));
+        w.ds = arena_take(plan, scores, sizeof(real));
+        w.ds_pairs = sizes->packed > 1 ? arena_take(plan, scores / 2, sizeof(real)) : w.ds;
+        w.products = a->softcap > 0 ? arena_take(plan, scores, sizeof(real)) : NULL;
         w.mask = arena_take(plan, c->group_rows * sizes->attention_stride, sizeof(real));
+        OP(attention_plan_option_parts)(c, &w, plan);
         if (plan->base) c->worker[m] = w;
     }
     c->row_keys = a->mask_kind == FA_MASK_NONE ? NULL : arena_take(plan, 2 * a->B * a->H * a->Lq, sizeof *c->row_keys);
-    c->progress = arena_take(plan, a->B * a->Hk * c->blocks, sizeof *c->progress);
+    c->progress = arena_take(plan, c->heads * c->blocks, sizeof *c->progress);
+    c->dq = FA_CONVERTS ? arena_take(plan, c->heads * c->group * a->Lq * a->D, sizeof(real)) : NULL;
+    OP(attention_plan_options)(c, plan);
+}
+
+/* How many of the kv heads are taken at a time. */
+static fa_index heads_at_once(const backward_call *c, fa_index heads)
+{
+    if (!FA_CONVERTS) return heads;
+    const fa_index head_bytes = fa_max(1, c->group * c->a->Lq * c->a->D * (fa_index)sizeof(real));
+    return fa_min(heads, fa_max(ROUND_HEADS, ROUND_BYTES / head_bytes));
 }
 
 fa_status OP(attention_backward)(const fa_attention_backward_arguments *arguments)
@@ -267,17 +294,17 @@ fa_status OP(attention_backward)(const fa_attention_backward_arguments *argument
     const fa_attention_arguments *a = &arguments->forward;
     const fa_kernels *k = current_kernels();
     const fa_index lanes = k->sizes.lanes, heads = a->B * a->Hk;
-    if (heads == 0) return FA_OK;
 
-    backward_call c = {.arguments = arguments, .a = a, .kernels = k, .group = a->H / a->Hk};
+    backward_call c = {.arguments = arguments, .a = a, .kernels = k, .group = a->Hk ? a->H / a->Hk : 0};
     c.block = BLOCK_KEYS / (fa_max(a->D, a->Dv) * (fa_index)sizeof(real) > BLOCK_ROW_BYTES ? 2 : 1);
     c.blocks = fa_max(1, fa_ceil_div(a->Lk, c.block));
-    c.tiles = fa_ceil_div(a->Lq, QUERY_TILE);
+    c.tiles = fa_ceil_div(a->Lq, GRADIENT_TILE);
     c.group_rows = GROUP_TILES * k->sizes.attention_rows;
     c.ldk = fa_max(lanes, fa_round_up(a->D, lanes));
     c.ldv = fa_max(lanes, fa_round_up(a->Dv, lanes));
-    c.slice = QUERY_TILE * k->sizes.query_stride;
+    c.slice = GRADIENT_TILE * k->sizes.query_stride;
     c.scale = (real)a->scale;
+    c.heads = heads_at_once(&c, heads);
     query_scale(a, &c.scale_high, &c.scale_low);
 
     const double pairs = (double)a->B * (double)a->H * (double)a->Lq * (double)a->Lk;
@@ -288,9 +315,15 @@ fa_status OP(attention_backward)(const fa_attention_backward_arguments *argument
     if (!fa_scratch_take(&scratch, plan.used)) return FA_NOMEM;
     plan = (arena){.base = scratch.base};
     plan_scratch(&c, &plan, members);
-    memset(c.progress, 0, (size_t)(heads * c.blocks) * sizeof *c.progress);
     if (c.row_keys) fa_parallel_for(a->B * a->H, members, find_row_keys, &c);
-    fa_parallel_for(heads * c.blocks, members, key_block, &c);
+    if (arguments->dmask) memset(arguments->dmask, 0, (size_t)arguments->dmask_size * sizeof(real));
+    const fa_index at_once = c.heads;
+    for (; c.first_head < heads; c.first_head += at_once) {
+        c.heads = fa_min(at_once, heads - c.first_head);
+        memset(c.progress, 0, (size_t)(c.heads * c.blocks) * sizeof *c.progress);
+        fa_parallel_for(c.heads * c.blocks, members, key_block, &c);
+    }
+    OP(attention_finish_options)(&c, members);
     fa_scratch_give(&scratch);
     return FA_OK;
 }

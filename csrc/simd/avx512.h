@@ -182,6 +182,15 @@ FA_INLINE void v_load_zipped(const uint16_t *p, const uint16_t *q, vreal *first,
     *second = _mm512_castsi512_ps(_mm512_permutex2var_epi16(x, high, y));
 }
 FA_INLINE vreal v_pack(vreal a, vreal b) { return (vreal)_mm512_cvtne2ps_pbh(b, a); }
+FA_INLINE vreal v_pack_lanes(vreal a, vreal b)
+{
+    /* Lanes of a in the lower half, of b in the upper one; then word 2 i from word i, word 2 i + 1 from word 16 + i. */
+    const __m512i zip =
+        _mm512_add_epi32(_mm512_set1_epi32(0x00100000),
+                         _mm512_mullo_epi32(_mm512_set1_epi32(0x00010001),
+                                            _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)));
+    return _mm512_castsi512_ps(_mm512_permutexvar_epi16(zip, _mm512_castps_si512(v_pack(a, b))));
+}
 FA_INLINE vreal v_pair_of_ones(void) { return _mm512_castsi512_ps(_mm512_set1_epi32(0x3f803f80)); }
 #endif
 

@@ -33,6 +33,7 @@
                v_load_zipped(p, q, &first, &second)  v_zip of the first VL, and of the next VL, bfloat16 at p and q
                v_zip(low, high)                  lane by lane, of reals that are bfloat16
                v_pack(a, b)                      a, then b, rounded to nearest even; subnormals become 0
+               v_pack_lanes(a, b)                likewise, lane by lane: the pairs a[i], b[i]
                v_pair_of_ones()
    arithmetic  v_add v_sub v_mul v_div v_sqrt    IEEE, round to nearest even
                v_fma(a, b, c)  = a b + c         one rounding where FA_HAS_FMA, else two
