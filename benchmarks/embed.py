@@ -72,7 +72,7 @@ def embed(model: SentenceModel, sentences: Sequence[str], dtype: str = "float32"
 
 def embed_ids(model: SentenceModel, ids: Sequence[Array], dtype: str, progress: Any = None) -> Array:
     """The same of token ids. progress(tokens) is called after each batch."""
-    weights = model.bert.pack(_dtype(dtype))
+    weights = model.bert.pack(array_type(dtype))
     result = np.empty((len(ids), model.bert.config.hidden_size), np.float32)
     for part in batches([len(one) for one in ids], BATCH_TOKENS):
         run = slice(part.start, part.stop)
@@ -89,7 +89,8 @@ def nearest(query: Array, embeddings: Array, count: int = NEAREST) -> list[tuple
     return [(int(i), float(cosine[i])) for i in order]
 
 
-def _dtype(name: str) -> Any:
+def array_type(name: str) -> Any:
+    """The dtype of this name."""
     return import_module("ml_dtypes").bfloat16 if name == "bfloat16" else np.float32
 
 

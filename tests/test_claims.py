@@ -10,7 +10,8 @@ pytest.importorskip("rich", reason='needs rich: python -m pip install -e ".[benc
 pytest.importorskip("matplotlib", reason='needs matplotlib: python -m pip install -e ".[bench]"')
 pytest.importorskip("jinja2", reason='needs jinja2: python -m pip install -e ".[bench]"')
 
-from benchmarks.claims import Settings, memory, positions, precision, self_attention
+from benchmarks.adam import Adam
+from benchmarks.claims import LeftOut, Settings, dates, memory, positions, precision, self_attention, sentences
 from benchmarks.claims import __main__ as command
 
 QUICK = Settings(quick=True)
@@ -75,3 +76,46 @@ def test_bad_arguments_end_with_a_message(arguments, capsys):
         command.main(arguments)
     assert error.value.code == 2
     assert arguments[0] in capsys.readouterr().err
+
+
+def test_adam_follows_its_equations():
+    parameter, gradient = np.array([1.0, -2.0]), np.array([0.3, 0.4])
+    adam, mean, square, expected = Adam({"w": parameter}, rate=0.1, clip=0.25), 0.0, 0.0, parameter.copy()
+    for step in (1, 2, 3):
+        assert adam.step({"w": gradient}) == pytest.approx(0.5)
+        clipped = gradient / 2
+        mean, square = 0.9 * mean + 0.1 * clipped, 0.999 * square + 0.001 * clipped**2
+        expected -= 0.1 * (mean / (1 - 0.9**step)) / (np.sqrt(square / (1 - 0.999**step)) + 1e-8)
+    np.testing.assert_allclose(parameter, expected, rtol=1e-5)
+
+
+def test_dates_are_drawn_apart_for_training_and_testing(rng):
+    pytest.importorskip("babel", reason='needs babel: python -m pip install -e ".[bench]"')
+    drawn = dates.Dates(1)
+    days = {held: {iso for _, iso in drawn.sentences(500, 1, rng, held)} for held in (False, True)}
+    assert not days[False] & days[True]
+    pairs = list(drawn.sentences(5, 3, rng, True))
+    source, lengths, seen, wanted = drawn.batch(pairs)
+    assert (source[np.arange(source.shape[1]) >= lengths[:, None]] == 0).all()
+    assert (source[np.arange(source.shape[1]) < lengths[:, None]] > 0).all(), "every letter is in the alphabet"
+    for (text, iso), row, target in zip(pairs, seen, wanted, strict=True):
+        assert text.count("; ") == 2
+        assert row[0] == dates.START
+        assert target[-1] == dates.END
+        assert "".join(dates.TARGET[token] for token in target[:-1]) == iso
+        assert (row[1:] == target[:-1]).all()
+
+
+def test_what_is_said_of_dates_follows_the_numbers():
+    level = [1.0, 0.99]
+    assert "both fixed vectors fall" in dates.findings({"bahdanau": level, "cho": [1, 0.3], "sutskever": [1, 0.5]})[-1]
+    assert "(Cho) falls" in dates.findings({"bahdanau": level, "cho": [1, 0.3], "sutskever": level})[-1]
+    assert "do not fall" in dates.findings({"bahdanau": level, "cho": level, "sutskever": level})[-1]
+    assert "99.0 % in sentences of 2" in dates.findings({"bahdanau": level, "cho": level, "sutskever": level})[0]
+
+
+@pytest.mark.parametrize(("part", "package"), [(dates, "babel"), (sentences, "tokenizers")])
+def test_parts_without_their_packages_are_left_out_with_a_reason(monkeypatch, part, package):
+    monkeypatch.setattr(part, "find_spec", lambda _: None)
+    with pytest.raises(LeftOut, match=package):
+        part.measure(QUICK, lambda _: None)

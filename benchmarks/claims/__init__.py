@@ -10,6 +10,10 @@ from typing import Any
 Tick = Callable[[str], None]
 
 
+class LeftOut(Exception):
+    """A part that cannot be measured here, and why."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """How much to measure."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 
-PARTS = ("memory", "self_attention", "positions", "steps", "precision")
+PARTS = ("memory", "dates", "self_attention", "positions", "steps", "precision", "sentences")
 _NEEDED = ("jinja2", "matplotlib", "rich")
 
 
@@ -53,7 +53,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from rich.console import Console  # noqa: PLC0415
 
     from benchmarks import machine, terminal  # noqa: PLC0415
-    from benchmarks.claims import Part, Settings, page  # noqa: PLC0415
+    from benchmarks.claims import LeftOut, Part, Settings, page  # noqa: PLC0415
     from benchmarks.job import Steps  # noqa: PLC0415
     from fastattn import config  # noqa: PLC0415
 
@@ -61,16 +61,22 @@ def _run(arguments: argparse.Namespace) -> int:
     console = Console() if Console().is_terminal else Console(width=terminal.FULL_WIDTH + 20)
     settings = Settings(arguments.quick, arguments.seed, config.get_num_threads())
     parts: dict[str, Part] = {}
+    missing: list[str] = []
     with Steps(console, len(arguments.parts)) as steps:
         for name in arguments.parts:
             steps.next(name)
             measure: Callable[..., Part] = import_module(f"benchmarks.claims.{name}").measure
-            parts[name] = measure(settings, steps.detail)
+            try:
+                parts[name] = measure(settings, steps.detail)
+            except LeftOut as reason:
+                missing.append(str(reason))
+                console.print(f"left out: {reason}", highlight=False, markup=False)
+                continue
             console.print(f"[bold]{parts[name].title}[/bold]", highlight=False)
             for sentence in parts[name].findings:
                 console.print(f"  {sentence}", highlight=False, markup=False)
     seconds = perf_counter() - started
-    path = page.write(arguments.out, parts, [], machine.describe(), seconds)
+    path = page.write(arguments.out, parts, missing, machine.describe(), seconds)
     console.print(f"{seconds:.0f} s. The page: {path.resolve()}", highlight=False, soft_wrap=True)
     return 0
 

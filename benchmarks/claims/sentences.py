@@ -1,0 +1,88 @@
+"""A pre-trained model put to use: sentence embeddings of real text, and the sentences nearest to a question."""
+
+from importlib.util import find_spec
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+import fastattn as fa
+from benchmarks import embed, text
+from benchmarks.cases import Array
+from benchmarks.claims import LeftOut, Part, Settings, Tick
+
+SENTENCES, QUICK_SENTENCES = 1024, 128
+QUESTIONS = (
+    "How do I handle an error that has been raised?",
+    "What happens when two numbers are divided?",
+    "How is a class derived from another one?",
+)
+
+
+def measure(settings: Settings, tick: Tick) -> Part:
+    """Tokens a second, and answers."""
+    for package in ("tokenizers", embed.PACKAGE):
+        if find_spec(package) is None:
+            raise LeftOut(f"sentences: needs the package {package.replace('_', '-')} (see benchmarks/embed.py)")
+    tick("loading the model")
+    model = embed.load(embed.model_folder())
+    sentences = _sentences(QUICK_SENTENCES if settings.quick else SENTENCES)
+    ids = model.ids(sentences)
+    tokens = sum(map(len, ids))
+    by_length = sorted(ids, key=len)
+    kinds = ["float32", *(["bfloat16"] if find_spec("ml_dtypes") else [])]
+    rows: list[list[str]] = []
+    rates: list[dict[str, Any]] = []
+    vectors: dict[str, Array] = {}
+    for kind in kinds:
+        weights = model.bert.pack(embed.array_type(kind))
+        for threads in sorted({1, settings.threads}):
+            tick(f"{len(sentences)} sentences, {kind}, {threads} threads")
+            with fa.num_threads(threads):
+                seconds, vectors[kind] = _timed(model, ids, weights)
+                sorted_seconds, _ = _timed(model, by_length, weights)
+            rate = {"unsorted": tokens / seconds, "sorted": tokens / sorted_seconds}
+            rates.append({"dtype": kind, "threads": threads, **rate})
+            rows.append([kind, str(threads), f"{rate['unsorted']:,.0f}", f"{rate['sorted']:,.0f}"])
+    answers: list[list[str]] = []
+    for question in QUESTIONS:
+        (query,) = embed.embed(model, [question])
+        for rank, (index, cosine) in enumerate(embed.nearest(query, vectors["float32"], 3)):
+            answers.append([question if rank == 0 else "", f"{cosine:.2f}", sentences[index][:110]])
+    most = rates[-1]
+    found = [
+        f"all-MiniLM-L6-v2 embeds {len(sentences)} sentences ({tokens:,} tokens) of real text, without padding."
+        f" With {most['threads']} threads in {most['dtype']}, sorting them by length brings"
+        f" {100 * (most['sorted'] / most['unsorted'] - 1):+.0f} %."
+    ]
+    if "bfloat16" in vectors:
+        cosine = np.sum(vectors["float32"] * vectors["bfloat16"], axis=1)
+        found.append(
+            f"In bfloat16 the least cosine with the float32 embedding of the same sentence is {cosine.min():.5f}."
+        )
+    return Part(
+        "A pre-trained model at work",
+        "Transformers are easy to train, transfer well, and pre-trained models are put to real tasks.",
+        found,
+        tables=[
+            {"head": ["dtype", "threads", "tokens/s as they come", "tokens/s sorted by length"], "rows": rows},
+            {"head": ["question", "cosine", "nearest sentences"], "rows": answers},
+        ],
+        data={"rates": rates, "answers": answers},
+    )
+
+
+def _sentences(count: int) -> list[str]:
+    """Evenly from the whole text."""
+    found = [sentence for sentence in text.sentences(text.load()) if len(sentence.split()) > 3]
+    return found[:: max(1, len(found) // count)][:count]
+
+
+def _timed(model: Any, ids: list[Array], weights: Any) -> tuple[float, Array]:
+    """Seconds of the faster of two calls, and the embeddings."""
+    best = np.inf
+    for _ in range(2):
+        start = perf_counter()
+        vectors = model.bert.embed(ids, weights)
+        best = min(best, perf_counter() - start)
+    return best, vectors
