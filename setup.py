@@ -131,6 +131,8 @@ class BuildExt(build_ext):
             objects = list(pool.map(lambda job: self.compile_one(*job, newest_header), jobs))
         ext.extra_objects = objects
         ext.depends = objects
+        if not self.inplace and platform.system() == "Linux":
+            ext.extra_link_args = [*ext.extra_link_args, "-Wl,-s"]  # a wheel needs no names of static functions
         super().build_extension(ext)
         if BLAS == "vendored":
             self.vendor_blas(Path(self.get_ext_fullpath(ext.name)).parent)
@@ -154,7 +156,11 @@ class BuildExt(build_ext):
         """A private copy under another name: no other library shares it, and nobody resizes its threads by name."""
         libs = package / "_libs"
         libs.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(openblas_package() / "lib" / "libscipy_openblas.so", libs / "libfastattn_blas.so")
+        source, copy = openblas_package() / "lib" / "libscipy_openblas.so", libs / "libfastattn_blas.so"
+        if shutil.which("strip"):  # a few hundred kilobytes of the wheel
+            subprocess.run(["strip", "--strip-unneeded", "-o", str(copy), str(source)], check=True)
+        else:
+            shutil.copy2(source, copy)
         (licence,) = openblas_package().parent.glob("scipy_openblas32-*.dist-info/**/LICENSE.txt")
         shutil.copy2(licence, libs / "LICENSE-OpenBLAS.txt")
 

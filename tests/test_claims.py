@@ -111,6 +111,7 @@ def test_what_is_said_of_dates_follows_the_numbers():
     assert "both fixed vectors fall" in dates.findings({"bahdanau": level, "cho": [1, 0.3], "sutskever": [1, 0.5]})[-1]
     assert "(Cho) falls" in dates.findings({"bahdanau": level, "cho": [1, 0.3], "sutskever": level})[-1]
     assert "do not fall" in dates.findings({"bahdanau": level, "cho": level, "sutskever": level})[-1]
+    assert "too short" in dates.findings({kind: [0.5, 0.1] for kind in dates.KINDS})[-1]
     assert "99.0 % in sentences of 2" in dates.findings({"bahdanau": level, "cho": level, "sutskever": level})[0]
 
 
