@@ -5,6 +5,8 @@ import platform
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,6 +23,12 @@ READ_BYTES = 256 << 20  # far beyond any cache
 
 def multiply_add_peak(dtype: str, threads: int, seconds: float = 0.02) -> float:
     """GFLOP/s of independent multiply-adds in registers with the ISA in force, the best of many short probes."""
+    if dtype == "bfloat16":
+        # NumPy knows the type once ml_dtypes is imported; without that no library takes part in such a case.
+        if find_spec("ml_dtypes"):
+            import_module("ml_dtypes")
+        else:
+            dtype = "float16"
     best = 0.0
     end = perf_counter() + seconds
     while perf_counter() < end or not best:
