@@ -1,11 +1,12 @@
 """The main job: `python -m benchmarks`. README.md beside this file describes it."""
 
 import argparse
-import os
 import re
 import signal
 import sys
 from pathlib import Path
+
+from benchmarks.launch import launch
 
 _NEEDED = ("jinja2", "matplotlib", "rich")
 
@@ -60,22 +61,15 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Runs the job; 0, or 1 when one of fastattn's results failed its verification."""
     arguments = _arguments(argv)
-    try:
-        for module in _NEEDED:
-            __import__(module)
-    except ImportError as error:
-        print(f'{error.name} is missing: python -m pip install -e ".[bench]"', file=sys.stderr)
-        return 2
-    from benchmarks.job import run  # noqa: PLC0415 (needs what was just checked)
+    return launch(_NEEDED, lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from benchmarks.job import run  # noqa: PLC0415 (needs what launch has checked)
 
     # Ended by a signal, it still ends its workers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    os.environ.pop("OPENBLAS_CORETYPE", None)
-    try:
-        return run(arguments)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return run(arguments)
 
 
 if __name__ == "__main__":

@@ -71,13 +71,7 @@ class Report:
         }
 
     def _page(self, now: datetime, data: str) -> str:
-        environment = Environment(
-            loader=FileSystemLoader(Path(__file__).parent),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
+        environment = templates()
         environment.globals.update(
             time_text=terminal.time_text,
             rate_text=terminal.rate_text,
@@ -101,6 +95,17 @@ class Report:
             own=summary.OWN_NAMES,
             findings=findings(self.claim) if self.claim else [],
         )
+
+
+def templates() -> Environment:
+    """Those of the pages, in this folder."""
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def findings(claim: Claim) -> list[str]:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from fastattn import _core
+from fastattn.functional._checks import check_integer
 from fastattn.functional._types import Array
 from fastattn.functional.attention import attention
 
@@ -229,12 +230,7 @@ class KVCache:
 
 
 def _size(name: str, value: Any, least: int = 0) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"KVCache: {name} must be an integer, got {value!r}")
-    size = int(value.__index__())
-    if size < least:
-        raise ValueError(f"KVCache: {name} must be at least {least}, got {size}")
-    return size
+    return check_integer("KVCache", name, value, least)
 
 
 def _dtype(value: DTypeLike) -> np.dtype[Any]:

@@ -213,15 +213,20 @@ def with_dout(rng, dtype, *shape):
     return rng.standard_normal((*q.shape[:3], v.shape[3])).astype(dtype), q, k, v
 
 
+def add_gradients(rules, low, args, options):
+    """The gradients of one call, to the rules of dq, dk and dv."""
+    results = zip(gradients(*args, **options), Rounded(low).attention_backward(*args, **options),
+                  reference.attention_backward(*args, **options), strict=True)  # fmt: skip
+    for rule, values in zip(rules, results, strict=True):
+        rule.add(*values)
+
+
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_errors_of_gradients_keep_the_error_rule(isa, low, options, rng):
     rules = [LowPrecisionRule() for _ in "qkv"]
     for shape in GRADIENT_SHAPES:
         args = with_dout(rng, low, *shape)
-        results = zip(gradients(*args, **options), Rounded(low).attention_backward(*args, **options),
-                      reference.attention_backward(*args, **options), strict=True)  # fmt: skip
-        for rule, values in zip(rules, results, strict=True):
-            rule.add(*values)
+        add_gradients(rules, low, args, options)
     for rule in rules:
         rule.check(backward=True)
 
@@ -236,10 +241,7 @@ def test_gradients_with_masks_and_lengths_keep_the_error_rule(isa, low, rng):
         {"mask": np.asfortranarray(added)},
         {"kv_lengths": [290, 0, 37], "q_lengths": [50, 20, 3]},
     ):
-        results = zip(gradients(*args, **options), Rounded(low).attention_backward(*args, **options),
-                      reference.attention_backward(*args, **options), strict=True)  # fmt: skip
-        for rule, values in zip(rules, results, strict=True):
-            rule.add(*values)
+        add_gradients(rules, low, args, options)
     for rule in rules:
         rule.check(backward=True)
 

@@ -1,11 +1,12 @@
 """`python -m benchmarks.claims`: measures what the text claims and writes one page. README.md beside has the parts."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
+
+from benchmarks.launch import launch
 
 PARTS = ("memory", "dates", "self_attention", "positions", "steps", "precision", "sentences")
 _NEEDED = ("jinja2", "matplotlib", "rich")
@@ -33,18 +34,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Measures the parts in turn; 0, or 2 when a package is missing."""
     arguments = _arguments(argv)
-    try:
-        for module in _NEEDED:
-            __import__(module)
-    except ImportError as error:
-        print(f'{error.name} is missing: python -m pip install -e ".[bench]"', file=sys.stderr)
-        return 2
-    os.environ.pop("OPENBLAS_CORETYPE", None)
-    try:
-        return _run(arguments)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return launch(_NEEDED, lambda: _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from benchmarks.claims import Part
+from benchmarks.report import templates
 
 
 def write(folder: Path, parts: Mapping[str, Part], missing: Sequence[str], machine: dict[str, Any],
@@ -25,16 +25,13 @@ def write(folder: Path, parts: Mapping[str, Part], missing: Sequence[str], machi
         "parts": {name: {"findings": part.findings, "data": part.data} for name, part in parts.items()},
     }
     (folder / "claims.json").write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parents[1]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     page = folder / "claims.html"
-    text = environment.get_template("claims.html.j2").render(
-        parts=parts, svg=Markup, missing=missing, machine=machine, now=f"{now:%Y-%m-%d %H:%M} UTC", seconds=seconds
+    text = (
+        templates()
+        .get_template("claims.html.j2")
+        .render(
+            parts=parts, svg=Markup, missing=missing, machine=machine, now=f"{now:%Y-%m-%d %H:%M} UTC", seconds=seconds
+        )
     )
     page.write_text(text, encoding="utf-8")
     return page
