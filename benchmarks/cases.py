@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import attention
+
 Array = NDArray[Any]
 Inputs = dict[str, Array]
 
+MASK_LEAVES = 0.75
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 DECODER_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "query", "key", "v")
@@ -30,6 +33,7 @@ class Target:
     ratio: float | None = None  # times as fast as the best peer
     torch_ratio: float | None = None  # times as fast as torch; or the read bandwidth, where that is less
     micros: float | None = None  # microseconds for a call
+    beside: float | None = None  # part of the rate of the case that it is measured beside
 
     def __str__(self) -> str:
         parts = []
@@ -41,6 +45,8 @@ class Target:
             parts.append(f"≥ {self.torch_ratio:g} × torch / memory")
         if self.micros is not None:
             parts.append(f"≤ {self.micros:g} µs")
+        if self.beside is not None:
+            parts.append(f"≥ {self.beside:.2f} × the one beside")
         return ", ".join(parts) or "best"
 
 
@@ -53,6 +59,9 @@ class Case:
     sizes: dict[str, int]
     dtype: str = "float32"  # of the arrays; inputs are float32, exact in it, where it has 8 or 16 bits
     causal: bool = False
+    window: int | None = None  # attention: so many keys before each query's own, and none behind
+    masked: bool = False  # attention: a bool mask that leaves three of four pairs, anywhere
+    beside: str = ""  # the case whose rate (useful work by time) this one is compared with
     target: Target = field(default_factory=Target)
     quick: bool = False  # part of --quick
     scales: bool = True  # enough work for two threads to pay
@@ -61,8 +70,8 @@ class Case:
     def flops(self) -> float:
         """Useful floating-point operations of one call."""
         s = self.sizes
-        if self.op == "attention":
-            return 4.0 * s["B"] * s["H"] * s["S"] ** 2 * s["D"] / (2 if self.causal else 1)
+        if self.op in attention.OPS:
+            return attention.flops(self)
         if self.op == "linear":
             return 2.0 * s["M"] * s["N"] * s["K"]
         if self.op == "encoder_layer":  # forward, and twice as much backward; attention recomputes its scores
@@ -104,8 +113,12 @@ def _exact(case: Case, x: Array) -> Array:
 
 
 def _attention_inputs(case: Case, rng: np.random.Generator) -> Inputs:
-    s = case.sizes
-    return {name: _normal(case, rng, s["B"], s["H"], s["S"], s["D"]) for name in "qkv"}
+    """q, k, v; for backward dout, too."""
+    names = [*"qkv", *(["dout"] if case.op == "attention_backward" else [])]
+    inputs = {name: _normal(case, rng, *attention.shape(case)) for name in names}
+    if case.masked:
+        inputs["mask"] = rng.random((case.sizes["S"], case.sizes["S"])) < MASK_LEAVES
+    return inputs
 
 
 def _decode_inputs(case: Case, rng: np.random.Generator) -> Inputs:
@@ -193,7 +206,7 @@ def _attention_gru_inputs(case: Case, rng: np.random.Generator) -> Inputs:
 
 
 _INPUTS: dict[str, Callable[[Case, np.random.Generator], Inputs]] = {
-    "attention": _attention_inputs,
+    **dict.fromkeys(attention.OPS, _attention_inputs),
     "additive": _additive_inputs,
     "decode": _decode_inputs,
     "encoder_layer": _encoder_inputs,
@@ -208,9 +221,13 @@ _INPUTS: dict[str, Callable[[Case, np.random.Generator], Inputs]] = {
 
 
 def _attention(B: int, H: int, S: int, D: int, target: Target, **options: Any) -> Case:
-    dtype, causal = options.get("dtype", "float32"), options.get("causal", False)
-    name = f"attention {'f64' if dtype == 'float64' else 'f32'} {'causal' if causal else 'full'} B{B} H{H} S{S} D{D}"
-    return Case(name, "attention", {"B": B, "H": H, "S": S, "D": D}, target=target, **options)
+    """Forward; backward=True: backward alone, after a forward call that is not timed."""
+    op = "attention_backward" if options.pop("backward", False) else "attention"
+    window, masked = options.get("window"), options.get("masked", False)
+    kind = "causal" if options.get("causal") else "mask" if masked else "full" if window is None else f"window{window}"
+    dtype = {"float64": "f64", "bfloat16": "bf16"}.get(options.get("dtype", ""), "f32")
+    name = f"{op.replace('_', ' ')} {dtype} {kind} B{B} H{H} S{S} D{D}"
+    return Case(name, op, {"B": B, "H": H, "S": S, "D": D}, target=target, **options)
 
 
 def _decode(dtype: str, H: int, K: int, **options: Any) -> Case:
@@ -249,6 +266,25 @@ CASES: tuple[Case, ...] = (
     _attention(1, 12, 512, 64, Target(), dtype="float64"),
     _attention(1, 12, 512, 64, Target(), dtype="float64", causal=True),
     _attention(1, 1, 16, 64, Target(micros=2.5), quick=True, scales=False),
+    _attention(1, 12, 2048, 64, Target(beside=0.91), masked=True, beside="attention f32 full B1 H12 S2048 D64"),
+    _attention(1, 2, 8192, 64, Target()),
+    _attention(1, 2, 8192, 64, Target(beside=0.8), window=256, beside="attention f32 full B1 H2 S8192 D64"),
+    _attention(1, 12, 2048, 64, Target(peak=0.75), dtype="bfloat16"),
+    _attention(1, 12, 512, 64, Target(peak=0.66), dtype="bfloat16", quick=True),
+    _attention(8, 12, 128, 64, Target(peak=0.55), dtype="bfloat16"),
+    _attention(1, 12, 2048, 64, Target(peak=0.78), backward=True),
+    _attention(1, 12, 512, 64, Target(), backward=True, quick=True),
+    _attention(1, 12, 2048, 64, Target(peak=0.70), backward=True, causal=True),
+    _attention(1, 12, 2048, 64, Target(peak=0.60), backward=True, dtype="bfloat16"),
+    _attention(256, 12, 26, 64, Target()),
+    Case(
+        "attention f32 ragged: 256 sentences H12 D64",
+        "attention_ragged",
+        {"B": 256, "H": 12, "D": 64},
+        target=Target(beside=0.9),
+        beside="attention f32 full B256 H12 S26 D64",
+        quick=True,
+    ),
     _decode("float32", 32, 32, target=Target(peak=0.9)),
     _decode("float32", 32, 8, target=Target(peak=0.9)),
     _decode("bfloat16", 32, 32, target=Target(peak=0.9)),

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 import fastattn as fa
-from benchmarks import plain
+from benchmarks import attention, plain
 from benchmarks.cases import GATES, Array
 from benchmarks.text import Batch
 
@@ -142,7 +142,7 @@ class SelfAttention(Encoder):
                 self.weights[f"{name}_{layer}"].astype(dtype).T for name in ("qkv", "out", "up", "down")
             )
             q, k, v = (x @ qkv).reshape(len(x), 3, -1, HEAD_SIZE).transpose(1, 2, 0, 3)
-            x = x + plain.attention(q, k, v).swapaxes(0, 1).reshape(x.shape) @ out
+            x = x + attention.forward(q, k, v).swapaxes(0, 1).reshape(x.shape) @ out
             x = x + np.maximum(x @ up, 0) @ down
         return x
 

@@ -15,6 +15,7 @@ import math
 import numpy as np
 from numpy.typing import DTypeLike
 
+from benchmarks import attention
 from benchmarks.cases import GATES, GRADIENTS, Array, Case, Inputs
 
 BATCH = 64  # rows of which NumPy's BLAS takes its kernels for matrices, not those for few rows
@@ -30,9 +31,8 @@ def _spread(n: int, most: int) -> Array:
 def sample(case: Case, result: Array) -> Array:
     """The part of a whole result that `expected` computes."""
     s = case.sizes
-    if case.op == "attention":
-        heads, rows = _attention_sample(case)
-        return result.reshape(s["B"] * s["H"], s["S"], s["D"])[heads][:, rows]
+    if case.op in attention.OPS:
+        return attention.sample(case, result)
     if case.op == "decode":
         return result[:, _spread(s["H"], 4)]
     if case.op in GATES or case.op in (*GRADIENTS, "attention_gru"):
@@ -44,8 +44,8 @@ def sample(case: Case, result: Array) -> Array:
 
 def expected(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
     """`sample` of the result, computed in `dtype`."""
-    if case.op == "attention":
-        return _attention(case, inputs, dtype)
+    if case.op in attention.OPS:
+        return attention.expected(case, inputs, dtype, BATCH if _is_yardstick(case, dtype) else 1)
     if case.op == "decode":
         return _decode(case, inputs, dtype)
     if case.op in GATES or case.op in GRADIENTS:
@@ -115,7 +115,11 @@ def attention_gru(**a: Array) -> Array:
 
 def in_batch(rows: Array, case: Case, dtype: DTypeLike) -> Array:
     """The indices, repeated where there are fewer than a batch. The exact result does not need one."""
-    return np.resize(rows, max(len(rows), BATCH)) if np.dtype(dtype) == case.dtype else rows
+    return np.resize(rows, max(len(rows), BATCH)) if _is_yardstick(case, dtype) else rows
+
+
+def _is_yardstick(case: Case, dtype: DTypeLike) -> bool:
+    return np.dtype(dtype) == _arithmetic(case)
 
 
 def errors(case: Case, inputs: Inputs) -> tuple[Array, float]:
@@ -146,35 +150,16 @@ def _arithmetic(case: Case) -> str:
 # ---- the computations ----
 
 
-def _attention_sample(case: Case) -> tuple[Array, Array]:
-    return _spread(case.sizes["B"] * case.sizes["H"], 2), _spread(case.sizes["S"], 128)
-
-
 def softmax(x: Array) -> Array:
     e = np.exp(x - x.max(-1, keepdims=True))
     return np.asarray(e / e.sum(-1, keepdims=True))
-
-
-def attention(q: Array, k: Array, v: Array, rows: Array | None = None) -> Array:
-    """softmax(q k^T / sqrt(D)) v over the last two axes; `rows`: positions of the queries when causal."""
-    scores = q @ k.swapaxes(-1, -2) * q.dtype.type(1 / math.sqrt(q.shape[-1]))
-    if rows is not None:
-        scores[..., np.arange(k.shape[-2]) > rows[:, None]] = -np.inf
-    return np.asarray(softmax(scores) @ v)
-
-
-def _attention(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
-    s = case.sizes
-    heads, rows = _attention_sample(case)
-    q, k, v = (inputs[name].reshape(s["B"] * s["H"], s["S"], s["D"])[heads].astype(dtype) for name in "qkv")
-    return attention(q[:, rows], k, v, rows if case.causal else None)
 
 
 def _decode(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
     heads = _spread(case.sizes["H"], 4)
     of_head = heads // (case.sizes["H"] // case.sizes["K"])
     k, v = (inputs[name][:, of_head].astype(dtype) for name in "kv")
-    return attention(inputs["q"][:, heads].astype(dtype), k, v)
+    return attention.forward(inputs["q"][:, heads].astype(dtype), k, v)
 
 
 def sigmoid(x: Array) -> Array:

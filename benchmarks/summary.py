@@ -23,6 +23,7 @@ class Row:
     ours: Measurement | None
     others: tuple[Measurement, ...]
     single: Measurement | None  # ours with one thread
+    beside: float | None = None  # part of its peak that the case reached which this one is measured beside
 
     @property
     def seconds(self) -> float | None:
@@ -111,6 +112,9 @@ class Row:
             ratio = self._ratio(next((m for m in self.peers if m.contender == "torch"), None))
             memory = (self.part(self.seconds) or 0) >= 1
             checks.append(True if memory else None if ratio is None else ratio >= target.torch_ratio)
+        if target.beside is not None:
+            part = self.part(self.seconds) or 0
+            checks.append(None if self.beside is None else part >= target.beside * self.beside)
         if not checks:
             checks.append(None if self.ratio is None else self.ratio >= 1)
         return False if False in checks else None if None in checks else True
@@ -118,9 +122,10 @@ class Row:
 
 def rows(results: Iterable[Result]) -> list[Row]:
     """The rows of the table, case by case."""
-    found = []
+    found: list[Row] = []
     for result in results:
         for threads in sorted(result.peaks):
+            beside = next((r for r in found if (r.case.name, r.threads) == (result.case.beside, threads)), None)
             others = tuple(m for m in result.measurements if m.threads == threads and m.contender != OURS)
             found.append(
                 Row(
@@ -131,6 +136,7 @@ def rows(results: Iterable[Result]) -> list[Row]:
                     result.find(OURS, threads),
                     others,
                     result.find(OURS, 1),
+                    beside.part(beside.seconds) if beside else None,
                 )
             )
     return found
@@ -159,6 +165,10 @@ def as_json(row: Row) -> dict[str, Any]:
         "sizes": row.case.sizes,
         "dtype": row.case.dtype,
         "causal": row.case.causal,
+        "window": row.case.window,
+        "masked": row.case.masked,
+        "beside": row.case.beside,
+        "part_of_peak_beside": row.beside,
         "threads": row.threads,
         "flops": row.case.flops,
         "bytes": row.case.bytes,

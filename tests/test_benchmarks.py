@@ -21,7 +21,7 @@ pytest.importorskip("jinja2", reason='needs jinja2: python -m pip install -e ".[
 
 import fastattn as fa
 from benchmarks import __main__ as command
-from benchmarks import cases, claim, encoders, job, machine, peers, plain, report, runner, summary, text
+from benchmarks import attention, cases, claim, encoders, job, machine, peers, plain, report, runner, summary, text
 from benchmarks.cases import CASES, Case, Target
 from benchmarks.peers import numpy_
 from benchmarks.runner import Measurement, Result, Settings, Team, WorkerError, WorkerProcess
@@ -29,6 +29,8 @@ from fastattn import reference
 
 SMALL = {
     "attention": {"B": 2, "H": 3, "S": 9, "D": 8},
+    "attention_backward": {"B": 2, "H": 3, "S": 9, "D": 8},
+    "attention_ragged": {"B": 5, "H": 3, "D": 8},
     "lstm": {"T": 5, "B": 3, "I": 4, "H": 6},
     "gru": {"T": 5, "B": 3, "I": 4, "H": 6},
     "rnn": {"T": 5, "B": 3, "I": 4, "H": 6},
@@ -101,6 +103,9 @@ def test_work_of_attention_counts_both_products_and_causal_half():
     full = small("attention")
     assert full.flops == 2 * (2 * 2 * 3 * 9 * 9 * 8)
     assert replace(full, causal=True).flops == full.flops / 2
+    assert small("attention_backward").flops == 2.5 * full.flops
+    assert replace(full, window=2).flops == full.flops / 81 * (1 + 2 + 7 * 3)
+    assert small("attention_ragged").flops == 2 * (2 * 3 * 8 * (attention.lengths(5) ** 2).sum())
 
 
 @pytest.mark.parametrize(("op", "gates"), [("rnn", 1), ("gru", 3), ("lstm", 4)])
@@ -125,12 +130,26 @@ def test_selection_by_pattern_also_finds_what_quick_leaves_out():
 # ---- references ----
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_plain_attention_agrees_with_the_specification(causal):
-    case = small("attention", causal=causal, dtype="float64")
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"window": 3}, {"masked": True}], ids=str)
+def test_plain_attention_agrees_with_the_specification(options):
+    case = small("attention", dtype="float64", **options)
     inputs = case.inputs(1)
-    exact = reference.attention(inputs["q"], inputs["k"], inputs["v"], causal=causal)[0]
+    own = {"causal": case.causal, "mask": inputs.get("mask")} | ({"window": (3, 0)} if case.window else {})
+    exact = reference.attention(*(inputs[name] for name in "qkv"), **own)[0]
     assert_close(plain.expected(case, inputs, np.float64), plain.sample(case, exact))
+    backward = replace(case, op="attention_backward")
+    inputs = {**inputs, "dout": inputs["q"] + 1}
+    gradients = reference.attention_backward(*(inputs[name] for name in ("dout", *"qkv")), **own)
+    assert_close(plain.expected(backward, inputs, np.float64), plain.sample(backward, np.stack(gradients)))
+
+
+def test_plain_ragged_attention_takes_each_sequence_alone():
+    case = small("attention_ragged", dtype="float64")
+    inputs, starts = case.inputs(1), attention.starts(case)
+    found = plain.expected(case, inputs, np.float64)
+    for begin, end in pairwise(starts):
+        alone = reference.attention(*(inputs[name][begin:end].swapaxes(0, 1)[None] for name in "qkv"))[0][0]
+        assert_close(found[begin:end], alone.swapaxes(0, 1)[:, [0, 2]])
 
 
 @pytest.mark.parametrize("op", ["rnn", "gru", "lstm"])

@@ -7,14 +7,16 @@ Every module has
     prepare(case, inputs, threads) -> Prepared      everything that is done once: weights, sessions, reordering
 
 `Prepared.run` is what is timed; it returns whatever the library returns. `Prepared.array` makes the array of the case
-out of that, untimed: attention out[B, H, S, D], sequences y[T, B, H], with gradients dx[T, B, I], cells h[B, H], linear
-y[M, N], softmax y[R, C], additive attention with all its gradients dquery[B, T, A], the decoder with all its gradients
-dx[T, B, H], an encoder layer with all its gradients dx[B, L, E].
+out of that, untimed: attention out[B, H, S, D], ragged
+out[tokens, H, D], backward its gradients dq, dk, dv stacked, sequences y[T, B, H], with gradients dx[T, B, I], cells
+h[B, H], linear y[M, N], softmax y[R, C], additive attention with all its gradients dquery[B, T, A], the decoder with
+all its gradients dx[T, B, H], an encoder layer with all its gradients dx[B, L, E].
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from time import perf_counter
 from typing import Any, NamedTuple
 
 from benchmarks.cases import Array
@@ -59,3 +61,13 @@ def first(outputs: Any) -> Array:
 def itself(output: Any) -> Array:
     """For libraries whose output is the array."""
     return output  # type: ignore[no-any-return]
+
+
+def seconds(prepared: Prepared) -> float:
+    """The faster of two calls after a first, to choose between several ways of a library."""
+    times = []
+    for _ in range(3):
+        start = perf_counter()
+        prepared.run()
+        times.append(perf_counter() - start)
+    return min(times[1:])

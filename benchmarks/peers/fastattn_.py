@@ -8,6 +8,7 @@ import numpy as np
 
 import fastattn as fa
 import fastattn.nn
+from benchmarks import attention
 from benchmarks.cases import DECODER_WEIGHTS, GATES, GRADIENTS, Array, Case, Inputs
 from benchmarks.peers import Prepared, first, itself
 
@@ -30,10 +31,8 @@ def supports(case: Case) -> bool:
 def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
     """Weights are packed once, as other libraries do; softmax, attention and linear write into an array that exists."""
     fa.set_num_threads(threads)
-    if case.op == "attention":
-        q, k, v = inputs["q"], inputs["k"], inputs["v"]
-        out, causal = np.empty_like(q), case.causal
-        return Prepared(lambda: fa.attention(q, k, v, causal=causal, out=out), itself)
+    if case.op in attention.OPS:
+        return _attention(case, inputs)
     if case.op == "decode":
         return _decode(case, inputs)
     if case.op == "additive":
@@ -69,6 +68,28 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
     if op == "lstm":
         return Prepared(lambda: module.step(x, state, out=after), first)
     return Prepared(lambda: module.step(x, state[0], out=after[0]), first)
+
+
+def _attention(case: Case, inputs: Inputs) -> Prepared:
+    """Forward into an array that exists; backward after one forward call; ragged batches packed."""
+    dtype = import_module("ml_dtypes").bfloat16 if case.dtype == "bfloat16" else case.dtype
+    q, k, v = (inputs[name].astype(dtype, copy=False) for name in "qkv")
+    shown = np.float32 if case.dtype == "bfloat16" else dtype
+    out = np.empty_like(q)
+    if case.op == "attention_ragged":
+        starts = attention.starts(case)
+        return Prepared(lambda: fa.attention_varlen(q, k, v, starts, starts, out=out), itself)
+    options: dict[str, Any] = {"causal": case.causal, "mask": inputs.get("mask")}
+    if case.window is not None:
+        options["window"] = (case.window, 0)
+    if case.op == "attention":
+        return Prepared(lambda: fa.attention(q, k, v, out=out, **options), lambda result: np.asarray(result, shown))
+    dout, saved = inputs["dout"].astype(dtype, copy=False), fa.attention_forward(q, k, v, **options)[1]
+
+    def together(gradients: tuple[Array, ...]) -> Array:
+        return np.stack([x.astype(shown) for x in gradients])
+
+    return Prepared(lambda: fa.attention_backward(dout, saved), together)
 
 
 def _decode(case: Case, inputs: Inputs) -> Prepared:

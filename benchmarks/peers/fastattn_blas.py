@@ -25,8 +25,8 @@ def version() -> str:
 
 
 def supports(case: Case) -> bool:
-    """The operations that have this strategy."""
-    return case.op in ("attention", "linear")
+    """The operations that have this strategy, without options, which cost the same by either."""
+    return case.op in ("attention", "linear") and case.dtype != "bfloat16" and not case.masked and case.window is None
 
 
 def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import plain
+from benchmarks import attention, plain
 from benchmarks.cases import GATES, GRADIENTS, Array, Case, Inputs
 from benchmarks.peers import Prepared, first, itself
 
@@ -26,15 +26,20 @@ def supports(case: Case) -> bool:
     s = case.sizes
     if case.op in ("encoder_layer", "decode") or case.dtype == "bfloat16":
         return False
-    return case.op != "attention" or s["B"] * s["H"] * s["S"] ** 2 <= 2**26
+    return case.op not in ("attention", "attention_backward") or s["B"] * s["H"] * s["S"] ** 2 <= 2**26
 
 
 def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
     """The number of threads was set by the environment, before NumPy was imported."""
-    if case.op == "attention":
+    if case.op in attention.OPS:
         q, k, v = inputs["q"], inputs["k"], inputs["v"]
-        rows = np.arange(case.sizes["S"]) if case.causal else None
-        return Prepared(lambda: plain.attention(q, k, v, rows), itself)
+        if case.op == "attention_ragged":
+            starts = attention.starts(case)
+            return Prepared(lambda: attention.ragged(q, k, v, starts), itself)
+        where = attention.allowed(case, inputs, np.arange(case.sizes["S"]))
+        if case.op == "attention":
+            return Prepared(lambda: attention.forward(q, k, v, where), itself)
+        return Prepared(lambda: attention.backward(inputs["dout"], q, k, v, where), np.stack)
     if case.op == "additive":
         return Prepared(lambda: plain.additive(**inputs), itself)
     if case.op == "attention_gru":

@@ -1,6 +1,5 @@
 """ONNX Runtime on the CPU: a model of one node for each case, inputs and outputs bound to memory once."""
 
-import time
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cases import GATES, GRADIENTS, Array, Case, Inputs
-from benchmarks.peers import Prepared
+from benchmarks.peers import Prepared, seconds
 
 Shapes = dict[str, tuple[int, ...]]
 # PyTorch's gate blocks (LSTM i, f, g, o; GRU r, z, n) in ONNX's order (i, o, f, c; z, r, h).
@@ -28,13 +27,21 @@ def version() -> str:
 
 
 def supports(case: Case) -> bool:
-    """Neither gradients nor recurrent networks in float64 nor attention there, for which it has no kernel."""
-    return case.dtype == "float32" and case.op not in (
-        "additive",
-        "attention_gru",
-        "decode",
-        "encoder_layer",
-        *GRADIENTS,
+    """float32 alone, for which it has all kernels; no gradients, masks, ragged batches."""
+    plain = case.window is None and not case.masked
+    return (
+        case.dtype == "float32"
+        and plain
+        and case.op
+        not in (
+            "additive",
+            "attention_backward",
+            "attention_ragged",
+            "attention_gru",
+            "decode",
+            "encoder_layer",
+            *GRADIENTS,
+        )
     )
 
 
@@ -42,7 +49,7 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
     """For attention the fastest of the operators that compute it."""
     if case.op == "attention":
         operators = ["Attention", "MultiHeadAttention"] + (["GroupQueryAttention"] if case.causal else [])
-        return min((_attention(case, inputs, threads, operator) for operator in operators), key=_seconds)
+        return min((_attention(case, inputs, threads, operator) for operator in operators), key=seconds)
     x = inputs["x"]
     if case.op == "softmax":
         return _session(threads, _node("Softmax", ["x"], ["y"], axis=-1), {"x": x}, {}, {"y": x.shape})
@@ -103,16 +110,6 @@ def _attention(case: Case, inputs: Inputs, threads: int, operator: str) -> Prepa
     return Prepared(
         prepared.run, lambda result: prepared.array(result).reshape(s["B"], s["S"], s["H"], s["D"]).swapaxes(1, 2)
     )
-
-
-def _seconds(prepared: Prepared) -> float:
-    """The faster of two calls after a first."""
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        prepared.run()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
 
 
 def _node(op: str, names: list[str], outputs: list[str], domain: str = "", **attributes: Any) -> Any:

@@ -26,13 +26,21 @@ def version() -> str:
 
 
 def supports(case: Case) -> bool:
-    """float32, since its CPU plugin computes float64 models in float32; no gradients."""
-    return case.dtype == "float32" and case.op not in (
-        "additive",
-        "attention_gru",
-        "decode",
-        "encoder_layer",
-        *GRADIENTS,
+    """float32, since its CPU plugin computes float64 models in float32; no gradients, masks, ragged batches."""
+    plain = case.window is None and not case.masked
+    return (
+        case.dtype == "float32"
+        and plain
+        and case.op
+        not in (
+            "additive",
+            "attention_backward",
+            "attention_ragged",
+            "attention_gru",
+            "decode",
+            "encoder_layer",
+            *GRADIENTS,
+        )
     )
 
 

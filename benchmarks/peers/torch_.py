@@ -4,10 +4,14 @@ autograd."""
 from contextlib import ExitStack
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
+from benchmarks import attention
 from benchmarks.cases import DECODER_WEIGHTS, GATES, GRADIENTS, Array, Case, Inputs
-from benchmarks.peers import Prepared
+from benchmarks.peers import Prepared, seconds
 from benchmarks.plain import ADDITIVE
 
 _inference = ExitStack()
@@ -40,6 +44,8 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
 
     torch.set_num_threads(threads)
     _inference.enter_context(torch.inference_mode())
+    if case.op in attention.OPS:
+        return _attention(torch, case, inputs)
     if case.op == "additive":
         return _additive(torch, inputs)
     if case.op in GRADIENTS:
@@ -49,16 +55,12 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
     if case.op == "attention_gru":
         return _attention_gru(torch, inputs)
     tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
-    if case.op == "attention":
-        q, k, v, causal = tensors["q"], tensors["k"], tensors["v"], case.causal
-        attention = torch.nn.functional.scaled_dot_product_attention
-        return Prepared(lambda: attention(q, k, v, is_causal=causal), _array)
     if case.op == "decode":
         kept = getattr(torch, case.dtype)
         q, k, v = (tensors[name].to(kept) for name in "qkv")
-        attention = torch.nn.functional.scaled_dot_product_attention
+        attend = torch.nn.functional.scaled_dot_product_attention
         grouped = case.sizes["H"] != case.sizes["K"]
-        return Prepared(lambda: attention(q, k, v, enable_gqa=grouped), lambda result: _array(result.float()))
+        return Prepared(lambda: attend(q, k, v, enable_gqa=grouped), lambda result: _array(result.float()))
     x = tensors["x"]
     if case.op == "softmax":
         return Prepared(lambda: torch.softmax(x, -1, out=x), _array)
@@ -83,6 +85,56 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
         return Prepared(lambda: torch.lstm_cell(x, (h, c), *weights), lambda result: _array(result[0]))
     cell = {"gru_cell": torch.gru_cell, "rnn_cell": torch.rnn_tanh_cell}[case.op]
     return Prepared(lambda: cell(x, h, *weights), _array)
+
+
+def _attention(torch: Any, case: Case, inputs: Inputs) -> Prepared:
+    """Backward alone, of a graph that is kept; ragged batches the faster of padded and sequence after sequence."""
+    attend, dtype = torch.nn.functional.scaled_dot_product_attention, getattr(torch, case.dtype)
+    with torch.inference_mode(False):
+        q, k, v, *dout = (torch.from_numpy(value).to(dtype) for name, value in inputs.items() if name != "mask")
+        options = {"is_causal": case.causal}
+        if case.masked or case.window is not None:
+            where = attention.allowed(case, inputs, np.arange(case.sizes["S"]))
+            options["attn_mask"] = torch.from_numpy(where)
+    if case.op == "attention_ragged":
+        return min((way(torch, case, q, k, v) for way in (_padded, _in_sequence)), key=seconds)
+    if case.op == "attention":
+        return Prepared(lambda: attend(q, k, v, **options), lambda result: _array(result.float()))
+    arguments = [x.requires_grad_() for x in (q, k, v)]
+    with torch.inference_mode(False), torch.enable_grad():
+        out = attend(*arguments, **options)
+
+    def run() -> Any:
+        with torch.inference_mode(False), torch.enable_grad():
+            return torch.autograd.grad(out, arguments, dout, retain_graph=True)
+
+    return Prepared(run, lambda result: np.stack([_array(x.float()) for x in result]))
+
+
+def _padded(torch: Any, case: Case, *packed: Any) -> Prepared:
+    """All sequences as long as the longest, with a mask of the keys that there are."""
+    lengths = torch.from_numpy(np.diff(attention.starts(case)))
+    exists = torch.arange(int(lengths.max())) < lengths[:, None]
+    padded = [torch.zeros(*exists.shape, *packed[0].shape[1:]) for _ in packed]
+    for whole, part in zip(padded, packed, strict=True):
+        whole[exists] = part
+    q, k, v = (x.transpose(1, 2).contiguous() for x in padded)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    mask = exists[:, None, None]
+    return Prepared(lambda: attend(q, k, v, mask), lambda result: _array(result.transpose(1, 2)[exists]))
+
+
+def _in_sequence(torch: Any, case: Case, q: Any, k: Any, v: Any) -> Prepared:
+    attend, starts = torch.nn.functional.scaled_dot_product_attention, attention.starts(case)
+    out, places = torch.empty_like(q), [slice(*place) for place in pairwise(starts)]
+
+    def run() -> Any:
+        for place in places:
+            parts = (x[place].transpose(0, 1)[None] for x in (q, k, v))
+            out[place] = attend(*parts)[0].transpose(0, 1)
+        return out
+
+    return Prepared(run, _array)
 
 
 def _additive(torch: Any, inputs: Inputs) -> Prepared:

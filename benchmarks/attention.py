@@ -1,0 +1,132 @@
+"""Attention in the cases: who attends to whom, inputs, and the plain form. cases.py and plain.py ask here.
+
+The work of backward counts its five products, 2.5 times that of forward, although the scores are computed again in it.
+"""
+
+import math
+from functools import cache
+from importlib import import_module
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+if TYPE_CHECKING:
+    from benchmarks.cases import Case
+
+Array = NDArray[Any]
+Inputs = dict[str, Array]
+
+OPS = ("attention", "attention_backward", "attention_ragged")
+_SAMPLED_HEADS, _SAMPLED_ROWS = 2, 128
+
+
+@cache
+def lengths(sequences: int) -> Array:
+    """Tokens of the first sentences of the text of the standard library."""
+    text = import_module("benchmarks.text")
+    return text.Corpus(text.load(), 2).sentence_lengths[:sequences]  # type: ignore[no-any-return]
+
+
+def pairs(case: "Case") -> float:
+    """Pairs of a query and a key that attends to it, in one head of all sequences; a causal mask leaves half."""
+    s = case.sizes
+    if case.op == "attention_ragged":
+        return float((lengths(s["B"]) ** 2).sum())
+    if case.window is not None:
+        return s["B"] * float(np.minimum(np.arange(s["S"]), case.window).sum() + s["S"])
+    return s["B"] * float(s["S"] ** 2) / (2 if case.causal else 1)
+
+
+def flops(case: "Case") -> float:
+    """Two products forward, five backward. What a bool mask leaves out is counted: it could be anywhere."""
+    products = 5 if case.op == "attention_backward" else 2
+    return 2.0 * products * case.sizes["H"] * case.sizes["D"] * pairs(case)
+
+
+def shape(case: "Case") -> tuple[int, ...]:
+    """Of queries, keys and values: [B, H, S, D], or [all tokens, H, D]."""
+    s = case.sizes
+    if case.op == "attention_ragged":
+        return int(lengths(s["B"]).sum()), s["H"], s["D"]
+    return s["B"], s["H"], s["S"], s["D"]
+
+
+def starts(case: "Case") -> Array:
+    """[B + 1]: where each sequence of a ragged batch begins and ends."""
+    return np.concatenate([[0], np.cumsum(lengths(case.sizes["B"]))]).astype(np.int64)
+
+
+def allowed(case: "Case", inputs: Inputs, rows: Array) -> Array | None:
+    """[rows, keys]: who attends to whom; None where everyone does."""
+    distance = rows[:, None] - np.arange(case.sizes["S"])
+    if case.masked:
+        return inputs["mask"][rows]
+    if case.window is not None:
+        return (distance >= 0) & (distance <= case.window)
+    return distance >= 0 if case.causal else None
+
+
+def _spread(n: int, most: int) -> Array:
+    return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64))
+
+
+def _sample(case: "Case") -> tuple[Array, Array]:
+    """Heads of all sequences, and rows."""
+    return _spread(case.sizes["B"] * case.sizes["H"], _SAMPLED_HEADS), _spread(case.sizes["S"], _SAMPLED_ROWS)
+
+
+def sample(case: "Case", result: Array) -> Array:
+    """The part of a whole result that `expected` computes; of backward of dq, dk and dv."""
+    if case.op == "attention_ragged":
+        return result[:, _spread(case.sizes["H"], _SAMPLED_HEADS)]
+    heads, rows = _sample(case)
+    return result.reshape(-1, case.sizes["B"] * case.sizes["H"], *shape(case)[2:])[:, heads][:, :, rows]
+
+
+def forward(q: Array, k: Array, v: Array, where: Array | None = None) -> Array:
+    """softmax(q k^T / sqrt(D)) v over the last two axes."""
+    return np.asarray(_probabilities(q, k, where) @ v)
+
+
+def _probabilities(q: Array, k: Array, where: Array | None) -> Array:
+    scores = q @ k.swapaxes(-1, -2) * q.dtype.type(1 / math.sqrt(q.shape[-1]))
+    if where is not None:
+        scores[..., ~where] = -np.inf
+    e = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.asarray(e / e.sum(-1, keepdims=True))
+
+
+def backward(dout: Array, q: Array, k: Array, v: Array, where: Array | None = None) -> tuple[Array, Array, Array]:
+    """dq, dk, dv from whole matrices of scores."""
+    p = _probabilities(q, k, where)
+    dp = dout @ v.swapaxes(-1, -2)
+    ds = p * (dp - (dp * p).sum(-1, keepdims=True)) * q.dtype.type(1 / math.sqrt(q.shape[-1]))
+    return ds @ k, ds.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ dout
+
+
+def ragged(q: Array, k: Array, v: Array, begins: Array, least: int = 1) -> Array:
+    """Sequence after sequence of [tokens, H, D], at least so many rows at a time."""
+    out = np.empty_like(q)
+    for begin, end in pairwise(begins):
+        rows = np.resize(np.arange(begin, end), max(end - begin, least))
+        parts = (x.swapaxes(0, 1) for x in (q[rows], k[begin:end], v[begin:end]))
+        out[begin:end] = forward(*parts).swapaxes(0, 1)[: end - begin]
+    return out
+
+
+def expected(case: "Case", inputs: Inputs, dtype: DTypeLike, least: int) -> Array:
+    """`sample` of the result, computed in `dtype`."""
+    if case.op == "attention_ragged":
+        heads = _spread(case.sizes["H"], _SAMPLED_HEADS)
+        q, k, v = (inputs[name][:, heads].astype(dtype) for name in "qkv")
+        return ragged(q, k, v, starts(case), least)
+    heads, rows = _sample(case)
+    merged = case.sizes["B"] * case.sizes["H"], *shape(case)[2:]
+    q, k, v = (inputs[name].reshape(merged)[heads].astype(dtype) for name in "qkv")
+    if case.op == "attention":
+        return forward(q[:, rows], k, v, allowed(case, inputs, rows))[None]
+    dout = inputs["dout"].reshape(merged)[heads].astype(dtype)
+    where = allowed(case, inputs, np.arange(case.sizes["S"]))
+    return np.stack([x[:, rows] for x in backward(dout, q, k, v, where)])
