@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import attention
+from benchmarks.recurrences import as_bfloat16, as_weight, stack_suffixes
 
 Array = NDArray[Any]
 Inputs = dict[str, Array]
@@ -21,8 +22,10 @@ Inputs = dict[str, Array]
 MASK_LEAVES = 0.75
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 DECODER_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "query", "key", "v")
 GRADIENTS = {f"{name}_gradients": name for name in GATES}  # forward and backward, with all gradients
+STACK = "lstm_stack"  # L layers in both directions
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,9 @@ class Target:
     peak: float | None = None  # part of the multiply-add peak measured beside the case
     ratio: float | None = None  # times as fast as the best peer
     torch_ratio: float | None = None  # times as fast as torch; or the read bandwidth, where that is less
-    micros: float | None = None  # microseconds for a call
     beside: float | None = None  # part of the rate of the case that it is measured beside
+    micros: float | None = None  # microseconds for a call; the median where each call is timed alone
+    tail: float | None = None  # the 99th percentile, in medians; only where each call is timed alone
 
     def __str__(self) -> str:
         parts = []
@@ -47,6 +51,8 @@ class Target:
             parts.append(f"≤ {self.micros:g} µs")
         if self.beside is not None:
             parts.append(f"≥ {self.beside:.2f} × the one beside")
+        if self.tail is not None:
+            parts.append(f"p99 ≤ {self.tail:g} × p50")
         return ", ".join(parts) or "best"
 
 
@@ -62,6 +68,9 @@ class Case:
     window: int | None = None  # attention: so many keys before each query's own, and none behind
     masked: bool = False  # attention: a bool mask that leaves three of four pairs, anywhere
     beside: str = ""  # the case whose rate (useful work by time) this one is compared with
+    ragged: bool = False  # sequences with the lengths of real sentences
+    weights: str = ""  # of how many bits ours are packed, where fewer than x has; all libraries have the same numbers
+    alone: bool = False  # each call is timed alone, for percentiles
     target: Target = field(default_factory=Target)
     quick: bool = False  # part of --quick
     scales: bool = True  # enough work for two threads to pay
@@ -79,8 +88,12 @@ class Case:
             return 3 * products + 3.5 * 4.0 * s["B"] * s["L"] ** 2 * s["E"]
         if self.op in GRADIENTS:  # forward, and twice as much backward
             return 3 * replace(self, op=GRADIENTS[self.op]).flops
+        if self.op == STACK:
+            columns = (s["I"] + s["H"]) + (s["L"] - 1) * 3 * s["H"]
+            return 2 * 2.0 * s["T"] * s["B"] * GATES["lstm"] * s["H"] * columns
         if self.op in _RECURRENT:
-            return 2.0 * s.get("T", 1) * s["B"] * GATES[self.op.removesuffix("_cell")] * s["H"] * (s["I"] + s["H"])
+            tokens = int(attention.lengths(s["B"]).sum()) if self.ragged else s.get("T", 1) * s["B"]
+            return 2.0 * tokens * GATES[self.op.removesuffix("_cell")] * s["H"] * (s["I"] + s["H"])
         return 0.0
 
     @property
@@ -108,7 +121,7 @@ def _normal(case: Case, rng: np.random.Generator, *shape: int) -> Array:
 def _exact(case: Case, x: Array) -> Array:
     """x in the dtype of the case, or as float32 that are exact in it."""
     if case.dtype == "bfloat16":
-        return (x.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+        return as_bfloat16(x)
     return x if case.dtype == "int8" else x.astype(case.dtype, copy=False)
 
 
@@ -140,16 +153,29 @@ def _recurrent_inputs(case: Case, rng: np.random.Generator) -> Inputs:
     rows, bound = GATES[op] * s["H"], 1 / math.sqrt(s["H"])
     shapes = {"weight_ih": (rows, s["I"]), "weight_hh": (rows, s["H"]), "bias_ih": (rows,), "bias_hh": (rows,)}
     inputs = {
-        name: _exact(case, np.float32(bound) * (2 * rng.random(shape, np.float32) - 1))
+        name: _exact(case, as_weight(np.float32(bound) * (2 * rng.random(shape, np.float32) - 1), case.weights))
         for name, shape in shapes.items()
     }
     inputs["x"] = _normal(case, rng, *((s["T"],) if "T" in s else ()), s["B"], s["I"])
+    if case.ragged:
+        inputs["lengths"] = attention.lengths(s["B"])
     if case.op in GRADIENTS:
         inputs["dy"] = _normal(case, rng, s["T"], s["B"], s["H"])
     if "T" not in s:
         inputs["h"] = np.tanh(_normal(case, rng, s["B"], s["H"]))
         if op == "lstm":
             inputs["c"] = _normal(case, rng, s["B"], s["H"])
+    return inputs
+
+
+def _stack_inputs(case: Case, rng: np.random.Generator) -> Inputs:
+    """x[T, B, I], and weights by torch's names."""
+    s = case.sizes
+    inputs = {"x": _normal(case, rng, s["T"], s["B"], s["I"])}
+    for suffix in stack_suffixes(s["L"]):
+        columns = s["I"] if suffix.startswith("_l0") else 2 * s["H"]
+        lane = _recurrent_inputs(replace(case, op="lstm", sizes={"B": 1, "I": columns, "H": s["H"]}), rng)
+        inputs |= {name + suffix: lane[name] for name in WEIGHTS}
     return inputs
 
 
@@ -211,6 +237,7 @@ _INPUTS: dict[str, Callable[[Case, np.random.Generator], Inputs]] = {
     "decode": _decode_inputs,
     "encoder_layer": _encoder_inputs,
     "attention_gru": _attention_gru_inputs,
+    STACK: _stack_inputs,
     "linear": _linear_inputs,
     "softmax": _softmax_inputs,
     **dict.fromkeys((*_RECURRENT, *GRADIENTS), _recurrent_inputs),
@@ -237,8 +264,24 @@ def _decode(dtype: str, H: int, K: int, **options: Any) -> Case:
 
 
 def _recurrent(op: str, T: int, B: int, H: int, target: Target, **options: Any) -> Case:
-    kind = " bfloat16" if options.get("dtype") == "bfloat16" else ""
+    kind = " bfloat16" if options.get("dtype") == "bfloat16" else _packed_as(options)
     return Case(f"{op}{kind} T{T} B{B} I{H} H{H}", op, {"T": T, "B": B, "I": H, "H": H}, target=target, **options)
+
+
+def _packed_as(options: dict[str, Any]) -> str:
+    return f" {options['weights']} weights" if "weights" in options else ""
+
+
+def _ragged(op: str, B: int, H: int, target: Target, **options: Any) -> Case:
+    """As many steps as the longest of the first B sentences has tokens."""
+    sizes = {"T": int(attention.lengths(B).max()), "B": B, "I": H, "H": H}
+    name = f"{op.replace('_gradients', ' forward and backward')} ragged text B{B} I{H} H{H}"
+    return Case(name, op, sizes, ragged=True, target=target, **options)
+
+
+def _stack(T: int, B: int, H: int, layers: int, target: Target) -> Case:
+    sizes = {"T": T, "B": B, "I": H, "H": H, "L": layers}
+    return Case(f"lstm {layers} layers bidirectional T{T} B{B} I{H} H{H}", STACK, sizes, target=target)
 
 
 def _gradients(op: str, T: int, B: int, H: int, target: Target, **options: Any) -> Case:
@@ -248,7 +291,8 @@ def _gradients(op: str, T: int, B: int, H: int, target: Target, **options: Any) 
 
 def _cell(op: str, B: int, H: int, target: Target, **options: Any) -> Case:
     options = {"scales": False, **options}
-    return Case(f"{op}_cell B{B} I{H} H{H}", f"{op}_cell", {"B": B, "I": H, "H": H}, target=target, **options)
+    name = f"{op}_cell{_packed_as(options)} B{B} I{H} H{H}"
+    return Case(name, f"{op}_cell", {"B": B, "I": H, "H": H}, target=target, **options)
 
 
 def _linear(M: int, N: int, K: int, **options: Any) -> Case:
@@ -295,6 +339,8 @@ CASES: tuple[Case, ...] = (
     _recurrent("lstm", 100, 64, 256, Target(peak=0.90), quick=True),
     _recurrent("lstm", 512, 32, 512, Target(peak=0.82), dtype="bfloat16"),
     _recurrent("lstm", 512, 1, 512, Target(ratio=1.4)),
+    _recurrent("lstm", 512, 1, 512, Target(ratio=2.5), weights="bfloat16"),
+    _recurrent("lstm", 512, 1, 512, Target(ratio=2.5), weights="int8"),
     _recurrent("lstm", 100, 1, 128, Target(ratio=1.4), quick=True, scales=False),
     _recurrent("gru", 512, 32, 512, Target(peak=0.90)),
     _recurrent("gru", 512, 1, 512, Target(ratio=1.4)),
@@ -307,6 +353,10 @@ CASES: tuple[Case, ...] = (
     _gradients("gru", 512, 32, 512, Target(peak=0.80)),
     _gradients("rnn", 512, 32, 512, Target(peak=0.80)),
     _gradients("lstm", 512, 1, 512, Target()),
+    _gradients("lstm", 10_000, 1, 128, Target(), scales=False),
+    _ragged("lstm", 32, 512, Target(torch_ratio=3.0), quick=True),
+    _ragged("lstm_gradients", 32, 512, Target(torch_ratio=3.0)),
+    _stack(256, 16, 256, 2, Target(ratio=1.3)),
     Case(
         "additive attention and gradients B32 T50 S50 A256 C512",
         "additive",
@@ -330,8 +380,10 @@ CASES: tuple[Case, ...] = (
     _linear(1024, 1024, 1024, quick=True),
     _linear(128, 3072, 768),
     _linear(1, 768, 768, scales=False),
-    _cell("lstm", 1, 128, Target(micros=5), quick=True),
-    _cell("lstm", 1, 256, Target(micros=22)),
+    _cell("lstm", 1, 128, Target(micros=5, tail=3), quick=True, alone=True),
+    _cell("lstm", 1, 128, Target(tail=3), weights="bfloat16", alone=True),
+    _cell("lstm", 1, 256, Target(micros=22, tail=3), alone=True),
+    _cell("lstm", 1, 256, Target(micros=10, tail=3), weights="bfloat16", alone=True),
     _cell("gru", 1, 256, Target()),
     _cell("rnn", 1, 256, Target()),
 )

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from benchmarks import attention
-from benchmarks.cases import GATES, GRADIENTS, Array, Case, Inputs
+from benchmarks.cases import GATES, GRADIENTS, STACK, WEIGHTS, Array, Case, Inputs
+from benchmarks.recurrences import stack_suffixes
 
 BATCH = 64  # rows of which NumPy's BLAS takes its kernels for matrices, not those for few rows
 FEW = 100_000  # elements of a result: below, the yardstick is pooled over DRAWS inputs
@@ -35,7 +36,7 @@ def sample(case: Case, result: Array) -> Array:
         return attention.sample(case, result)
     if case.op == "decode":
         return result[:, _spread(s["H"], 4)]
-    if case.op in GATES or case.op in (*GRADIENTS, "attention_gru"):
+    if case.op in GATES or case.op in (*GRADIENTS, "attention_gru", STACK):
         return result[:, _spread(s["B"], 2)]
     if case.op == "encoder_layer":
         return result[:1]
@@ -50,6 +51,8 @@ def expected(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
         return _decode(case, inputs, dtype)
     if case.op in GATES or case.op in GRADIENTS:
         return _sequence(case, inputs, dtype)
+    if case.op == STACK:
+        return _stack(case, inputs, dtype)
     if case.op == "additive":
         return sample(case, additive(*(inputs[name].astype(dtype) for name in ADDITIVE)))
     if case.op == "encoder_layer":
@@ -167,8 +170,8 @@ def sigmoid(x: Array) -> Array:
     return np.asarray(np.where(x < 0, z, x.dtype.type(1)) / (1 + z))
 
 
-def _weights(inputs: Inputs, dtype: DTypeLike) -> Inputs:
-    return {name: inputs[name].astype(dtype) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+def _weights(inputs: Inputs, dtype: DTypeLike, suffix: str = "") -> Inputs:
+    return {name: inputs[name + suffix].astype(dtype) for name in WEIGHTS}
 
 
 def step(op: str, x: Array, state: tuple[Array, ...], weights: Inputs) -> tuple[Array, ...]:
@@ -241,11 +244,30 @@ def _gate_gradients(op: str, from_input: Array, state: tuple[Array, ...], weight
 
 def _sequence(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
     rows = _spread(case.sizes["B"], 2)
-    x = inputs["x"][:, in_batch(rows, case, dtype)].astype(dtype)
+    batch = in_batch(rows, case, dtype)
+    x = inputs["x"][:, batch].astype(dtype)
+    # Of a ragged batch, what lies beyond a sequence's end is 0 in the result, and counts nothing in dy.
+    inside = np.arange(len(x))[:, None, None] < inputs["lengths"][batch, None] if case.ragged else True
     if case.op in GRADIENTS:
-        dy = inputs["dy"][:, in_batch(rows, case, dtype)].astype(dtype)
+        dy = np.where(inside, inputs["dy"][:, batch].astype(dtype), 0)
         return gradients(GRADIENTS[case.op], x, dy, _weights(inputs, dtype))[:, : len(rows)]
-    return run(case.op, x, case.sizes["H"], _weights(inputs, dtype))[:, : len(rows)]
+    y = run(case.op, x, case.sizes["H"], _weights(inputs, dtype))
+    return np.where(inside, y, 0)[:, : len(rows)]
+
+
+def stack(x: Array, layers: int, hidden: int, weights: Inputs) -> Array:
+    """y[T, B, 2 H] of the last of several LSTM layers in both directions; weights by torch's names."""
+    for forward, backward in zip(*[iter(stack_suffixes(layers))] * 2, strict=True):
+        y = run("lstm", x, hidden, _weights(weights, x.dtype, forward))
+        back = run("lstm", x[::-1], hidden, _weights(weights, x.dtype, backward))[::-1]
+        x = np.concatenate([y, back], -1)
+    return x
+
+
+def _stack(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
+    rows = _spread(case.sizes["B"], 2)
+    x = inputs["x"][:, in_batch(rows, case, dtype)].astype(dtype)
+    return stack(x, case.sizes["L"], case.sizes["H"], inputs)[:, : len(rows)]
 
 
 def _norm(x: Array) -> tuple[Array, Array]:

@@ -16,6 +16,8 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from benchmarks import plain
 from benchmarks.cases import Case
 from benchmarks.machine import ROOT
@@ -113,6 +115,13 @@ class Measurement:
     def median(self) -> float | None:
         """Median of the medians of the rounds, in seconds: every round counts the same however many calls fitted in."""
         return statistics.median(map(statistics.median, self.rounds)) if self.status == "ok" and self.rounds else None
+
+    @property
+    def p99(self) -> float | None:
+        """99 of 100 calls are as fast, in the median round, where each call was timed alone."""
+        if self.status != "ok" or not self.rounds:
+            return None
+        return float(statistics.median(np.quantile(times, 0.99) for times in self.rounds))
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """What a reader wants to know of a case, derived from its measurements: one Row for each number of threads."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,6 +30,16 @@ class Row:
     def seconds(self) -> float | None:
         """Our fastest call."""
         return self.ours.minimum if self.ours else None
+
+    @property
+    def p50(self) -> float | None:
+        """Median of ours."""
+        return self.ours.median if self.ours else None
+
+    @property
+    def p99(self) -> float | None:
+        """99th percentile of ours; None where calls are not timed alone."""
+        return self.ours.p99 if self.ours and self.case.alone else None
 
     def rate(self, seconds: float | None) -> float | None:
         """GFLOP/s, or GB/s for a case without flops."""
@@ -105,7 +116,9 @@ class Row:
         if target.peak is not None:
             checks.append((self.part(self.seconds) or 0) >= target.peak)
         if target.micros is not None:
-            checks.append(1e6 * self.seconds <= target.micros)
+            checks.append(1e6 * ((self.p50 if self.case.alone else None) or self.seconds) <= target.micros)
+        if target.tail is not None:
+            checks.append((self.p99 or math.inf) <= target.tail * (self.p50 or 0.0))
         if target.ratio is not None:
             checks.append(None if self.ratio is None else self.ratio >= target.ratio)
         if target.torch_ratio is not None:
@@ -178,6 +191,8 @@ def as_json(row: Row) -> dict[str, Any]:
         "part_of_peak": row.part(row.seconds),
         "ratio_to_best_peer": row.ratio,
         "best_peer": row.best.contender if row.best else None,
+        "p50": row.p50,
+        "p99": row.p99,
         "scaling": row.scaling,
         "scaling_met": row.scaling_met,
         "error_limit": row.error_limit,

@@ -3,7 +3,8 @@
 It answers the requests that the parent (runner.py) sends through a socket, one at a time:
     ("hello",)                           -> version, or None when the library is not available
     ("prepare", case, seed, expected)    -> (largest error, seconds of one call), or None when the case is not supported
-    ("time", seconds)                    -> seconds per call, one entry for each group of calls timed together
+    ("time", seconds)                    -> seconds per call, one entry for each group of calls timed together; of a
+                                            case whose calls are timed alone, QUANTILES of them, the fastest first
     ("forget",)                          -> None; the arrays of the case are given back
 A failure is answered as an exception object; the parent decides what it means.
 """
@@ -27,6 +28,7 @@ from benchmarks.peers import Prepared
 
 GROUP = 100e-6  # seconds: calls are timed in groups at least as long, far above the clock's resolution
 SHORT = 0.01  # seconds: calls below are cheap enough to repeat before they are timed
+QUANTILES = 201
 WARM_UP = 2.5  # times the turn: a longer call is its own warm-up
 
 
@@ -38,6 +40,7 @@ class Worker:
         self._threads = threads
         self._prepared: Prepared | None = None
         self._estimate = 0.0
+        self._alone = False
 
     def hello(self) -> str | None:
         """The library's version."""
@@ -57,7 +60,7 @@ class Worker:
         self._estimate = min(_groups(prepared.run, 1, 0.0))
         if self._estimate < SHORT:
             self._estimate = min(_groups(prepared.run, 1, SHORT))
-        self._prepared = prepared
+        self._prepared, self._alone = prepared, case.alone
         return (error if np.isfinite(error) else float("inf")), self._estimate
 
     def time(self, seconds: float) -> list[float]:
@@ -67,6 +70,9 @@ class Worker:
         if self._estimate < WARM_UP * seconds:
             # Others ran since: this wakes the library's threads and fills the caches.
             _groups(self._prepared.run, 1, min(3 * self._estimate, SHORT))
+        if self._alone:
+            times = np.quantile(_groups(self._prepared.run, 1, seconds), np.linspace(0, 1, QUANTILES))
+            return [float(time) for time in times]
         return _groups(self._prepared.run, max(1, round(GROUP / self._estimate)), seconds)
 
     def forget(self) -> None:

@@ -4,6 +4,7 @@ They need the packages of the extra "bench" (matplotlib, rich, jinja2), and are 
 """
 
 import argparse
+import functools
 import json
 import os
 import re
@@ -21,7 +22,21 @@ pytest.importorskip("jinja2", reason='needs jinja2: python -m pip install -e ".[
 
 import fastattn as fa
 from benchmarks import __main__ as command
-from benchmarks import attention, cases, claim, encoders, job, machine, peers, plain, report, runner, summary, text
+from benchmarks import (
+    attention,
+    cases,
+    claim,
+    encoders,
+    job,
+    machine,
+    peers,
+    plain,
+    report,
+    runner,
+    summary,
+    text,
+    worker,
+)
 from benchmarks.cases import CASES, Case, Target
 from benchmarks.peers import numpy_
 from benchmarks.runner import Measurement, Result, Settings, Team, WorkerError, WorkerProcess
@@ -43,6 +58,14 @@ SMALL = {
     "linear": {"M": 5, "N": 6, "K": 7},
     "softmax": {"R": 5, "C": 7},
 }
+RAGGED = {"T": 14, "B": 3, "I": 4, "H": 6}  # the longest of three sentences
+VARIANTS = [
+    Case("small stack", "lstm_stack", {"T": 5, "B": 3, "I": 4, "H": 6, "L": 2}),
+    Case("small ragged", "lstm", RAGGED, ragged=True),
+    Case("small ragged gradients", "lstm_gradients", RAGGED, ragged=True),
+    *(Case(f"small {kind}", "lstm", SMALL["lstm"], weights=kind) for kind in ("bfloat16", "int8")),
+    *(Case(f"small {kind} cell", "lstm_cell", SMALL["lstm_cell"], weights=kind) for kind in ("bfloat16", "int8")),
+]
 QUICK = Settings(rounds=2, turn_seconds=0.001, timeout=20)
 
 
@@ -167,21 +190,56 @@ def test_plain_sequences_and_cells_agree_with_the_specification(op):
     assert_close(plain.expected(step, inputs, np.float64), exact[0] if op == "lstm" else exact)
 
 
+def test_a_plain_stack_agrees_with_the_specification():
+    case = replace(VARIANTS[0], dtype="float64")
+    inputs = case.inputs(1)
+    y = inputs["x"]
+    for layer in range(2):
+        sides = []
+        for suffix, order in ((f"_l{layer}", 1), (f"_l{layer}_reverse", -1)):
+            w = [inputs[name + suffix] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+            cell = functools.partial(lambda x, h, c, w: reference.lstm_cell(x, h, c, *w), w=w)
+            sides.append(reference.sequence(cell, y[::order], (np.zeros((3, 6)),) * 2)[0][::order])
+        y = np.concatenate(sides, -1)
+    assert_close(plain.expected(case, inputs, np.float64), plain.sample(case, y))
+
+
+@pytest.mark.parametrize("op", ["lstm", "lstm_gradients"])
+def test_a_plain_ragged_batch_is_each_sequence_alone_and_zeros(op):
+    case = Case("ragged", op, RAGGED, dtype="float64", ragged=True)
+    inputs = case.inputs(1)
+    found = plain.expected(case, inputs, np.float64)
+    for i, b in enumerate((0, 2)):
+        end = inputs["lengths"][b]
+        single = {name: value[:end, b : b + 1] if name in ("x", "dy") else value for name, value in inputs.items()}
+        whole = Case("alone", op, {"T": int(end), "B": 1, "I": 4, "H": 6}, dtype="float64")
+        assert_close(found[:end, i], plain.expected(whole, single, np.float64)[:, 0])
+        assert not found[end:, i].any()
+
+
+def test_the_work_of_a_ragged_batch_is_that_of_its_tokens():
+    (ragged,) = [case for case in VARIANTS if case.name == "small ragged"]
+    assert ragged.flops == 2 * attention.lengths(3).sum() * 4 * 6 * (4 + 6)
+
+
+def test_the_work_of_a_stack_counts_all_layers_and_directions():
+    assert VARIANTS[0].flops == 2 * 2 * 5 * 3 * 4 * 6 * ((4 + 6) + (12 + 6))
+
+
 def assert_close(found, exact):
     """Equal but for the rounding of sums over at most ten terms of order one, in float64."""
     assert found.shape == exact.shape
     assert np.abs(found - exact).max() <= 10 * np.finfo(np.float64).eps * max(1, np.abs(exact).max())
 
 
-@pytest.mark.parametrize("op", SMALL)
-def test_every_case_of_fastattn_lies_within_the_error_rule_and_numpy_too(op):
+@pytest.mark.parametrize("case", [*map(small, SMALL), *VARIANTS], ids=lambda case: case.name)
+def test_every_case_of_fastattn_lies_within_the_error_rule_and_numpy_too(case):
     from benchmarks.peers import fastattn_  # noqa: PLC0415
 
-    case = small(op)
     exact, limit = plain.errors(case, case.inputs(1))
     before = fa.get_num_threads()
     try:
-        for peer in (fastattn_, numpy_):
+        for peer in filter(lambda peer: peer.supports(case), (fastattn_, numpy_)):
             prepared = peer.prepare(case, case.inputs(1), 1)
             assert np.abs(plain.sample(case, np.asarray(prepared.array(prepared.run()))) - exact).max() <= limit
     finally:
@@ -351,12 +409,12 @@ def wait_for(condition):
 
 
 def test_a_crashed_worker_says_by_which_signal(fake):
-    worker = WorkerProcess(fake, 1)
-    assert worker.ask(20, "hello") == "threads 1"
-    os.kill(worker.pid, signal.SIGKILL)
+    process = WorkerProcess(fake, 1)
+    assert process.ask(20, "hello") == "threads 1"
+    os.kill(process.pid, signal.SIGKILL)
     with pytest.raises(WorkerError, match="SIGKILL"):
-        worker.ask(20, "hello")
-    assert not worker.alive()
+        process.ask(20, "hello")
+    assert not process.alive()
 
 
 # ---- rows and report ----
@@ -398,6 +456,21 @@ def test_row_quotes_peak_and_best_peer():
 def test_targets_are_judged(target, met):
     (row,) = summary.rows([result(Case("x", "linear", {"M": 100, "N": 100, "K": 1000}, target=target))])
     assert row.met is met
+
+
+@pytest.mark.parametrize(("slowest", "met"), [(2.9e-6, True), (3.1e-6, False)])
+def test_calls_timed_alone_are_judged_by_median_and_99th_percentile(slowest, met):
+    case = Case("x", "lstm_cell", SMALL["lstm_cell"], target=Target(micros=1.1, tail=3), alone=True)
+    times = [1e-6] * 190 + [slowest] * 10
+    (row,) = summary.rows([Result(case, 1e-6, [Measurement("fastattn", 1, "ok", "", 0.0, [times] * 3)], {1: 1.0})])
+    assert (row.p50, row.p99, row.met) == (1e-6, slowest, met)
+
+
+def test_a_worker_times_calls_alone_where_a_case_wants_percentiles(fake):
+    with Team([fake], [1], QUICK) as team:
+        team.start()
+        (measurement,) = team.race(small("softmax", alone=True), no_peak).measurements
+    assert all(times == sorted(times) and len(times) == worker.QUANTILES for times in measurement.rounds)
 
 
 def test_a_target_that_needs_a_missing_library_is_not_judged():

@@ -7,10 +7,10 @@ Every module has
     prepare(case, inputs, threads) -> Prepared      everything that is done once: weights, sessions, reordering
 
 `Prepared.run` is what is timed; it returns whatever the library returns. `Prepared.array` makes the array of the case
-out of that, untimed: attention out[B, H, S, D], ragged
-out[tokens, H, D], backward its gradients dq, dk, dv stacked, sequences y[T, B, H], with gradients dx[T, B, I], cells
-h[B, H], linear y[M, N], softmax y[R, C], additive attention with all its gradients dquery[B, T, A], the decoder with
-all its gradients dx[T, B, H], an encoder layer with all its gradients dx[B, L, E].
+out of that, untimed: attention out[B, H, S, D], ragged out[tokens, H, D], backward its gradients dq, dk, dv stacked,
+sequences y[T, B, H] (of a stack [T, B, 2 H]; 0 beyond the lengths), with gradients dx[T, B, I], cells h[B, H], linear
+y[M, N], softmax y[R, C], additive attention with all its gradients dquery[B, T, A], the decoder with all its gradients
+dx[T, B, H], an encoder layer with all its gradients dx[B, L, E].
 """
 
 from collections.abc import Callable

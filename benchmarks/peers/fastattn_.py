@@ -9,7 +9,7 @@ import numpy as np
 import fastattn as fa
 import fastattn.nn
 from benchmarks import attention
-from benchmarks.cases import DECODER_WEIGHTS, GATES, GRADIENTS, Array, Case, Inputs
+from benchmarks.cases import DECODER_WEIGHTS, GATES, GRADIENTS, STACK, WEIGHTS, Array, Case, Inputs
 from benchmarks.peers import Prepared, first, itself
 
 
@@ -53,16 +53,20 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
     if case.op in GRADIENTS:
         return Prepared(lambda: _gradients(GRADIENTS[case.op], inputs), first)
     if case.op in GATES:
-        weights = {f"{name}_l0": inputs[name] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+        weights = {f"{name}_l0": inputs[name] for name in WEIGHTS}
         if case.dtype == "bfloat16":
             bfloat16 = import_module("ml_dtypes").bfloat16
             x, weights = x.astype(bfloat16), {name: w.astype(bfloat16) for name, w in weights.items()}
         sequence: Callable[..., Any] = getattr(fa, case.op)
-        packed = getattr(fa, f"pack_{case.op}")(weights)
-        return Prepared(lambda: sequence(x, None, packed), first)
+        packed, lengths = getattr(fa, f"pack_{case.op}")(weights, dtype=case.weights or None), inputs.get("lengths")
+        return Prepared(lambda: sequence(x, None, packed, lengths=lengths), first)
+    if case.op == STACK:
+        packed = fa.pack_lstm({name: value for name, value in inputs.items() if name != "x"})
+        return Prepared(lambda: fa.lstm(x, None, packed), first)
     op = case.op.removesuffix("_cell")
     module = getattr(fa.nn, op.upper())(case.sizes["I"], case.sizes["H"])
-    module.load_state_dict({f"{name}_l0": inputs[name] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")})
+    module.load_state_dict({f"{name}_l0": inputs[name] for name in WEIGHTS})
+    module.pack(case.weights or None)
     state = tuple(inputs[name][None] for name in "hc" if name in inputs)
     after = tuple(np.empty_like(part) for part in state)
     if op == "lstm":
@@ -105,8 +109,8 @@ def _decode(case: Case, inputs: Inputs) -> Prepared:
 
 
 def _gradients(op: str, inputs: Inputs) -> Any:
-    weights = {f"{name}_l0": inputs[name] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
-    _, saved = getattr(fa, f"{op}_forward")(inputs["x"], None, weights)
+    weights = {f"{name}_l0": inputs[name] for name in WEIGHTS}
+    _, saved = getattr(fa, f"{op}_forward")(inputs["x"], None, weights, lengths=inputs.get("lengths"))
     return getattr(fa, f"{op}_backward")(inputs["dy"], saved)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import attention, plain
-from benchmarks.cases import GATES, GRADIENTS, Array, Case, Inputs
+from benchmarks.cases import GATES, GRADIENTS, STACK, Array, Case, Inputs
 from benchmarks.peers import Prepared, first, itself
 
 
@@ -22,9 +22,9 @@ def version() -> str:
 
 
 def supports(case: Case) -> bool:
-    """Attention up to sizes whose score matrices do not swamp the memory; no whole layers."""
+    """Attention up to sizes whose score matrices do not swamp the memory; no whole layers, no ragged batches."""
     s = case.sizes
-    if case.op in ("encoder_layer", "decode") or case.dtype == "bfloat16":
+    if case.op in ("encoder_layer", "decode") or case.dtype == "bfloat16" or case.ragged:
         return False
     return case.op not in ("attention", "attention_backward") or s["B"] * s["H"] * s["S"] ** 2 <= 2**26
 
@@ -52,6 +52,8 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
         return Prepared(lambda: x @ weight + bias, itself)
     if case.op in GRADIENTS:
         return Prepared(lambda: plain.gradients(GRADIENTS[case.op], x, inputs["dy"], inputs), itself)
+    if case.op == STACK:
+        return Prepared(lambda: plain.stack(x, case.sizes["L"], case.sizes["H"], inputs), itself)
     if case.op in GATES:
         return Prepared(lambda: plain.run(case.op, x, case.sizes["H"], inputs), itself)
     op = case.op.removesuffix("_cell")

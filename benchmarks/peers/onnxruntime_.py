@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import GATES, GRADIENTS, Array, Case, Inputs
+from benchmarks.cases import GATES, GRADIENTS, STACK, Array, Case, Inputs
 from benchmarks.peers import Prepared, seconds
+from benchmarks.recurrences import stack_suffixes
 
 Shapes = dict[str, tuple[int, ...]]
 # PyTorch's gate blocks (LSTM i, f, g, o; GRU r, z, n) in ONNX's order (i, o, f, c; z, r, h).
@@ -57,26 +58,47 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
         node = _node("Gemm", ["x", "w", "b"], ["y"], transB=1)
         constants = {"w": inputs["weight"], "b": inputs["bias"]}
         return _session(threads, node, {"x": x}, constants, {"y": (case.sizes["M"], case.sizes["N"])})
-    return _recurrent(case, inputs, threads)
+    return _stack(case, inputs, threads) if case.op == STACK else _recurrent(case, inputs, threads)
+
+
+def _reordered(op: str, inputs: Inputs, name: str) -> Array:
+    """A weight with its gates in ONNX's order, [1, rows, ...]."""
+    return np.concatenate([np.split(inputs[name], GATES[op])[i] for i in _GATE_ORDER[op]])[None]
+
+
+def _stack(case: Case, inputs: Inputs, threads: int) -> Prepared:
+    """A node for each layer, and between two the directions of each step side by side."""
+    s, nodes, before = case.sizes, [], "x"
+    constants = {"shape": np.array([s["T"], s["B"], 2 * s["H"]], np.int64)}
+    for layer in range(s["L"]):
+        sides = stack_suffixes(s["L"])[2 * layer : 2 * layer + 2]
+        names = [f"{name}{layer}" for name in "wrb"]
+        for name, kinds in zip(names, (("weight_ih",), ("weight_hh",), ("bias_ih", "bias_hh")), strict=True):
+            parts = [[_reordered("lstm", inputs, kind + side) for kind in kinds] for side in sides]
+            constants[name] = np.concatenate([np.concatenate(part, 1) for part in parts])
+        to = "y" if layer + 1 == s["L"] else f"y{layer}"
+        nodes.append(_node("LSTM", [before, *names], [f"sides{layer}"], hidden_size=s["H"], direction="bidirectional"))
+        nodes.append(_node("Transpose", [f"sides{layer}"], [f"steps{layer}"], perm=[0, 2, 1, 3]))
+        nodes.append(_node("Reshape", [f"steps{layer}", "shape"], [to]))
+        before = to
+    return _session(threads, nodes, {"x": inputs["x"]}, constants, {"y": (s["T"], s["B"], 2 * s["H"])})
 
 
 def _recurrent(case: Case, inputs: Inputs, threads: int) -> Prepared:
     """LSTM, GRU or RNN; a cell is a sequence of one step."""
     op, s = case.op.removesuffix("_cell"), case.sizes
-    order = _GATE_ORDER[op]
-
-    def reorder(name: str) -> Array:
-        return np.concatenate([np.split(inputs[name], GATES[op])[i] for i in order])[None]
-
     constants = {
-        "w": reorder("weight_ih"),
-        "r": reorder("weight_hh"),
-        "b": np.concatenate([reorder("bias_ih"), reorder("bias_hh")], axis=1),
+        "w": _reordered(op, inputs, "weight_ih"),
+        "r": _reordered(op, inputs, "weight_hh"),
+        "b": np.concatenate([_reordered(op, inputs, name) for name in ("bias_ih", "bias_hh")], axis=1),
     }
     x = inputs["x"].reshape(s.get("T", 1), s["B"], s["I"])
     feeds = {"x": x} | {name: inputs[name][None] for name in "hc" if name in inputs}
     attributes: dict[str, Any] = {"hidden_size": s["H"]} | ({"linear_before_reset": 1} if op == "gru" else {})
     names = ["x", "w", "r", "b"] + (["", "h", "c"][: len(feeds)] if len(feeds) > 1 else [])
+    if case.ragged:
+        constants["lengths"] = inputs["lengths"].astype(np.int32)
+        names.append("lengths")
     outputs: dict[str, tuple[int, ...]] = {"y": (x.shape[0], 1, s["B"], s["H"])}
     outputs |= dict.fromkeys(("y_h", "y_c") if op == "lstm" else ("y_h",), (1, s["B"], s["H"]))
     shape = (x.shape[0], s["B"], s["H"]) if case.op in GATES else (s["B"], s["H"])
@@ -117,14 +139,14 @@ def _node(op: str, names: list[str], outputs: list[str], domain: str = "", **att
 
 
 def _session(
-    threads: int, node: Any, feeds: Inputs, constants: Inputs, outputs: dict[str, tuple[int, ...]]
+    threads: int, nodes: Any, feeds: Inputs, constants: Inputs, outputs: dict[str, tuple[int, ...]]
 ) -> Prepared:
-    """A session with everything bound; `run` computes, `array` reads the first output."""
+    """A session of a node or a list of them with everything bound; `run` computes, `array` reads the first output."""
     onnxruntime = import_module("onnxruntime")
     helper, numpy_helper = import_module("onnx.helper"), import_module("onnx.numpy_helper")
     float_type = import_module("onnx").TensorProto.FLOAT
     graph = helper.make_graph(
-        [node],
+        nodes if isinstance(nodes, list) else [nodes],
         "case",
         [helper.make_tensor_value_info(name, float_type, value.shape) for name, value in feeds.items()],
         [helper.make_tensor_value_info(name, float_type, shape) for name, shape in outputs.items()],

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import GATES, GRADIENTS, Array, Case, Inputs
+from benchmarks.cases import GATES, GRADIENTS, STACK, WEIGHTS, Array, Case, Inputs
 from benchmarks.peers import Prepared
+from benchmarks.recurrences import stack_suffixes
 
 # PyTorch's gate blocks (LSTM i, f, g, o; GRU r, z, n) in OpenVINO's order (f, i, c, o; z, r, h).
 _GATE_ORDER = {"lstm": (1, 0, 2, 3), "gru": (1, 0, 2), "rnn": (0,)}
@@ -65,7 +66,31 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
             {"x": x},
             (case.sizes["M"], case.sizes["N"]),
         )
-    return _recurrent(case, inputs, threads)
+    return _stack(case, inputs, threads) if case.op == STACK else _recurrent(case, inputs, threads)
+
+
+def _reordered(op: str, inputs: Inputs, name: str) -> Array:
+    """A weight with its gates in OpenVINO's order."""
+    return np.concatenate([np.split(inputs[name], GATES[op])[i] for i in _GATE_ORDER[op]])
+
+
+def _stack(case: Case, inputs: Inputs, threads: int) -> Prepared:
+    """An LSTMSequence for each layer, and between two the directions of each step side by side."""
+    ops = import_module("openvino.opset13")
+
+    s = case.sizes
+    B, T, H = s["B"], s["T"], s["H"]
+    x = np.ascontiguousarray(inputs["x"].swapaxes(0, 1))
+    parameter = before = _parameter(x, "x")
+    state, lengths = _constant(np.zeros((B, 2, H), x.dtype)), _constant(np.full(B, T, np.int32))
+    for layer in range(s["L"]):
+        sides = stack_suffixes(s["L"])[2 * layer : 2 * layer + 2]
+        w, r, b_x, b_h = (np.stack([_reordered("lstm", inputs, name + side) for side in sides]) for name in WEIGHTS)
+        weights = map(_constant, (w, r, b_x + b_h))
+        node = ops.lstm_sequence(before, state, state, lengths, *weights, H, "bidirectional")
+        before = ops.reshape(ops.transpose(node.output(0), np.array([0, 2, 1, 3])), np.array([B, T, 2 * H]), False)
+    prepared = _compile(threads, before, {"x": parameter}, {"x": x}, (B, T, 2 * H))
+    return Prepared(prepared.run, lambda result: prepared.array(result).swapaxes(0, 1))
 
 
 def _recurrent(case: Case, inputs: Inputs, threads: int) -> Prepared:
@@ -76,7 +101,7 @@ def _recurrent(case: Case, inputs: Inputs, threads: int) -> Prepared:
     sequence = case.op in GATES
 
     def reorder(name: str) -> Array:
-        return np.concatenate([np.split(inputs[name], GATES[op])[i] for i in _GATE_ORDER[op]])
+        return _reordered(op, inputs, name)
 
     bias = reorder("bias_ih") + reorder("bias_hh")
     if op == "gru":  # linear before reset: the two biases of the candidate stay apart
@@ -95,7 +120,7 @@ def _recurrent(case: Case, inputs: Inputs, threads: int) -> Prepared:
     zeros = np.zeros((s["B"], 1, s["H"]), x.dtype)
     parameters = {"x": _parameter(x, "x")}
     states = [_constant(zeros)] * (2 if op == "lstm" else 1)
-    lengths = _constant(np.full(s["B"], s["T"], np.int32))
+    lengths = _constant(inputs.get("lengths", np.full(s["B"], s["T"])).astype(np.int32))
     make = {"lstm": ops.lstm_sequence, "gru": ops.gru_sequence, "rnn": ops.rnn_sequence}[op]
     node = make(
         parameters["x"], *states, lengths, *(_constant(value[None]) for value in weights), s["H"], "forward", **options

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import attention
-from benchmarks.cases import DECODER_WEIGHTS, GATES, GRADIENTS, Array, Case, Inputs
+from benchmarks.cases import DECODER_WEIGHTS, GATES, GRADIENTS, STACK, WEIGHTS, Array, Case, Inputs
 from benchmarks.peers import Prepared, seconds
 from benchmarks.plain import ADDITIVE
 
@@ -66,14 +66,19 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
         return Prepared(lambda: torch.softmax(x, -1, out=x), _array)
     if case.op == "linear":
         return Prepared(lambda: torch.nn.functional.linear(x, tensors["weight"], tensors["bias"]), _array)
-    weights = [tensors[name] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    if case.op == STACK:
+        s = case.sizes
+        module = torch.nn.LSTM(s["I"], s["H"], s["L"], bidirectional=True).eval()
+        module.load_state_dict({name: value for name, value in tensors.items() if name != "x"})
+        return Prepared(lambda: module(x), lambda result: _array(result[0]))
+    weights = [tensors[name] for name in WEIGHTS]
     if case.op in GATES:
         module = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[case.op](
             case.sizes["I"], case.sizes["H"]
         ).eval()
-        module.load_state_dict(
-            {f"{name}_l0": tensors[name] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
-        )
+        module.load_state_dict({f"{name}_l0": tensors[name] for name in WEIGHTS})
+        if case.ragged:
+            return Prepared(lambda: _packed(torch, module, x, tensors["lengths"]), _array)
         dtype = getattr(torch, case.dtype)
         module, x = module.to(dtype), x.to(dtype)
         return Prepared(
@@ -137,6 +142,12 @@ def _in_sequence(torch: Any, case: Case, q: Any, k: Any, v: Any) -> Prepared:
     return Prepared(run, _array)
 
 
+def _packed(torch: Any, module: Any, x: Any, lengths: Any) -> Any:
+    """y of a ragged batch, through a PackedSequence."""
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+    return torch.nn.utils.rnn.pad_packed_sequence(module(packed)[0], total_length=len(x))[0]
+
+
 def _additive(torch: Any, inputs: Inputs) -> Prepared:
     """As one writes it, with gradients by autograd."""
     with torch.inference_mode(False):
@@ -153,17 +164,18 @@ def _additive(torch: Any, inputs: Inputs) -> Prepared:
 
 def _gradients(torch: Any, case: Case, inputs: Inputs) -> Prepared:
     """A recurrent network forward and backward with all gradients; dx."""
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     with torch.inference_mode(False), torch.enable_grad():
         kind = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[GRADIENTS[case.op]]
         module = kind(case.sizes["I"], case.sizes["H"])
-        module.load_state_dict({f"{name}_l0": torch.from_numpy(inputs[name]) for name in names})
+        module.load_state_dict({f"{name}_l0": torch.from_numpy(inputs[name]) for name in WEIGHTS})
+        lengths = torch.from_numpy(inputs["lengths"]) if case.ragged else None
         x, dy = torch.from_numpy(inputs["x"]).requires_grad_(), torch.from_numpy(inputs["dy"])
         wanted = [x, *module.parameters()]
 
     def run() -> Any:
         with torch.inference_mode(False), torch.enable_grad():
-            return torch.autograd.grad(module(x)[0], wanted, dy)
+            y = module(x)[0] if lengths is None else _packed(torch, module, x, lengths)
+            return torch.autograd.grad(y, wanted, dy)
 
     return Prepared(run, lambda gradients: _array(gradients[0]))
 
