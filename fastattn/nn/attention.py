@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
+from fastattn import _core
 from fastattn.cache import KVCache
 from fastattn.functional._types import Array
 from fastattn.functional.attention import attention, attention_forward
@@ -14,6 +15,15 @@ from fastattn.functional.attention_backward import attention_backward
 from fastattn.functional.linear import SavedLinear, linear, linear_forward
 from fastattn.nn.layers import Linear, Rng, linear_gradients
 from fastattn.nn.module import Module, prefixed
+
+
+class Context(NamedTuple):
+    """What other sequences attend to, projected once: keys and values [B, S, kv_heads, size], and lengths[B] or
+    None."""
+
+    keys: Array
+    values: Array
+    lengths: Array | None
 
 
 class MultiHeadAttention(Module):
@@ -43,20 +53,33 @@ class MultiHeadAttention(Module):
             self._constant("in_proj_bias", (rows,), 0)
         self.out_proj = Linear(embed_dim, embed_dim, bias=bias, dtype=dtype, rng=rng)
 
-    def __call__(self, x: ArrayLike, context: ArrayLike | None = None, *, mask: ArrayLike | None = None,
+    def __call__(self, x: ArrayLike, context: ArrayLike | Context | None = None, *, mask: ArrayLike | None = None,
                  causal: bool | str = False, lengths: ArrayLike | None = None,
                  cache: KVCache | None = None) -> Array:  # fmt: skip
         """mask and causal as in fastattn.attention. lengths[B]: of the sequences attended to; positions beyond do not
-        exist. Without a context they are those of x too, whose results beyond are out_proj's bias.
+        exist. Without a context they are those of x too, whose results beyond are out_proj's bias. A context from
+        `project` has its own lengths, and gives the bits of the array that it was made of.
 
         cache, KVCache(B, kv_heads, embed_dim // num_heads, dtype=…): keys and values of x are appended, and x attends
         to all that it holds, causally: the bits of one call with causal=True. No context, mask or lengths then.
         """
         if cache is not None:
             return self._with_cache(x, cache, causal, context=context, mask=mask, lengths=lengths)
-        queries, keys, values = self._heads(*self._project(x, context, linear))
+        if isinstance(context, Context):
+            if lengths is not None:
+                raise ValueError("MultiHeadAttention: lengths must be None with a projected context, which has its own")
+            queries, keys, values = self._split_queries(self._project_queries(x, linear)), *context[:2]
+            lengths = context.lengths
+        else:
+            queries, keys, values = self._heads(*self._project(x, context, linear))
         out = attention(queries, keys, values, **self._options(context, mask, causal, lengths))
         return self.out_proj(out.reshape(*out.shape[:2], self.embed_dim))
+
+    def project(self, context: ArrayLike, lengths: ArrayLike | None = None) -> Context:
+        """Keys and values of a context[B, S, E] of these lengths[B], for many calls."""
+        keys, values = self._split_keys_values(self._project_context(context, linear))
+        batch, longest = keys.shape[:2]
+        return Context(keys, values, _core.checked_lengths(lengths, batch, longest, "MultiHeadAttention", "lengths"))
 
     def forward(self, x: ArrayLike, context: ArrayLike | None = None, *, mask: ArrayLike | None = None,
                 causal: bool | str = False, lengths: ArrayLike | None = None) -> tuple[Array, Any]:  # fmt: skip
@@ -85,27 +108,40 @@ class MultiHeadAttention(Module):
 
     def _project(self, x: ArrayLike, context: ArrayLike | None, project: Callable[..., Array]) -> tuple[Array, Array]:
         """Queries[B, L, E], and keys beside values [B, S, 2 kv_heads E / num_heads]."""
-        split, weight, bias = self.embed_dim, self._own["in_proj_weight"], self._own.get("in_proj_bias")
         if context is None:
-            projected = _three_axes(project(x, weight, bias))
-            return projected[..., :split], projected[..., split:]
-        parts = (None, None) if bias is None else (bias[:split], bias[split:])
-        queries = _three_axes(project(x, weight[:split], parts[0]))
-        return queries, _three_axes(project(context, weight[split:], parts[1]))
+            projected = _three_axes(project(x, self._own["in_proj_weight"], self._own.get("in_proj_bias")))
+            return projected[..., : self.embed_dim], projected[..., self.embed_dim :]
+        return self._project_queries(x, project), self._project_context(context, project)
+
+    def _project_queries(self, x: ArrayLike, project: Callable[..., Array]) -> Array:
+        return self._project_rows(x, slice(None, self.embed_dim), project)
+
+    def _project_context(self, context: ArrayLike, project: Callable[..., Array]) -> Array:
+        return self._project_rows(context, slice(self.embed_dim, None), project)
+
+    def _project_rows(self, x: ArrayLike, rows: slice, project: Callable[..., Array]) -> Array:
+        """By some rows of in_proj_weight."""
+        bias = self._own.get("in_proj_bias")
+        return _three_axes(project(x, self._own["in_proj_weight"][rows], None if bias is None else bias[rows]))
 
     def _heads(self, queries: Array, keys_values: Array) -> tuple[Array, Array, Array]:
         """q, k and v in the layout "blhd"."""
-        size, kv_heads = self.embed_dim // self.num_heads, self.kv_heads
-        keys_values = keys_values.reshape(*keys_values.shape[:2], 2 * kv_heads, size)
-        queries = queries.reshape(*queries.shape[:2], self.num_heads, size)
-        return queries, keys_values[:, :, :kv_heads], keys_values[:, :, kv_heads:]
+        return self._split_queries(queries), *self._split_keys_values(keys_values)
 
-    def _options(self, context: ArrayLike | None, mask: ArrayLike | None, causal: bool | str,
+    def _split_queries(self, queries: Array) -> Array:
+        return queries.reshape(*queries.shape[:2], self.num_heads, self.embed_dim // self.num_heads)
+
+    def _split_keys_values(self, keys_values: Array) -> tuple[Array, Array]:
+        kv_heads = self.kv_heads
+        keys_values = keys_values.reshape(*keys_values.shape[:2], 2 * kv_heads, self.embed_dim // self.num_heads)
+        return keys_values[:, :, :kv_heads], keys_values[:, :, kv_heads:]
+
+    def _options(self, context: ArrayLike | Context | None, mask: ArrayLike | None, causal: bool | str,
                  lengths: ArrayLike | None) -> dict[str, Any]:  # fmt: skip
         q_lengths = lengths if context is None else None
         return {"mask": mask, "causal": causal, "q_lengths": q_lengths, "kv_lengths": lengths, "layout": "blhd"}
 
-    def _with_cache(self, x: ArrayLike, cache: KVCache, causal: bool | str, **others: ArrayLike | None) -> Array:
+    def _with_cache(self, x: ArrayLike, cache: KVCache, causal: bool | str, **others: Any) -> Array:
         for name, value in others.items():
             if value is not None:
                 raise ValueError(f"MultiHeadAttention: {name} must be None with a cache, which has lengths of its own")

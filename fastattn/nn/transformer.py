@@ -3,13 +3,16 @@
 Source: Vaswani et al. 2017, arXiv:1706.03762; norm_first: Xiong et al. 2020, arXiv:2002.04745.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
+from fastattn.cache import KVCache
 from fastattn.functional._types import Array
-from fastattn.nn.attention import MultiHeadAttention, attention_gradients, finite_padding
+from fastattn.nn.attention import Context, MultiHeadAttention, attention_gradients, finite_padding
 from fastattn.nn.layers import LayerNorm, Linear, Rng, check_activation, feed_forward_gradients
 from fastattn.nn.module import Module, prefixed
 
@@ -92,6 +95,14 @@ class TransformerEncoderLayer(_Layer):
         return dx, feed | prefixed(norm1=norm1, norm2=norm2, self_attn=attention)
 
 
+@dataclass(frozen=True)
+class LayerCache:
+    """What a decoder layer has seen: keys and values of the target so far, and of the memory."""
+
+    target: KVCache
+    memory: Context
+
+
 class TransformerDecoderLayer(_Layer):
     """x[B, L, E] through self-attention, attention to memory[B, S, E] and feed-forward.
 
@@ -111,14 +122,34 @@ class TransformerDecoderLayer(_Layer):
     def __call__(self, x: ArrayLike, memory: ArrayLike, *, mask: ArrayLike | None = None, causal: bool | str = True,
                  lengths: ArrayLike | None = None, memory_mask: ArrayLike | None = None,
                  memory_lengths: ArrayLike | None = None) -> Array:  # fmt: skip
-        options: dict[str, Any] = {"mask": mask, "causal": causal, "lengths": lengths}
-        to_memory: dict[str, Any] = {"mask": memory_mask, "lengths": memory_lengths}
+        return self._run(
+            x,
+            lambda y: self.self_attn(y, mask=mask, causal=causal, lengths=lengths),
+            lambda y: self.multihead_attn(y, memory, mask=memory_mask, lengths=memory_lengths),
+        )
+
+    def start(self, memory: ArrayLike, *, memory_lengths: ArrayLike | None = None, dtype: DTypeLike | None = None,
+              capacity: int | None = None, page_size: int | None = None) -> LayerCache:  # fmt: skip
+        """A cache for `step`, of no token yet; dtype (that of the layer by default), capacity and page_size are those
+        of its KVCache."""
+        projected = self.multihead_attn.project(memory, memory_lengths)
+        batch, _, heads, size = projected.keys.shape
+        kind = self.dtype if dtype is None else dtype
+        return LayerCache(KVCache(batch, heads, size, dtype=kind, capacity=capacity, page_size=page_size), projected)
+
+    def step(self, x: ArrayLike, cache: LayerCache) -> Array:
+        """The results of the next n tokens x[B, n, E], which the cache takes up: the bits of a call with all tokens."""
+        return self._run(
+            x, lambda y: self.self_attn(y, cache=cache.target), lambda y: self.multihead_attn(y, cache.memory)
+        )
+
+    def _run(self, x: ArrayLike, to_target: Callable[[ArrayLike], Array], to_memory: Callable[[Array], Array]) -> Array:
         if self.norm_first:
-            y, total = self.norm2.after_sum(x, self.self_attn(self.norm1(x), **options))
-            y, total = self.norm3.after_sum(total, self.multihead_attn(y, memory, **to_memory))
+            y, total = self.norm2.after_sum(x, to_target(self.norm1(x)))
+            y, total = self.norm3.after_sum(total, to_memory(y))
             return np.add(total, self._feed_forward(y), out=total)
-        y, _ = self.norm1.after_sum(x, self.self_attn(x, **options))
-        y, _ = self.norm2.after_sum(y, self.multihead_attn(y, memory, **to_memory))
+        y, _ = self.norm1.after_sum(x, to_target(x))
+        y, _ = self.norm2.after_sum(y, to_memory(y))
         return self.norm3.after_sum(y, self._feed_forward(y))[0]
 
     def forward(self, x: ArrayLike, memory: ArrayLike, *, mask: ArrayLike | None = None, causal: bool | str = True,
@@ -214,6 +245,23 @@ class TransformerEncoder(Module):
         return dx, grads
 
 
+@dataclass(frozen=True)
+class DecoderCache:
+    """What the layers of a decoder have seen."""
+
+    layers: list[LayerCache]
+
+    @property
+    def length(self) -> int:
+        """Tokens so far: the position of the next one."""
+        return int(self.layers[0].target.lengths.max(initial=0)) if self.layers else 0
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all keys and values."""
+        return sum(layer.target.nbytes + layer.memory.keys.nbytes + layer.memory.values.nbytes for layer in self.layers)
+
+
 class TransformerDecoder(Module):
     """num_layers decoder layers, and with final_norm a norm of their result. `options` are those of the layer.
 
@@ -235,6 +283,31 @@ class TransformerDecoder(Module):
         y = np.asarray(x)
         for layer in self.layers:
             y = layer(y, memory, **options)
+        return self.norm(y) if hasattr(self, "norm") else y
+
+    def start(self, memory: ArrayLike, **options: Any) -> DecoderCache:
+        """A cache for `step`, of no token yet. The options are those of TransformerDecoderLayer.start: memory_lengths,
+        dtype, capacity, page_size."""
+        return DecoderCache([layer.start(memory, **options) for layer in self.layers])
+
+    def step(self, x: ArrayLike, cache: DecoderCache) -> Array:
+        """The results of the next n tokens x[B, n, E], which the cache takes up: the bits of a causal call with all
+        tokens (a cache of int8: within its error). Keys and values of earlier tokens and of the memory are not
+        computed again.
+
+        >>> decoder = TransformerDecoder(8, 2, 16, num_layers=2)
+        >>> x, memory = np.eye(5, 8, dtype=np.float32)[None], np.ones((1, 3, 8), np.float32)
+        >>> cache = decoder.start(memory)
+        >>> steps = [decoder.step(x[:, i : i + 1], cache) for i in range(5)]
+        >>> np.array_equal(np.concatenate(steps, axis=1), decoder(x, memory)), cache.length
+        (True, 5)
+        """
+        if len(cache.layers) != len(self.layers):
+            raise ValueError(f"TransformerDecoder.step: cache must be of {len(self.layers)} layers, "
+                             f"got {len(cache.layers)}")  # fmt: skip
+        y = np.asarray(x)
+        for layer, own in zip(self.layers, cache.layers, strict=True):
+            y = layer.step(y, own)
         return self.norm(y) if hasattr(self, "norm") else y
 
     def forward(self, x: ArrayLike, memory: ArrayLike, **options: Any) -> tuple[Array, Any]:
@@ -282,6 +355,16 @@ class Transformer(Module):
                  target_lengths: ArrayLike | None = None) -> Array:  # fmt: skip
         memory = self.encoder(source, lengths=source_lengths)
         y = self.decoder(target, memory, lengths=target_lengths, memory_lengths=source_lengths)
+        return self.output(y) if hasattr(self, "output") else y
+
+    def start(self, source: ArrayLike, *, source_lengths: ArrayLike | None = None, **options: Any) -> DecoderCache:
+        """Encodes the source; a cache for `step`. Further options are those of TransformerDecoder.start."""
+        memory = self.encoder(source, lengths=source_lengths)
+        return self.decoder.start(memory, memory_lengths=source_lengths, **options)
+
+    def step(self, target: ArrayLike, cache: DecoderCache) -> Array:
+        """The results of the next n tokens target[B, n, E]: the bits of a call with source and all tokens."""
+        y = self.decoder.step(target, cache)
         return self.output(y) if hasattr(self, "output") else y
 
     def forward(self, source: ArrayLike, target: ArrayLike, *, source_lengths: ArrayLike | None = None,

@@ -1,0 +1,115 @@
+"""Transformers step by step: what a cache holds gives the bits of the whole."""
+
+import numpy as np
+import pytest
+
+import fastattn as fa
+from fastattn import nn
+from tests.arrays import same_bits
+
+LENGTHS = [3, 7, 5]
+CACHES = {"plain": {}, "of a capacity": {"capacity": 12}, "paged": {"page_size": 4}}
+
+
+def decoder(rng, dtype=np.float32, **options):
+    return nn.TransformerDecoder(24, 3, 40, num_layers=2, final_norm=True, dtype=dtype, rng=rng, **options)
+
+
+def sample(rng, dtype=np.float32):
+    """Target [3, 12, 24] and memory [3, 7, 24]."""
+    return (rng.standard_normal((3, n, 24), np.float32).astype(dtype) for n in (12, 7))
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("options", [{}, {"norm_first": True, "activation": "gelu"}, {"bias": False}], ids=str)
+@pytest.mark.parametrize("of_cache", CACHES.values(), ids=CACHES)
+def test_any_number_of_tokens_at_a_time_gives_the_bits_of_the_whole(dtype, rng, options, of_cache):
+    m = decoder(rng, dtype, **options)
+    x, memory = sample(rng, dtype)
+    whole = m(x, memory, memory_lengths=LENGTHS)
+    for parts in ([1] * 12, [5, 1, 2, 4], [0, 9, 3], [12]):
+        cache = m.start(memory, memory_lengths=LENGTHS, **of_cache)
+        ends = np.cumsum(parts)
+        steps = [m.step(x[:, end - n : end], cache) for n, end in zip(parts, ends, strict=True)]
+        assert same_bits(np.concatenate(steps, axis=1), whole)
+        assert cache.length == 12
+
+
+def test_a_cache_of_bytes_is_close(rng):
+    m = decoder(rng)
+    x, memory = sample(rng)
+    cache = m.start(memory, dtype="int8")
+    steps = np.concatenate([m.step(x[:, i : i + 1], cache) for i in range(12)], axis=1)
+    assert not same_bits(steps, m(x, memory))
+    assert np.sum(steps * m(x, memory)) / np.sum(steps * steps) == pytest.approx(1, abs=0.01)
+
+
+def test_memory_beyond_its_lengths_and_later_changes_do_not_count(rng):
+    m = decoder(rng)
+    x, memory = sample(rng)
+    lengths = np.array(LENGTHS)
+    expected = m(x[:, :1], memory, memory_lengths=lengths)
+    memory[np.arange(7) >= lengths[:, None]] = np.nan
+    cache = m.start(memory, memory_lengths=lengths)
+    memory[...], lengths[...] = 0, 1
+    assert same_bits(m.step(x[:, :1], cache), expected)
+
+
+def test_a_transformer_writes_the_same_tokens_step_by_step_as_from_the_beginning(rng):
+    model = nn.Transformer(24, 3, 40, num_encoder_layers=1, num_decoder_layers=2, output_size=11, rng=rng)
+    words, positions = nn.Embedding(11, 24, rng=rng), nn.SinusoidalPositions(24)
+    source = positions(words(rng.integers(0, 11, (3, 7))))
+    cache, tokens = model.start(source, source_lengths=LENGTHS), np.zeros((3, 1), np.int64)
+    for _ in range(10):
+        logits = model.step(positions(words(tokens[:, -1:]), offset=cache.length), cache)
+        whole = model(source, positions(words(tokens)), source_lengths=LENGTHS)
+        assert same_bits(logits[:, 0], whole[:, -1])
+        tokens = np.append(tokens, logits.argmax(-1), axis=1)
+
+
+def test_a_projected_context_gives_the_bits_of_the_array(dtype, rng):
+    m = nn.MultiHeadAttention(24, 4, kv_heads=2, dtype=dtype, rng=rng)
+    x, context = sample(rng, dtype)
+    projected = m.project(context, LENGTHS)
+    assert same_bits(m(x, projected), m(x, context, lengths=LENGTHS))
+    mask = rng.random((12, 7)) < 0.7
+    assert same_bits(m(x, m.project(context), mask=mask), m(x, context, mask=mask))
+
+
+def test_a_step_that_is_refused_leaves_the_cache_as_it_was(rng):
+    m = decoder(rng)
+    x, memory = sample(rng)
+    cache = m.start(memory, capacity=2)
+    m.step(x[:, :1], cache)
+    for wrong, error in ((x[:2, :1], ValueError), (x[:, :2], ValueError), (x[:, :1, :5], ValueError),
+                         (x[:, :1].astype(np.float64), TypeError), (x[:, 0], ValueError)):  # fmt: skip
+        with pytest.raises(error):
+            m.step(wrong, cache)
+        assert [layer.target.lengths.tolist() for layer in cache.layers] == [[1, 1, 1]] * 2
+    assert same_bits(m.step(x[:, 1:2], cache), m(x[:, :2], memory)[:, 1:])
+
+
+def test_wrong_arguments_are_named(rng):
+    m = decoder(rng)
+    x, memory = sample(rng)
+    with pytest.raises(ValueError, match=r"TransformerDecoder\.step: cache must be of 2 layers, got 1"):
+        m.step(x, nn.TransformerDecoder(24, 3, 40, num_layers=1).start(memory))
+    attention = m.layers[0].multihead_attn
+    with pytest.raises(ValueError, match=r"lengths must be None with a projected context"):
+        attention(x, attention.project(memory), lengths=LENGTHS)
+    with pytest.raises(ValueError, match=r"MultiHeadAttention: x and context must have 3 axes"):
+        m.start(memory[0])
+    with pytest.raises(ValueError, match=r"lengths must"):
+        m.start(memory, memory_lengths=[1, 2])
+    with pytest.raises(ValueError, match=r"lengths must"):
+        m.start(memory, memory_lengths=[1, 2, 8])
+    with pytest.raises(TypeError, match=r"KVCache: dtype must be"):
+        m.start(memory, dtype="int16")
+
+
+def test_a_decoder_without_layers_has_an_empty_cache():
+    m = nn.TransformerDecoder(8, 2, 16, num_layers=0)
+    x = np.ones((1, 2, 8), np.float32)
+    cache = m.start(x)
+    assert same_bits(m.step(x, cache), x) and cache.length == cache.nbytes == 0
+    assert fa.nn.TransformerDecoder(8, 2, 16, num_layers=1).start(x).nbytes > 0
