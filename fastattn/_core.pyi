@@ -312,7 +312,7 @@ def attention_gru_backward(
     op: str,
 ) -> tuple[NDArray[Any], ...]: ...
 
-# ---- recurrent.pxi ----
+# ---- recurrent_weights.pxi, recurrent.pxi, recurrent_step.pxi, recurrent_backward.pxi ----
 @final
 class RecurrentWeights:
     def __init__(self, *args: object, **kwargs: object) -> None: ...  # raises TypeError: pack_rnn and others make them

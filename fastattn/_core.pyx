@@ -38,6 +38,9 @@ include "attention_backward.pxi"
 include "cache.pxi"
 include "additive.pxi"
 include "attention_gru.pxi"
+include "recurrent_weights.pxi"
 include "recurrent.pxi"
+include "recurrent_step.pxi"
+include "recurrent_backward.pxi"
 
 fa_init()

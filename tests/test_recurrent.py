@@ -436,7 +436,7 @@ def call(cell="lstm", x=(3, 2, 4), state=((1, 2, 5), (1, 2, 5)), changes=None, d
         ({"coupled": True}, ValueError, "lstm: weight_ih_l0 must have shape"),
         ({"clip": 0}, ValueError, "lstm: clip must be positive, got 0"),
         ({"clip": np.nan}, ValueError, "lstm: clip must be positive"),
-        ({"clip": "1"}, TypeError, "lstm: clip must be a number or None, got str"),
+        ({"clip": "1"}, TypeError, "lstm: clip must be a number, got '1'"),
         ({"changes": {"bias_ih_l0": (19,)}}, ValueError, "lstm: bias_ih_l0 must have shape"),
         ({"changes": {"weight_peephole_l0": (2, 5)}}, ValueError, "lstm: weight_peephole_l0 must have shape"),
         ({"changes": {"bias_hh_l0": None}}, ValueError, "lstm: weights must hold both biases or none"),

@@ -117,9 +117,9 @@ def test_dropout_drops_as_many_as_it_says():
         ({"dropout": 0.5}, ValueError, "gru_forward: seed must be given with dropout, got None"),
         ({"dropout": 1.5, "seed": 1}, ValueError, r"gru_forward: dropout must lie in 0\.\.1, got 1\.5"),
         ({"dropout": np.nan, "seed": 1}, ValueError, r"gru_forward: dropout must lie in 0\.\.1, got nan"),
-        ({"dropout": "0.5", "seed": 1}, TypeError, "gru_forward: dropout must be a number, got str"),
+        ({"dropout": "0.5", "seed": 1}, TypeError, "gru_forward: dropout must be a number, got '0.5'"),
         ({"dropout": 0.5, "seed": -1}, ValueError, r"gru_forward: seed must lie in 0\.\.2\^64 - 1, got -1"),
-        ({"dropout": 0.5, "seed": 1.0}, TypeError, "gru_forward: seed must be an integer, got float"),
+        ({"dropout": 0.5, "seed": 1.0}, TypeError, "gru_forward: seed must be an integer, got 1.0"),
     ],
 )
 def test_wrong_dropout_is_named(rng, options, error, message):

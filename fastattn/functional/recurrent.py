@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from fastattn import _core
 from fastattn._core import RecurrentWeights
-from fastattn.functional._checks import check_choice, check_flag
+from fastattn.functional._checks import check_choice, check_flag, check_number
 from fastattn.functional._types import Array
 
 # PyTorch's names and arrays, or the handle of pack_rnn, pack_gru or pack_lstm.
@@ -174,11 +174,10 @@ def _checked_clip(op: str, clip: Any) -> float:
     """0 for none."""
     if clip is None:
         return 0.0
-    if isinstance(clip, bool) or not isinstance(clip, int | float | np.number):
-        raise TypeError(f"{op}: clip must be a number or None, got {type(clip).__name__}")
-    if not clip > 0:
+    number = check_number(op, "clip", clip)
+    if not number > 0:
         raise ValueError(f"{op}: clip must be positive, got {clip}")
-    return 0.0 if clip == np.inf else float(clip)
+    return 0.0 if number == np.inf else number
 
 
 def _run_cell(op: str, cell: str, options: Options, x: Any, h: Any, c: Any, arrays: tuple[Any, ...],

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike
 
 from fastattn import _core
 from fastattn._core import RecurrentWeights
+from fastattn.functional._checks import check_integer, check_number
 from fastattn.functional._types import Array
 from fastattn.functional.recurrent import (
     Options,
@@ -246,17 +247,15 @@ def _pair(op: str, name: str, expected: str, value: Any, alone: bool = False) ->
 
 
 def _checked_dropout(op: str, dropout: Any, seed: Any) -> tuple[float, int]:
-    if isinstance(dropout, bool) or not isinstance(dropout, int | float | np.number):
-        raise TypeError(f"{op}: dropout must be a number, got {type(dropout).__name__}")
-    if not 0 <= dropout <= 1:
+    part = check_number(op, "dropout", dropout)
+    if not 0 <= part <= 1:
         raise ValueError(f"{op}: dropout must lie in 0..1, got {dropout}")
-    if seed is None and dropout > 0:
+    if seed is None and part > 0:
         raise ValueError(f"{op}: seed must be given with dropout, got None")
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer | None):
-        raise TypeError(f"{op}: seed must be an integer, got {type(seed).__name__}")
-    if seed is not None and not 0 <= seed < 1 << 64:
+    number = 0 if seed is None else check_integer(op, "seed", seed)
+    if not 0 <= number < 1 << 64:
         raise ValueError(f"{op}: seed must lie in 0..2^64 - 1, got {seed}")
-    return float(dropout), int(seed or 0)
+    return part, number
 
 
 def _check_weights(op: str, weights: Any) -> None:

@@ -16,6 +16,8 @@ from fastattn.functional.recurrent import RecurrentSaved
 from fastattn.nn.layers import Rng
 from fastattn.nn.module import Module
 
+_PAIRS = (tuple, list)
+
 
 class _Recurrent(Module):
     """What the three have in common; `_cell` names the functions that compute."""
@@ -41,6 +43,7 @@ class _Recurrent(Module):
         self.dropout, _ = B._checked_dropout(type(self).__name__, dropout, 0)
         self._output = proj_size or hidden_size
         self._packed: RecurrentWeights | None = None
+        self._step_name = f"{type(self).__name__}.step"
         rng = rng or np.random.default_rng()
         rows, bound, sides = (
             self._gates * hidden_size,
@@ -115,22 +118,29 @@ class _Recurrent(Module):
         the new one, and may be the old one: then nothing is allocated. y is the last layer of the new h, not a copy.
         The first step packs the weights (see pack).
         """
-        name = f"{type(self).__name__}.step"
         packed = self._packed or self.pack()
-        pair = self._cell == "lstm"
         if state is None:
-            h, c = (np.zeros((self.num_layers, len(x), size), self.dtype) for size in (self._output, self.hidden_size))
-            state = (h, c) if pair else h
-        if out is None:
-            out = (np.empty_like(state[0]), np.empty_like(state[1])) if pair else np.empty_like(state)
-        if not pair:
-            _core.recurrent_step(name, packed, self.nonlinearity, 0.0, x, state, None, out, None)
+            state = self._zero_state(len(x))
+        if self._cell != "lstm":
+            if out is None:
+                out = np.empty_like(state)
+            _core.recurrent_step(self._step_name, packed, self.nonlinearity, 0.0, x, state, None, out, None)
             return out[-1], out
-        for label, value in (("state", state), ("out", out)):
-            if not isinstance(value, tuple | list) or len(value) != 2:
-                raise ValueError(f"{name}: {label} must be a pair (h, c), got {type(value).__name__}")
-        _core.recurrent_step(name, packed, self.nonlinearity, self._clip, x, state[0], state[1], out[0], out[1])
-        return out[0][-1], out
+        h, c = self._pair("state", state)
+        if out is None:
+            out = np.empty_like(h), np.empty_like(c)
+        h_out, c_out = self._pair("out", out)
+        _core.recurrent_step(self._step_name, packed, "tanh", self._clip, x, h, c, h_out, c_out)
+        return h_out[-1], out
+
+    def _zero_state(self, batch: int) -> Any:
+        h, c = (np.zeros((self.num_layers, batch, size), self.dtype) for size in (self._output, self.hidden_size))
+        return (h, c) if self._cell == "lstm" else h
+
+    def _pair(self, label: str, value: Any) -> Any:
+        if not isinstance(value, _PAIRS) or len(value) != 2:
+            raise ValueError(f"{self._step_name}: {label} must be a pair (h, c), got {type(value).__name__}")
+        return value
 
 
 class RNN(_Recurrent):

@@ -152,6 +152,16 @@ def test_loading_and_unpacking_drop_packed_weights(rng):
         (lambda: nn.LSTM(3, 4).step(np.zeros((2, 3)), None), TypeError, "LSTM.step: x must be float32"),
         (lambda: nn.LSTM(3, 4).step(np.zeros((2, 4), np.float32)), ValueError, "LSTM.step: x must be"),
         (lambda: nn.LSTM(3, 4).step(np.zeros((2, 3), np.float32), np.zeros(3)), ValueError, "LSTM.step: state must"),
+        (
+            lambda: nn.GRU(3, 4).step(np.zeros((2, 3), np.float32), np.zeros((1,) * 20 + (2, 4), np.float32)),
+            ValueError,
+            r"GRU.step: h must be aligned and C-contiguous with shape \(1, 2, 4\)",
+        ),
+        (
+            lambda: nn.GRU(3, 4).step(np.zeros((2, 3), np.float32), np.zeros((1, 2, 5), np.float32)),
+            ValueError,
+            r"GRU.step: h must be aligned and C-contiguous with shape \(1, 2, 4\)",
+        ),
         (lambda: nn.GRU(3, 4, bidirectional=True).step(np.zeros((2, 3), np.float32)), ValueError, "one direction"),
     ],
 )

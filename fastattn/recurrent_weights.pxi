@@ -1,0 +1,157 @@
+# Weights of recurrent networks: a stack of layers and directions, as they are or packed.
+
+cdef dict CELLS = {"rnn": FA_RNN, "lstm": FA_LSTM, "lstm_coupled": FA_LSTM_COUPLED, "gru": FA_GRU,
+                   "gru_reset_before": FA_GRU_RESET_BEFORE}
+cdef dict CELL_GATES = {"rnn": 1, "lstm": 4, "lstm_coupled": 3, "gru": 3, "gru_reset_before": 3}
+
+
+@cython.auto_pickle(False)
+@cython.final
+cdef class RecurrentWeights:
+    """The weights of layers times directions: `arguments` holds them, and what a call does not change.
+
+    Arrays stay where the caller has them, or are packed into a buffer for one instruction set (`packed`).
+    """
+
+    cdef fa_recurrent_arguments *lane  # [layers * directions]
+    cdef list held  # what the pointers point into
+    cdef int dtype_code
+    cdef bint is_packed
+    cdef readonly str cell, weight_dtype
+    cdef readonly Py_ssize_t layers, directions, input_size, hidden_size
+    cdef readonly Py_ssize_t output_size  # of h: hidden_size without a projection
+
+    def __init__(self):
+        raise TypeError("packed weights come from fastattn.pack_rnn, pack_gru and pack_lstm")
+
+    def __dealloc__(self):
+        free(self.lane)
+
+    @property
+    def has_cell(self):
+        """Whether the state is a pair (h, c)."""
+        return self.cell == "lstm" or self.cell == "lstm_coupled"
+
+    @property
+    def proj_size(self):
+        """Units of h where it is projected, else 0."""
+        return self.output_size if self.lane[0].weights.w_hr != NULL else 0
+
+    @property
+    def dtype(self):
+        return ALL_DTYPES[self.dtype_code]
+
+    @property
+    def isa(self):
+        """The instruction set of the packed layout; None when not packed."""
+        return text(fa_isa_name(self.lane[0].isa)) if self.is_packed else None
+
+    @property
+    def nbytes(self):
+        return sum([array.nbytes for array in self.held])
+
+    def __repr__(self):
+        return (f"<packed {self.cell}, {self.layers} x {self.directions}, {self.input_size} to {self.hidden_size}, "
+                f"{self.weight_dtype}, for {self.isa}>")
+
+
+cdef RecurrentWeights new_weights(str cell, Py_ssize_t layers, Py_ssize_t directions, Py_ssize_t input_size,
+                                  Py_ssize_t hidden_size, Py_ssize_t output_size, int dtype):
+    cdef RecurrentWeights w = RecurrentWeights.__new__(RecurrentWeights)
+    w.cell, w.layers, w.directions = cell, layers, directions
+    w.input_size, w.hidden_size, w.output_size, w.dtype_code = input_size, hidden_size, output_size, dtype
+    w.held = []
+    w.lane = <fa_recurrent_arguments *>calloc(layers * directions, sizeof(fa_recurrent_arguments))
+    if w.lane == NULL:
+        raise MemoryError()
+    return w
+
+
+cdef const void *hold_weight(RecurrentWeights w, object value, tuple shape, str op, str name) except? NULL:
+    """Contiguous data of an optional weight, NULL for None; type and shape are checked."""
+    cdef Array a
+    if value is None:
+        return NULL
+    value = as_ndarray(value, op, name)
+    if not (value.flags.c_contiguous and value.flags.aligned):
+        value = value.copy(order="C")
+    a.held = False
+    try:
+        acquire(&a, value, op, name, len(shape), w.dtype_code)
+        if shape_of(&a) != shape:
+            raise wrong_shape(op, name, f"have shape {shape}", f"shape {shape_of(&a)}")
+        w.held.append(value)
+        return a.data
+    finally:
+        release(&a)
+
+
+def recurrent_weights(str op, str cell, list lanes, list names, Py_ssize_t directions, Py_ssize_t input_size,
+                      object dtype):
+    """The weights of a call as they are. lanes: for each layer and direction a dict with weight_ih, weight_hh, bias_ih,
+    bias_hh, weight_hr, peephole (the last four may be None); `names`: the same with the names of messages.
+    input_size < 0: that of the first weight_ih."""
+    cdef Py_ssize_t i, gates = CELL_GATES[cell], columns, H, P
+    cdef RecurrentWeights w
+    cdef fa_recurrent_weights *into
+    for own, labels in zip(lanes, names):
+        for kind in ("weight_ih", "weight_hh"):
+            if own[kind] is None:
+                raise wrong_type(op, labels[kind], None)
+    first = checked_floats(lanes[0]["weight_hh"], op, names[0]["weight_hh"], 2)
+    P = H = first.shape[1]
+    if lanes[0]["weight_hr"] is not None:
+        P, H = checked_floats(lanes[0]["weight_hr"], op, names[0]["weight_hr"], 2).shape
+    if input_size < 0:
+        input_size = checked_floats(lanes[0]["weight_ih"], op, names[0]["weight_ih"], 2).shape[1]
+    w = new_weights(cell, len(lanes) // directions, directions, input_size, H, P,
+                    kind_of(first.dtype if dtype is None else dtype, op))
+    for i in range(len(lanes)):
+        own, labels, into = lanes[i], names[i], &w.lane[i].weights
+        columns = input_size if i < directions else directions * P
+        into.cell, into.I, into.H, into.P = CELLS[cell], columns, H, P
+        into.w_ih = hold_weight(w, own["weight_ih"], (gates * H, columns), op, labels["weight_ih"])
+        into.w_hh = hold_weight(w, own["weight_hh"], (gates * H, P), op, labels["weight_hh"])
+        into.b_ih = hold_weight(w, own["bias_ih"], (gates * H,), op, labels["bias_ih"])
+        into.b_hh = hold_weight(w, own["bias_hh"], (gates * H,), op, labels["bias_hh"])
+        into.w_hr = hold_weight(w, own["weight_hr"], (P, H), op, labels["weight_hr"])
+        peepholes = (2 if cell == "lstm_coupled" else 3, H)
+        into.peephole = hold_weight(w, own["peephole"], peepholes, op, labels["peephole"])
+        w.lane[i].reverse = i % directions
+    return w
+
+
+cdef dict WEIGHT_TYPES = {"bfloat16": FA_WEIGHT_BF16, "int8": FA_WEIGHT_INT8}
+
+
+def pack_recurrent(str op, RecurrentWeights weights, str type_name):
+    """The same weights in the layout of the kernels of the instruction set in force, as numbers of their own dtype, or
+    of "bfloat16" or "int8" (float32 weights only)."""
+    cdef RecurrentWeights w = new_weights(weights.cell, weights.layers, weights.directions, weights.input_size,
+                                          weights.hidden_size, weights.output_size, weights.dtype_code)
+    cdef fa_isa isa = fa_get_isa()
+    cdef fa_dtype dtype = <fa_dtype>weights.dtype_code
+    cdef fa_weight_type type = FA_WEIGHT_REAL
+    cdef fa_status status
+    cdef fa_recurrent_weights *source
+    cdef uintptr_t address
+    cdef Py_ssize_t i
+    cdef size_t size
+    if type_name != NAMES[w.dtype_code]:
+        type = <fa_weight_type><int>WEIGHT_TYPES[type_name]
+    w.is_packed = True
+    w.weight_dtype = type_name
+    for i in range(w.layers * w.directions):
+        source = &weights.lane[i].weights
+        size = fa_recurrent_packed_bytes(dtype, isa, type, source)
+        buffer = new_array((size + 64,), np.uint8, op)
+        w.held.append(buffer)
+        address = (<uintptr_t>buffer.ctypes.data + 63) // 64 * 64
+        w.lane[i] = weights.lane[i]
+        w.lane[i].packed = <const void *>address
+        w.lane[i].isa = isa
+        w.lane[i].type = type
+        with nogil:
+            status = fa_recurrent_pack(dtype, isa, type, <void *>address, source)
+        raise_status(status, op)
+    return w
