@@ -40,6 +40,7 @@ _CSS = {_TEXT: "currentColor", _GRID: "var(--grid)", _BACK: "var(--back)"} | {
 }
 _CURVES = sorted({*_SERIES.values()})
 _CURVE_MARKERS = "ovs^D*"
+_CURVE_DASHES = ("-", "--", "-", "-", ":", "-")
 _WIDTH = 10.5  # inches of 96 px, nearly the page
 _MARKERS = {"rnn": "v", "gru": "^", "lstm": "s", "attention": "o"}
 _STYLE: dict[Any, Any] = {
@@ -269,8 +270,10 @@ def lines(curves: Mapping[str, tuple[Any, Any]], x_label: str, y_label: str, log
     with mpl.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(_WIDTH, 3.6), layout="constrained")
         for i, (name, (x, y)) in enumerate(curves.items()):
-            marker = _CURVE_MARKERS[i % len(_CURVE_MARKERS)] if len(x) < 20 else ""
-            axes.plot(x, y, marker + "-", color=_CURVES[i % len(_CURVES)], label=name, markersize=4, linewidth=1.5)
+            # Marks tell curves of few points apart where they lie on one another, dashes those of many.
+            few = len(x) < 20
+            style = _CURVE_MARKERS[i % len(_CURVE_MARKERS)] + "-" if few else _CURVE_DASHES[i % len(_CURVE_DASHES)]
+            axes.plot(x, y, style, color=_CURVES[i % len(_CURVES)], label=name, markersize=4, linewidth=1.5)
         if "x" in log:
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -31,5 +31,6 @@ class Part:
     claim: str  # what the text says
     findings: list[str]  # what was measured, in sentences
     figures: list[str] = field(default_factory=list)  # SVG
-    tables: list[dict[str, Any]] = field(default_factory=list)  # {"head": [...], "rows": [[...]]}
+    # {"head": [...], "rows": [[...]], "text": the columns that hold words, where there are any}
+    tables: list[dict[str, Any]] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)  # the numbers behind it

@@ -44,7 +44,7 @@ class Plan:
     rate: float = 2e-3
 
 
-FULL, QUICK = Plan(1000, 64, 128, MOST, 500), Plan(60, 32, 48, 2, 100)
+FULL, QUICK = Plan(1500, 64, 128, MOST, 500), Plan(60, 32, 48, 2, 100)
 
 
 class Dates:
@@ -174,7 +174,7 @@ def measure(settings: Settings, tick: Tick) -> Part:
         ],
         [plots.lines(curves, "characters of the sentence (mean)", "exact dates, %"),
          alignment(trained["bahdanau"], dates, settings)],
-        [{"head": head, "rows": table}],
+        [{"head": head, "rows": table, "text": (0,)}],
         {kind: {"losses": t.losses, "accuracy": [t.accuracy(count) for count in counts], "characters": mean_length}
          for kind, t in trained.items()},
     )  # fmt: skip

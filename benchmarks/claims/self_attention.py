@@ -88,6 +88,6 @@ def measure(settings: Settings, tick: Tick) -> Part:
             f" {last['numpy'] / last['kernel']:.1f} times as fast as NumPy's matrix products.",
         ],
         [plots.lines(curves, "tokens", "µs", log="xy")],
-        [{"head": [*head, "error: loop", "NumPy", "fastattn"], "rows": rows}],
+        [{"head": [*head, "error: loop", "error: NumPy", "error: fastattn"], "rows": rows}],
         {"tokens": lengths, "seconds": times},
     )

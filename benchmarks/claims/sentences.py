@@ -66,7 +66,7 @@ def measure(settings: Settings, tick: Tick) -> Part:
         found,
         tables=[
             {"head": ["dtype", "threads", "tokens/s as they come", "tokens/s sorted by length"], "rows": rows},
-            {"head": ["question", "cosine", "nearest sentences"], "rows": answers},
+            {"head": ["question", "cosine", "nearest sentences"], "rows": answers, "text": (0, 2)},
         ],
         data={"rates": rates, "answers": answers},
     )
