@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 import fastattn as fa
+from fastattn import _core
 from tests.arrays import same_bits
 
 PAGE = mmap.PAGESIZE
@@ -336,6 +337,23 @@ def additive(rng, dtype):
         yield f"additive T={T} S={S} A={A} C={C}", arrays, call
 
 
+def attention_gru(rng, dtype):
+    """Forward and backward of nn.AttentionGRU between its products with inputs and weights."""
+    names = ("gates_x", "keys", "values", "annotations", "v", "w", "bias", "h0")
+    for T, S, H, A, K in itertools.product((1, 3), (1, 9, 33), (1, 6, 17), (1, 19), (1, 18)):
+        shapes = ((T, 2, 3 * H), (2, S, A), (2, S, 3 * H), (2, S, K), (A,), (A + 3 * H, H), (A + 3 * H,), (2, H))
+        arrays = {name: _normal(rng, dtype, *shape) for name, shape in zip(names, shapes, strict=True)}
+        arrays |= {"dy": _normal(rng, dtype, T, 2, H), "dcontext": _normal(rng, dtype, T, 2, K)}
+
+        def call(a, out, S=S):
+            inputs = (*(a[name] for name in names), np.array([S, S // 2]))
+            results = _core.attention_gru(*inputs, True, "AttentionGRU")
+            grads = _core.attention_gru_backward(a["dy"], a["dcontext"], a["h0"], inputs, results, "AttentionGRU")
+            return np.concatenate([part.ravel() for part in (*results[:3], *grads)])
+
+        yield f"attention_gru T={T} S={S} H={H} A={A} K={K}", arrays, call
+
+
 def overrun(rng, dtype):
     """A case that crashes: the guard has to be seen at work."""
 
@@ -356,6 +374,7 @@ FAMILIES = {
     "attention": attention,
     "attention backward": attention_backward,
     "additive": additive,
+    "attention GRU": attention_gru,
     "recurrent": recurrent,
     "recurrent backward": recurrent_backward,
     "overrun": overrun,

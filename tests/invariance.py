@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 import fastattn as fa
+import fastattn.nn
 from tests.arrays import LAYOUTS, same_bits, unaligned
 
 GARBAGE = (np.nan, np.inf, -np.inf, 3.0)
@@ -252,6 +253,58 @@ class Recurrent(Op):
         return self.take(a, order), lambda r: tuple(np.take(y, np.argsort(order), 1) for y in r)
 
 
+class AttentionGRU(Op):
+    """States, contexts, weights and the last state; gradients of inputs, annotations and the first state."""
+
+    inputs_batch: ClassVar = {"x": 1, "annotations": 0, "state": 0, "lengths": 0}
+    outputs_batch = (1, 1, 0, 0, 1, 0, 0)
+
+    def draw(self, rng, dtype):
+        T, B, S = int(rng.integers(1, 4)), int(rng.integers(1, 5)), _size(rng)
+        sizes = tuple(_size(rng) for _ in range(4))
+        I, H, K = sizes[:3]
+        a = {
+            "x": _normal(rng, dtype, T, B, I),
+            "annotations": _normal(rng, dtype, B, S, K),
+            "state": _normal(rng, dtype, B, H),
+            "lengths": rng.integers(0, S + 1, B),
+        }
+        drawn = fa.nn.AttentionGRU(*sizes, dtype=dtype, rng=rng).parameters()
+        return a | {f"own {name}": value for name, value in drawn.items()}
+
+    def run(self, a):
+        x, annotations, state = a["x"], a["annotations"], a["state"]
+        own = {name[4:]: value for name, value in a.items() if name.startswith("own ")}
+        sizes = x.shape[2], state.shape[1], annotations.shape[2], len(own["attention.v"])
+        m = fa.nn.AttentionGRU(*sizes, dtype=x.dtype)
+        m.load_state_dict(own)
+        (result, last), saved = m.forward(x, annotations, state, a["lengths"])
+        (dx, dannotations), dstate, _ = m.backward((result.y, result.context, last), saved)
+        return (*result, last, dx, dannotations, dstate)
+
+    def padded(self, rng, a):
+        """More annotations beyond the lengths, and garbage there."""
+        B, S, K = a["annotations"].shape
+        annotations = np.concatenate([a["annotations"], _garbage(rng, a["x"].dtype, B, int(rng.integers(1, 20)), K)], 1)
+        beyond = np.arange(annotations.shape[1]) >= a["lengths"][:, None]
+        annotations[beyond] = rng.choice(GARBAGE)
+
+        def back(r):
+            y, context, weights, last, dx, dannotations, dstate = r
+            assert not weights[:, :, S:].any() and not dannotations[beyond].any()
+            return y, context, weights[:, :, :S], last, dx, dannotations[:, :S], dstate
+
+        return a | {"annotations": annotations}, back
+
+    def moved(self, rng, a):
+        """Sequences in another order."""
+        order = rng.permutation(a["x"].shape[1])
+        back = np.argsort(order)
+        return self.take(a, order), lambda r: tuple(
+            np.take(y, back, axis) for y, axis in zip(r, self.outputs_batch, strict=True)
+        )
+
+
 class ElementWise(Op):
     inputs_batch: ClassVar = {"x": 0}
     outputs_batch = (0,) * 5
@@ -282,6 +335,7 @@ OPS = {
     "rnn": Recurrent("rnn"),
     "gru": Recurrent("gru"),
     "lstm": Recurrent("lstm"),
+    "attention GRU": AttentionGRU(),
     "element-wise": ElementWise(),
 }
 

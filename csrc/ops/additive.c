@@ -6,8 +6,6 @@
    order. Scratch: two rows of scores for each query of a task; backward S scores for each query of the call, and B rows of dv. */
 #include "ops.h"
 
-#include <string.h>
-
 #define TASK_ROWS 16
 #define TASK_VECTORS 2   /* columns of a task of the backward's last loop */
 #define WORK_PER_TANH 10 /* multiply-adds */
@@ -26,11 +24,6 @@ static fa_index keys_of(const fa_additive_arguments *a, fa_index b) { return a->
 static const real *row_of(const void *x, const fa_index *stride, fa_index b, fa_index row)
 {
     return (const real *)x + b * stride[0] + row * stride[1];
-}
-
-static void clear(real *x, fa_index n)
-{
-    if (n > 0) memset(x, 0, (size_t)n * sizeof(real));
 }
 
 static void apply_mask(const additive_call *c, real *e, fa_index b, fa_index t, fa_index rows, fa_index keys)

@@ -15,8 +15,6 @@
    is one matrix product and one loop over the sequences. */
 #include "ops.h"
 
-#include <string.h>
-
 #define WORK_PER_TANH 10
 #define TASK_ROWS 16   /* keys in a task of dvalues, steps in one of contexts */
 #define TASK_VECTORS 2 /* columns in a task of dkeys and dv */
@@ -38,11 +36,6 @@ static fa_index keys_of(const fa_attention_gru *a, fa_index b) { return a->lengt
 static const real *state_before(const fa_attention_gru *a, fa_index t)
 {
     return t ? (const real *)a->h + (t - 1) * a->B * a->H : (const real *)a->h0;
-}
-
-static void clear(real *x, fa_index n)
-{
-    if (n > 0) memset(x, 0, (size_t)n * sizeof(real));
 }
 
 static int members_for_step(const fa_attention_gru *a)

@@ -6,6 +6,8 @@
 
 #include "../fastattn.h"
 
+#include <string.h>
+
 #define FA_VERSION_(name, type) fa_##name##_##type
 #define FA_VERSION(name, type) FA_VERSION_(name, type)
 #if defined(FA_REAL_F32)
@@ -43,6 +45,12 @@ typedef FA_VERSION(kernels, FA_STORED_TYPE) fa_kernels;
 #define blas_gemm FA_VERSION(blas_gemm, FA_REAL_TYPE)
 
 #include "declare.h"
+
+/* Zeros; n may be 0 or less, which writes nothing. */
+FA_INLINE void clear(real *x, fa_index n)
+{
+    if (n > 0) memset(x, 0, (size_t)n * sizeof(real));
+}
 
 /* Hands out pieces of a scratch block. Run once over a NULL base to learn the size, then over the block itself, by the same
    function: the two cannot disagree. */

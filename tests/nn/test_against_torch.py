@@ -6,6 +6,7 @@ import pytest
 import fastattn as fa
 from fastattn import nn
 from tests.errors import ErrorRule
+from tests.nn.gradients import assert_same_gradients
 
 torch = pytest.importorskip("torch", exc_type=ImportError)
 
@@ -111,15 +112,6 @@ def gradients_of(theirs, ours, inputs, dy, our_options, their_options):
     assert set(names) == set(grads)
     got = [*(dx if isinstance(dx, tuple) else (dx,)), *(grads[name] for name in names)]
     return zip([*map(str, range(len(inputs))), *names], got, *sides, strict=True)
-
-
-def assert_same_gradients(parts):
-    """Pooled over all of them: a bias of few elements says little."""
-    rule = ErrorRule()
-    for _, got, single, double in parts:
-        size = np.abs(double).max() or 1
-        rule.add((got / size).astype("f4"), (single / size).astype("f4"), double / size)
-    rule.check(median=False)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
