@@ -38,21 +38,35 @@ class Rounded:
     def __call__(self, x):
         return x.astype(self.dtype).astype(np.float32)
 
-    def softmax(self, x):
+    def softmax(self, x, sink=None):
+        """sink: a last column that takes part in the sum alone."""
+        x = x if sink is None else np.concatenate([x, sink], -1)
         top = x.max(-1, keepdims=True, initial=-np.inf)
         e = self(np.exp(self(x - np.where(top == -np.inf, 0, top))))
         total = self(e.sum(-1, keepdims=True))
-        return self(e / np.where(total == 0, 1, total))
+        return self(e / np.where(total == 0, 1, total))[..., : x.shape[-1] - (sink is not None)]
 
-    def _probabilities(self, q, k, mask=None, causal=False, scale=None, window=None, q_lengths=None, kv_lengths=None):
+    def _probabilities(self, q, k, mask=None, causal=False, scale=None, window=None, softcap=0.0, alibi_slopes=None,
+                       sinks=None, q_lengths=None, kv_lengths=None):  # fmt: skip
+        """p, the rounded scale, and the slope of the softcap."""
         scale = self(np.float32(1 / math.sqrt(q.shape[-1]) if scale is None else scale))
-        s = self(scale * self(q @ k.swapaxes(-1, -2)))
+        s, slope = self(scale * self(q @ k.swapaxes(-1, -2))), 1
+        if softcap:
+            t = self(np.tanh(self(s / np.float32(softcap))))
+            s, slope = self(np.float32(softcap) * t), self(1 - self(t * t))
+        if alibi_slopes is not None:
+            distance = reference.alibi_distance(q.shape[0], q.shape[2], k.shape[2], causal, q_lengths, kv_lengths)
+            s = self(s - self(alibi_slopes.astype(np.float32)[:, None, None] * distance.astype(np.float32)))
         if mask is not None and mask.dtype != bool:
             s = self(s + mask.astype(np.float32))
         allowed = reference.attention_allowed(
             q.shape[0], q.shape[2], k.shape[2], mask, causal, window, q_lengths, kv_lengths
         )
-        return self.softmax(np.where(allowed, s, np.float32(-np.inf))), scale
+        sink = None
+        if sinks is not None:
+            exists = np.arange(q.shape[2]) < np.reshape([q.shape[2]] * len(q) if q_lengths is None else q_lengths, (-1, 1))
+            sink = np.where(exists[:, None, :, None], sinks.astype(np.float32)[:, None, None], np.float32(-np.inf))
+        return self.softmax(np.where(allowed, s, np.float32(-np.inf)), sink), scale, slope
 
     def attention(self, q, k, v, **options):
         group = q.shape[1] // k.shape[1]
@@ -65,9 +79,10 @@ class Rounded:
         q, k, v, dout = (
             x.astype(np.float32) for x in (q, np.repeat(k, group, axis=1), np.repeat(v, group, axis=1), dout)
         )
-        p, scale = self._probabilities(q, k, **options)
+        p, scale, slope = self._probabilities(q, k, **options)
         dp = self(dout @ v.swapaxes(-1, -2))
         ds = self(scale * self(p * self(dp - self(self(dp * p).sum(-1, keepdims=True)))))
+        ds = self(ds * slope)
         dk, dv = self(ds.swapaxes(-1, -2) @ q), self(p.swapaxes(-1, -2) @ dout)
         heads = (x.reshape(*shape, x.shape[-1]).sum(2) for x in (dk, dv))
         return tuple(self(x).astype(self.dtype) for x in (ds @ k, *heads))
