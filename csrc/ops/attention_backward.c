@@ -22,8 +22,7 @@
 #define GROUP_TILES 4                    /* register tiles whose scores stay in the first-level cache between their passes */
 #define BLOCK_KEYS 256                   /* keys in a block; so many bytes of a row of keys or values: */
 #define BLOCK_ROW_BYTES 512              /* larger rows take half as many */
-#define ROUND_BYTES ((fa_index)16 << 20) /* of dq in scratch, for the heads at a time; a constant, as which sums come first is */
-#define ROUND_HEADS 8                    /* but at least so many heads */
+#define ROUND_BYTES ((fa_index)16 << 20) /* of dq in scratch, for the kv heads at a time; but at least one with its group */
 
 static stored *written_row(void *base, const fa_index *stride, fa_index b, fa_index h, fa_index i)
 {
@@ -281,12 +280,14 @@ static void plan_scratch(backward_call *c, arena *plan, int members)
     OP(attention_plan_options)(c, plan);
 }
 
-/* How many of the kv heads are taken at a time. */
+/* How many of the kv heads are taken at a time. It decides the order of additions only to a dmask without keys, which adds up the
+   blocks of all heads at a time: there the number may not depend on lengths, lest padding changed bits. */
 static fa_index heads_at_once(const backward_call *c, fa_index heads)
 {
     if (!FA_CONVERTS) return heads;
+    if (c->arguments->dmask && c->arguments->dmask_stride[3] == 0) return fa_min(heads, 1);
     const fa_index head_bytes = fa_max(1, c->group * c->a->Lq * c->a->D * (fa_index)sizeof(real));
-    return fa_min(heads, fa_max(ROUND_HEADS, ROUND_BYTES / head_bytes));
+    return fa_min(heads, fa_max(1, ROUND_BYTES / head_bytes));
 }
 
 fa_status OP(attention_backward)(const fa_attention_backward_arguments *arguments)
