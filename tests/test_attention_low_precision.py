@@ -125,6 +125,23 @@ def test_a_row_does_not_depend_on_the_others(isa, low, rng):
         assert same(fa.attention(q[:, :, row : row + 1], k, v), expected[:, :, row : row + 1])
 
 
+@pytest.mark.parametrize("lq", [3, 20, 130])
+def test_heads_of_no_dimension_weigh_all_keys_alike_whatever_was_in_memory(isa, low, lq, rng):
+    _, q, k, v = with_dout(rng, low, 2, 4, 2, lq, 600, 0, 16)
+    wide_q, wide_k = (np.zeros((*x.shape[:3], 64), low) for x in (q, k))
+    dout = rng.standard_normal((2, 4, lq, 16)).astype(low)
+    out, saved = fa.attention_forward(wide_q, wide_k, v)
+    expected = out, fa.attention_backward(dout, saved)
+    bad = np.full((2, 4, lq, 64), np.nan, low)
+    for scale in (1.0, 0.5):
+        fa.attention_backward(dout, fa.attention_forward(bad, wide_k, v)[1])  # leaves NaN in the scratch memory
+        out, saved = fa.attention_forward(q, k, v, scale=scale)
+        fa.attention_backward(dout, fa.attention_forward(bad, wide_k, v)[1])
+        dq, dk, dv = fa.attention_backward(dout, saved)
+        assert same(out, expected[0]) and same(dv, expected[1][2])
+        assert dq.shape == q.shape and dk.shape == k.shape
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("size", [(5, 3, 2), (40, 70, 64), (20, 1030, 33)])
 def test_masked_values_are_not_arithmetic(isa, low, size, value, rng):

@@ -28,6 +28,9 @@
 #define LN2_REST -0x1.8432a1b0e2634p-43 /* ln 2 - 0x1.62e42fefa4p-1 */
 #define LOG2_E_DOUBLE 0x1.71547652b82fep+0
 
+/* Scores go through the softmax in steps of so many: pairs of vectors become one. */
+#define SCORES (FA_PACKED * VL)
+
 FA_INLINE void store_scores(real *s, const real *q, tile_acc acc, const int mr, const int nv)
 {
 #if FA_PAIRS
@@ -63,6 +66,12 @@ void KERNEL(attention_scores)(real *s, const real *q, fa_index slice, fa_index r
 {
     const fa_index padded = packed_size(D);
     const tile_deal deal = deal_rows(rows, TILE);
+#if FA_PAIRS
+    if (D == 0) { /* no slice of queries, hence no scale */
+        for (fa_index r = 0; r < rows; r++) fill(s + r * ATTENTION_STRIDE, 0, fa_round_up(keys, SCORES));
+        return;
+    }
+#endif
     for (fa_index t0 = 0, r0 = 0; t0 < deal.tiles; t0 += PANEL_TILES) {
         /* A panel passes PANEL_TILES tiles while it is in the first-level cache. */
         const fa_index tiles = fa_min(PANEL_TILES, deal.tiles - t0);
@@ -107,9 +116,6 @@ FA_INLINE vreal exact_power(vreal n)
     const vreal lowest = v_set1(V_EXPONENT_FLOOR);
     return v_add_exponent(v_set1(1), v_add(v_max(lowest, n), v_set1(V_MAGIC)));
 }
-
-/* Scores go through the softmax in steps of so many: pairs of vectors become one. */
-#define SCORES (FA_PACKED * VL)
 
 /* In each lane the largest score of a row, in `VL` parts; the lanes outside [begin, end) of its first and last step are made
    -inf. */
