@@ -298,7 +298,7 @@ typedef struct {
     uint64_t seed;
 } fa_recurrent_arguments;
 /* Quantities that are saved for each unit: lstm i, f (unless coupled), g, o, c, and o tanh(c) before a projection; gru r, z, n, and with
-   reset after the product h_n + b_hn; rnn none. */
+   reset after the product h_n + b_hn; rnn h, before it is rounded: of 16-bit arrays alone. Reals. */
 fa_index fa_recurrent_saved(const fa_recurrent_weights *w);
 /* Layers and directions in one call: a[layer * directions + direction], all of one T, B, cell and lengths; the x of a layer is the y
    of the one below (y of two directions side by side), or what dropout left of it. Every second direction is `reverse`. */

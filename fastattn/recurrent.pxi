@@ -128,11 +128,11 @@ def checked_lengths(object lengths, Py_ssize_t batch, Py_ssize_t longest, str op
     return None if lengths is None else as_lengths(lengths, batch, longest, op, name)
 
 
-def checked_floats(object value, str op, str name, int ndim, bint gradients=False):
-    """value as an ndarray of float32, float64 or, but for gradients, bfloat16 or float16, with ndim axes."""
+def checked_floats(object value, str op, str name, int ndim):
+    """value as an ndarray of float32, float64, bfloat16 or float16, with ndim axes."""
     array = as_ndarray(value, op, name)
-    if array.dtype not in DTYPES and (gradients or not is_low_precision(array.dtype)):
-        raise wrong_type(op, name, array, REAL_TYPES if gradients else ALL_TYPES)
+    if array.dtype not in DTYPES and not is_low_precision(array.dtype):
+        raise wrong_type(op, name, array, ALL_TYPES)
     if array.ndim != ndim:
         raise wrong_shape(op, name, f"have {ndim} axes", f"shape {array.shape}")
     return array

@@ -121,6 +121,26 @@ def recurrent_weights(str op, str cell, list lanes, list names, Py_ssize_t direc
     return w
 
 
+def widened_weights(str op, RecurrentWeights weights):
+    """16-bit weights, not packed, as float32 ones."""
+    cdef RecurrentWeights w = new_weights(weights.cell, weights.layers, weights.directions, weights.input_size,
+                                          weights.hidden_size, weights.output_size, FA_F32)
+    cdef const void **field[6]
+    cdef fa_recurrent_weights *into
+    cdef Py_ssize_t i, n
+    cdef list held = weights.held[::-1]
+    for i in range(w.layers * w.directions):
+        w.lane[i] = weights.lane[i]
+        into = &w.lane[i].weights
+        # In the order in which recurrent_weights holds them.
+        field[:] = [&into.w_ih, &into.w_hh, &into.b_ih, &into.b_hh, &into.w_hr, &into.peephole]
+        for n in range(6):
+            if field[n][0] != NULL:
+                w.held.append(cast(held.pop(), float32))
+                field[n][0] = <const void *><uintptr_t>w.held[len(w.held) - 1].ctypes.data
+    return w
+
+
 cdef dict WEIGHT_TYPES = {"bfloat16": FA_WEIGHT_BF16, "int8": FA_WEIGHT_INT8}
 
 

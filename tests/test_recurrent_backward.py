@@ -443,7 +443,7 @@ def test_a_gradient_of_a_wrong_type_is_named(rng):
     saved, dy, _ = lstm_saved(rng)
     with pytest.raises(TypeError, match="lstm_backward: dy must be float32 like the other arrays, got float64"):
         fa.lstm_backward(dy.astype(np.float64), saved)
-    with pytest.raises(TypeError, match="lstm_backward: dy must be float32 or float64"):
+    with pytest.raises(TypeError, match="lstm_backward: dy must be float32, float64, bfloat16 or float16"):
         fa.lstm_backward(dy.astype(np.int32), saved)
 
 

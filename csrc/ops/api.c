@@ -166,7 +166,7 @@ fa_status fa_recurrent_forward(fa_dtype dtype, const fa_recurrent_arguments *a, 
 
 fa_index fa_recurrent_saved(const fa_recurrent_weights *w)
 {
-    static const fa_index saved[] = {[FA_RNN] = 0, [FA_LSTM] = 5, [FA_LSTM_COUPLED] = 4, [FA_GRU] = 4, [FA_GRU_RESET_BEFORE] = 3};
+    static const fa_index saved[] = {[FA_RNN] = 1, [FA_LSTM] = 5, [FA_LSTM_COUPLED] = 4, [FA_GRU] = 4, [FA_GRU_RESET_BEFORE] = 3};
     return saved[w->cell] + (w->w_hr != NULL);
 }
 

@@ -35,6 +35,7 @@ typedef struct {
     const stored **rows;            /* pointers to rows of x or h */
     stored **y_rows;
     real **saved_rows; /* saved_rows NULL: nothing is saved */
+    real *kept;        /* a row of h after dropout */
     real **inner_rows; /* where o tanh(c) before a projection is saved, or NULL */
 } member_work;
 
@@ -189,21 +190,21 @@ static void update_state(const recurrent_lane *c, const member_work *w, fa_index
     }
 }
 
-#if !FA_CONVERTS
-/* What dropout leaves of the member's slice of y. */
+/* What dropout leaves of the member's slice of h, which is rounded by now. */
 static void drop(const recurrent_lane *c, const member_work *w, fa_index step, fa_index active)
 {
     fa_index first, units;
     own_outputs(c, w, &first, &units);
-    const dropout_rule rule = OP(dropout_rule)(c->a->dropout, c->a->seed);
+    const fa_kernels *k = c->g.kernels;
+    const dropout_rule rule = rule_of_dropout(c->a->dropout, c->a->seed);
     for (fa_index r = 0; r < active; r++) {
         const slot *s = &c->slots[slot_of(w, r)];
-        real *row = (real *)c->a->dropped + (w->y_rows[r] - (const real *)c->a->y);
-        c->g.kernels->dropout_row(row, w->y_rows[r], first, units, rule.seed, rule.threshold, rule.scale, time_of(c, s, step),
-                                  s->sequence, c->index);
+        const real *h = c->h[(step + 1) % 2] + slot_of(w, r) * c->g.ld_h;
+        k->dropout_row(w->kept, h, first, units, rule.seed, rule.threshold, rule.scale, time_of(c, s, step), s->sequence,
+                       c->index);
+        k->narrow((stored *)c->a->dropped + (w->y_rows[r] - (const stored *)c->a->y) + first, w->kept + first, units);
     }
 }
-#endif
 
 /* The member's slice of y, where the kernels have not written it, and what dropout leaves of that. */
 static void write_output(const recurrent_lane *c, const member_work *w, fa_index step, fa_index active)
@@ -214,9 +215,7 @@ static void write_output(const recurrent_lane *c, const member_work *w, fa_index
     round_state(c, w, rounded, c->h[(step + 1) % 2], c->g.ld_h, active, first, units);
     for (fa_index r = 0; (FA_CONVERTS || c->g.projected) && r < active; r++)
         memcpy(w->y_rows[r] + first, rounded + slot_of(w, r) * c->g.ld_h + first, (size_t)units * sizeof(stored));
-#if !FA_CONVERTS
     if (c->a->dropped) drop(c, w, step, active);
-#endif
 }
 
 /* One step of `active` sequences. gates_x: their rows of the first panel, those of the next `panel_stride` further; they hold the products
@@ -247,7 +246,10 @@ static void run_step(const recurrent_lane *c, const member_work *w, fa_index ste
         if (x_tiles) multiply_x(c, x_tiles, active, p, 1, gates);
         if (!w->alone) multiply_h(c, w->tiles, active, p, 1, add ? gates : gates_h, add);
         switch (c->g.cell) {
-        case FA_RNN: k->rnn_gates(y_of(w), after, ld, gates, bias, active, first, units, (int)c->a->activation); break;
+        case FA_RNN:
+            k->rnn_gates(FA_CONVERTS ? w->saved_rows : y_of(w), after, ld, gates, bias, active, first, units,
+                         (int)c->a->activation);
+            break;
         case FA_LSTM:
         case FA_LSTM_COUPLED:
             k->lstm_gates(projected ? w->inner_rows : y_of(w), w->saved_rows, c->g.H, projected ? c->inner + at : after,
@@ -296,6 +298,7 @@ static member_work plan_work(const recurrent_lane *c, lane_share share, arena *p
     w.rows = arena_take(plan, rows, sizeof *w.rows);
     w.y_rows = arena_take(plan, w.slots, sizeof *w.y_rows);
     w.saved_rows = c->a->saved ? arena_take(plan, w.slots, sizeof *w.saved_rows) : NULL;
+    w.kept = arena_take(plan, c->a->dropped ? c->g.ld_h : 0, sizeof(real));
     w.inner_rows = c->a->saved && c->g.projected ? arena_take(plan, w.slots, sizeof *w.inner_rows) : NULL;
     return w;
 }

@@ -101,7 +101,7 @@ static void fill_row(backward_call *c, fa_index n, const slot *s, fa_index step)
     c->da_rows[n] = c->da + n * c->lda;
     c->x_rows[n] = (const real *)a->x + t * a->x_stride[0] + b * a->x_stride[1];
     c->dx_rows[n] = (real *)g->dx + t * g->dx_stride[0] + b * g->dx_stride[1];
-    c->y_rows[n] = y + t * a->y_stride[0];
+    c->y_rows[n] = c->cell == FA_RNN && a->saved ? saved_row(c, t, b) : y + t * a->y_stride[0];
     if (g->dy) c->dy_rows[n] = (const real *)g->dy + t * g->dy_stride[0] + b * g->dy_stride[1];
     c->h_rows[n] = step ? y + before * a->y_stride[0] : a->h0 ? (const real *)a->h0 + b * c->P : c->zeros;
     if (c->cell != FA_RNN) c->saved_rows[n] = saved_row(c, t, b);

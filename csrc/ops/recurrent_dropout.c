@@ -9,12 +9,6 @@ typedef struct {
     dropout_rule rule;
 } dropout_call;
 
-dropout_rule OP(dropout_rule)(double dropout, uint64_t seed)
-{
-    /* Of the 2^32 values of a word. */
-    return (dropout_rule){seed, (uint64_t)(dropout * 0x1p32 + 0.5), dropout < 1 ? (real)(1 / (1 - dropout)) : 0};
-}
-
 static void drop_row(void *context, fa_index i, int worker)
 {
     const dropout_call *c = context;
@@ -31,7 +25,7 @@ fa_status OP(recurrent_dropout)(void *y, const fa_index y_stride[2], const void 
 {
     /* A word costs as much as some 10 multiply-adds. */
     const double work = 10 * (double)T * (double)B * (double)(directions * P);
-    dropout_call c = {y, x, y_stride, x_stride, B, P, layer, directions, OP(dropout_rule)(dropout, seed)};
+    dropout_call c = {y, x, y_stride, x_stride, B, P, layer, directions, rule_of_dropout(dropout, seed)};
     fa_parallel_for(T * B, fa_members_for(work), drop_row, &c);
     return FA_OK;
 }

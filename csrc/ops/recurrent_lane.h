@@ -19,7 +19,11 @@ typedef struct {
     uint64_t seed, threshold;
     real scale;
 } dropout_rule;
-dropout_rule OP(dropout_rule)(double dropout, uint64_t seed);
+FA_INLINE dropout_rule rule_of_dropout(double dropout, uint64_t seed)
+{
+    /* Of the 2^32 values of a word. */
+    return (dropout_rule){seed, (uint64_t)(dropout * 0x1p32 + 0.5), dropout < 1 ? (real)(1 / (1 - dropout)) : 0};
+}
 
 typedef struct {
     const fa_recurrent_arguments *a;

@@ -182,7 +182,7 @@ def _checked_clip(op: str, clip: Any) -> float:
 
 def _run_cell(op: str, cell: str, options: Options, x: Any, h: Any, c: Any, arrays: tuple[Any, ...],
               save: bool) -> tuple[Array, Any, RecurrentSaved]:  # fmt: skip
-    x = _core.checked_floats(x, op, "x", 2, save)
+    x = _core.checked_floats(x, op, "x", 2)
     own = dict(zip(_CELL_NAMES, arrays, strict=True))
     weights = _core.recurrent_weights(op, cell, [own], [_CELL_NAMES], 1, x.shape[1], x.dtype)
     states = []
@@ -261,7 +261,7 @@ def _weights(
 def _run(op: str, cell: str, options: Options, x: Any, state: tuple[Any, ...], weights: Any,
          lengths: ArrayLike | None, batch_first: bool,
          save: bool) -> tuple[Array, Any, Any, RecurrentSaved]:  # fmt: skip
-    x = _core.checked_floats(x, op, "x", 3, save)
+    x = _core.checked_floats(x, op, "x", 3)
     if check_flag(op, "batch_first", batch_first):
         x = x.swapaxes(0, 1)
     steps, batch, inputs = x.shape

@@ -3,9 +3,12 @@
 `..._forward` takes the arguments of the plain call and returns its result, with the same bits, and `saved`, an object
 for `..._backward`. `saved` holds on to x, the state, the weights and the output: change none of them in between. It
 keeps for each step and unit of each layer and direction: LSTM 5 numbers (4 with coupled gates, one more with a
-projection), GRU 4 (3 with reset before the product), RNN none beside the output; with dropout, the outputs of all
-layers but the last once more. The backward call takes further memory for about 1024 rows, whatever the number of steps.
-Arrays are float32 or float64.
+projection), GRU 4 (3 with reset before the product), RNN none beside the output (of 16-bit arrays 1); with dropout, the
+outputs of all layers but the last once more. The backward call takes further memory for about 1024 rows, whatever the
+number of steps.
+
+Of 16-bit arrays what is kept is float32. Gradients are computed in float32, from h as y has it (rounded at each step),
+and each is rounded once. The backward call takes x, the outputs and the weights once more as float32.
 
 Dropout (of the output of each layer but the last, as PyTorch's) sets elements to 0 with probability `dropout` and
 divides the others by 1 - dropout. Whether an element stays follows from the seed and its layer, direction, time, place
@@ -270,21 +273,23 @@ def _check_saved(op: str, saved: Any) -> None:
         raise ValueError(f"{op}_backward: saved must come from {op}_forward, got that of {saved.op}")
 
 
-def _gradient(op: str, name: str, value: Any, shape: tuple[int, ...]) -> Any:
-    """A gradient of the shape of its result, or None."""
+def _gradient(op: str, name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+    """A gradient of the shape and type of its result, or None."""
     if value is None:
         return None
-    array = _core.checked_floats(value, op, name, len(shape), True)
+    array = _core.checked_floats(value, op, name, len(shape))
     if array.shape != shape:
         raise ValueError(f"{op}: {name} must have shape {shape}, got {array.shape}")
+    if array.dtype != dtype:
+        raise TypeError(f"{op}: {name} must be {dtype} like the other arrays, got {array.dtype}")
     return array
 
 
 def _cell_backward(op: str, dh: Any, dc: Any, saved: RecurrentSaved) -> tuple[Array, Any, dict[str, Array]]:
     _check_saved(op, saved)
     batch = saved.x.shape[1]
-    dh = _gradient(f"{op}_backward", "dh", dh, (batch, saved.weights.output_size))
-    dc = _gradient(f"{op}_backward", "dc", dc, (batch, saved.weights.hidden_size))
+    dh = _gradient(f"{op}_backward", "dh", dh, (batch, saved.weights.output_size), saved.x.dtype)
+    dc = _gradient(f"{op}_backward", "dc", dc, (batch, saved.weights.hidden_size), saved.x.dtype)
     dx, state, dweights = _layers_backward(
         f"{op}_backward", saved, None, None if dh is None else dh[None], None if dc is None else dc[None]
     )
@@ -297,10 +302,11 @@ def _sequence_backward(
     _check_saved(op, saved)
     steps, batch, width = saved.ys[-1].shape
     name = f"{op}_backward"
-    dy = _gradient(name, "dy", dy, (batch, steps, width) if saved.batch_first else (steps, batch, width))
+    dtype = saved.x.dtype
+    dy = _gradient(name, "dy", dy, (batch, steps, width) if saved.batch_first else (steps, batch, width), dtype)
     lanes = len(saved.activations)
-    dh = _gradient(name, "dh", dh, (lanes, batch, saved.weights.output_size))
-    dc = _gradient(name, "dc", dc, (lanes, batch, saved.weights.hidden_size))
+    dh = _gradient(name, "dh", dh, (lanes, batch, saved.weights.output_size), dtype)
+    dc = _gradient(name, "dc", dc, (lanes, batch, saved.weights.hidden_size), dtype)
     dx, dstate, dweights = _layers_backward(
         name, saved, dy.swapaxes(0, 1) if dy is not None and saved.batch_first else dy, dh, dc
     )
@@ -308,17 +314,27 @@ def _sequence_backward(
 
 
 def _layers_backward(op: str, saved: RecurrentSaved, dy: Any, dh: Any, dc: Any) -> tuple[Array, Any, dict[str, Array]]:
-    """From the last layer to the first; all arrays time first."""
-    weights, output = saved.weights, saved.weights.output_size
-    directions, dtype = weights.directions, saved.x.dtype
+    """From the last layer to the first; all arrays time first. Of 16-bit arrays all is computed in float32."""
+    low = saved.x.dtype.itemsize == _LOW_BYTES
+    weights = _core.widened_weights(op, saved.weights) if low else saved.weights
+    dtype, directions, output = weights.dtype, weights.directions, weights.output_size
     steps, batch = saved.x.shape[:2]
+
+    def wide(array: Any) -> Any:
+        return _core.cast(array, np.float32) if low and array is not None else array
+
+    def narrow(array: Array) -> Array:
+        return _core.cast(array, saved.x.dtype) if low else array
+
+    dy, dh, dc, all_h0, all_c0 = map(wide, (dy, dh, dc, saved.h0, saved.c0))
     dstate = tuple(
         np.empty((len(saved.activations), batch, size), dtype)
         for size in (output, weights.hidden_size)[: 1 + weights.has_cell]
     )
     dweights: dict[str, Array] = {}
     for layer in reversed(range(weights.layers)):
-        x = saved.x if layer == 0 else (saved.dropped or saved.ys)[layer - 1]
+        x = wide(saved.x if layer == 0 else (saved.dropped or saved.ys)[layer - 1])
+        y = wide(saved.ys[layer])
         dx = (
             np.empty((batch, steps, x.shape[2]), dtype).swapaxes(0, 1)
             if saved.batch_first and layer == 0
@@ -327,17 +343,20 @@ def _layers_backward(op: str, saved: RecurrentSaved, dy: Any, dh: Any, dc: Any) 
         for direction in range(directions):
             lane = layer * directions + direction
             own = slice(direction * output, (direction + 1) * output)
-            h0, c0, own_dh, own_dc = (None if part is None else part[lane] for part in (saved.h0, saved.c0, dh, dc))
+            h0, c0, own_dh, own_dc = (None if part is None else part[lane] for part in (all_h0, all_c0, dh, dc))
             *states, w_ih, w_hh, b_ih, b_hh, w_hr, peephole = _core.recurrent_backward(
-                op, weights, lane, saved.options, x, saved.ys[layer][:, :, own], saved.activations[lane],
+                op, weights, lane, saved.options, x, y[:, :, own], saved.activations[lane],
                 h0, c0, saved.lengths, None if dy is None else dy[:, :, own], own_dh, own_dc, dx, direction > 0,
             )  # fmt: skip
             for whole, part in zip(dstate, states, strict=False):
                 whole[lane] = part
             for name, part in zip(saved.names[lane].values(), (w_ih, w_hh, b_ih, b_hh, w_hr, peephole), strict=True):
                 if part is not None:
-                    dweights[name] = part
+                    dweights[name] = narrow(part)
         if layer and saved.dropped:
             _core.recurrent_dropout(op, dx, layer - 1, directions, saved.options)
         dy = dx
-    return dx, dstate, dweights
+    return narrow(dx), tuple(map(narrow, dstate)), dweights
+
+
+_LOW_BYTES = 2  # of an element of a 16-bit array

@@ -6,16 +6,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from fastattn.functional._checks import check_dtype
 from fastattn.functional._types import Array
 
 
 class Module:
     """Parameters are arrays kept by name; submodules are attributes. Names are joined by dots, as in PyTorch."""
 
+    _dtypes: tuple[str, ...] = ("float32", "float64")  # that the parameters may have
+
     def __init__(self, dtype: DTypeLike = np.float32) -> None:
-        self.dtype: np.dtype[Any] = np.dtype(dtype)
-        if self.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
-            raise TypeError(f"{type(self).__name__}: dtype must be float32 or float64, got {self.dtype}")
+        self.dtype = check_dtype(type(self).__name__, dtype, self._dtypes)
         self._own: dict[str, Array] = {}
 
     def parameters(self) -> dict[str, Array]:
@@ -44,7 +45,7 @@ class Module:
             if value.shape != own[name].shape:
                 raise ValueError(f"{kind}.load_state_dict: {name} must have shape {own[name].shape}, got {value.shape}")
         for name, value in values.items():
-            np.copyto(own[name], value, casting="same_kind")
+            own[name][...] = value.astype(own[name].dtype, copy=False)
 
     def _modules(self) -> list[tuple[str, "Module"]]:
         found: list[tuple[str, Module]] = []

@@ -24,6 +24,7 @@ class _Recurrent(Module):
 
     _cell: str
     _gates: int
+    _dtypes = ("float32", "float64", "bfloat16", "float16")
     nonlinearity = "tanh"
     _clip = 0.0
 
@@ -75,7 +76,9 @@ class _Recurrent(Module):
                 seed: int | None = None) -> tuple[Any, RecurrentSaved]:  # fmt: skip
         """The result of the call from the parameters as they are, and what backward needs.
 
-        A module with dropout needs a seed (see rnn_forward), and drops here alone: not in calls and steps.
+        A module with dropout (of the output of each layer but the last, between 0 and 1) needs a seed here: an integer
+        in 0..2^64 - 1, a new one for each batch; the same seed drops the same elements. backward knows what was
+        dropped. Calls and steps drop nothing, as torch's modules in eval mode.
         """
         function = getattr(B, self._cell + "_forward")
         result, saved = function(

@@ -102,7 +102,7 @@ def test_padding_does_not_change_the_results_of_a_sequence():
         (lambda: nn.MultiHeadAttention(8, 3), ValueError, "num_heads must divide embed_dim, 8, got 3"),
         (lambda: nn.MultiHeadAttention(8, 4, kv_heads=3), ValueError, "kv_heads must divide num_heads, 4, got 3"),
         (lambda: nn.FeedForward(8, 4, activation="tanh"), ValueError, "activation must be one of relu"),
-        (lambda: nn.Linear(8, 4, dtype=np.int32), TypeError, "Linear: dtype must be float32 or float64"),
+        (lambda: nn.Linear(8, 4, dtype=np.int32), TypeError, "Linear: dtype must be one of float32, float64"),
         (lambda: nn.MultiHeadAttention(8, 4)(np.ones((5, 8), "f4")), ValueError, "must have 3 axes"),
     ],
 )
