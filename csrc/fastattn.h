@@ -70,7 +70,7 @@ fa_status fa_rope(fa_dtype dtype, void *y, const void *x, const void *cosine, co
 
 /* ---- layer norm and RMS norm over contiguous rows of n; kernels/norm.c has the equations ----
    z = x, or x + residual, which goes to `sum` then. bias: layer norm only. weight, bias, residual (with sum), mean and rstd may be
-   NULL; rms has no mean. y == x and sum == x allowed. Backward: x is z; dx = gradient of z + dsum (NULL: without);
+   NULL; rms has no mean. mean and rstd are float32 for 16-bit arrays. y == x and sum == x allowed. Backward: x is z; dx = gradient of z + dsum (NULL: without);
    dx == dy or dx == dsum allowed. dweight needs weight. */
 typedef enum { FA_LAYER_NORM = 0, FA_RMS_NORM } fa_norm;
 typedef struct {

@@ -25,6 +25,11 @@ cdef object acquire_columns(Array *a, object value, str op, str name, const Arra
         raise wrong_shape(op, name, f"have shape ({x.shape[x.ndim - 1]},), the last axis of x", f"shape {shape_of(a)}")
 
 
+cdef int statistics_type(const Array *x) noexcept:
+    """Of mean and rstd."""
+    return FA_F64 if x.dtype == FA_F64 else FA_F32
+
+
 cdef void *data_of(const Array *a) noexcept:
     return a.data if a.held else NULL
 
@@ -42,7 +47,7 @@ def norm(str kind, object x, object residual, object weight, object bias, object
     if not (arguments.eps >= 0 and isfinite(arguments.eps)):
         raise ValueError(f"{op}: eps must be at least 0 and finite, got {arguments.eps}")
     try:
-        total = acquire_contiguous(&a, x, op, "x")
+        total = acquire_contiguous(&a, x, op, "x", -1, ALL_TYPES)
         if a.ndim == 0:
             raise wrong_shape(op, "x", "have at least one axis", "a scalar")
         acquire_like(&r, residual, op, "residual", &a, "x")
@@ -62,8 +67,8 @@ def norm(str kind, object x, object residual, object weight, object bias, object
             total = new_out(&s, shape, a.dtype, op)
         if statistics:
             if arguments.kind == FA_LAYER_NORM:
-                mean = new_out(&m, lead, a.dtype, op)
-            rstd = new_out(&d, lead, a.dtype, op)
+                mean = new_out(&m, lead, statistics_type(&a), op)
+            rstd = new_out(&d, lead, statistics_type(&a), op)
         arguments.n = a.shape[a.ndim - 1]
         arguments.rows = rows_of(&a)
         arguments.y, arguments.x = y.data, a.data
@@ -101,13 +106,13 @@ def norm_backward(str kind, object dy, object x, object weight, object mean, obj
     g.held = a.held = w.held = m.held = d.held = s.held = dx.held = dw.held = db.held = False
     arguments.kind = NORMS[kind]
     try:
-        acquire_contiguous(&a, x, op, "x")
+        acquire_contiguous(&a, x, op, "x", -1, ALL_TYPES)
         acquire_same(&g, dy, op, "dy", &a, "x")
         acquire_like(&s, dsum, op, "dsum", &a, "x")
         acquire_columns(&w, weight, op, "weight", &a)
-        acquire_contiguous(&d, rstd, op, "rstd", -1, a.dtype)
+        acquire_contiguous(&d, rstd, op, "rstd", -1, statistics_type(&a))
         if mean is not None:
-            acquire_contiguous(&m, mean, op, "mean", -1, a.dtype)
+            acquire_contiguous(&m, mean, op, "mean", -1, statistics_type(&a))
         shape = shape_of(&a)
         lead = shape[:len(shape) - 1]
         if shape_of(&d) != lead or (m.held and shape_of(&m) != lead):

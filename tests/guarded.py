@@ -21,6 +21,7 @@ import numpy as np
 import fastattn as fa
 from fastattn import _core
 from tests.arrays import same_bits
+from tests.low_precision import BFLOAT16, FLOAT16
 
 PAGE = mmap.PAGESIZE
 PROT_NONE, PROT_READ_WRITE = 0, 3
@@ -177,8 +178,10 @@ def norm(rng, dtype):
             y, saved = fa.rms_norm_forward(a["x"], a["weight"])
             return np.concatenate([y.ravel(), *(part.ravel() for part in fa.rms_norm_backward(a["dy"], saved))])
 
-        yield f"layer_norm n={n}", arrays, layer
-        yield f"rms_norm n={n}", {name: arrays[name] for name in ("x", "weight", "dy")}, rms
+        low = BFLOAT16 if dtype == np.float32 else FLOAT16  # what the two passes over the families stand for
+        for of, drawn in ((np.dtype(dtype), arrays), (low, {name: a.astype(low) for name, a in arrays.items()})):
+            yield f"layer_norm n={n} {of}", drawn, layer
+            yield f"rms_norm n={n} {of}", {name: drawn[name] for name in ("x", "weight", "dy")}, rms
 
 
 def linear(rng, dtype):

@@ -46,6 +46,25 @@ class Rounded:
         total = self(e.sum(-1, keepdims=True))
         return self(e / np.where(total == 0, 1, total))[..., : x.shape[-1] - (sink is not None)]
 
+    def normed(self, x):
+        """(x - mean) / sqrt(variance + eps)."""
+        d = self(x - self(x.mean(-1, keepdims=True)))
+        return self(d / self(np.sqrt(self(self((d * d).mean(-1, keepdims=True)) + np.float32(1e-5)))))
+
+    def layer_norm(self, x, w, b):
+        x, w, b = (a.astype(np.float32) for a in (x, w, b))
+        return self(self(self.normed(x) * w) + b).astype(self.dtype)
+
+    def layer_norm_backward(self, dy, x, w):
+        """dx, dw, db."""
+        dy, x, w = (a.astype(np.float32) for a in (dy, x, w))
+        d = self(x - self(x.mean(-1, keepdims=True)))
+        rstd = self(1 / self(np.sqrt(self(self((d * d).mean(-1, keepdims=True)) + np.float32(1e-5)))))
+        a, g = self(d * rstd), self(dy * w)
+        slope, level = self(self(g * a).mean(-1, keepdims=True)), self(g.mean(-1, keepdims=True))
+        dx = self(rstd * self(self(g - level) - self(a * slope)))
+        return tuple(x.astype(self.dtype) for x in (dx, self(self(dy * a).sum(0)), self(dy.sum(0))))
+
     def _probabilities(self, q, k, mask=None, causal=False, scale=None, window=None, softcap=0.0, alibi_slopes=None,
                        sinks=None, q_lengths=None, kv_lengths=None):  # fmt: skip
         """p, the rounded scale, and the slope of the softcap."""

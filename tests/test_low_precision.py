@@ -153,8 +153,6 @@ def test_cast_is_between_float32_and_a_16_bit_type(x, dtype):
 
 
 def test_ops_without_16_bit_kernels_say_so(low):
-    with pytest.raises(TypeError, match=rf"layer_norm: .*no {low} kernels: pass .*astype\(np.float32\)"):
-        fa.layer_norm(np.zeros((1, 2), low))
     x = np.zeros((1, 2, 3), low)
     with pytest.raises(TypeError, match=rf"additive_attention: .*no {low} kernels: pass .*astype\(np.float32\)"):
         fa.additive_attention(x, x, x, np.zeros(3, low))

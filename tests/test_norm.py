@@ -184,7 +184,7 @@ def test_wrong_values_are_named(arguments, options, message):
 def test_wrong_types_and_shapes_of_other_arguments_are_named():
     with pytest.raises(TypeError, match=r"layer_norm: weight must be float64 like the other arrays"):
         fa.layer_norm(np.ones(3), np.ones(3, np.float32))
-    with pytest.raises(TypeError, match=r"rms_norm: x must be float32 or float64.*int"):
+    with pytest.raises(TypeError, match=r"rms_norm: x must be float32, float64, bfloat16 or float16.*int"):
         fa.rms_norm(np.ones(3, np.int64))
     with pytest.raises(ValueError, match=r"add_rms_norm: residual must have the shape of x"):
         fa.add_rms_norm(np.ones((2, 3)), np.ones(3))

@@ -9,8 +9,10 @@
      rms     dz = rstd (g - x^ sum g x^ / n)                 dw likewise
 
    The mean is found in two steps: m, the rounded mean, then the mean of z - m. Of a row with a large common offset it is taken off
-   as well, as `low`, and keeps the digits that the offset would cost; the variance is about the sum of both. NaN or an infinity in a row makes the row NaN (rms: an
-   infinity makes the others 0). */
+   as well, as `low`, and keeps the digits that the offset would cost; the variance is about the sum of both. NaN or an infinity in a
+   row makes the row NaN (rms: an infinity makes the others 0).
+
+   Arrays of 16 bits: z is rounded, as the sum is kept; statistics, dw and db are reals; y and dx are rounded once. */
 #include "common.h"
 #include "rows.h"
 
@@ -60,11 +62,11 @@ FA_INLINE void end_block(row_sum *s)
 FA_INLINE vreal first_lanes(vreal a, fa_index count) { return count >= VL ? a : v_select(v_first(count), a, v_zero()); }
 
 /* z = x + residual into `sum`, unless there is none; returns where z is. */
-FA_INLINE const real *add_residual(real *sum, const real *x, const real *residual, fa_index n)
+FA_INLINE const stored *add_residual(stored *sum, const stored *x, const stored *residual, fa_index n)
 {
     if (!residual) return x;
     for (fa_index j = 0; j < n; j += VL)
-        store_some(sum + j, v_add(load_some(x + j, n - j), load_some(residual + j, n - j)), n - j);
+        store_stored_some(sum + j, v_add(load_stored_some(x + j, n - j), load_stored_some(residual + j, n - j)), n - j);
     return sum;
 }
 
@@ -97,22 +99,22 @@ FA_INLINE row_scale scale_of_row(longer root)
 FA_INLINE vreal scaled(vreal d, row_scale s) { return FA_HAS_FMA ? v_fma(d, s.high, v_mul(d, s.low)) : v_div(d, s.high); }
 
 /* The root of variance + eps; *mean and *low of the two steps. */
-FA_INLINE longer layer_statistics(const real *z, fa_index n, double eps, real *mean, real *low)
+FA_INLINE longer layer_statistics(const stored *z, fa_index n, double eps, real *mean, real *low)
 {
     row_sum sum, square;
     start_sum(&sum);
-#define STEP(j, count, i) sum.chain[i] = v_add(sum.chain[i], load_some(z + j, count))
+#define STEP(j, count, i) sum.chain[i] = v_add(sum.chain[i], load_stored_some(z + j, count))
     FOR_ROW(n, STEP, end_block(&sum))
 #undef STEP
     *mean = long_total(&sum.total) / (real)n;
     const vreal m = v_set1(*mean);
     start_sum(&sum);
     start_sum(&square);
-#define STEP(j, count, i)                                                        \
-    do {                                                                         \
-        const vreal d = first_lanes(v_sub(load_some(z + (j), count), m), count); \
-        sum.chain[i] = v_add(sum.chain[i], d);                                   \
-        square.chain[i] = v_fma(d, d, square.chain[i]);                          \
+#define STEP(j, count, i)                                                               \
+    do {                                                                                \
+        const vreal d = first_lanes(v_sub(load_stored_some(z + (j), count), m), count); \
+        sum.chain[i] = v_add(sum.chain[i], d);                                          \
+        square.chain[i] = v_fma(d, d, square.chain[i]);                                 \
     } while (0)
     FOR_ROW(n, STEP, (end_block(&sum), end_block(&square)))
 #undef STEP
@@ -123,13 +125,13 @@ FA_INLINE longer layer_statistics(const real *z, fa_index n, double eps, real *m
     return root;
 }
 
-FA_INLINE longer rms_statistics(const real *z, fa_index n, double eps)
+FA_INLINE longer rms_statistics(const stored *z, fa_index n, double eps)
 {
     row_sum square;
     start_sum(&square);
 #define STEP(j, count, i)                               \
     do {                                                \
-        const vreal a = load_some(z + j, count);        \
+        const vreal a = load_stored_some(z + j, count); \
         square.chain[i] = v_fma(a, a, square.chain[i]); \
     } while (0)
     FOR_ROW(n, STEP, end_block(&square))
@@ -137,32 +139,33 @@ FA_INLINE longer rms_statistics(const real *z, fa_index n, double eps)
     return root_of_mean((longer)long_total(&square.total), n, eps);
 }
 
-FA_INLINE vreal apply_weight(vreal a, const real *w, const real *b, fa_index count)
+FA_INLINE vreal apply_weight(vreal a, const stored *w, const stored *b, fa_index count)
 {
-    if (w && b) return v_fma(a, load_some(w, count), load_some(b, count));
-    if (w) return v_mul(a, load_some(w, count));
-    return b ? v_add(a, load_some(b, count)) : a;
+    if (w && b) return v_fma(a, load_stored_some(w, count), load_stored_some(b, count));
+    if (w) return v_mul(a, load_stored_some(w, count));
+    return b ? v_add(a, load_stored_some(b, count)) : a;
 }
 
 /* One row of y with w and b known to be there or not. */
-FA_INLINE void write_layer(real *y, const real *z, fa_index n, vreal m, vreal low, row_scale scale, const real *w, const real *b)
+FA_INLINE void write_layer(stored *y, const stored *z, fa_index n, vreal m, vreal low, row_scale scale, const stored *w,
+                           const stored *b)
 {
     fa_index j = 0;
     for (; j + VL <= n; j += VL) {
-        const vreal a = scaled(v_sub(v_sub(v_load(z + j), m), low), scale);
-        v_store(y + j, apply_weight(a, w ? w + j : NULL, b ? b + j : NULL, VL));
+        const vreal a = scaled(v_sub(v_sub(v_load_stored(z + j), m), low), scale);
+        v_store_stored(y + j, apply_weight(a, w ? w + j : NULL, b ? b + j : NULL, VL));
     }
     if (j < n) {
-        const vreal a = scaled(v_sub(v_sub(v_load_n(z + j, n - j), m), low), scale);
-        v_store_n(y + j, apply_weight(a, w ? w + j : NULL, b ? b + j : NULL, n - j), n - j);
+        const vreal a = scaled(v_sub(v_sub(v_load_stored_n(z + j, n - j), m), low), scale);
+        v_store_stored_n(y + j, apply_weight(a, w ? w + j : NULL, b ? b + j : NULL, n - j), n - j);
     }
 }
 
-void KERNEL(layer_norm_rows)(real *y, real *sum, real *mean, real *rstd, const real *x, const real *residual, const real *w,
-                             const real *b, fa_index rows, fa_index n, double eps)
+void KERNEL(layer_norm_rows)(stored *y, stored *sum, real *mean, real *rstd, const stored *x, const stored *residual,
+                             const stored *w, const stored *b, fa_index rows, fa_index n, double eps)
 {
     for (fa_index i = 0; i < rows; i++, y += n, x += n) {
-        const real *z = add_residual(sum, x, residual, n);
+        const stored *z = add_residual(sum, x, residual, n);
         real m, low;
         const longer root = layer_statistics(z, n, eps, &m, &low);
         const vreal vm = v_set1(m), vlow = v_set1(low);
@@ -178,52 +181,53 @@ void KERNEL(layer_norm_rows)(real *y, real *sum, real *mean, real *rstd, const r
     }
 }
 
-void KERNEL(rms_norm_rows)(real *y, real *sum, real *rstd, const real *x, const real *residual, const real *w, fa_index rows,
-                           fa_index n, double eps)
+void KERNEL(rms_norm_rows)(stored *y, stored *sum, real *rstd, const stored *x, const stored *residual, const stored *w,
+                           fa_index rows, fa_index n, double eps)
 {
     for (fa_index i = 0; i < rows; i++, y += n, x += n) {
-        const real *z = add_residual(sum, x, residual, n);
+        const stored *z = add_residual(sum, x, residual, n);
         const longer root = rms_statistics(z, n, eps);
         const row_scale scale = scale_of_row(root);
         for (fa_index j = 0; j < n; j += VL)
-            store_some(y + j, apply_weight(scaled(load_some(z + j, n - j), scale), w ? w + j : NULL, NULL, n - j), n - j);
+            store_stored_some(y + j, apply_weight(scaled(load_stored_some(z + j, n - j), scale), w ? w + j : NULL, NULL, n - j),
+                              n - j);
         if (rstd) rstd[i] = (real)(1 / root);
         if (residual) sum += n, residual += n;
     }
 }
 
 /* One row of the backward. rms: mean is 0, and the sum of g is left out. */
-FA_INLINE void backward_row(real *dx, real *dw, real *db, const real *dy, const real *x, const real *w, const real *dsum,
-                            fa_index n, real mean, real rstd, const int rms)
+FA_INLINE void backward_row(stored *dx, real *dw, real *db, const stored *dy, const stored *x, const stored *w,
+                            const stored *dsum, fa_index n, real mean, real rstd, const int rms)
 {
     const vreal m = v_set1(mean), r = v_set1(rstd);
     row_sum along, sum;
     start_sum(&along);
     start_sum(&sum);
-#define STEP(j, count, i)                                                         \
-    do {                                                                          \
-        const vreal d = load_some(dy + j, count), z = load_some(x + j, count);    \
-        const vreal a = v_mul(rms ? z : first_lanes(v_sub(z, m), count), r);      \
-        const vreal g = w ? v_mul(d, load_some(w + j, count)) : d;                \
-        along.chain[i] = v_fma(g, a, along.chain[i]);                             \
-        if (!rms) sum.chain[i] = v_add(sum.chain[i], g);                          \
-        if (dw) store_some(dw + j, v_fma(d, a, load_some(dw + j, count)), count); \
-        if (db) store_some(db + j, v_add(d, load_some(db + j, count)), count);    \
+#define STEP(j, count, i)                                                                    \
+    do {                                                                                     \
+        const vreal d = load_stored_some(dy + j, count), z = load_stored_some(x + j, count); \
+        const vreal a = v_mul(rms ? z : first_lanes(v_sub(z, m), count), r);                 \
+        const vreal g = w ? v_mul(d, load_stored_some(w + j, count)) : d;                    \
+        along.chain[i] = v_fma(g, a, along.chain[i]);                                        \
+        if (!rms) sum.chain[i] = v_add(sum.chain[i], g);                                     \
+        if (dw) store_some(dw + j, v_fma(d, a, load_some(dw + j, count)), count);            \
+        if (db) store_some(db + j, v_add(d, load_some(db + j, count)), count);               \
     } while (0)
     FOR_ROW(n, STEP, (end_block(&along), end_block(&sum)))
 #undef STEP
     const vreal slope = v_set1(long_total(&along.total) / (real)n), level = v_set1(long_total(&sum.total) / (real)n);
     for (fa_index j = 0; j < n; j += VL) {
         const fa_index count = n - j;
-        const vreal z = load_some(x + j, count), a = v_mul(rms ? z : v_sub(z, m), r);
-        const vreal d = load_some(dy + j, count), g = w ? v_mul(d, load_some(w + j, count)) : d;
+        const vreal z = load_stored_some(x + j, count), a = v_mul(rms ? z : v_sub(z, m), r);
+        const vreal d = load_stored_some(dy + j, count), g = w ? v_mul(d, load_stored_some(w + j, count)) : d;
         const vreal dz = v_mul(r, v_fnma(a, slope, rms ? g : v_sub(g, level)));
-        store_some(dx + j, dsum ? v_add(dz, load_some(dsum + j, count)) : dz, count);
+        store_stored_some(dx + j, dsum ? v_add(dz, load_stored_some(dsum + j, count)) : dz, count);
     }
 }
 
-void KERNEL(layer_norm_backward_rows)(real *dx, real *dw, real *db, const real *dy, const real *x, const real *w,
-                                      const real *dsum, const real *mean, const real *rstd, fa_index rows, fa_index n)
+void KERNEL(layer_norm_backward_rows)(stored *dx, real *dw, real *db, const stored *dy, const stored *x, const stored *w,
+                                      const stored *dsum, const real *mean, const real *rstd, fa_index rows, fa_index n)
 {
     for (fa_index i = 0; i < rows; i++, dx += n, dy += n, x += n) {
         if (w && dw && db)
@@ -234,7 +238,7 @@ void KERNEL(layer_norm_backward_rows)(real *dx, real *dw, real *db, const real *
     }
 }
 
-void KERNEL(rms_norm_backward_rows)(real *dx, real *dw, const real *dy, const real *x, const real *w, const real *dsum,
+void KERNEL(rms_norm_backward_rows)(stored *dx, real *dw, const stored *dy, const stored *x, const stored *w, const stored *dsum,
                                     const real *rstd, fa_index rows, fa_index n)
 {
     for (fa_index i = 0; i < rows; i++, dx += n, dy += n, x += n) {

@@ -22,6 +22,19 @@ FA_INLINE void store_some(real *p, vreal a, fa_index count)
         v_store_n(p, a, count);
 }
 
+/* The same of what arrays hold. */
+FA_INLINE vreal load_stored_some(const stored *p, fa_index count)
+{
+    return count >= VL ? v_load_stored(p) : v_load_stored_n(p, count);
+}
+FA_INLINE void store_stored_some(stored *p, vreal a, fa_index count)
+{
+    if (count >= VL)
+        v_store_stored(p, a);
+    else
+        v_store_stored_n(p, a, count);
+}
+
 FA_INLINE void add_block(long_sum *total, vreal block)
 {
     vreal rest;

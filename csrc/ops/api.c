@@ -94,9 +94,9 @@ fa_status fa_rope(fa_dtype dtype, void *y, const void *x, const void *cosine, co
     BY_ANY_DTYPE(rope, y, x, cosine, sine, position, rows, n, interleaved);
 }
 
-fa_status fa_norm_forward(fa_dtype dtype, const fa_norm_arguments *a) { BY_DTYPE(norm_forward, a); }
+fa_status fa_norm_forward(fa_dtype dtype, const fa_norm_arguments *a) { BY_ANY_DTYPE(norm_forward, a); }
 
-fa_status fa_norm_backward(fa_dtype dtype, const fa_norm_backward_arguments *a) { BY_DTYPE(norm_backward, a); }
+fa_status fa_norm_backward(fa_dtype dtype, const fa_norm_backward_arguments *a) { BY_ANY_DTYPE(norm_backward, a); }
 
 fa_status fa_linear_forward(fa_dtype dtype, void *y, void *z, fa_index ldy, const void *x, fa_index ldx, const void *w,
                             fa_index ldw, const void *bias, fa_index M, fa_index N, fa_index K, fa_activation activation,

@@ -49,8 +49,8 @@ class BertModel(Module):
     """hidden[T, E] of the tokens ids[T] of a ragged batch, whose sequences lie one after another.
 
     Parameters have the names of the published weights (embeddings.word_embeddings.weight, encoder.layer.0.…). The
-    arithmetic is in the dtype of `weights`, from `pack`: float32, or bfloat16 for the products and attention, with
-    residuals and norms in float32.
+    arrays between the steps are in the dtype of `weights`, from `pack`: float32, or bfloat16, with sums, softmax, gelu
+    and norms in float32 and each result rounded once.
 
     >>> model = BertModel(BertConfig(10, 8, 1, 2, 16, 12))
     >>> model([1, 5, 2, 1, 2], [0, 3, 5]).shape
@@ -87,12 +87,16 @@ class BertModel(Module):
         kind = np.dtype(dtype)
         if kind.name not in ("float32", "bfloat16"):
             raise TypeError(f"BertModel.pack: dtype must be float32 or bfloat16, got {kind}")
-        own, packed = self._own, dict[str, Any](dtype=kind)
+        own, packed = self._own, dict[str, Any]()
         for name in own:
-            if not name.startswith("encoder.") or "LayerNorm" in name:
-                packed[name] = own[name]
-            elif ".self." not in name:
-                packed[name] = pack_linear(own[name], kind) if own[name].ndim == 2 else own[name].astype(kind)
+            if name.startswith("encoder.") and own[name].ndim == 2:
+                if ".self." not in name:
+                    packed[name] = pack_linear(own[name], kind)
+            else:
+                packed[name] = own[name].astype(kind)
+        # All tokens are of the first type.
+        position, token_type = (own[f"embeddings.{part}_embeddings.weight"] for part in ("position", "token_type"))
+        packed["position"] = (position + token_type[0]).astype(kind)
         for layer in _layers(self.config):
             parts = [f"{layer}.attention.self.{part}" for part in ("query", "key", "value")]
             weight, bias = (np.concatenate([own[f"{part}.{name}"] for part in parts]) for name in ("weight", "bias"))
@@ -112,12 +116,10 @@ class BertModel(Module):
         lengths = np.diff(starts)
         position = np.arange(len(tokens)) - np.repeat(starts[:-1], lengths)
         words = embedding(tokens, w["embeddings.word_embeddings.weight"])
-        # All tokens are of the first type.
-        table = w["embeddings.position_embeddings.weight"] + w["embeddings.token_type_embeddings.weight"][0]
-        x, _ = self._norm(words, embedding(position, table), w, "embeddings")
+        x = self._norm(words, embedding(position, w["position"]), w, "embeddings")
         for layer in _layers(config):
             x = self._layer(x, starts, w, layer)
-        return x
+        return x if x.dtype == np.float32 else _core.cast(x, np.dtype(np.float32))
 
     def embed(self, sequences: Sequence[ArrayLike], weights: dict[str, Any] | None = None, *,
               batch_tokens: int = _BATCH_TOKENS) -> Array:  # fmt: skip
@@ -151,21 +153,21 @@ class BertModel(Module):
             raise ValueError(f"BertModel: sequences must have at most {most} tokens, got {lengths[long]} in {long}")
 
     def _layer(self, x: Array, starts: Array, w: dict[str, Any], name: str) -> Array:
-        config, kind = self.config, w["dtype"]
+        config = self.config
         heads = (len(x), 3, config.num_attention_heads, config.hidden_size // config.num_attention_heads)
-        projected = linear(_as(x, kind), w[f"{name}.weight"], w[f"{name}.bias"]).reshape(heads)
+        projected = linear(x, w[f"{name}.weight"], w[f"{name}.bias"]).reshape(heads)
         q, k, v = projected[:, 0], projected[:, 1], projected[:, 2]
         out = attention_varlen(q, k, v, starts, starts).reshape(len(x), config.hidden_size)
-        y, _ = self._norm(x, self._dense(out, w, f"{name}.attention.output"), w, f"{name}.attention.output")
-        hidden = self._dense(_as(y, kind), w, f"{name}.intermediate", "gelu")
-        return self._norm(y, self._dense(hidden, w, f"{name}.output"), w, f"{name}.output")[0]
+        y = self._norm(x, self._dense(out, w, f"{name}.attention.output"), w, f"{name}.attention.output")
+        hidden = self._dense(y, w, f"{name}.intermediate", "gelu")
+        return self._norm(y, self._dense(hidden, w, f"{name}.output"), w, f"{name}.output")
 
     def _dense(self, x: Array, w: dict[str, Any], name: str, activation: str | None = None) -> Array:
         return linear(x, w[f"{name}.dense.weight"], w[f"{name}.dense.bias"], activation=activation)
 
-    def _norm(self, x: Array, y: Array, w: dict[str, Any], name: str) -> tuple[Array, Array]:
+    def _norm(self, x: Array, y: Array, w: dict[str, Any], name: str) -> Array:
         weight, bias = w[f"{name}.LayerNorm.weight"], w[f"{name}.LayerNorm.bias"]
-        return add_layer_norm(x, _as(y, np.dtype(np.float32)), weight, bias, eps=self.config.layer_norm_eps)
+        return add_layer_norm(x, y, weight, bias, eps=self.config.layer_norm_eps)[0]
 
 
 def batches(lengths: Sequence[int], tokens: int) -> Iterator[range]:
@@ -184,10 +186,6 @@ def batches(lengths: Sequence[int], tokens: int) -> Iterator[range]:
             first, total = i + 1, 0
     if first < len(lengths):
         yield range(first, len(lengths))
-
-
-def _as(x: Array, kind: np.dtype[Any]) -> Array:
-    return x if x.dtype == kind else _core.cast(x, kind)
 
 
 def _layers(config: BertConfig) -> list[str]:
