@@ -106,6 +106,10 @@ def pkg_config(option):
 class BuildExt(build_ext):
     """Compiles csrc/ into objects with flags per file, then the extension as usual."""
 
+    def run(self):
+        self.in_tree = self.inplace or self.editable_mode  # setuptools clears inplace while it builds
+        super().run()
+
     def build_extension(self, ext):
         is_x86 = platform.machine().lower() in ("x86_64", "amd64")
         sets = INSTRUCTION_SETS if is_x86 else {"baseline": INSTRUCTION_SETS["baseline"]}
@@ -133,7 +137,7 @@ class BuildExt(build_ext):
             objects = list(pool.map(lambda job: self.compile_one(*job, newest_header), jobs))
         ext.extra_objects = objects
         ext.depends = objects
-        if not self.inplace and platform.system() == "Linux":
+        if not self.in_tree and platform.system() == "Linux":
             ext.extra_link_args = [*ext.extra_link_args, "-Wl,-s"]  # a wheel needs no names of static functions
         super().build_extension(ext)
         if BLAS == "vendored":
