@@ -25,13 +25,16 @@
 #define SHIFT_BEYOND 2048.0 /* likewise: 746 2^42 < 2^53 */
 #endif
 
+/* Vectors that go through the exponential together: as many as the registers hold. */
+#define EXP_GROUP (FA_NV == 4 ? 4 : 2)
+
 /* How a row is brought into range: `shift` comes off z (0, or the maximum where that is large), N off the exponent. */
 typedef struct {
     vreal scale, minus_shift, lowest, magic;
     real n_value;
 } row_frame;
 
-/* The largest of sign x. */
+/* The largest of sign x, of sign -1 where `negative`. */
 FA_INLINE real largest(const real *x, fa_index n, const int negative)
 {
     const vreal none = v_set1(-REAL_INFINITY);
@@ -49,63 +52,140 @@ FA_INLINE real largest(const real *x, fa_index n, const int negative)
     return v_reduce_max(v_max(top0, top1));
 }
 
-FA_INLINE row_frame frame_of_row(const real *x, fa_index n, real scale)
+/* top: the largest of scale x. */
+FA_INLINE row_frame frame_of_row(real top, real scale)
 {
-    const real top = scale < 0 ? -scale * largest(x, n, 1) : scale * largest(x, n, 0);
     const real shift = top < SHIFT_BEYOND && top > -SHIFT_BEYOND ? 0 : top;
     const real n_value = ((top - shift) * LOG2_E + V_MAGIC) - V_MAGIC;
     return (row_frame){v_set1(scale), v_set1(-shift), v_set1(top - shift + EXP_LOWEST),
                        v_set1(V_MAGIC - n_value + EXPONENT_DETOUR), n_value};
 }
 
-/* e^z 2^(EXPONENT_DETOUR - N): the detour keeps all terms normal, and is gone when they are divided by their sum. */
+/* x becomes e^z 2^(EXPONENT_DETOUR - N): the detour keeps all terms normal, and is gone when they are divided by their sum. Each
+   step is for all `count` vectors: one after the other, their chains would fill the queues of the processor with operations that
+   cannot begin yet. */
+#define EACH(count) \
+    FA_UNROLL       \
+    for (int i = 0; i < (count); i++)
+FA_INLINE void exp_vectors(vreal *x, const int count, const row_frame *f)
+{
+    enum { DEGREE = sizeof exp_coefficient / sizeof *exp_coefficient - 1 };
+    vreal t[EXP_GROUP], n[EXP_GROUP], p[EXP_GROUP];
+    EACH(count) x[i] = v_max(f->lowest, v_fma(f->scale, x[i], f->minus_shift));
+    EACH(count) t[i] = v_fma(x[i], v_set1(LOG2_E), f->magic);
+    EACH(count) n[i] = v_sub(t[i], f->magic);
+    EACH(count) x[i] = v_fnma(n[i], v_set1(LN2_HIGH), x[i]);
+    EACH(count) x[i] = v_fnma(n[i], v_set1(LN2_LOW), x[i]);
+    EACH(count) p[i] = v_set1(exp_coefficient[DEGREE]);
+    FA_UNROLL
+    for (int c = DEGREE - 1; c >= 0; c--) EACH(count) p[i] = v_fma(p[i], x[i], v_set1(exp_coefficient[c]));
+    EACH(count) p[i] = v_fma(v_mul(x[i], x[i]), p[i], x[i]);
+    EACH(count) t[i] = power_of_two(t[i]);
+    EACH(count) x[i] = v_fma(p[i], t[i], t[i]);
+}
+
 FA_INLINE vreal exp_in_frame(vreal x, const row_frame *f)
 {
-    const vreal z = v_max(f->lowest, v_fma(f->scale, x, f->minus_shift));
-    const vreal t = v_fma(z, v_set1(LOG2_E), f->magic), n = v_sub(t, f->magic);
-    const vreal r = v_fnma(n, v_set1(LN2_LOW), v_fnma(n, v_set1(LN2_HIGH), z));
-    const vreal p = v_fma(v_mul(r, r), POLYNOMIAL(r, exp_coefficient), r), power = power_of_two(t);
-    return v_fma(p, power, power);
+    exp_vectors(&x, 1, f);
+    return x;
 }
 
-FA_INLINE vreal exp_some(real *y, const real *x, fa_index count, const row_frame *f, const int keep)
+FA_INLINE vreal exp_some(const real *x, fa_index count, const row_frame *f)
 {
-    vreal e = exp_in_frame(load_some(x, count), f);
-    if (count < VL) e = v_select(v_first(count), e, v_zero());
-    if (keep) store_some(y, e, count);
-    return e;
+    const vreal e = exp_in_frame(load_some(x, count), f);
+    return count < VL ? v_select(v_first(count), e, v_zero()) : e;
 }
 
-/* The sum of exp_in_frame; the terms go to y where `keep`. Meanwhile the cache lines of the `next` row are asked for: hardware
-   prefetch stops at the end of a page, and that is a row of 1024 floats. */
-FA_INLINE real exp_row(real *y, const real *x, fa_index n, const row_frame *f, const int keep, const real *next)
+/* The sum of exp_in_frame. The row that comes `next` is asked for meanwhile: hardware prefetch stops at the end of a page, and that
+   is a row of 1024 floats. */
+FA_INLINE real sum_row(const real *x, fa_index n, const row_frame *f, const real *next)
 {
-    enum { LINE_VECTORS = 64 / (VL * (int)sizeof(real)) };
     long_sum total = {v_zero(), v_zero()};
     for (fa_index first = 0; first < n; first += SUM_BLOCK * VL) {
         const fa_index end = fa_min(n, first + SUM_BLOCK * VL);
         vreal block = v_zero();
-        fa_index j = first;
-        for (; j + LINE_VECTORS * VL <= end; j += LINE_VECTORS * VL) {
+        for (fa_index j = first; j < end; j += VL) {
             FA_PREFETCH(next + j);
-            FA_UNROLL
-            for (int i = 0; i < LINE_VECTORS; i++) block = v_add(block, exp_some(y + j + i * VL, x + j + i * VL, VL, f, keep));
+            block = v_add(block, exp_some(x + j, end - j, f));
         }
-        for (; j < end; j += VL) block = v_add(block, exp_some(y + j, x + j, end - j, f, keep));
         add_block(&total, block);
     }
     return long_total(&total);
 }
 
+/* What a walk along a row does beside its exponentials: the products fill two of the processor's pipes, and maxima, quotients and
+   stores of other rows pass through the others. */
+typedef struct {
+    const real *ahead; /* the row whose maximum comes next */
+    fa_index further;  /* from there to the row to prefetch */
+    real *behind;      /* the row to be multiplied by `inverse` */
+    vreal inverse;
+} beside_row;
+
+/* y = exp_in_frame; returns the sum, and in *top the largest of sign x of the row ahead. */
+FA_INLINE real exp_row(real *y, const real *x, fa_index n, const row_frame *f, const beside_row *b, real *top, const int negative,
+                       const int divide)
+{
+    long_sum total = {v_zero(), v_zero()};
+    vreal largest_ahead = v_set1(-REAL_INFINITY);
+    for (fa_index first = 0; first < n; first += SUM_BLOCK * VL) {
+        const fa_index end = fa_min(n, first + SUM_BLOCK * VL);
+        vreal block = v_zero();
+        fa_index j = first;
+        for (; j + EXP_GROUP * VL <= end; j += EXP_GROUP * VL) {
+            vreal e[EXP_GROUP];
+            FA_UNROLL
+            for (int i = 0; i < EXP_GROUP * VL; i += 64 / (int)sizeof(real)) FA_PREFETCH(b->ahead + b->further + j + i);
+            EACH(EXP_GROUP)
+            {
+                const vreal a = v_load(b->ahead + j + i * VL);
+                largest_ahead = v_max(largest_ahead, negative ? v_negate(a) : a);
+            }
+            EACH(EXP_GROUP) e[i] = v_load(x + j + i * VL);
+            exp_vectors(e, EXP_GROUP, f);
+            EACH(EXP_GROUP) v_store(y + j + i * VL, e[i]);
+            if (divide) EACH(EXP_GROUP) v_store(b->behind + j + i * VL, v_mul(v_load(b->behind + j + i * VL), b->inverse));
+            EACH(EXP_GROUP) block = v_add(block, e[i]);
+        }
+        for (; j < end; j += VL) {
+            const fa_index count = end - j;
+            const vreal a = load_some(b->ahead + j, count), e = exp_some(x + j, count, f);
+            largest_ahead = v_max(largest_ahead, v_select(v_first(count), negative ? v_negate(a) : a, largest_ahead));
+            store_some(y + j, e, count);
+            if (divide) store_some(b->behind + j, v_mul(load_some(b->behind + j, count), b->inverse), count);
+            block = v_add(block, e);
+        }
+        add_block(&total, block);
+    }
+    *top = v_reduce_max(largest_ahead);
+    return long_total(&total);
+}
+
+FA_INLINE void softmax_of_rows(real *y, fa_index ldy, const real *x, fa_index ldx, fa_index rows, fa_index n, real scale,
+                               const int negative)
+{
+    real top = largest(x, n, negative);
+    beside_row b = {x, 0, y, v_zero()};
+    for (fa_index i = 0; i < rows; i++, x += ldx, y += ldy) {
+        const row_frame f = frame_of_row(negative ? -scale * top : scale * top, scale);
+        b.ahead = i + 1 < rows ? x + ldx : x;
+        b.further = i + 2 < rows ? ldx : 0;
+        b.behind = y - ldy;
+        const real sum = i == 0 ? exp_row(y, x, n, &f, &b, &top, negative, 0) : exp_row(y, x, n, &f, &b, &top, negative, 1);
+        b.inverse = v_set1(1 / sum);
+    }
+    y -= ldy;
+    for (fa_index j = 0; j < n; j += VL) store_some(y + j, v_mul(load_some(y + j, n - j), b.inverse), n - j);
+}
+
+/* x and y are the same rows, or apart. */
 void KERNEL(softmax_rows)(real *y, fa_index ldy, const real *x, fa_index ldx, fa_index rows, fa_index n, real scale)
 {
-    for (fa_index i = 0; i < rows; i++, x += ldx, y += ldy) {
-        const row_frame f = frame_of_row(x, n, scale);
-        const vreal inverse = v_set1(1 / exp_row(y, x, n, &f, 1, i + 1 < rows ? x + ldx : x));
-        fa_index j = 0;
-        for (; j + VL <= n; j += VL) v_store(y + j, v_mul(v_load(y + j), inverse));
-        if (j < n) v_store_n(y + j, v_mul(v_load_n(y + j, n - j), inverse), n - j);
-    }
+    if (rows == 0) return;
+    if (scale < 0)
+        softmax_of_rows(y, ldy, x, ldx, rows, n, scale, 1);
+    else
+        softmax_of_rows(y, ldy, x, ldx, rows, n, scale, 0);
 }
 
 /* z - (high + low), rounded once for doubles. For floats, whose high is rounded from a double, rounding twice is as good as the usual
@@ -125,8 +205,8 @@ FA_INLINE vreal minus_long(vreal z, vreal high, vreal low)
 void KERNEL(log_softmax_rows)(real *y, fa_index ldy, const real *x, fa_index ldx, fa_index rows, fa_index n, real scale)
 {
     for (fa_index i = 0; i < rows; i++, x += ldx, y += ldy) {
-        const row_frame f = frame_of_row(x, n, scale);
-        const double sum = exp_row(y, x, n, &f, 0, i + 1 < rows ? x + ldx : x) * EXPONENT_DETOUR_BACK;
+        const row_frame f = frame_of_row(scale < 0 ? -scale * largest(x, n, 1) : scale * largest(x, n, 0), scale);
+        const double sum = sum_row(x, n, &f, i + 1 < rows ? x + ldx : x) * EXPONENT_DETOUR_BACK;
         /* log sum e^z = shift + N ln 2 + log(sum). z - shift is exact or harmless; the rest is taken off in two pieces. ln 2 is in two
            as well, the product with the first exact, for in double the rounding of the sum would count. */
         const double exponent = (double)f.n_value * 0x1.62e42fee00000p-1, log_sum = log(sum), rest = exponent + log_sum;
@@ -207,7 +287,7 @@ void KERNEL(cross_entropy_rows)(real *loss, real *top, real *sum, const real *x,
         if (target[i] == ignored) continue;
         top[i] = largest(x, n, 0);
         const row_frame f = frame_below(top[i]);
-        sum[i] = exp_row((real *)x, x, n, &f, 0, i + 1 < rows ? x + n : x);
+        sum[i] = sum_row(x, n, &f, i + 1 < rows ? x + n : x);
         const double log_sum = log((double)sum[i] * EXPONENT_DETOUR_BACK);
         double value = loss_of(log_sum, (double)x[target[i]], (double)top[i]);
         if (smoothing > 0)
