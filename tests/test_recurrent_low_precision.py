@@ -1,5 +1,11 @@
 """Recurrent networks on bfloat16 and float16 arrays, under every instruction set (avx512bf16 multiplies pairs)."""
 
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -152,3 +158,55 @@ def test_narrower_weights_are_refused(rng):
         fa.pack_lstm(weights, dtype="int8")
     with pytest.raises(TypeError, match="lstm: weight_hh_l0 must be bfloat16 like the other arrays, got float32"):
         fa.lstm(x, state, weights | {"weight_hh_l0": weights["weight_hh_l0"].astype(np.float32)})
+
+
+# Every block of scratch ends, but for the rounding of its size, at a page that nobody may touch. Nothing is freed.
+GUARDS = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdint.h>
+#include <sys/mman.h>
+#include <unistd.h>
+static uintptr_t lowest = UINTPTR_MAX, highest;
+int posix_memalign(void **p, size_t alignment, size_t n)
+{
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE), size = (n + page - 1) / page * page;
+    char *block = mmap(NULL, size + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (block == MAP_FAILED || mprotect(block + size, page, PROT_NONE)) return 12;
+    *p = block + size - (n + alignment - 1) / alignment * alignment;
+    if ((uintptr_t)*p < lowest) lowest = (uintptr_t)*p;
+    if ((uintptr_t)*p > highest) highest = (uintptr_t)*p;
+    return 0;
+}
+void free(void *p)
+{
+    static void (*next)(void *);
+    if (!next) next = (void (*)(void *))dlsym(RTLD_NEXT, "free");
+    if ((uintptr_t)p < lowest || (uintptr_t)p > highest) next(p);
+}
+"""
+SCRATCH = """
+import sys
+import ml_dtypes
+import numpy as np
+import fastattn as fa
+from tests.test_recurrent import FORMS, draw, run, weight_form
+fa.set_num_threads(2)
+rng = np.random.default_rng(0)
+for kind in (np.float32, ml_dtypes.bfloat16, np.float16):
+    for cell, options in FORMS:
+        x, state, weights = draw(rng, cell, 9, 30, 8, 48, np.float32, 2, 2, **weight_form(options))
+        weights = {name: w.astype(kind) for name, w in weights.items()}
+        run(cell, x.astype(kind), tuple(part.astype(kind) for part in state), weights, **options)
+print("done")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("cc") is None, reason="needs a C compiler and LD_PRELOAD")
+def test_no_call_writes_beyond_its_scratch(tmp_path):
+    source, library = tmp_path / "guards.c", tmp_path / "guards.so"
+    source.write_text(GUARDS)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    environment = {**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", SCRATCH], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr

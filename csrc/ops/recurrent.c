@@ -349,15 +349,15 @@ void OP(lane_plan)(recurrent_lane *c, arena *plan)
 {
     const fa_recurrent_arguments *a = c->a;
     const fa_index state = a->B * c->g.ld, output = a->B * c->g.ld_h;
-    const int before = c->g.cell == FA_GRU_RESET_BEFORE;
+    const int before = c->g.cell == FA_GRU_RESET_BEFORE, second = before || c->g.projected;
     if (!a->packed) c->w = OP(recurrent_plan)(&c->g, plan, &a->weights, FA_WEIGHT_REAL);
     c->h[0] = arena_take(plan, output, sizeof(real));
     c->h[1] = arena_take(plan, output, sizeof(real));
     for (int i = 0; i < 2; i++)
         c->rounded[i] = FA_CONVERTS ? arena_take(plan, output, sizeof(stored)) : (stored *)(void *)c->h[i];
     c->c = c->g.shape->state_cell ? arena_take(plan, state, sizeof(real)) : NULL;
-    c->inner = before || c->g.projected ? arena_take(plan, state, sizeof(real)) : NULL;
-    c->rounded_inner = FA_CONVERTS && c->inner ? arena_take(plan, state, sizeof(stored)) : (stored *)(void *)c->inner;
+    c->inner = second ? arena_take(plan, state, sizeof(real)) : NULL;
+    c->rounded_inner = FA_CONVERTS && second ? arena_take(plan, state, sizeof(stored)) : (stored *)(void *)c->inner;
     c->update = before ? arena_take(plan, state, sizeof(real)) : NULL;
 }
 
