@@ -191,9 +191,10 @@ cdef void release(Array *a) noexcept:
 cdef bint is_contiguous(const Array *a) noexcept:
     cdef Py_ssize_t expected = 1
     cdef int i
-    for i in range(a.ndim - 1, -1, -1):
+    for i in range(a.ndim):
         if a.shape[i] == 0:
             return True
+    for i in range(a.ndim - 1, -1, -1):
         if a.shape[i] != 1 and a.stride[i] != expected:
             return False
         expected *= a.shape[i]

@@ -70,6 +70,12 @@ def test_every_public_function_is_in_the_readme():
         assert base in named or name.startswith(("Saved", "Packed")) or name == "RecurrentWeights", name
 
 
+def test_every_file_that_the_readme_links_to_is_there():
+    links = re.findall(r"\]\(([^)#:]+)\)", README.read_text(encoding="utf-8"))
+    assert len(links) > 40
+    assert not [link for link in links if not (ROOT / link).exists()]
+
+
 def test_the_public_names_are_those_of_the_package():
     assert sorted(fa.__all__) == fa.__all__
     loaded = {name for name in vars(fa) if not name.startswith("_")}

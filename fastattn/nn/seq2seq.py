@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from fastattn import _core
+from fastattn.functional._checks import check_integer
 from fastattn.functional._types import Array
 from fastattn.functional.cross_entropy import cross_entropy
 from fastattn.functional.rows import log_softmax
@@ -256,6 +257,9 @@ class Seq2Seq(Module):
             raise ValueError(
                 f"Seq2Seq.beam: width must be at least 1 and max_length at least 0, got {width} and {max_length}"
             )
+        most = len(self.output.parameters()["weight"]) - 1
+        if not 0 <= check_integer("Seq2Seq", "end", end) <= most:
+            raise ValueError(f"Seq2Seq: end must lie in 0..{most}, got {end}")
         ids, lengths = self._ids(source, source_lengths)
         batch = ids.shape[1]
         memory, state = self.core.encode(self.source(ids), lengths)

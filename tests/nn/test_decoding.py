@@ -107,6 +107,17 @@ def test_wrong_arguments_are_named(rng):
         m.start(memory, dtype="int16")
 
 
+def test_a_memory_without_tokens_gives_nothing_and_later_tokens_go_on(rng):
+    m = decoder(rng)
+    x, memory = sample(rng)
+    for empty, lengths in ((memory[:, :0], None), (memory, [0, 0, 0])):
+        cache = m.start(empty, memory_lengths=lengths)
+        steps = [m.step(x[:, i : i + 1], cache) for i in range(3)]
+        assert same_bits(np.concatenate(steps, axis=1), m(x[:, :3], empty, memory_lengths=lengths))
+    cache = m.start(memory[:0])
+    assert m.step(x[:0, :2], cache).shape == (0, 2, 24) and cache.length == 0
+
+
 def test_a_decoder_without_layers_has_an_empty_cache():
     m = nn.TransformerDecoder(8, 2, 16, num_layers=0)
     x = np.ones((1, 2, 8), np.float32)

@@ -132,6 +132,20 @@ def test_a_wide_beam_finds_the_most_probable_sentence(rng, options):
     assert all(a[1] >= b[1] - 1e-12 for a, b in zip(found, narrow, strict=True))
 
 
+def test_sentences_batches_and_targets_may_be_empty(rng, options):
+    m = model(rng, **options)
+    source, target, _, _ = sentences(rng)
+    for empty, written, lengths in ((source[:, :0], target, None), (source, target, [0, 5, 2]),
+                                    (source, target[:, :0], None), (source[:0], target[:0], None)):  # fmt: skip
+        logits, saved = m.forward(empty, written, lengths)
+        _, grads = m.backward(np.ones_like(logits), saved)
+        assert logits.shape == (*written.shape, 6)
+        assert all(np.isfinite(value).all() for value in (logits, *grads.values()))
+        assert len(m.greedy(empty, lengths, start=START, end=END, max_length=3)) == len(written)
+    # Of a sentence without tokens the model sees what it sees of one that is not there at all.
+    assert same_bits(m(source[:1, :0], target[:1]), m(source[:1], target[:1], [0]))
+
+
 def test_wrong_arguments_are_named(rng):
     m = model(rng)
     source, target, _, _ = sentences(rng)
@@ -141,7 +155,12 @@ def test_wrong_arguments_are_named(rng):
         (ValueError, r"source must have shape \[B, S\]", lambda: m(source[0], target)),
         (ValueError, r"target must have shape \[B, T\] with the 3 rows of source", lambda: m(source, target[1:])),
         (ValueError, "source_lengths must lie in 0..5", lambda: m(source, target, [6, 1, 1])),
-        (ValueError, "ids", lambda: m(source + 7, target)),
+        (ValueError, r"ids must lie in 0\.\.6", lambda: m(source + 7, target)),
+        (ValueError, r"ids must lie in 0\.\.5", lambda: m.forward(source, target - 6)),
+        (TypeError, "ids must be integers", lambda: m(source + 0.5, target)),
+        (ValueError, r"ids must lie in 0\.\.5, got 6", lambda: m.greedy(source, start=6, end=1)),
+        (ValueError, r"end must lie in 0\.\.5, got -1", lambda: m.greedy(source, start=0, end=-1)),
+        (ValueError, r"end must lie in 0\.\.5, got 6", lambda: m.beam(source, start=0, end=6)),
         (ValueError, "width must be at least 1", lambda: m.beam(source, start=0, end=1, width=0)),
     ):
         with pytest.raises(error, match=message):
