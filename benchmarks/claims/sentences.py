@@ -1,17 +1,17 @@
 """A pre-trained model put to use: sentence embeddings of real text, and the sentences nearest to a question."""
 
+from functools import partial
 from importlib.util import find_spec
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 import fastattn as fa
-from benchmarks import embed, text
+from benchmarks import embed, embed_rates
 from benchmarks.cases import Array
 from benchmarks.claims import LeftOut, Part, Settings, Tick
 
-SENTENCES, QUICK_SENTENCES = 1024, 128
+QUICK_SENTENCES = 128
 QUESTIONS = (
     "How do I handle an error that has been raised?",
     "What happens when two numbers are divided?",
@@ -26,10 +26,9 @@ def measure(settings: Settings, tick: Tick) -> Part:
             raise LeftOut(f"sentences: needs the package {package.replace('_', '-')} (see benchmarks/embed.py)")
     tick("loading the model")
     model = embed.load(embed.model_folder())
-    sentences = _sentences(QUICK_SENTENCES if settings.quick else SENTENCES)
+    sentences = embed_rates.sentences(QUICK_SENTENCES if settings.quick else embed_rates.SENTENCES)
     ids = model.ids(sentences)
     tokens = sum(map(len, ids))
-    by_length = sorted(ids, key=len)
     kinds = ["float32", *(["bfloat16"] if find_spec("ml_dtypes") else [])]
     rows: list[list[str]] = []
     rates: list[dict[str, Any]] = []
@@ -39,9 +38,9 @@ def measure(settings: Settings, tick: Tick) -> Part:
         for threads in sorted({1, settings.threads}):
             tick(f"{len(sentences)} sentences, {kind}, {threads} threads")
             with fa.num_threads(threads):
-                seconds, vectors[kind] = _timed(model, ids, weights)
-                sorted_seconds, _ = _timed(model, by_length, weights)
-            rate = {"unsorted": tokens / seconds, "sorted": tokens / sorted_seconds}
+                unsorted, vectors[kind] = embed_rates.rate(partial(model.bert.embed, weights=weights), ids)
+                by_length, _ = embed_rates.rate(partial(model.bert.embed, weights=weights), sorted(ids, key=len))
+            rate = {"unsorted": unsorted, "sorted": by_length}
             rates.append({"dtype": kind, "threads": threads, **rate})
             rows.append([kind, str(threads), f"{rate['unsorted']:,.0f}", f"{rate['sorted']:,.0f}"])
     answers: list[list[str]] = []
@@ -70,19 +69,3 @@ def measure(settings: Settings, tick: Tick) -> Part:
         ],
         data={"rates": rates, "answers": answers},
     )
-
-
-def _sentences(count: int) -> list[str]:
-    """Evenly from the whole text."""
-    found = [sentence for sentence in text.sentences(text.load()) if len(sentence.split()) > 3]
-    return found[:: max(1, len(found) // count)][:count]
-
-
-def _timed(model: Any, ids: list[Array], weights: Any) -> tuple[float, Array]:
-    """Seconds of the faster of two calls, and the embeddings."""
-    best = np.inf
-    for _ in range(2):
-        start = perf_counter()
-        vectors = model.bert.embed(ids, weights)
-        best = min(best, perf_counter() - start)
-    return best, vectors

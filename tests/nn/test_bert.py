@@ -1,5 +1,6 @@
 """The BERT encoder against its published architecture in NumPy and float64, and where it is installed a real model."""
 
+import importlib
 import json
 import math
 import shutil
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import fastattn as fa
-from benchmarks import embed
+from benchmarks import embed, embed_rates
 from fastattn import nn, reference
 from tests.arrays import same_bits
 
@@ -176,32 +177,25 @@ def test_the_real_model_equals_the_published_architecture(minilm):
 
 
 def test_the_real_model_equals_torch(minilm):
-    torch = pytest.importorskip("torch", exc_type=ImportError)
-    config, p = minilm.bert.config, {k: torch.from_numpy(v) for k, v in minilm.bert.parameters().items()}
-    layers = []
-    for i in range(config.num_hidden_layers):
-        layer = torch.nn.TransformerEncoderLayer(384, 12, 1536, 0.0, "gelu", 1e-12, batch_first=True)
-        own, state = f"encoder.layer.{i}", {}
-        for kind in ("weight", "bias"):
-            parts = [p[f"{own}.attention.self.{name}.{kind}"] for name in ("query", "key", "value")]
-            state[f"self_attn.in_proj_{kind}"] = torch.cat(parts)
-            for theirs, ours in (("self_attn.out_proj", "attention.output.dense"), ("linear1", "intermediate.dense"),
-                                 ("linear2", "output.dense"), ("norm1", "attention.output.LayerNorm"),
-                                 ("norm2", "output.LayerNorm")):  # fmt: skip
-                state[f"{theirs}.{kind}"] = p[f"{own}.{ours}.{kind}"]
-        layer.load_state_dict(state)
-        layers.append(layer.eval())
-    got = embed.embed(minilm, SENTENCES)
-    for ids, one in zip(minilm.ids(SENTENCES), got, strict=True):
-        with torch.no_grad():
-            x = p["embeddings.word_embeddings.weight"][ids] + p["embeddings.token_type_embeddings.weight"][0]
-            x = x + p["embeddings.position_embeddings.weight"][: len(ids)]
-            names = (f"embeddings.LayerNorm.{kind}" for kind in ("weight", "bias"))
-            x = torch.nn.functional.layer_norm(x, (384,), *(p[name] for name in names), eps=1e-12)[None]
-            for layer in layers:
-                x = layer(x)
-            mean = torch.nn.functional.normalize(x[0].mean(0), dim=0).numpy()
-        assert np.abs(one - mean).max() <= 1e-5
+    pytest.importorskip("torch", exc_type=ImportError)
+    peer = importlib.import_module("benchmarks.peers.torch_bert").TorchBert(minilm.bert)
+    ids = minilm.ids(SENTENCES)
+    assert np.abs(minilm.bert.embed(ids) - peer.embed(ids)).max() <= 1e-5
+
+
+def test_rates_are_of_the_same_embeddings_whatever_the_order(minilm):
+    ids = minilm.ids(SENTENCES)
+    found, vectors = embed_rates.rate(minilm.bert.embed, ids)
+    assert found > 0 and same_bits(vectors, minilm.bert.embed(ids))
+    rows = embed_rates.measure(minilm, ids, "float32", 1)
+    assert [row["order"] for row in rows] == ["as they come", "sorted"]
+    assert all(row.get("cosine", 1) > 0.99999 for row in rows)
+
+
+def test_multiply_adds_are_those_of_the_products():
+    config = nn.BertConfig(50, 24, 2, 4, 40, 12)
+    linear = 3 * 24 * 24 + 24 * 24 + 2 * 24 * 40
+    assert embed_rates.multiply_adds(config, [3, 5]) == 2 * (8 * linear + 2 * 24 * (9 + 25))
 
 
 def test_the_real_model_in_bfloat16_points_the_same_way(minilm):

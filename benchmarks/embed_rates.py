@@ -1,0 +1,99 @@
+"""Tokens a second of all-MiniLM-L6-v2 on real sentences, as they come and sorted by length, beside torch.
+
+    python -m benchmarks.embed_rates [--sentences N] [--dtype bfloat16] [--threads N]
+
+Without --dtype and --threads: float32 and bfloat16, on one thread and on all. Tokenizing is not timed. fastattn packs
+ragged batches without padding; torch.nn (where installed, on a quarter of the sentences) pads batches of 32 to their
+longest sentence. The part of the peak is of multiply-adds on tokens that exist, against the peak measured beside it.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+import fastattn as fa
+from benchmarks import embed, machine, text
+from benchmarks.cases import Array
+from fastattn import nn
+
+SENTENCES = 1024
+PEAK_SECONDS = 0.3
+PEER_PART = 4  # torch takes every so many of them
+
+
+def sentences(count: int) -> list[str]:
+    """Real ones, evenly from the whole text."""
+    found = [sentence for sentence in text.sentences(text.load()) if len(sentence.split()) > 3]
+    return found[:: max(1, len(found) // count)][:count]
+
+
+def multiply_adds(config: nn.BertConfig, lengths: Sequence[int]) -> float:
+    """Those of the products of all layers, and of scores and weighted sums."""
+    n, tokens = config.hidden_size, float(sum(lengths))
+    products = tokens * (4 * n * n + 2 * n * config.intermediate_size)
+    return config.num_hidden_layers * (products + 2 * n * float(sum(length * length for length in lengths)))
+
+
+def rate(run: Callable[[Sequence[Array]], Array], ids: Sequence[Array], repeats: int = 2) -> tuple[float, Array]:
+    """Tokens a second of the fastest call, and its embeddings."""
+    best = np.inf
+    for _ in range(repeats):
+        start = time.perf_counter()
+        vectors = run(ids)
+        best = min(best, time.perf_counter() - start)
+    return sum(map(len, ids)) / best, vectors
+
+
+def measure(model: embed.SentenceModel, ids: Sequence[Array], kind: str, threads: int) -> list[dict[str, Any]]:
+    """A row for the sentences as they come, and one for them sorted."""
+    weights = model.bert.pack(embed.array_type(kind))
+    peer = None
+    if find_spec("torch"):
+        import_module("torch").set_num_threads(threads)
+        peer = import_module("benchmarks.peers.torch_bert").TorchBert(model.bert, kind)
+    rows = []
+    for order, given in (("as they come", ids), ("sorted", sorted(ids, key=len))):
+        with fa.num_threads(threads):
+            peak = machine.multiply_add_peak(kind, threads, PEAK_SECONDS)
+            ours, vectors = rate(lambda some: model.bert.embed(some, weights), given)
+        work = 2e-9 * multiply_adds(model.bert.config, [len(one) for one in given]) / sum(map(len, given))
+        row = {"dtype": kind, "threads": threads, "order": order, "fastattn": ours, "peak": work * ours / peak}
+        if peer is not None:
+            # Sorted, a part of neighbours would have no lengths in common with the rest: one in PEER_PART, in order.
+            row["torch"], theirs = rate(peer.embed, given[::PEER_PART], 1)
+            row["cosine"] = float(np.sum(theirs * vectors[::PEER_PART], axis=1).min())
+        rows.append(row)
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.embed_rates", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--sentences", type=int, default=SENTENCES)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"])
+    parser.add_argument("--threads", type=int)
+    options = parser.parse_args(arguments)
+    if options.sentences < 1:
+        parser.error("--sentences must be at least 1")
+    model = embed.load(embed.model_folder())
+    ids = model.ids(sentences(options.sentences))
+    print(
+        f"all-MiniLM-L6-v2: {len(ids)} sentences of {sum(map(len, ids)):,} tokens, the longest of {max(map(len, ids))}"
+    )
+    print("dtype     threads  order         tokens/s  of the peak     torch   ours / torch   least cosine with torch")
+    for kind in [options.dtype] if options.dtype else ["float32", *(["bfloat16"] if find_spec("ml_dtypes") else [])]:
+        for threads in [options.threads] if options.threads else sorted({1, fa.get_num_threads()}):
+            for row in measure(model, ids, kind, threads):
+                line = f"{kind:9} {threads:7}  {row['order']:12} {row['fastattn']:9,.0f}  {row['peak']:11.2f}"
+                if "torch" in row:
+                    line += f" {row['torch']:9,.0f}  {row['fastattn'] / row['torch']:13.1f}  {row['cosine']:24.6f}"
+                print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
