@@ -23,6 +23,10 @@ from libc.string cimport memcmp
 
 from fastattn._csrc cimport *
 
+cdef extern from "Python.h":
+    int get_buffer "PyObject_GetBuffer"(object exporter, Py_buffer *view, int flags) noexcept
+    void PyErr_Clear() noexcept
+
 include "arrays.pxi"
 include "settings.pxi"
 include "cast.pxi"

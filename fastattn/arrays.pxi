@@ -6,6 +6,7 @@
 # bfloat16 is the dtype of that name, from whatever package (ml_dtypes): it is never imported, and since its arrays
 # export no buffer, their bits are held as uint16.
 # All messages have one form: "op: argument must be ..., got ...".
+# Small calls take a few microseconds, and much of that is here: checks build no objects unless they fail.
 
 cdef int MAX_DIMS = 8
 
@@ -140,21 +141,24 @@ cdef bint fill(Array *a) noexcept:
     return (<uintptr_t>a.data) % item == 0 and (a.ndim == 0 or a.stride[a.ndim - 1] == 1)
 
 
+cdef bint hold(Array *a, object array, int flags):
+    """Holds the buffer, if there is one. (Catching an exception costs more than asking, also when none comes.)"""
+    a.held = get_buffer(array, &a.view, flags) == 0
+    if not a.held:
+        PyErr_Clear()
+    return a.held
+
+
 cdef object acquire(Array *a, object value, str op, str name, int ndim=-1, int dtype=REAL_TYPES):
     """Holds the buffer of `value`. Checks its type (one of a group, or an fa_dtype) and number of axes (unless -1)."""
     cdef object array = as_ndarray(value, op, name)
-    cdef int kind
-    a.held = False
-    try:
-        PyObject_GetBuffer(array, &a.view, PyBUF_STRIDES | PyBUF_FORMAT)
-        a.held = True
+    cdef int kind, flags = PyBUF_STRIDES | PyBUF_FORMAT
+    if hold(a, array, flags):
         kind = format_dtype(a.view.format)
-    except (ValueError, BufferError, TypeError):
-        if not is_bfloat16(array.dtype):
-            raise wrong_type(op, name, array, dtype) from None
-        PyObject_GetBuffer(array.view(uint16), &a.view, PyBUF_STRIDES | PyBUF_FORMAT)
-        a.held = True
+    elif is_bfloat16(array.dtype) and hold(a, array.view(uint16), flags):
         kind = FA_BF16
+    else:
+        raise wrong_type(op, name, array, dtype)
     if kind < 0 or dtype == REAL_TYPES and kind > FA_F64:
         raise wrong_type(op, name, array, dtype)
     if dtype >= 0 and kind != dtype:
@@ -256,22 +260,34 @@ cdef bint same_place(const Array *a, const Array *b) noexcept:
             and memcmp(a.stride, b.stride, a.ndim * sizeof(Py_ssize_t)) == 0)
 
 
+cdef bint has_sizes(const Py_buffer *view, tuple shape):
+    cdef Py_ssize_t size
+    cdef int i = 0
+    if view.ndim != len(shape) or view.ndim > MAX_DIMS:
+        return False
+    for size in shape:
+        if view.shape[i] != size:
+            return False
+        i += 1
+    return True
+
+
 cdef bint acquire_out(Array *a, object out, tuple shape, int dtype, str op, str name="out") except -1:
     """Holds a caller's output array. False (and nothing held) when the result must go through an array of our own and
     be copied: C cannot take the layout."""
     a.held = False
     if not isinstance(out, ndarray):
         raise TypeError(f"{op}: {name} must be an ndarray, got {type(out).__name__}")
-    if out.shape != shape or out.dtype != ALL_DTYPES[dtype]:
+    if (hold(a, bits_of(out) if dtype == FA_BF16 else out, PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE)
+            and (dtype == FA_BF16 and is_bfloat16(out.dtype) or format_dtype(a.view.format) == dtype)
+            and has_sizes(&a.view, shape)):
+        a.dtype = dtype
+        if fill(a):
+            return True
+    elif out.shape != shape or out.dtype != ALL_DTYPES[dtype]:
         raise wrong_shape(op, name, f"have shape {shape} and dtype {ALL_DTYPES[dtype]}", f"{out.shape} and {out.dtype}")
-    if not out.flags.writeable:
+    elif not out.flags.writeable:
         raise wrong_shape(op, name, "be writable", "a read-only array")
-    PyObject_GetBuffer(bits_of(out) if dtype == FA_BF16 else out, &a.view,
-                       PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE)
-    a.held = True
-    a.dtype = dtype
-    if (dtype == FA_BF16 or format_dtype(a.view.format) == dtype) and fill(a):
-        return True
     release(a)
     return False
 
