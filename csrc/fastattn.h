@@ -292,7 +292,8 @@ typedef struct {
     const fa_index *lengths; /* [B] in 0..T, or NULL */
     int reverse;
     void *saved; /* [T, B, fa_recurrent_saved(weights), H] contiguous: what the backward pass needs beside y; NULL: not wanted */
-    /* y with dropout for the next layer, laid out as y; NULL: none. See fa_recurrent_dropout. */
+    /* y with dropout for the next layer, laid out as y; NULL: none. It is x / (1 - dropout), or 0 with probability `dropout`:
+       whether an element stays follows from the seed, layer, direction, time, index of the sequence and unit alone (kernels/dropout.c) */
     void *dropped;
     double dropout;
     uint64_t seed;
@@ -304,18 +305,11 @@ fa_index fa_recurrent_saved(const fa_recurrent_weights *w);
    of the one below (y of two directions side by side), or what dropout left of it. Every second direction is `reverse`. */
 fa_status fa_recurrent_forward(fa_dtype dtype, const fa_recurrent_arguments *a, fa_index layers, fa_index directions);
 
-/* Dropout: y = x / (1 - dropout), or 0 with probability `dropout`, for x[T, B, directions * P] of a layer; in place allowed, strides and
-   last axis as above. Whether an element stays follows from the seed, layer, direction, time, index of the sequence and unit
-   alone (kernels/dropout.c). */
-fa_status fa_recurrent_dropout(fa_dtype dtype, void *y, const fa_index y_stride[2], const void *x, const fa_index x_stride[2],
-                               fa_index T, fa_index B, fa_index P, fa_index layer, fa_index directions, double dropout,
-                               uint64_t seed);
-
 /* Gradients of one layer and direction. dy[T, B, P] and dx[T, B, I] with strides of time and batch and contiguous last axes; dh, dc: of
    the final state; dh0, dc0: of the initial one; shaped like the states, contiguous. dy, dh, dc may be NULL: zeros. The others are
    outputs, all needed but for db_ih, db_hh, dw_hr, dpeephole, dc0, which may be NULL, and overlap nothing. add_dx: dx is added to (beyond lengths
    too it has been written before); otherwise it is zero beyond. Of `a`, weights (not packed ones), x, y, h0, c0, saved
-   are those of the forward call; h_out and c_out do not count. */
+   are those of the forward call, and dropout and seed where there was any; h_out, c_out and dropped do not count. */
 typedef struct {
     const void *dy, *dh, *dc;
     fa_index dy_stride[2], dx_stride[2];
@@ -323,6 +317,9 @@ typedef struct {
     void *dw_ih, *dw_hh, *db_ih, *db_hh, *dw_hr, *dpeephole; /* shaped like the weights */
     int add_dx;
 } fa_recurrent_gradients;
-fa_status fa_recurrent_backward(fa_dtype dtype, const fa_recurrent_arguments *a, const fa_recurrent_gradients *g);
+/* Layers and directions in one call, as forward: dx of the lanes of a layer is one array, to which every second direction adds, and dy
+   of those below lies in it. */
+fa_status fa_recurrent_backward(fa_dtype dtype, const fa_recurrent_arguments *a, const fa_recurrent_gradients *g, fa_index layers,
+                                fa_index directions);
 
 #endif

@@ -359,27 +359,26 @@ def recurrent(
     dropped: list[NDArray[Any]] | None = None,
     saves: list[NDArray[Any] | None] | None = None,
 ) -> tuple[NDArray[Any], Any]: ...
-def recurrent_dropout(op: str, dx: NDArray[Any], layer: int, directions: int, options: Any) -> None: ...
 def new_saved(w: RecurrentWeights, steps: int, batch: int) -> NDArray[Any] | None: ...
 
-# Gradients of the state h and c, and of weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, peephole.
+# Gradients of the states h and c, and for each layer and direction of weight_ih, weight_hh, bias_ih, bias_hh,
+# weight_hr, peephole.
 def recurrent_backward(
     op: str,
     w: RecurrentWeights,
-    lane: int,
     options: Any,
     x: NDArray[Any],
-    y: NDArray[Any],
-    saved: NDArray[Any] | None,
+    inputs: list[NDArray[Any]],
+    ys: list[NDArray[Any]],
+    saves: list[NDArray[Any] | None],
     h0: ArrayLike | None,
     c0: ArrayLike | None,
     lengths: NDArray[np.int64] | None,
     dy: ArrayLike | None,
     dh: ArrayLike | None,
     dc: ArrayLike | None,
-    dx: NDArray[Any],
-    add_dx: bool,
-) -> list[Any]: ...
+    dxs: list[NDArray[Any]],
+) -> tuple[NDArray[Any], Any, list[list[Any]]]: ...
 def recurrent_step(
     op: str,
     w: RecurrentWeights,

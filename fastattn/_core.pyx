@@ -17,7 +17,7 @@ from cpython.buffer cimport (
     PyObject_GetBuffer,
 )
 from libc.math cimport isfinite, sqrt
-from libc.stdint cimport INT64_MIN, uint64_t, uintptr_t
+from libc.stdint cimport INT64_MIN, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp
 

@@ -347,9 +347,6 @@ cdef extern from "fastattn.h" nogil:
         uint64_t seed
 
     fa_index fa_recurrent_saved(const fa_recurrent_weights *w)
-    fa_status fa_recurrent_dropout(fa_dtype dtype, void *y, const fa_index *y_stride, const void *x,
-                                   const fa_index *x_stride, fa_index T, fa_index B, fa_index P, fa_index layer,
-                                   fa_index directions, double dropout, uint64_t seed)
     fa_status fa_recurrent_forward(fa_dtype dtype, const fa_recurrent_arguments *a, fa_index layers,
                                    fa_index directions)
 
@@ -370,4 +367,5 @@ cdef extern from "fastattn.h" nogil:
         void *dpeephole
         int add_dx
 
-    fa_status fa_recurrent_backward(fa_dtype dtype, const fa_recurrent_arguments *a, const fa_recurrent_gradients *g)
+    fa_status fa_recurrent_backward(fa_dtype dtype, const fa_recurrent_arguments *a, const fa_recurrent_gradients *g,
+                                    fa_index layers, fa_index directions)

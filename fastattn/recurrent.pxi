@@ -103,26 +103,6 @@ def recurrent(str op, RecurrentWeights w, options, object x, object h0, object c
     return h, c
 
 
-def recurrent_dropout(str op, object dx, Py_ssize_t layer, Py_ssize_t directions, options):
-    """Applies the dropout of a layer's output to an array of ours [T, B, directions * P], in place."""
-    cdef Array a
-    cdef fa_status status
-    cdef double dropout = options.dropout
-    cdef uint64_t seed = options.seed
-    cdef int dtype = DTYPES.index(dx.dtype)
-    cdef fa_index stride[2]
-    a.held = False
-    try:
-        acquire_own_output(&a, dx)
-        stride[0], stride[1] = a.stride[0], a.stride[1]
-        with nogil:
-            status = fa_recurrent_dropout(<fa_dtype>dtype, a.data, stride, a.data, stride, a.shape[0], a.shape[1],
-                                          a.shape[2] // directions, layer, directions, dropout, seed)
-        raise_status(status, op)
-    finally:
-        release(&a)
-
-
 def checked_lengths(object lengths, Py_ssize_t batch, Py_ssize_t longest, str op, str name):
     """int64 [batch] in 0..longest, contiguous; None for None."""
     return None if lengths is None else as_lengths(lengths, batch, longest, op, name)

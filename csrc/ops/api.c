@@ -170,14 +170,8 @@ fa_index fa_recurrent_saved(const fa_recurrent_weights *w)
     return saved[w->cell] + (w->w_hr != NULL);
 }
 
-fa_status fa_recurrent_dropout(fa_dtype dtype, void *y, const fa_index y_stride[2], const void *x, const fa_index x_stride[2],
-                               fa_index T, fa_index B, fa_index P, fa_index layer, fa_index directions, double dropout,
-                               uint64_t seed)
+fa_status fa_recurrent_backward(fa_dtype dtype, const fa_recurrent_arguments *a, const fa_recurrent_gradients *g, fa_index layers,
+                                fa_index directions)
 {
-    BY_DTYPE(recurrent_dropout, y, y_stride, x, x_stride, T, B, P, layer, directions, dropout, seed);
-}
-
-fa_status fa_recurrent_backward(fa_dtype dtype, const fa_recurrent_arguments *a, const fa_recurrent_gradients *g)
-{
-    BY_DTYPE(recurrent_backward, a, g);
+    BY_DTYPE(recurrent_backward, a, g, layers, directions);
 }

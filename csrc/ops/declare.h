@@ -36,8 +36,7 @@ fa_status OP(attention_gru_backward)(const fa_attention_gru_gradients *g);
 size_t OP(recurrent_packed_bytes)(fa_isa isa, fa_weight_type type, const fa_recurrent_weights *w);
 fa_status OP(recurrent_pack)(fa_isa isa, fa_weight_type type, void *packed, const fa_recurrent_weights *w);
 fa_status OP(recurrent_forward)(const fa_recurrent_arguments *a, fa_index layers, fa_index directions);
-fa_status OP(recurrent_dropout)(void *y, const fa_index y_stride[2], const void *x, const fa_index x_stride[2], fa_index T,
-                                fa_index B, fa_index P, fa_index layer, fa_index directions, double dropout, uint64_t seed);
-fa_status OP(recurrent_backward)(const fa_recurrent_arguments *a, const fa_recurrent_gradients *g);
+fa_status OP(recurrent_backward)(const fa_recurrent_arguments *a, const fa_recurrent_gradients *g, fa_index layers,
+                                 fa_index directions);
 double OP(probe_multiply_add)(fa_index rounds, int threads);
 void OP(probe_read)(const void *x, fa_index n);

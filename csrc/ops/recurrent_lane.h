@@ -25,6 +25,11 @@ FA_INLINE dropout_rule rule_of_dropout(double dropout, uint64_t seed)
     return (dropout_rule){seed, (uint64_t)(dropout * 0x1p32 + 0.5), dropout < 1 ? (real)(1 / (1 - dropout)) : 0};
 }
 
+/* Dropout of the gradient of what a layer has put out, dx[T, B, directions P] with strides of time and batch, in place: the elements that
+   were dropped, and the same scale. */
+void OP(recurrent_dropout)(void *dx, const fa_index stride[2], fa_index T, fa_index B, fa_index P, fa_index layer,
+                           fa_index directions, double dropout, uint64_t seed);
+
 typedef struct {
     const fa_recurrent_arguments *a;
     fa_index index; /* layer * directions + direction */

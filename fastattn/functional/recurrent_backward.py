@@ -317,8 +317,7 @@ def _layers_backward(op: str, saved: RecurrentSaved, dy: Any, dh: Any, dc: Any) 
     """From the last layer to the first; all arrays time first. Of 16-bit arrays all is computed in float32."""
     low = saved.x.dtype.itemsize == _LOW_BYTES
     weights = _core.widened_weights(op, saved.weights) if low else saved.weights
-    dtype, directions, output = weights.dtype, weights.directions, weights.output_size
-    steps, batch = saved.x.shape[:2]
+    dtype, (steps, batch, inputs) = weights.dtype, saved.x.shape
 
     def wide(array: Any) -> Any:
         return _core.cast(array, np.float32) if low and array is not None else array
@@ -326,37 +325,22 @@ def _layers_backward(op: str, saved: RecurrentSaved, dy: Any, dh: Any, dc: Any) 
     def narrow(array: Array) -> Array:
         return _core.cast(array, saved.x.dtype) if low else array
 
-    dy, dh, dc, all_h0, all_c0 = map(wide, (dy, dh, dc, saved.h0, saved.c0))
-    dstate = tuple(
-        np.empty((len(saved.activations), batch, size), dtype)
-        for size in (output, weights.hidden_size)[: 1 + weights.has_cell]
-    )
-    dweights: dict[str, Array] = {}
-    for layer in reversed(range(weights.layers)):
-        x = wide(saved.x if layer == 0 else (saved.dropped or saved.ys)[layer - 1])
-        y = wide(saved.ys[layer])
-        dx = (
-            np.empty((batch, steps, x.shape[2]), dtype).swapaxes(0, 1)
-            if saved.batch_first and layer == 0
-            else np.empty(x.shape, dtype)
-        )
-        for direction in range(directions):
-            lane = layer * directions + direction
-            own = slice(direction * output, (direction + 1) * output)
-            h0, c0, own_dh, own_dc = (None if part is None else part[lane] for part in (all_h0, all_c0, dh, dc))
-            *states, w_ih, w_hh, b_ih, b_hh, w_hr, peephole = _core.recurrent_backward(
-                op, weights, lane, saved.options, x, y[:, :, own], saved.activations[lane],
-                h0, c0, saved.lengths, None if dy is None else dy[:, :, own], own_dh, own_dc, dx, direction > 0,
-            )  # fmt: skip
-            for whole, part in zip(dstate, states, strict=False):
-                whole[lane] = part
-            for name, part in zip(saved.names[lane].values(), (w_ih, w_hh, b_ih, b_hh, w_hr, peephole), strict=True):
-                if part is not None:
-                    dweights[name] = narrow(part)
-        if layer and saved.dropped:
-            _core.recurrent_dropout(op, dx, layer - 1, directions, saved.options)
-        dy = dx
-    return narrow(dx), tuple(map(narrow, dstate)), dweights
+    between = [wide(y) for y in saved.dropped or saved.ys[:-1]]
+    dx = np.empty((batch, steps, inputs) if saved.batch_first else (steps, batch, inputs), dtype)
+    dxs = [dx.swapaxes(0, 1) if saved.batch_first else dx, *(np.empty(y.shape, dtype) for y in between)]
+    dh0, dc0, of_lanes = _core.recurrent_backward(
+        op, weights, saved.options, wide(saved.x), between, [wide(y) for y in saved.ys], saved.activations,
+        wide(saved.h0), wide(saved.c0), saved.lengths, wide(dy), wide(dh), wide(dc), dxs,
+    )  # fmt: skip
+    dweights = {
+        name: narrow(part)
+        for names, parts in zip(saved.names, of_lanes, strict=True)
+        for name, part in zip(names.values(), parts, strict=True)
+        if part is not None
+    }
+    dx = narrow(dx)
+    dstate = tuple(narrow(part) for part in (dh0, dc0) if part is not None)
+    return dx.swapaxes(0, 1) if saved.batch_first else dx, dstate, dweights
 
 
 _LOW_BYTES = 2  # of an element of a 16-bit array
