@@ -246,17 +246,6 @@ FA_INLINE void value_chunk(real *part, fa_index ld, const real *p, fa_index rows
     }
 }
 
-/* Asks for the rows [j, j + n), as far as there are any: pages end the streams that the hardware finds by itself in an array. */
-FA_INLINE void prefetch_values(const decode_rows *v, fa_index j, fa_index n, fa_index D)
-{
-    for (fa_index together; n > 0 && j < v->keys; j += together, n -= together) {
-        const stored *row = find_row(v, j, &together);
-        together = fa_min(together, n);
-        for (fa_index i = 0; i < together; i++)
-            for (fa_index d = 0; d < D; d += LINE) FA_PREFETCH_FAR(row + i * (v->ld / (fa_index)sizeof *row) + d);
-    }
-}
-
 /* One chain of at most CHAIN_KEYS. */
 FA_INLINE void value_chain(real *part, fa_index ld, const real *p, fa_index rows, const decode_rows *v, fa_index begin,
                            fa_index end, fa_index D, const int clean)
@@ -267,7 +256,7 @@ FA_INLINE void value_chain(real *part, fa_index ld, const real *p, fa_index rows
         const void *row[CHUNK_KEYS];
         keys = fa_min(most, end - j);
         find_rows(row, v, j, keys);
-        if (v->table) prefetch_values(v, j + AHEAD_CHUNKS * most, keys, D);
+        if (v->table) prefetch_values(v, j + AHEAD_CHUNKS * most, keys, D * (fa_index)sizeof(stored));
         value_chunk(part, ld, p + j / FA_PACKED, rows, row, keys, D, j == begin, clean);
     }
 }

@@ -194,17 +194,6 @@ FA_INLINE void value_chunk(real *part, fa_index ld, const real *w, fa_index rows
     }
 }
 
-/* Asks for the rows [j, j + n), as far as there are any: pages end the streams that the hardware finds by itself in an array. */
-FA_INLINE void prefetch_values(const decode_rows *v, fa_index j, fa_index n, fa_index D)
-{
-    for (fa_index together; n > 0 && j < v->keys; j += together, n -= together) {
-        const int8_t *row = find_row(v, j, &together);
-        together = fa_min(together, n);
-        for (fa_index i = 0; i < together; i++)
-            for (fa_index d = 0; d < D; d += LINE) FA_PREFETCH_FAR(row + i * v->ld + d);
-    }
-}
-
 /* p[r][j] times the scale of j. A scale that is not finite counts as 0; returns whether there is one. */
 FA_NOINLINE int scale_weights(real *p, fa_index rows, const decode_rows *scales, fa_index begin, fa_index end)
 {

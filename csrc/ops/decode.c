@@ -12,58 +12,13 @@
                       in order          references become running maxima
                       for each block    softmax against the reference before it, values from zero
                       for each part     the blocks merged in order */
-#include "attention.h"
+#include "decode.h"
 
 #include <string.h>
 
 #define DECODE_QUERIES FA_CACHE_QUERIES  /* more queries repay packed keys and values, which cost about as much as 4 */
-#define DECODE_ROWS 48                   /* rows of a part */
 #define PARTS_PER_THREAD 3               /* so many parts per thread are an even load */
 #define ROUND_BYTES ((fa_index)16 << 20) /* scores and partial O of one round */
-
-/* Whether this type of queries has caches of bytes. */
-#if defined(FA_REAL_F32) && !FA_CONVERTS
-#define TAKES_BYTES 1
-#else
-#define TAKES_BYTES 0
-#endif
-
-typedef struct {
-    real *o, *sum, *reference; /* [rows, ldo], [rows] x 2 */
-    real *queries;             /* scaled, in slices; not for a cache of bytes: */
-    decode_digits digits;
-    int begun; /* O has met keys */
-} part_state;
-
-typedef struct {
-    real *scores;          /* [rows, stride] */
-    real *o, *sum, *alpha; /* of the block alone, O with room for a second chain; alpha: what O and sum before it are scaled by */
-    real *reference;       /* what its scores ask for (few parts); in force before it; in force after it */
-} block_state;
-
-typedef struct {
-    const fa_attention_arguments *a;
-    const fa_cache_arguments *cache; /* or NULL */
-    const fa_kernels *kernels;
-    int bytes;                         /* keys and values are */
-    fa_index block, blocks;            /* keys per block, blocks per head */
-    fa_index group, heads_of_part;     /* query heads per kv head, and per part */
-    fa_index parts;                    /* per kv head */
-    fa_index rows;                     /* most rows of a part */
-    fa_index stride, ldo, query_slice; /* row strides of scores and O; a slice of the scaled queries */
-    real scale_high, scale_low;
-    part_state *part;            /* of each worker, or of each part */
-    block_state *state;          /* of each worker, or of each block of a round */
-    real *mask;                  /* of each worker: [rows, stride] */
-    real *unmasked;              /* of each worker: [rows, stride] */
-    real *gathered;              /* of each worker: a vector of keys */
-    fa_index first_block, round; /* blocks of this round */
-} decode_call;
-
-/* What part `i` of the call is. */
-typedef struct {
-    fa_index b, hk, h, heads, queries, rows; /* rows: head after head, query after query */
-} part_place;
 
 static part_place place_of(const decode_call *c, fa_index i)
 {
@@ -135,116 +90,12 @@ static void finish_part(const decode_call *c, const part_state *s, const part_pl
     }
 }
 
-/* The rows of keys, values or scales of block j of a kv head, `item` bytes per element. */
-static decode_rows rows_of(const decode_call *c, const part_place *at, fa_index j, const void *x, const fa_index *stride,
-                           size_t item)
-{
-    const fa_attention_arguments *a = c->a;
-    const fa_index j0 = j * c->block, size = (fa_index)item;
-    decode_rows rows = {.ld = stride[2] * size, .keys = key_length(a, at->b) - j0};
-    if (c->cache && c->cache->table) {
-        rows.base = (const char *)x + at->hk * stride[1] * size;
-        rows.table = c->cache->table + at->b * c->cache->table_stride;
-        rows.page_step = stride[0] * size;
-        rows.page_keys = c->cache->page_keys;
-        rows.first = j0;
-    } else {
-        const fa_index row = key_start(a, at->b) + j0;
-        rows.base = (const char *)x + (at->b * stride[0] + at->hk * stride[1] + row * stride[2]) * size;
-    }
-    return rows;
-}
-
-#if TAKES_BYTES
-static decode_rows scales_of(const decode_call *c, const part_place *at, fa_index j, const float *scales)
-{
-    const fa_index stride[3] = {c->cache->scale_stride[0], c->cache->scale_stride[1], 1};
-    return rows_of(c, at, j, scales, stride, sizeof *scales);
-}
-#endif
-
-/* Scores of the keys [first, last) of block j, masked. */
-static void block_scores(const decode_call *c, const part_state *s, real *scores, int worker, const part_place *at, fa_index j,
-                         const fa_index *begin, const fa_index *end, fa_index first, fa_index last)
-{
-    const fa_attention_arguments *a = c->a;
-    const fa_index lanes = c->kernels->sizes.lanes, j0 = j * c->block;
-    const decode_rows keys = rows_of(c, at, j, a->k, a->k_stride, c->bytes ? 1 : sizeof(stored));
-    real *gathered = c->gathered + worker * lanes * a->D;
-    first = first / lanes * lanes;
-#if TAKES_BYTES
-    if (c->bytes) {
-        const decode_rows scales = scales_of(c, at, j, c->cache->k_scale);
-        c->kernels->decode_scores_i8(scores, &s->digits, at->rows, &keys, &scales, first, last, a->D, gathered);
-    } else
-#endif
-        c->kernels->decode_scores(scores, s->queries, c->query_slice, at->rows, &keys, first, last, a->D, gathered);
-    for (fa_index h = 0; h < at->heads; h++) {
-        const fa_index r = h * at->queries;
-        OP(attention_adjust_scores)(a, c->kernels, scores + r * c->stride, c->mask + worker * c->rows * c->stride, at->b,
-                                    at->h + h, 0, j0, at->queries, begin + r, end + r);
-    }
-}
-
-/* Adds the values that are not finite to the rows that attend to them: page by page. */
-static void patch_values(const decode_call *c, const block_state *block, const real *unmasked, const part_place *at,
-                         const decode_rows *values, const fa_index *begin, const fa_index *end, fa_index first, fa_index last)
-{
-    const fa_index ld = c->a->v_stride[2];
-    for (fa_index j = first, next, together; j < last; j = next) {
-        fa_index from[DECODE_ROWS], to[DECODE_ROWS];
-        const stored *row = find_row(values, j, &together);
-        next = fa_min(last, j + together);
-        for (fa_index r = 0; r < at->rows; r++) from[r] = fa_max(begin[r], j), to[r] = fa_min(end[r], next);
-        c->kernels->attention_patch_values(block->o, c->ldo, block->scores, unmasked, at->rows, from, to, row - j * ld, ld,
-                                           c->a->Dv);
-    }
-}
-
-/* block->o = p v. */
-static void block_values(const decode_call *c, const part_state *s, const block_state *block, int worker, const part_place *at,
-                         fa_index j, const fa_index *begin, const fa_index *end, fa_index first, fa_index last)
-{
-    const fa_attention_arguments *a = c->a;
-    const fa_index packed = c->kernels->sizes.packed, from = first / packed * packed;
-    const decode_rows values = rows_of(c, at, j, a->v, a->v_stride, c->bytes ? 1 : sizeof(stored));
-    int nonfinite = 0;
-#if TAKES_BYTES
-    const decode_rows scales = c->bytes ? scales_of(c, at, j, c->cache->v_scale) : values;
-    if (c->bytes)
-        c->kernels->decode_values_i8(block->o, c->ldo, block->scores, at->rows, &values, &scales, from, last, a->Dv, &nonfinite);
-    else
-#endif
-        c->kernels->decode_values(block->o, c->ldo, block->scores, at->rows, &values, from, last, a->Dv, &nonfinite);
-    if (!nonfinite) return;
-    /* Rare: which keys the masks exclude is in the scores, and those have become probabilities. */
-    real *unmasked = c->unmasked + worker * c->rows * c->stride;
-    block_scores(c, s, unmasked, worker, at, j, begin, end, first, last);
-#if TAKES_BYTES
-    if (c->bytes) {
-        c->kernels->decode_patch_i8(block->o, c->ldo, unmasked, at->rows, begin, end, &scales, a->Dv);
-        return;
-    }
-#endif
-    patch_values(c, block, unmasked, at, &values, begin, end, first, last);
-}
-
 /* The next block's results go on top of the part's. */
 static void merge_block(const decode_call *c, part_state *s, const block_state *block, const part_place *at)
 {
     c->kernels->decode_merge(s->o, s->sum, block->o, block->sum, c->ldo, at->rows, c->a->Dv, block->alpha, !s->begun);
     memcpy(s->reference, block->reference, (size_t)at->rows * sizeof(real));
     s->begun = 1;
-}
-
-/* Scores to probabilities against block->reference, the one in force before; block->o and block->sum. */
-static void block_results(const decode_call *c, const part_state *s, const block_state *block, int worker, const part_place *at,
-                          fa_index j, const fa_index *begin, const fa_index *end, fa_index first, fa_index last)
-{
-    for (fa_index r = 0; r < at->rows; r++) block->sum[r] = 0;
-    c->kernels->attention_softmax(block->scores, at->rows, begin, end, fa_round_up(last, c->kernels->sizes.packed),
-                                  block->reference, block->sum, block->alpha);
-    block_values(c, s, block, worker, at, j, begin, end, first, last);
 }
 
 static void whole_part(void *context, fa_index i, int worker)
@@ -258,9 +109,9 @@ static void whole_part(void *context, fa_index i, int worker)
         fa_index begin[DECODE_ROWS], end[DECODE_ROWS], first;
         const fa_index last = part_ranges(c, &at, j, begin, end, &first);
         if (!last) continue;
-        block_scores(c, s, block->scores, worker, &at, j, begin, end, first, last);
+        OP(decode_block_scores)(c, s, block->scores, worker, &at, j, begin, end, first, last);
         memcpy(block->reference, s->reference, (size_t)at.rows * sizeof(real));
-        block_results(c, s, block, worker, &at, j, begin, end, first, last);
+        OP(decode_block_results)(c, s, block, worker, &at, j, begin, end, first, last);
         merge_block(c, s, block, &at);
     }
     finish_part(c, s, &at);
@@ -282,7 +133,7 @@ static void score_one(void *context, fa_index i, int worker)
     const block_state *block = &c->state[i];
     fa_index begin[DECODE_ROWS], end[DECODE_ROWS], first;
     const fa_index last = part_ranges(c, &at, j, begin, end, &first);
-    if (last) block_scores(c, &c->part[part], block->scores, worker, &at, j, begin, end, first, last);
+    if (last) OP(decode_block_scores)(c, &c->part[part], block->scores, worker, &at, j, begin, end, first, last);
     c->kernels->decode_references(block->reference, block->scores, at.rows, begin, end);
 }
 
@@ -310,7 +161,7 @@ static void attend_one(void *context, fa_index i, int worker)
     fa_index begin[DECODE_ROWS], end[DECODE_ROWS], first;
     const fa_index last = part_ranges(c, &at, j, begin, end, &first);
     if (!last) return;
-    block_results(c, &c->part[part], block, worker, &at, j, begin, end, first, last);
+    OP(decode_block_results)(c, &c->part[part], block, worker, &at, j, begin, end, first, last);
 }
 
 static void merge_one(void *context, fa_index i, int worker)

@@ -1,0 +1,172 @@
+/* The second half of blocked attention: values weighted by probabilities, and what becomes of O in the end (attention.c has the
+   equations and the layouts).
+
+     O = alpha O + P V
+     out = O / sum,  lse = ln sum + R ln 2 */
+#include "attention_tile.h"
+#include "common.h"
+
+#include <math.h>
+#include <string.h>
+
+#define LN2_REST -0x1.8432a1b0e2634p-43 /* ln 2 - 0x1.62e42fefa4p-1 */
+
+/* -0 becomes +0. A sum that underflows to -0 would stay so, or not, by how many masked keys follow. */
+FA_INLINE vreal unsigned_zero(vreal x) { return v_add(x, v_zero()); }
+
+/* A row that attended to nothing has the sum 0, and O = 0. */
+FA_INLINE vreal divisor_of(real sum) { return v_set1(sum == 0 ? 1 : sum); }
+
+/* What becomes of the products of a tile: acc, plus alpha o unless o is NULL, goes to dst, or divided by sum, if that is given, to
+   out. */
+FA_INLINE void store_values(real *dst, stored *out, fa_index ld, const real *o, fa_index ldo, tile_acc acc, const int mr,
+                            const int nv, fa_index columns, const real *alpha, const real *sum)
+{
+    FA_UNROLL
+    for (int r = 0; r < mr; r++) {
+        if (o) {
+            const vreal factor = v_broadcast(alpha + r);
+            FA_UNROLL
+            for (int v = 0; v < nv; v++) acc[r][v] = v_fma(v_load(o + r * ldo + v * VL), factor, acc[r][v]);
+        }
+        if (sum) {
+            const vreal divisor = divisor_of(sum[r]);
+            FA_UNROLL
+            for (int v = 0; v < nv; v++) acc[r][v] = v_div(unsigned_zero(acc[r][v]), divisor);
+        }
+        FA_UNROLL
+        for (int v = 0; v < nv; v++) {
+            if (!sum)
+                v_store(dst + r * ld + v * VL, acc[r][v]);
+            else if (columns - v * VL >= VL)
+                v_store_stored(out + r * ld + v * VL, acc[r][v]);
+            else
+                v_store_stored_n(out + r * ld + v * VL, acc[r][v], columns - v * VL);
+        }
+    }
+}
+
+/* The sums over the keys of a block are chains of CHAIN_KEYS: one of 512 has a larger error than NumPy's product, whose BLAS cuts it
+   at 256 to 384. */
+FA_INLINE void keep_part(real *part, tile_acc acc, const int mr, const int nv)
+{
+    FA_UNROLL
+    for (int r = 0; r < mr; r++) {
+        FA_UNROLL
+        for (int v = 0; v < nv; v++) v_store(part + (r * nv + v) * VL, acc[r][v]);
+    }
+}
+FA_INLINE void add_part(tile_acc acc, const real *part, const int mr, const int nv)
+{
+    FA_UNROLL
+    for (int r = 0; r < mr; r++) {
+        FA_UNROLL
+        for (int v = 0; v < nv; v++) acc[r][v] = v_add(v_load(part + (r * nv + v) * VL), acc[r][v]);
+    }
+}
+
+#define VALUE_TILE(mr, nv)                                                                                            \
+    tile_product(acc, mr, nv, p_tile, ATTENTION_STRIDE, 1, panel + range.begin / FA_PACKED * (nv) * VL,               \
+                 (chain_end - range.begin) / FA_PACKED);                                                              \
+    for (fa_index j = chain_end; j < range.end; j += CHAIN_KEYS) {                                                    \
+        keep_part(part, acc, mr, nv);                                                                                 \
+        tile_product(acc, mr, nv, p_tile + (j - range.begin) / FA_PACKED, ATTENTION_STRIDE, 1,                        \
+                     panel + j / FA_PACKED * (nv) * VL, fa_min(CHAIN_KEYS, range.end - j) / FA_PACKED);               \
+        add_part(acc, part, mr, nv);                                                                                  \
+    }                                                                                                                 \
+    store_values(sum ? NULL : (real *)dst + r * lddst + first, sum ? (stored *)dst + r * lddst + first : NULL, lddst, \
+                 o ? o + r * ldo + first : NULL, ldo, acc, mr, nv, columns, alpha + r, sum ? sum + r : NULL)
+#define VALUE_PANEL(nv) TILE_SWITCH_6(mr, VALUE_TILE, nv)
+
+/* dst = alpha o + p v, or without o (NULL) in the first block of a row; divided by sum, if that is given, in its only block: then
+   dst is `stored`. dst and o may be the same. Without sum, whole vectors of dst are written. */
+void KERNEL(attention_values)(void *dst, fa_index lddst, const real *o, fa_index ldo, const real *p, fa_index rows, const real *v,
+                              fa_index keys, const fa_index *begin, const fa_index *end, fa_index D, const real *alpha,
+                              const real *sum)
+{
+    const fa_index padded = packed_size(keys);
+    const tile_deal deal = deal_rows(rows, TILE);
+    for (fa_index first = 0; first < D; first += PANEL) {
+        const fa_index nv = panel_vectors(D, first), columns = D - first;
+        const real *panel = v + first * padded;
+        for (fa_index t = 0, r = 0, mr; t < deal.tiles; t++, r += mr) {
+            mr = rows_of_tile(deal, t);
+            const key_range range = tile_keys(begin + r, end + r, mr);
+            const fa_index chain_end = fa_min(range.end, (range.begin / CHAIN_KEYS + 1) * CHAIN_KEYS);
+            const real *p_tile = p + r * ATTENTION_STRIDE + range.begin / FA_PACKED;
+            if (range.end == 0 && o) continue;
+            real part[TILE_ROWS(FA_NV) * PANEL];
+            tile_acc acc;
+            switch (nv) {
+            case 1: VALUE_PANEL(1) break;
+#if FA_NV == 4
+            case 2: VALUE_PANEL(2) break;
+            case 3: VALUE_PANEL(3) break;
+#endif
+            default: VALUE_PANEL(FA_NV)
+            }
+        }
+    }
+}
+
+/* o = alpha o, for BLAS, which adds to it. */
+void KERNEL(attention_scale_rows)(real *o, fa_index ldo, fa_index rows, fa_index D, const real *alpha)
+{
+    for (fa_index r = 0; r < rows; r++)
+        for (fa_index d = 0; d < D; d += VL) v_store(o + r * ldo + d, v_mul(v_load(o + r * ldo + d), v_broadcast(alpha + r)));
+}
+
+/* p of one key, as attention_softmax stored it. */
+FA_INLINE real probability(const real *row, fa_index j)
+{
+#if FA_PAIRS
+    stored pair[FA_PACKED];
+    memcpy(pair, row + j / FA_PACKED, sizeof pair);
+    return real_of(pair[j % FA_PACKED]);
+#else
+    return row[j];
+#endif
+}
+
+/* o += p v over the values that are not finite, for the rows whose score s (before the softmax) does not exclude the key. Rare,
+   so plain: the sums are NaN or infinite whatever the order. */
+void KERNEL(attention_patch_values)(real *o, fa_index ldo, const real *p, const real *s, fa_index rows, const fa_index *begin,
+                                    const fa_index *end, const stored *v, fa_index ldv, fa_index D)
+{
+    for (fa_index r = 0; r < rows; r++)
+        for (fa_index j = begin[r]; j < end[r]; j++) {
+            if (s[r * ATTENTION_STRIDE + j] == -REAL_INFINITY) continue;
+            const real weight = probability(p + r * ATTENTION_STRIDE, j);
+            for (fa_index d = 0; d < D; d++) {
+                const real value = real_of(v[j * ldv + d]);
+                if (!isfinite(value)) o[r * ldo + d] += weight * value;
+            }
+        }
+}
+
+/* R ln 2 + ln sum, rounded once but for ln sum itself: the product with the 37 bits of ln 2 is exact, the sum's rounding error is
+   added back. */
+FA_INLINE real log_of(real reference, real sum)
+{
+    const double R = (double)reference, high = R * 0x1.62e42fefa4p-1, low = log((double)sum), total = high + low;
+    const double part = total - high, rest = (high - (total - part)) + (low - part);
+    return (real)(isfinite(total) ? total + (rest + R * LN2_REST) : total);
+}
+
+/* out = o / sum, lse = ln sum + R ln 2; zeros and -inf for a row that attended to nothing, whose o is not read. out or lse may be
+   NULL. */
+void KERNEL(attention_finish)(stored *out, fa_index ldout, const real *o, fa_index ldo, fa_index rows, fa_index D,
+                              const real *reference, const real *sum, real *lse)
+{
+    for (fa_index r = 0; out && r < rows; r++) {
+        const vreal divisor = divisor_of(sum[r]);
+        for (fa_index d = 0; d < D; d += VL) {
+            const vreal y = sum[r] == 0 ? v_zero() : v_div(unsigned_zero(v_load(o + r * ldo + d)), divisor);
+            if (D - d >= VL)
+                v_store_stored(out + r * ldout + d, y);
+            else
+                v_store_stored_n(out + r * ldout + d, y, D - d);
+        }
+    }
+    for (fa_index r = 0; lse && r < rows; r++) lse[r] = sum[r] == 0 ? -REAL_INFINITY : log_of(reference[r], sum[r]);
+}

@@ -1,0 +1,79 @@
+/* What the files of attention forward share: the tiles of queries, the blocks of keys, and the call. */
+#ifndef FA_OPS_ATTENTION_FORWARD_H
+#define FA_OPS_ATTENTION_FORWARD_H
+
+#include "attention.h"
+
+#define QUERY_TILE 96
+#define GROUP_TILES 2 /* register tiles in a group */
+#define FEW_TILES 4   /* so many tiles keep their state while blocks of keys pass by */
+
+typedef struct {
+    real *o, *sum, *reference;          /* of a tile: [QUERY_TILE, ldo], [QUERY_TILE] x 2 */
+    unsigned char progress[QUERY_TILE]; /* of each group: group_progress */
+    real *queries;                      /* scaled, in slices of [QUERY_TILE, query_stride]; plain [QUERY_TILE, D] for BLAS */
+} tile_state;
+
+typedef struct {
+    real *keys, *values; /* of one block */
+    int nonfinite;       /* values that are not finite: attention_patch_values */
+} key_block;
+
+typedef struct {
+    real *scores, *unmasked, *mask; /* of a group, or of a tile for BLAS */
+    tile_state state[FEW_TILES];
+    real *packed; /* of one block, or of one head */
+} worker_scratch;
+
+typedef struct {
+    double work; /* of a batch, pairs of a query and a key */
+    fa_index batch;
+} batch_work;
+
+typedef struct {
+    const fa_attention_arguments *a;
+    const fa_kernels *kernels;
+    batch_work *order;             /* [B], the longest first: what is left to the end is short */
+    fa_index block, blocks;        /* keys per block, blocks per head */
+    fa_index tiles;                /* tiles per head */
+    fa_index group_rows;           /* most rows in a group */
+    fa_index group;                /* query heads per kv head */
+    fa_index ldo, query_slice;     /* row stride of O; size of a slice of the scaled queries */
+    fa_index key_size, value_size; /* packed sizes of a block */
+    real scale_high, scale_low;
+    worker_scratch *worker;
+    /* third way: */
+    fa_index first_head, heads;
+    real *packed;
+    int *nonfinite;
+} attention_call;
+
+/* Rows [*first, *first + *rows) of part `i` when `size` is cut evenly into parts of at most `most`. */
+FA_INLINE void deal(fa_index size, fa_index most, fa_index i, fa_index *first, fa_index *rows)
+{
+    const fa_index parts = fa_max(1, fa_ceil_div(size, most)), base = size / parts, larger = size % parts;
+    *first = i * base + fa_min(i, larger);
+    *rows = base + (i < larger);
+}
+
+/* BLAS gets tiles at fixed places: OpenBLAS gives the rows of a tile different kernels by their place in it, so a row has the
+   same bits only at the same index. */
+FA_INLINE void rows_of_tile(const fa_attention_arguments *a, fa_index b, fa_index tile, fa_index *first, fa_index *rows)
+{
+    if (a->strategy == FA_ATTENTION_BLAS) {
+        *first = tile * QUERY_TILE;
+        *rows = fa_min(QUERY_TILE, query_rows(a, b) - *first);
+    } else {
+        deal(query_rows(a, b), QUERY_TILE, tile, first, rows);
+    }
+}
+
+/* attention_tile.c: a block of keys and values packed; a tile begun, brought together with a block (the `only` one of the tile or
+   one of several), and ended. */
+void OP(attention_pack_block)(const attention_call *c, fa_index b, fa_index hk, fa_index j, real *dst, int *nonfinite);
+void OP(attention_start_tile)(const attention_call *c, tile_state *s, fa_index b, fa_index h, fa_index tile);
+void OP(attention_attend)(const attention_call *c, const worker_scratch *w, tile_state *s, const key_block *block, int only,
+                          fa_index b, fa_index h, fa_index tile, fa_index j);
+void OP(attention_finish_tile)(const attention_call *c, const tile_state *s, fa_index b, fa_index h, fa_index tile);
+
+#endif

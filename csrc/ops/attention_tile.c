@@ -1,0 +1,124 @@
+/* One tile of queries and one block of keys: what attention.c deals out.
+
+   Strategy "blas" runs the two products of a block as BLAS calls on constant tiles of QUERY_TILE rows, padded. A row whose only
+   block this is goes straight to `out`; otherwise its O is kept between blocks. */
+#include "attention_forward.h"
+
+#include <string.h>
+
+/* A group has met no keys yet and its O is undefined; or its sums are in O; or its result is out. */
+typedef enum { NOT_BEGUN = 0, BEGUN, FINISHED } group_progress;
+
+static fa_index rows_of_group(const attention_call *c)
+{
+    return c->a->strategy == FA_ATTENTION_BLAS ? QUERY_TILE : c->group_rows;
+}
+
+void OP(attention_pack_block)(const attention_call *c, fa_index b, fa_index hk, fa_index j, real *dst, int *nonfinite)
+{
+    const fa_attention_arguments *a = c->a;
+    const fa_index first = j * c->block, keys = fa_min(c->block, key_length(a, b) - first);
+    const stored *k = key_row(a, b, hk, first), *v = value_row(a, b, hk, first);
+    if (a->strategy == FA_ATTENTION_BLAS) {
+        /* Whole tiles for BLAS: the keys that are missing are zeros. */
+        memset(dst, 0, (size_t)(c->key_size + c->value_size) * sizeof(real));
+        for (fa_index i = 0; i < keys; i++) c->kernels->widen(dst + i * a->D, k + i * a->k_stride[2], a->D);
+        c->kernels->attention_copy_values(dst + c->key_size, c->ldo, v, a->v_stride[2], keys, a->Dv, nonfinite);
+        return;
+    }
+    c->kernels->attention_pack_keys(dst, k, a->k_stride[2], keys, a->D);
+    c->kernels->attention_pack_values(dst + c->key_size, v, a->v_stride[2], keys, a->Dv, nonfinite);
+}
+
+void OP(attention_start_tile)(const attention_call *c, tile_state *s, fa_index b, fa_index h, fa_index tile)
+{
+    const fa_attention_arguments *a = c->a;
+    fa_index first, rows;
+    rows_of_tile(a, b, tile, &first, &rows);
+    for (fa_index r = 0; r < rows; r++) {
+        s->sum[r] = 0;
+        s->reference[r] = -REAL_INFINITY;
+        s->progress[r] = NOT_BEGUN;
+    }
+    if (a->sinks) {
+        const fa_index within = fa_max(0, fa_min(rows, query_length(a, b) - first));
+        c->kernels->attention_sink(s->reference, s->sum, within, ((const real *)a->sinks)[h]);
+    }
+    if (a->strategy == FA_ATTENTION_BLAS) {
+        memset(s->o, 0, (size_t)(QUERY_TILE * c->ldo) * sizeof(real));
+        memset(s->queries, 0, (size_t)(QUERY_TILE * a->D) * sizeof(real));
+        for (fa_index r = 0; r < rows; r++) c->kernels->widen(s->queries + r * a->D, query_row(a, b, h, first + r), a->D);
+        return;
+    }
+    c->kernels->attention_scale_queries(s->queries, c->query_slice, query_row(a, b, h, first), a->q_stride[2], rows, a->D,
+                                        c->scale_high, c->scale_low);
+}
+
+void OP(attention_finish_tile)(const attention_call *c, const tile_state *s, fa_index b, fa_index h, fa_index tile)
+{
+    const fa_attention_arguments *a = c->a;
+    fa_index first, rows;
+    rows_of_tile(a, b, tile, &first, &rows);
+    const fa_index most = rows_of_group(c);
+    for (fa_index g = 0; g * most < rows; g++) {
+        fa_index r, n;
+        deal(rows, most, g, &r, &n);
+        if (s->progress[g] == NOT_BEGUN && a->sinks) /* a sum, but nothing to divide by it */
+            memset(s->o + r * c->ldo, 0, (size_t)(n * c->ldo) * sizeof(real));
+        stored *out = s->progress[g] == FINISHED ? NULL : output_row(a, b, h, first + r);
+        const fa_index row = state_row(a, b, h, first + r);
+        real *lse = a->lse ? (real *)a->lse + row : NULL;
+        c->kernels->attention_finish(out, a->out_stride[2], s->o + r * c->ldo, c->ldo, n, a->Dv, s->reference + r, s->sum + r,
+                                     lse);
+        if (a->reference) memcpy((real *)a->reference + row, s->reference + r, (size_t)n * sizeof(real));
+        if (a->sum) memcpy((real *)a->sum + row, s->sum + r, (size_t)n * sizeof(real));
+    }
+}
+
+/* One tile and one key block, the `only` one of the tile or one of several. */
+void OP(attention_attend)(const attention_call *c, const worker_scratch *w, tile_state *s, const key_block *block, int only, fa_index b,
+                   fa_index h, fa_index tile, fa_index j)
+{
+    const fa_attention_arguments *a = c->a;
+    const fa_kernels *k = c->kernels;
+    const int blas = a->strategy == FA_ATTENTION_BLAS;
+    const fa_index stride = k->sizes.attention_stride, j0 = j * c->block, keys = fa_min(c->block, key_length(a, b) - j0);
+    const fa_index most = rows_of_group(c);
+    fa_index tile_first, tile_rows;
+    rows_of_tile(a, b, tile, &tile_first, &tile_rows);
+    for (fa_index g = 0; g * most < tile_rows; g++) {
+        fa_index begin[QUERY_TILE], end[QUERY_TILE], first, rows;
+        real alpha[QUERY_TILE];
+        deal(tile_rows, most, g, &first, &rows);
+        if (!block_ranges(a, b, tile_first + first, rows, j0, keys, begin, end)) continue;
+        if (a->mask_kind != FA_MASK_NONE && !OP(attention_narrow)(a, b, h, tile_first + first, j0, rows, begin, end)) continue;
+        real *o = s->o + first * c->ldo;
+        if (blas)
+            blas_gemm(1, QUERY_TILE, c->block, a->D, c->scale_high, s->queries, fa_max(1, a->D), block->keys, fa_max(1, a->D), 0,
+                      w->scores, stride);
+        else
+            k->attention_scores(w->scores, s->queries + first * k->sizes.query_stride, c->query_slice, rows, block->keys, keys,
+                                begin, end, a->D);
+        if (blas) k->attention_plain_scores(w->scores, rows, begin, end, c->scale_high == 0 ? 0 : c->scale_low / c->scale_high);
+        OP(attention_adjust_scores)(a, k, w->scores, w->mask, b, h, tile_first + first, j0, rows, begin, end);
+        if (block->nonfinite) memcpy(w->unmasked, w->scores, (size_t)(rows * stride) * sizeof(real));
+        k->attention_softmax(w->scores, rows, begin, end, blas ? c->block : 0, s->reference + first, s->sum + first, alpha);
+        if (blas) {
+            k->attention_scale_rows(o, c->ldo, rows, a->Dv, alpha);
+            blas_gemm(0, QUERY_TILE, c->ldo, c->block, 1, w->scores, stride, block->values, c->ldo, 1, o, c->ldo);
+            s->progress[g] = BEGUN;
+        } else if (only && !block->nonfinite) {
+            k->attention_values(output_row(a, b, h, tile_first + first), a->out_stride[2], NULL, 0, w->scores, rows,
+                                block->values, keys, begin, end, a->Dv, alpha, s->sum + first);
+            s->progress[g] = FINISHED;
+        } else {
+            k->attention_values(o, c->ldo, s->progress[g] == NOT_BEGUN ? NULL : o, c->ldo, w->scores, rows, block->values, keys,
+                                begin, end, a->Dv, alpha, NULL);
+            s->progress[g] = BEGUN;
+        }
+        if (block->nonfinite)
+            k->attention_patch_values(o, c->ldo, w->scores, w->unmasked, rows, begin, end, value_row(a, b, h / c->group, j0),
+                                      a->v_stride[2], a->Dv);
+    }
+}
+

@@ -1,0 +1,61 @@
+/* What the files of attention with few queries share. */
+#ifndef FA_OPS_DECODE_H
+#define FA_OPS_DECODE_H
+
+#include "attention.h"
+
+#define DECODE_ROWS 48 /* rows of a part */
+
+/* Whether this type of queries has caches of bytes. */
+#if defined(FA_REAL_F32) && !FA_CONVERTS
+#define TAKES_BYTES 1
+#else
+#define TAKES_BYTES 0
+#endif
+
+typedef struct {
+    real *o, *sum, *reference; /* [rows, ldo], [rows] x 2 */
+    real *queries;             /* scaled, in slices; not for a cache of bytes: */
+    decode_digits digits;
+    int begun; /* O has met keys */
+} part_state;
+
+typedef struct {
+    real *scores;          /* [rows, stride] */
+    real *o, *sum, *alpha; /* of the block alone, O with room for a second chain; alpha: what O and sum before it are scaled by */
+    real *reference;       /* what its scores ask for (few parts); in force before it; in force after it */
+} block_state;
+
+typedef struct {
+    const fa_attention_arguments *a;
+    const fa_cache_arguments *cache; /* or NULL */
+    const fa_kernels *kernels;
+    int bytes;                         /* keys and values are */
+    fa_index block, blocks;            /* keys per block, blocks per head */
+    fa_index group, heads_of_part;     /* query heads per kv head, and per part */
+    fa_index parts;                    /* per kv head */
+    fa_index rows;                     /* most rows of a part */
+    fa_index stride, ldo, query_slice; /* row strides of scores and O; a slice of the scaled queries */
+    real scale_high, scale_low;
+    part_state *part;            /* of each worker, or of each part */
+    block_state *state;          /* of each worker, or of each block of a round */
+    real *mask;                  /* of each worker: [rows, stride] */
+    real *unmasked;              /* of each worker: [rows, stride] */
+    real *gathered;              /* of each worker: a vector of keys */
+    fa_index first_block, round; /* blocks of this round */
+} decode_call;
+
+/* What part `i` of the call is. */
+typedef struct {
+    fa_index b, hk, h, heads, queries, rows; /* rows: head after head, query after query */
+} part_place;
+
+/* decode_block.c: the scores of the keys [first, last) of block j, masked; and from those, which become probabilities against
+   block->reference, the one in force before, its O and sum. */
+void OP(decode_block_scores)(const decode_call *c, const part_state *s, real *scores, int worker, const part_place *at, fa_index j,
+                             const fa_index *begin, const fa_index *end, fa_index first, fa_index last);
+void OP(decode_block_results)(const decode_call *c, const part_state *s, const block_state *block, int worker,
+                              const part_place *at, fa_index j, const fa_index *begin, const fa_index *end, fa_index first,
+                              fa_index last);
+
+#endif
