@@ -7,7 +7,8 @@ A ratio is an error of fastattn divided by that of the plain implementation in t
 (float32, float64: tests/plain.py; bfloat16, float16: NumPy that rounds after each op, tests/low_precision.py), both
 against the reference in a wider type. Errors of all shapes and draws of a type and an option make one pool: the largest
 of each, and the medians. Float64 gradients are also compared with complex steps of the forward equation, which share
-no formula with ours. Ratios are judged at the two digits shown: those of medians are samples, too. --write records the result in tests/error_ratios.md. Exit code 1 when a promise is broken.
+no formula with ours. Ratios are judged at the two digits shown: those of medians are samples, too. --write records the
+result in tests/error_ratios.md. Exit code 1 when a promise is broken.
 """
 
 import argparse

@@ -243,6 +243,34 @@ def attention(rng, dtype):
             yield f"attention {strategy} {form} Lq={lq} Lk={lk} D={d} Dv={dv}", arrays, call
 
 
+def caches(rng, dtype):
+    """Few queries on pages and bytes, from the arrays that a KVCache has of its own."""
+    sizes = [(n, 5, n % 7 + 1) for n in LENGTHS] + [(5, n, 4) for n in LENGTHS] + [(530, 9, 16), (40, 130, 3)]
+    kinds = [(dtype, True)] + ([(np.int8, False), (np.int8, True)] if dtype == np.float32 else [])
+    for index, (lk, d, page) in enumerate(sizes):
+        for kind, paged in kinds if index % 2 else kinds[index // 2 % len(kinds) :][:1]:
+            cache = fa.KVCache(2, 1, d, v_dim=lk % 20, dtype=kind, page_size=page if paged else None)
+            cache.append(_normal(rng, dtype, 2, 1, lk // 2, d), _normal(rng, dtype, 2, 1, lk // 2, lk % 20))
+            rest = _normal(rng, dtype, 1, 1, lk - lk // 2, d), _normal(rng, dtype, 1, 1, lk - lk // 2, lk % 20)
+            cache.append(*rest, sequences=[1])
+            (k, k_scales), (v, v_scales) = cache._parts
+            if not paged:  # no room beyond the longest sequence
+                k, v, k_scales, v_scales = (x[:, :, :lk].copy() for x in (k, v, k_scales, v_scales))
+            arrays = {"q": _normal(rng, dtype, 2, 2, index % 8 + 1, d), "k": k, "v": v}
+            if kind == np.int8:
+                arrays |= {"k_scales": k_scales, "v_scales": v_scales}
+            if index % 3 == 0:
+                arrays["mask"] = rng.random((index % 8 + 1, lk)) < 0.7
+
+            def call(a, out, lengths=cache.lengths, table=cache._table if paged else None):
+                own = {name: np.require(x, requirements="A") for name, x in a.items()}
+                names = ("q", "k", "v", "k_scales", "v_scales")
+                masked = (a.get("mask"), False, None, None, 0.0, None, None, None)
+                return _core.cache_attention(*map(own.get, names), table, lengths, *masked, out, False)
+
+            yield f"{np.dtype(kind)} {'pages of ' + str(page) if paged else 'cache'} Lk={lk} D={d}", arrays, call
+
+
 def attention_backward(rng, dtype):
     sizes = [(n % 6, n, 3, 5) for n in LENGTHS] + [(n, 3, 5, 2) for n in LENGTHS if n % 3 == 0]
     sizes += [(3, 5, n, 4) for n in LENGTHS if n % 2] + [(3, 5, 4, n) for n in LENGTHS if n % 2 == 0]
@@ -376,6 +404,7 @@ FAMILIES = {
     "linear backward": linear_backward,
     "attention": attention,
     "attention backward": attention_backward,
+    "caches": caches,
     "additive": additive,
     "attention GRU": attention_gru,
     "recurrent": recurrent,

@@ -100,6 +100,48 @@ class Attention(Op):
         return a, lambda r: (r[0][:, heads][:, :, rows][..., columns], r[1][:, heads][:, :, rows])
 
 
+class Cache(Attention):
+    """Few queries on a KVCache: of bytes, in pages, or both."""
+
+    def __init__(self, dtype=None, page_size=None):
+        self.dtype, self.page_size = dtype, page_size
+
+    def draw(self, rng, dtype):
+        dtype = np.float32 if self.dtype == "int8" else dtype
+        B, group, lq, lk = (int(rng.integers(1, n)) for n in (5, 5, 9, 40))
+        lk = int(rng.integers(500, 1200)) if rng.random() < 0.1 else lk
+        d, dv = _size(rng), _size(rng)
+        shapes = {"q": (B, 2 * group, lq, d), "k": (B, 2, lk, d), "v": (B, 2, lk, dv)}
+        a = {name: _normal(rng, dtype, *shape) for name, shape in shapes.items()}
+        a["mask"] = rng.random((B, 1, lq, lk)) < 0.7
+        return a
+
+    def run(self, a):
+        batch, heads, _, d = a["k"].shape
+        cache = fa.KVCache(batch, heads, d, v_dim=a["v"].shape[3], dtype=self.dtype or a["q"].dtype,
+                           page_size=self.page_size)  # fmt: skip
+        for part in (slice(3), slice(3, None)):
+            cache.append(a["k"][:, :, part], a["v"][:, :, part])
+        return cache.attend(a["q"], mask=a["mask"], return_lse=True)
+
+    def padded(self, rng, a):
+        a, extra = dict(a), int(rng.integers(1, 40))
+        for name in ("k", "v"):
+            shape = (*a[name].shape[:2], extra, a[name].shape[3])
+            a[name] = np.concatenate([a[name], _garbage(rng, a["q"].dtype, *shape)], axis=2)
+        a["mask"] = np.concatenate([a["mask"], np.zeros((*a["mask"].shape[:3], extra), bool)], axis=3)
+        return a, lambda result: result
+
+    def moved(self, rng, a):
+        """Queries, heads of a group and columns of v in another order."""
+        a, group = dict(a), a["q"].shape[1] // 2
+        rows, columns = rng.permutation(a["q"].shape[2]), rng.permutation(a["v"].shape[3])
+        heads = np.concatenate([rng.permutation(group), group + rng.permutation(group)])
+        a |= {"q": a["q"][:, heads][:, :, rows], "v": a["v"][..., columns], "mask": a["mask"][:, :, rows]}
+        rows, heads, columns = np.argsort(rows), np.argsort(heads), np.argsort(columns)
+        return a, lambda r: (r[0][:, heads][:, :, rows][..., columns], r[1][:, heads][:, :, rows])
+
+
 class Softmax(Op):
     inputs_batch: ClassVar = {"x": 0}
     outputs_batch = (0, 0)
@@ -328,6 +370,9 @@ class ElementWise(Op):
 
 OPS = {
     "attention": Attention(),
+    "int8 cache": Cache("int8"),
+    "paged cache": Cache(page_size=5),
+    "paged int8 cache": Cache("int8", page_size=16),
     "softmax": Softmax(),
     "linear": Linear(),
     "linear backward": LinearBackward(),

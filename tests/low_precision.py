@@ -83,9 +83,8 @@ class Rounded:
         )
         sink = None
         if sinks is not None:
-            exists = np.arange(q.shape[2]) < np.reshape(
-                [q.shape[2]] * len(q) if q_lengths is None else q_lengths, (-1, 1)
-            )
+            lengths = [q.shape[2]] * len(q) if q_lengths is None else q_lengths
+            exists = np.arange(q.shape[2]) < np.reshape(lengths, (-1, 1))
             sink = np.where(exists[:, None, :, None], sinks.astype(np.float32)[:, None, None], np.float32(-np.inf))
         return self.softmax(np.where(allowed, s, np.float32(-np.inf)), sink), scale, slope
 

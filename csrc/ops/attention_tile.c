@@ -76,8 +76,8 @@ void OP(attention_finish_tile)(const attention_call *c, const tile_state *s, fa_
 }
 
 /* One tile and one key block, the `only` one of the tile or one of several. */
-void OP(attention_attend)(const attention_call *c, const worker_scratch *w, tile_state *s, const key_block *block, int only, fa_index b,
-                   fa_index h, fa_index tile, fa_index j)
+void OP(attention_attend)(const attention_call *c, const worker_scratch *w, tile_state *s, const key_block *block, int only,
+                          fa_index b, fa_index h, fa_index tile, fa_index j)
 {
     const fa_attention_arguments *a = c->a;
     const fa_kernels *k = c->kernels;
@@ -121,4 +121,3 @@ void OP(attention_attend)(const attention_call *c, const worker_scratch *w, tile
                                       a->v_stride[2], a->Dv);
     }
 }
-

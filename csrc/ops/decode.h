@@ -52,8 +52,8 @@ typedef struct {
 
 /* decode_block.c: the scores of the keys [first, last) of block j, masked; and from those, which become probabilities against
    block->reference, the one in force before, its O and sum. */
-void OP(decode_block_scores)(const decode_call *c, const part_state *s, real *scores, int worker, const part_place *at, fa_index j,
-                             const fa_index *begin, const fa_index *end, fa_index first, fa_index last);
+void OP(decode_block_scores)(const decode_call *c, const part_state *s, real *scores, int worker, const part_place *at,
+                             fa_index j, const fa_index *begin, const fa_index *end, fa_index first, fa_index last);
 void OP(decode_block_results)(const decode_call *c, const part_state *s, const block_state *block, int worker,
                               const part_place *at, fa_index j, const fa_index *begin, const fa_index *end, fa_index first,
                               fa_index last);

@@ -30,8 +30,8 @@ static decode_rows scales_of(const decode_call *c, const part_place *at, fa_inde
 #endif
 
 /* Scores of the keys [first, last) of block j, masked. */
-void OP(decode_block_scores)(const decode_call *c, const part_state *s, real *scores, int worker, const part_place *at, fa_index j,
-                         const fa_index *begin, const fa_index *end, fa_index first, fa_index last)
+void OP(decode_block_scores)(const decode_call *c, const part_state *s, real *scores, int worker, const part_place *at,
+                             fa_index j, const fa_index *begin, const fa_index *end, fa_index first, fa_index last)
 {
     const fa_attention_arguments *a = c->a;
     const fa_index lanes = c->kernels->sizes.lanes, j0 = j * c->block;
@@ -96,12 +96,12 @@ static void block_values(const decode_call *c, const part_state *s, const block_
 }
 
 /* Scores to probabilities against block->reference, the one in force before; block->o and block->sum. */
-void OP(decode_block_results)(const decode_call *c, const part_state *s, const block_state *block, int worker, const part_place *at,
-                          fa_index j, const fa_index *begin, const fa_index *end, fa_index first, fa_index last)
+void OP(decode_block_results)(const decode_call *c, const part_state *s, const block_state *block, int worker,
+                              const part_place *at, fa_index j, const fa_index *begin, const fa_index *end, fa_index first,
+                              fa_index last)
 {
     for (fa_index r = 0; r < at->rows; r++) block->sum[r] = 0;
     c->kernels->attention_softmax(block->scores, at->rows, begin, end, fa_round_up(last, c->kernels->sizes.packed),
                                   block->reference, block->sum, block->alpha);
     block_values(c, s, block, worker, at, j, begin, end, first, last);
 }
-
