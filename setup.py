@@ -56,6 +56,7 @@ LOW_PRECISION = {
     "ops/probe",
     "ops/recurrent",
     "ops/recurrent_stack",
+    "ops/recurrent_state",
     "ops/recurrent_weights",
     "ops/rope",
     "ops/softmax",

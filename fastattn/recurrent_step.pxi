@@ -13,18 +13,14 @@ cdef object acquire_own(Array *a, object value, int ndim, Py_ssize_t batch, Py_s
     cdef int kind, flags = PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE if writable else PyBUF_STRIDES | PyBUF_FORMAT
     if not isinstance(value, ndarray):
         raise wrong_type(op, name, value)
-    try:
-        if w.dtype_code == FA_BF16 and is_bfloat16(value.dtype):
-            PyObject_GetBuffer(value.view(uint16), &a.view, flags)
-            kind = FA_BF16
-        else:
-            PyObject_GetBuffer(value, &a.view, flags)
-            kind = format_dtype(a.view.format)
-    except (ValueError, BufferError, TypeError):
-        if writable and not value.flags.writeable:
-            raise wrong_shape(op, name, "be writable", "a read-only array") from None
-        raise wrong_type(op, name, value, ALL_TYPES) from None
-    a.held = True
+    if w.dtype_code == FA_BF16 and is_bfloat16(value.dtype):
+        kind = FA_BF16 if hold(a, value.view(uint16), flags) else -1
+    else:
+        kind = format_dtype(a.view.format) if hold(a, value, flags) else -1
+    if not a.held and writable and not value.flags.writeable:
+        raise wrong_shape(op, name, "be writable", "a read-only array")
+    if kind < 0:
+        raise wrong_type(op, name, value, ALL_TYPES)
     if kind != w.dtype_code:
         raise TypeError(f"{op}: {name} must be {NAMES[w.dtype_code]} like the weights, got {value.dtype}")
     if (a.view.ndim != ndim or not fill(a) or not is_contiguous(a)

@@ -15,12 +15,12 @@
    sequence's arithmetic does not depend on its place, so it has the same bits as alone. */
 #include "recurrent_lane.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #define CHUNK_ROWS 192
 #define FEW_SEQUENCES 24 /* below, chunks: w_ih for a step of 16 rows takes as long to read as to multiply */
 #define MAX_NV 4
+#define SWEEP_PANELS 4 /* whole groups of panels that row products take side by side (ROW_SIDES in kernels/gemm.c) */
 
 /* What one member works on, and its scratch. */
 typedef struct {
@@ -136,6 +136,17 @@ static void multiply_h(const recurrent_lane *c, const real *tiles, fa_index rows
              c->g.Pp, add);
 }
 
+/* All panels of a single row. Every second step begins with those that the step before has ended with: of a w_hh that the second-level
+   cache cannot hold, a part is still there. */
+static void sweep(const recurrent_lane *c, const member_work *w, real *gates, int add, int backwards)
+{
+    for (fa_index i = 0; i < w->panels; i += SWEEP_PANELS) {
+        const fa_index at = backwards ? (w->panels - 1 - i) / SWEEP_PANELS * SWEEP_PANELS : i;
+        multiply_h(c, w->tiles, 1, w->first_panel + at, fa_min(SWEEP_PANELS, w->panels - at),
+                   gates + at * c->g.shape->width_h * c->g.lanes, add);
+    }
+}
+
 /* The member's slice of h. */
 static void own_outputs(const recurrent_lane *c, const member_work *w, fa_index *first, fa_index *units)
 {
@@ -238,7 +249,7 @@ static void run_step(const recurrent_lane *c, const member_work *w, fa_index ste
     }
     pack_state(c, w, c->rounded[step % 2], c->g.ld_h, active, s->nv_h, c->g.P);
     const int add = c->g.cell == FA_RNN || is_lstm(c->g.cell);
-    if (w->alone) multiply_h(c, w->tiles, 1, w->first_panel, w->panels, add ? gates_x : w->gates_h, add);
+    if (w->alone) sweep(c, w, add ? gates_x : w->gates_h, add, step % 2 != 0);
     for (fa_index i = 0; i < w->panels; i++) {
         const fa_index p = w->first_panel + i, first = p * c->g.panel_units, units = units_of_panel(&c->g, p);
         const real *bias = c->w.bias + p * s->bias_vectors * VL;
@@ -340,57 +351,5 @@ void OP(lane_run)(const recurrent_lane *c, lane_share share, char *scratch, fa_i
             done += active;
             if (share.barrier) fa_team_wait(share.barrier, share.members);
         }
-    }
-}
-
-/* ---- before and after ---- */
-
-void OP(lane_plan)(recurrent_lane *c, arena *plan)
-{
-    const fa_recurrent_arguments *a = c->a;
-    const fa_index state = a->B * c->g.ld, output = a->B * c->g.ld_h;
-    const int before = c->g.cell == FA_GRU_RESET_BEFORE, second = before || c->g.projected;
-    if (!a->packed) c->w = OP(recurrent_plan)(&c->g, plan, &a->weights, FA_WEIGHT_REAL);
-    c->h[0] = arena_take(plan, output, sizeof(real));
-    c->h[1] = arena_take(plan, output, sizeof(real));
-    for (int i = 0; i < 2; i++)
-        c->rounded[i] = FA_CONVERTS ? arena_take(plan, output, sizeof(stored)) : (stored *)(void *)c->h[i];
-    c->c = c->g.shape->state_cell ? arena_take(plan, state, sizeof(real)) : NULL;
-    c->inner = second ? arena_take(plan, state, sizeof(real)) : NULL;
-    c->rounded_inner = FA_CONVERTS && second ? arena_take(plan, state, sizeof(stored)) : (stored *)(void *)c->inner;
-    c->update = before ? arena_take(plan, state, sizeof(real)) : NULL;
-}
-
-fa_status OP(lane_start)(recurrent_lane *c)
-{
-    const fa_recurrent_arguments *a = c->a;
-    const fa_index H = c->g.H, P = c->g.P, ld = c->g.ld, ld_h = c->g.ld_h;
-    for (fa_index i = 0; i < a->B; i++) {
-        const fa_index b = c->slots[i].sequence;
-        memset(c->h[0] + i * ld_h, 0, (size_t)ld_h * sizeof(real));
-        memset(c->h[1] + i * ld_h, 0, (size_t)ld_h * sizeof(real));
-#if FA_CONVERTS
-        for (int n = 0; n < 2; n++) memset(c->rounded[n] + i * ld_h, 0, (size_t)ld_h * sizeof(stored));
-        if (a->h0) memcpy(c->rounded[0] + i * ld_h, (const stored *)a->h0 + b * P, (size_t)P * sizeof(stored));
-#endif
-        if (a->h0) c->g.kernels->widen(c->h[0] + i * ld_h, (const stored *)a->h0 + b * P, P);
-        if (!c->g.shape->state_cell) continue;
-        memset(c->c + i * ld, 0, (size_t)ld * sizeof(real));
-        if (a->c0) c->g.kernels->widen(c->c + i * ld, (const stored *)a->c0 + b * H, H);
-    }
-    return a->packed ? FA_OK : OP(recurrent_fill)(&c->g, &c->w, &a->weights);
-}
-
-void OP(lane_finish)(const recurrent_lane *c, fa_index i)
-{
-    const slot *s = &c->slots[i];
-    const fa_index H = c->g.H, P = c->g.P;
-    const size_t row = (size_t)P * sizeof(stored);
-    memcpy((stored *)c->a->h_out + s->sequence * P, c->rounded[s->length % 2] + i * c->g.ld_h, row);
-    if (c->g.shape->state_cell) c->g.kernels->narrow((stored *)c->a->c_out + s->sequence * H, c->c + i * c->g.ld, H);
-    for (fa_index t = s->length; t < c->a->T; t++) {
-        stored *y = y_row(c, s, t);
-        memset(y, 0, row);
-        if (c->a->dropped) memset((stored *)c->a->dropped + (y - (const stored *)c->a->y), 0, row);
     }
 }
