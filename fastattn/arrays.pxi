@@ -245,12 +245,9 @@ cdef bint overlap(const Array *a, const Array *b) noexcept:
     return first_a < end_b and first_b < end_a
 
 
-cdef bint meets_any(object out, tuple others):
-    """Whether the memory of `out` may meet that of one of these arrays, which may be None or no arrays at all."""
-    for other in others:
-        if other is not None and isinstance(other, ndarray) and np.may_share_memory(out, other):
-            return True
-    return False
+cdef bint meets(object out, object other):
+    """Whether the memory of `out` may meet that of another array, which may be None or no array at all."""
+    return other is not None and isinstance(other, ndarray) and np.may_share_memory(out, other)
 
 
 cdef bint same_place(const Array *a, const Array *b) noexcept:

@@ -201,7 +201,7 @@ def attention(object q, object k, object v, object mask, object causal, object s
         shape = (a.B, a.H, a.Lq, a.Dv) if head_axis == 1 else (a.B, a.Lq, a.H, a.Dv)
         if out is not None and acquire_out(&ao, out, shape, x.q.dtype, op) and not (
             overlap(&ao, &x.q) or overlap(&ao, &x.k) or overlap(&ao, &x.v)
-            or meets_any(out, (mask, alibi_slopes, sinks))
+            or meets(out, mask) or meets(out, alibi_slopes) or meets(out, sinks)
         ):
             result = out
         else:

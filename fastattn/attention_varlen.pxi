@@ -87,7 +87,7 @@ def attention_varlen(object q, object k, object v, object cu_seqlens_q, object c
         shape = (x.q.shape[0], a.H, a.Dv)
         if out is not None and acquire_out(&ao, out, shape, x.q.dtype, op) and not (
             overlap(&ao, &x.q) or overlap(&ao, &x.k) or overlap(&ao, &x.v)
-            or meets_any(out, (mask, alibi_slopes, sinks))
+            or meets(out, mask) or meets(out, alibi_slopes) or meets(out, sinks)
         ):
             result = out
         else:

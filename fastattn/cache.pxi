@@ -85,7 +85,7 @@ def cache_attention(object q, object keys, object values, object key_scales, obj
         shape = (a.B, a.H, a.Lq, a.Dv)
         if out is not None and acquire_out(&ao, out, shape, x.q.dtype, op) and not (
             overlap(&ao, &x.q) or overlap(&ao, &x.k) or overlap(&ao, &x.v)
-            or meets_any(out, (mask, alibi_slopes, sinks))
+            or meets(out, mask) or meets(out, alibi_slopes) or meets(out, sinks)
         ):
             result = out
         else:
