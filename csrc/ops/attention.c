@@ -159,18 +159,17 @@ static void plan_scratch(attention_call *c, arena *plan, attention_way way, int 
     c->worker = arena_take(plan, members, sizeof *c->worker);
     c->order = arena_take(plan, c->a->B, sizeof *c->order);
     for (int m = 0; m < members; m++) {
-        worker_scratch w = {0};
-        w.scores = arena_take(plan, rows * stride, sizeof(real));
-        w.unmasked = arena_take(plan, rows * stride, sizeof(real));
-        w.mask = arena_take(plan, rows * stride, sizeof(real));
+        worker_scratch unused, *w = plan->base ? &c->worker[m] : &unused;
+        w->scores = arena_take(plan, rows * stride, sizeof(real));
+        w->unmasked = arena_take(plan, rows * stride, sizeof(real));
+        w->mask = arena_take(plan, rows * stride, sizeof(real));
         for (fa_index t = 0; t < states; t++) {
-            w.state[t].o = arena_take(plan, QUERY_TILE * c->ldo, sizeof(real));
-            w.state[t].sum = arena_take(plan, QUERY_TILE, sizeof(real));
-            w.state[t].reference = arena_take(plan, QUERY_TILE, sizeof(real));
-            w.state[t].queries = arena_take(plan, queries, sizeof(real));
+            w->state[t].o = arena_take(plan, QUERY_TILE * c->ldo, sizeof(real));
+            w->state[t].sum = arena_take(plan, QUERY_TILE, sizeof(real));
+            w->state[t].reference = arena_take(plan, QUERY_TILE, sizeof(real));
+            w->state[t].queries = arena_take(plan, queries, sizeof(real));
         }
-        w.packed = way == SHARED_HEADS ? NULL : arena_take(plan, way == PACKED_HEADS ? head : block_size(c), sizeof(real));
-        if (plan->base) c->worker[m] = w;
+        w->packed = way == SHARED_HEADS ? NULL : arena_take(plan, way == PACKED_HEADS ? head : block_size(c), sizeof(real));
     }
     c->nonfinite = arena_take(plan, c->blocks * fa_max(members, c->heads), sizeof(int));
     c->packed = way == SHARED_HEADS ? arena_take(plan, head * c->heads, sizeof(real)) : NULL;
