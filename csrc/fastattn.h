@@ -241,8 +241,8 @@ typedef struct {
     const fa_index *lengths;
     void *h, *context, *weights, *sums, *saved;
 } fa_attention_gru;
-/* dh[T, B, H], dh_last[B, H], dcontext[T, B, K] may be NULL. Out: da[T, B, A + 4 H] (query, n, r, z of the product with h; n of
-   gates_x), dgates[T, B, 3 H] (of gates_x), dkeys, dvalues, dannotations (of the context alone), dv, dh0. */
+/* dh[T, B, H], dh_last[B, H], dcontext[T, B, K] may be NULL. Out: da[T, B, A + 3 H] (query, n, r, z of the product with
+   h), dgates[T, B, 3 H] (of gates_x), dkeys, dvalues, dannotations (of the context alone), dv, dh0. */
 typedef struct {
     fa_attention_gru forward;
     const void *w_transposed; /* [H, A + 3 H] */

@@ -120,7 +120,7 @@ def attention_gru_backward(object dh, object dcontext, object dh_last, tuple arg
         acquire_shaped(&aw, dcontext, (a.T, a.B, a.K), dtype, op, "dcontext")
         acquire_shaped(&at, np.ascontiguousarray(w.T), (a.H, a.A + 3 * a.H), dtype, op, "w")
         g.dh, g.dh_last, g.dcontext, g.w_transposed = data_of(&ay), data_of(&al), data_of(&aw), at.data
-        da = new_out(&ada, (a.T, a.B, a.A + 4 * a.H), dtype, op)
+        da = new_out(&ada, (a.T, a.B, a.A + 3 * a.H), dtype, op)
         dgates = new_out(&ag, (a.T, a.B, 3 * a.H), dtype, op)
         dkeys = new_out(&ak, shape_of(&x.keys), dtype, op)
         dvalues = new_out(&ax, shape_of(&x.values), dtype, op)

@@ -29,6 +29,7 @@ typedef struct {
     real *dh, *dh_product; /* [B][ld], [B][H] */
     real *de, *dv;         /* [B][T][S], [B][A] */
     real *de_step;         /* [B][S] */
+    real *gates;           /* of each member: [4 H] */
 } gru_call;
 
 static fa_index keys_of(const fa_attention_gru *a, fa_index b) { return a->lengths ? a->lengths[b] : a->S; }
@@ -124,7 +125,8 @@ static void context_gradient_task(void *context, fa_index i, int worker)
                                             (const real *)a->annotations + b * a->S * a->K, a->K, keys_of(a, b), a->K);
 }
 
-/* (6) but for its product; da[b] holds dquery, then what gru_backward leaves: the gradients of h_n, r, z, n. */
+/* (6) but for its product; da[b] is dquery, then h_n, r, z of what gru_backward leaves, h_n, r, z, n; the last three are those of
+   gates_x. */
 static void backward_task(void *context, fa_index b, int worker)
 {
     const gru_call *call = context;
@@ -132,14 +134,14 @@ static void backward_task(void *context, fa_index b, int worker)
     const fa_attention_gru_gradients *g = call->g;
     const fa_kernels *k = call->kernels;
     const fa_index H = a->H, S = a->S, A = a->A, keys = keys_of(a, b), row = call->t * a->B + b;
-    real *da = (real *)g->da + row * (call->N + H), *de = call->de + (b * a->T + call->t) * S;
+    real *da = (real *)g->da + row * call->N, *gates = call->gates + worker * 4 * H, *de = call->de + (b * a->T + call->t) * S;
     real *dgates = (real *)g->dgates + row * 3 * H;
     const real *dy = g->dh ? (const real *)g->dh + row * H : NULL, *saved = (const real *)a->saved + row * 4 * H;
     const real *before = state_before(a, call->t) + b * H, *w = (const real *)a->weights + (b * a->T + call->t) * S;
     real *step = call->de_step + b * S;
-    (void)worker;
-    k->gru_backward(da + A, call->N + H, call->dh + b * call->ld, call->ld, dy ? &dy : NULL, &saved, &before, 1, 1, 0, H, H, 0);
-    memcpy(dgates, da + A + H, 3 * (size_t)H * sizeof(real));
+    k->gru_backward(gates, 4 * H, call->dh + b * call->ld, call->ld, dy ? &dy : NULL, &saved, &before, 1, 1, 0, H, H, 0);
+    memcpy(da + A, gates, 3 * (size_t)H * sizeof(real));
+    memcpy(dgates, gates + H, 3 * (size_t)H * sizeof(real));
     k->additive_score_gradients(step, S, w, S, dgates, 3 * H, 1, (const real *)a->values + b * S * 3 * H, 3 * H, keys, 3 * H);
     k->add_rows(de, step, S, 1, keys);
     k->additive_tanh_gradients(da, A, NULL, 0, NULL, de, S, (const real *)a->sums + row * call->N, call->N, 1,
@@ -180,10 +182,10 @@ static void key_task(void *context, fa_index i, int worker)
     const fa_attention_gru *a = call->a;
     const fa_index b = i / call->column_tasks, width = TASK_VECTORS * call->kernels->sizes.lanes;
     const fa_index column = i % call->column_tasks * width, columns = fa_min(width, a->A - column), keys = keys_of(a, b);
-    const fa_index ldda = a->B * (call->N + a->H), at = b * a->S * a->A + column;
+    const fa_index at = b * a->S * a->A + column;
     real *dkeys = (real *)call->g->dkeys + at;
     (void)worker;
-    call->kernels->additive_tanh_gradients((real *)call->g->da + b * (call->N + a->H) + column, ldda, dkeys, a->A,
+    call->kernels->additive_tanh_gradients((real *)call->g->da + b * call->N + column, a->B * call->N, dkeys, a->A,
                                            call->dv + b * a->A + column, call->de + b * a->T * a->S, a->S,
                                            (const real *)a->sums + b * call->N + column, a->B * call->N, a->T,
                                            (const real *)a->keys + at, a->A, (const real *)a->v + column, keys, columns);
@@ -219,6 +221,7 @@ fa_status OP(attention_gru_backward)(const fa_attention_gru_gradients *g)
         call.dh_product = arena_take(&plan, a->B * a->H, sizeof(real));
         call.de = arena_take(&plan, a->B * a->T * a->S, sizeof(real));
         call.de_step = arena_take(&plan, a->B * a->S, sizeof(real));
+        call.gates = arena_take(&plan, 4 * a->H, sizeof(real) * (size_t)members);
         call.dv = arena_take(&plan, a->B * a->A, sizeof(real));
         if (pass == 0 && !fa_scratch_take(&scratch, plan.used)) return FA_NOMEM;
         plan.base = scratch.base;
@@ -228,8 +231,8 @@ fa_status OP(attention_gru_backward)(const fa_attention_gru_gradients *g)
     fa_parallel_for(a->B * call.row_tasks, whole, context_gradient_task, &call);
     for (call.t = a->T - 1; call.t >= 0 && status == FA_OK; call.t--) {
         fa_parallel_for(a->B, members, backward_task, &call);
-        status = OP(linear_forward_packed)(isa, call.dh_product, a->H, (const real *)g->da + call.t * a->B * (call.N + a->H),
-                                           call.N + a->H, call.packed, NULL, a->B, a->H, call.N, FA_IDENTITY);
+        status = OP(linear_forward_packed)(isa, call.dh_product, a->H, (const real *)g->da + call.t * a->B * call.N, call.N,
+                                           call.packed, NULL, a->B, a->H, call.N, FA_IDENTITY);
         if (status == FA_OK) fa_parallel_for(a->B, 1, state_task, &call);
     }
     if (status == FA_OK) {

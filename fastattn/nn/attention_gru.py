@@ -185,8 +185,7 @@ class AttentionGRU(Module):
             dy, dcontext, dstate, arguments, results, op
         )
         before = np.concatenate([np.asarray(arguments[7])[None], results[0][:-1]]) if len(results[0]) else results[0]
-        dsums = np.ascontiguousarray(da[..., : A + 3 * H])
-        _, dw, dbias = _core.linear_backward(dsums, before, arguments[5], None, None, True, False, None, op)
+        _, dw, dbias = _core.linear_backward(da, before, arguments[5], None, None, True, False, None, op)
         x_part, key_part = own["weight_ih"][:, : self.input_size], own["weight_ih"][:, self.input_size :]
         dx, dw_x, dbias_ih = _core.linear_backward(dgates, x, x_part, None, None, True, True, None, op)
         dannotations, dw_key, _ = _core.linear_backward(
