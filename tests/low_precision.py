@@ -44,7 +44,7 @@ class Rounded:
         top = x.max(-1, keepdims=True, initial=-np.inf)
         e = self(np.exp(self(x - np.where(top == -np.inf, 0, top))))
         total = self(e.sum(-1, keepdims=True))
-        return self(e / np.where(total == 0, 1, total))[..., : x.shape[-1] - (sink is not None)]
+        return self(e / np.where(total == 0, 1, total))
 
     def normed(self, x):
         """(x - mean) / sqrt(variance + eps)."""
@@ -67,7 +67,7 @@ class Rounded:
 
     def _probabilities(self, q, k, mask=None, causal=False, scale=None, window=None, softcap=0.0, alibi_slopes=None,
                        sinks=None, q_lengths=None, kv_lengths=None):  # fmt: skip
-        """p, the rounded scale, and the slope of the softcap."""
+        """p, the rounded scale, the slope of the softcap, and the part of each row that its sink takes."""
         scale = self(np.float32(1 / math.sqrt(q.shape[-1]) if scale is None else scale))
         s, slope = self(scale * self(q @ k.swapaxes(-1, -2))), 1
         if softcap:
@@ -86,7 +86,9 @@ class Rounded:
             lengths = [q.shape[2]] * len(q) if q_lengths is None else q_lengths
             exists = np.arange(q.shape[2]) < np.reshape(lengths, (-1, 1))
             sink = np.where(exists[:, None, :, None], sinks.astype(np.float32)[:, None, None], np.float32(-np.inf))
-        return self.softmax(np.where(allowed, s, np.float32(-np.inf)), sink), scale, slope
+        p = self.softmax(np.where(allowed, s, np.float32(-np.inf)), sink)
+        keys = k.shape[2]
+        return p[..., :keys], scale, slope, p[..., keys:]
 
     def attention(self, q, k, v, **options):
         group = q.shape[1] // k.shape[1]
@@ -99,13 +101,31 @@ class Rounded:
         q, k, v, dout = (
             x.astype(np.float32) for x in (q, np.repeat(k, group, axis=1), np.repeat(v, group, axis=1), dout)
         )
-        p, scale, slope = self._probabilities(q, k, **options)
+        p, scale, slope, _ = self._probabilities(q, k, **options)
         dp = self(dout @ v.swapaxes(-1, -2))
         ds = self(scale * self(p * self(dp - self(self(dp * p).sum(-1, keepdims=True)))))
         ds = self(ds * slope)
         dk, dv = self(ds.swapaxes(-1, -2) @ q), self(p.swapaxes(-1, -2) @ dout)
         heads = (x.reshape(*shape, x.shape[-1]).sum(2) for x in (dk, dv))
         return tuple(self(x).astype(self.dtype) for x in (ds @ k, *heads))
+
+    def attention_option_gradients(self, dout, q, k, v, **options):
+        """dmask, dsinks, dalibi_slopes."""
+        group = q.shape[1] // k.shape[1]
+        q, k, v, dout = (
+            x.astype(np.float32) for x in (q, np.repeat(k, group, axis=1), np.repeat(v, group, axis=1), dout)
+        )
+        p, _, _, sink = self._probabilities(q, k, **options)
+        dp = self(dout @ v.swapaxes(-1, -2))
+        delta = self(self(dp * p).sum(-1, keepdims=True))
+        ds = self(p * self(dp - delta))
+        distance = reference.alibi_distance(q.shape[0], q.shape[2], k.shape[2], options.get("causal", False))
+        results = (
+            reference.sum_to(ds, options["mask"].shape),
+            -self(sink * delta).sum((0, 2, 3)),
+            -self(distance.astype(np.float32) * ds).sum((0, 2, 3)),
+        )
+        return tuple(self(x).astype(self.dtype) for x in results)
 
 
 class LowPrecisionRule:

@@ -242,17 +242,19 @@ def attention_backward(dout, q, k, v, **options):
 def attention_option_gradients(dout, q, k, v, **options):
     """dmask, dsinks, dalibi_slopes; None where attention had no such option.
 
-    With delta from the output, as in the documented equation: in sums of dS, which nearly cancel, its rounding shows.
+    delta is the sum of p dp, which NumPy has at hand. Where dS is summed over the keys of a row, for the slopes and for
+    a mask without keys, it comes from the output, as in the documented equation: its error is that of all keys alike
+    and does not cancel. Slopes' errors are 1.5 times those with the sum of p dp (2.5 in the worst of 12 draws), 0.9
+    times (1.65) those with this one.
     """
     k, v = _repeated(q, k, v)
     p, lse, _ = _attention_probabilities(q, k, **options)
     dp = matmul(dout, v.swapaxes(-1, -2))
-    delta = (dout * matmul(p, v)).sum(-1, keepdims=True)
-    ds = p * (dp - delta)
+    delta, of_out = (dp * p).sum(-1, keepdims=True), (dout * matmul(p, v)).sum(-1, keepdims=True)
     mask, sinks, slopes = (options.get(name) for name in ("mask", "sinks", "alibi_slopes"))
     dmask = dsinks = dslopes = None
     if mask is not None and mask.dtype != bool:
-        dmask = reference.sum_to(ds, mask.shape)
+        dmask = reference.sum_to(p * (dp - (of_out if mask.shape[-1] < k.shape[2] else delta)), mask.shape)
     if sinks is not None:
         exists = lse != -np.inf
         rows = np.where(exists, np.exp(sinks[:, None] - np.where(exists, lse, 0)), 0).astype(q.dtype)
@@ -261,7 +263,7 @@ def attention_option_gradients(dout, q, k, v, **options):
         names = ("causal", "q_lengths", "kv_lengths")
         own = {name: options[name] for name in names if name in options}
         distance = reference.alibi_distance(q.shape[0], q.shape[2], k.shape[2], **own).astype(q.dtype)
-        dslopes = -(distance * ds).sum((0, 2, 3))
+        dslopes = -(distance * (p * (dp - of_out))).sum((0, 2, 3))
     return dmask, dsinks, dslopes
 
 

@@ -63,7 +63,8 @@ def test_values_at_all_lengths(isa, dtype, rng):
 
 
 def test_values_at_usual_head_sizes(isa, dtype, rng):
-    # Pooled: the largest error of one size is a single number out of 100,000, a matter of chance.
+    # Pooled: the largest error of one size is a single number out of 100,000, a matter of chance. Over 40 draws of each
+    # size alone the largest of dq was 0.9 to 1.0 times NumPy's in the middle, and up to 2.03 in one of 160.
     comparison = Comparison(dtype)
     for (d, dv), length in itertools.product([(16, 16), (64, 64), (96, 160), (160, 32)], (130, 271)):
         comparison.add(*arrays(rng, dtype, H=2, Lq=length, Lk=length, D=d, Dv=dv))
@@ -297,8 +298,12 @@ def test_rows_without_keys_have_no_gradient(isa, dtype, rng):
     mask[:5] = False
     dq, dk, dv = gradients(dout, q, k, v, mask=mask)
     assert not dq[:, :, :5].any()
-    for got, right in zip((dk, dv), gradients(dout[:, :, 5:], q[:, :, 5:], k, v)[1:], strict=True):
-        assert np.allclose(got, right, rtol=0, atol=100 * np.finfo(dtype).eps)
+    others = dout[:, :, 5:], q[:, :, 5:], k, v
+    results = (of.attention_backward(*others)[1:] for of in (plain, exact(dtype)))
+    for values in zip((dk, dv), *results, strict=True):
+        rule = ErrorRule()
+        rule.add(*values)
+        rule.check(median=False, backward=True)
     assert not any(g.any() for g in gradients(dout, q, k, v, kv_lengths=[0]))
 
 
