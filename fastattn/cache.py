@@ -116,9 +116,6 @@ class KVCache:
 
         All options are those of `attention`; Lk is the length of the longest sequence. The n new tokens are the last
         ones where positions count: causal=True is "bottom-right", for any n.
-
-        Up to 8 queries read pages and bytes from where they lie. For more, a paged or int8 cache is first put together
-        as plain arrays (int8: of float32), which takes their memory for the time of the call.
         """
         queries = np.asarray(q)
         batch, width = len(self._lengths), self._widths[0]
