@@ -7,6 +7,9 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 #define HUGE_PAGE ((size_t)2 << 20)
 
@@ -108,6 +111,9 @@ void fa_scratch_trim(void)
         free(p->block.base);
         leave(p, EMPTY);
     }
+#if defined(__GLIBC__)
+    malloc_trim(0); /* in a process that has freed large arrays before, free() keeps also large blocks */
+#endif
 }
 
 /* A place that another thread held at that moment is nobody's in the child: its block is given up. */
