@@ -25,11 +25,6 @@ cdef object acquire_columns(Array *a, object value, str op, str name, const Arra
         raise wrong_shape(op, name, f"have shape ({x.shape[x.ndim - 1]},), the last axis of x", f"shape {shape_of(a)}")
 
 
-cdef int statistics_type(const Array *x) noexcept:
-    """Of mean and rstd."""
-    return FA_F64 if x.dtype == FA_F64 else FA_F32
-
-
 cdef void *data_of(const Array *a) noexcept:
     return a.data if a.held else NULL
 
@@ -67,8 +62,8 @@ def norm(str kind, object x, object residual, object weight, object bias, object
             total = new_out(&s, shape, a.dtype, op)
         if statistics:
             if arguments.kind == FA_LAYER_NORM:
-                mean = new_out(&m, lead, statistics_type(&a), op)
-            rstd = new_out(&d, lead, statistics_type(&a), op)
+                mean = new_out(&m, lead, real_dtype(a.dtype), op)
+            rstd = new_out(&d, lead, real_dtype(a.dtype), op)
         arguments.n = a.shape[a.ndim - 1]
         arguments.rows = rows_of(&a)
         arguments.y, arguments.x = y.data, a.data
@@ -110,9 +105,9 @@ def norm_backward(str kind, object dy, object x, object weight, object mean, obj
         acquire_same(&g, dy, op, "dy", &a, "x")
         acquire_like(&s, dsum, op, "dsum", &a, "x")
         acquire_columns(&w, weight, op, "weight", &a)
-        acquire_contiguous(&d, rstd, op, "rstd", -1, statistics_type(&a))
+        acquire_contiguous(&d, rstd, op, "rstd", -1, real_dtype(a.dtype))
         if mean is not None:
-            acquire_contiguous(&m, mean, op, "mean", -1, statistics_type(&a))
+            acquire_contiguous(&m, mean, op, "mean", -1, real_dtype(a.dtype))
         shape = shape_of(&a)
         lead = shape[:len(shape) - 1]
         if shape_of(&d) != lead or (m.held and shape_of(&m) != lead):
