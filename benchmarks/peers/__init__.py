@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from benchmarks.cases import Array
+from benchmarks.cases import GRADIENTS, Array, Case
 
 
 class Prepared(NamedTuple):
@@ -61,6 +61,22 @@ def first(outputs: Any) -> Array:
 def itself(output: Any) -> Array:
     """For libraries whose output is the array."""
     return output  # type: ignore[no-any-return]
+
+
+_NOT_PLAIN = {
+    "additive",
+    "attention_backward",
+    "attention_gru",
+    "attention_ragged",
+    "decode",
+    "encoder_layer",
+    *GRADIENTS,
+}
+
+
+def plain_forward(case: Case) -> bool:
+    """What libraries for inference have: float32, forward; no masks, windows, ragged attention, caches."""
+    return case.dtype == "float32" and case.window is None and not case.masked and case.op not in _NOT_PLAIN
 
 
 def seconds(prepared: Prepared) -> float:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import GATES, GRADIENTS, STACK, Array, Case, Inputs
-from benchmarks.peers import Prepared, seconds
+from benchmarks.cases import GATES, STACK, Array, Case, Inputs
+from benchmarks.peers import Prepared, plain_forward, seconds
 from benchmarks.recurrences import stack_suffixes
 
 Shapes = dict[str, tuple[int, ...]]
@@ -29,21 +29,7 @@ def version() -> str:
 
 def supports(case: Case) -> bool:
     """float32 alone, for which it has all kernels; no gradients, masks, ragged batches."""
-    plain = case.window is None and not case.masked
-    return (
-        case.dtype == "float32"
-        and plain
-        and case.op
-        not in (
-            "additive",
-            "attention_backward",
-            "attention_ragged",
-            "attention_gru",
-            "decode",
-            "encoder_layer",
-            *GRADIENTS,
-        )
-    )
+    return plain_forward(case)
 
 
 def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import GATES, GRADIENTS, STACK, WEIGHTS, Array, Case, Inputs
-from benchmarks.peers import Prepared
+from benchmarks.cases import GATES, STACK, WEIGHTS, Array, Case, Inputs
+from benchmarks.peers import Prepared, plain_forward
 from benchmarks.recurrences import stack_suffixes
 
 # PyTorch's gate blocks (LSTM i, f, g, o; GRU r, z, n) in OpenVINO's order (f, i, c, o; z, r, h).
@@ -28,21 +28,7 @@ def version() -> str:
 
 def supports(case: Case) -> bool:
     """float32, since its CPU plugin computes float64 models in float32; no gradients, masks, ragged batches."""
-    plain = case.window is None and not case.masked
-    return (
-        case.dtype == "float32"
-        and plain
-        and case.op
-        not in (
-            "additive",
-            "attention_backward",
-            "attention_ragged",
-            "attention_gru",
-            "decode",
-            "encoder_layer",
-            *GRADIENTS,
-        )
-    )
+    return plain_forward(case)
 
 
 def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
