@@ -83,12 +83,12 @@ def _attention(case: Case, inputs: Inputs) -> Prepared:
     if case.op == "attention_ragged":
         starts = attention.starts(case)
         return Prepared(lambda: fa.attention_varlen(q, k, v, starts, starts, out=out), itself)
-    options: dict[str, Any] = {"causal": case.causal, "mask": inputs.get("mask")}
-    if case.window is not None:
-        options["window"] = (case.window, 0)
+    causal, mask, window = case.causal, inputs.get("mask"), None if case.window is None else (case.window, 0)
     if case.op == "attention":
-        return Prepared(lambda: fa.attention(q, k, v, out=out, **options), lambda result: np.asarray(result, shown))
-    dout, saved = inputs["dout"].astype(dtype, copy=False), fa.attention_forward(q, k, v, **options)[1]
+        return Prepared(lambda: fa.attention(q, k, v, mask=mask, causal=causal, window=window, out=out),
+                        lambda result: np.asarray(result, shown))  # fmt: skip
+    dout = inputs["dout"].astype(dtype, copy=False)
+    saved = fa.attention_forward(q, k, v, mask=mask, causal=causal, window=window)[1]
 
     def together(gradients: tuple[Array, ...]) -> Array:
         return np.stack([x.astype(shown) for x in gradients])
