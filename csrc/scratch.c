@@ -22,20 +22,7 @@ typedef struct {
 static place kept[FA_SCRATCH_KEPT_BLOCKS];
 
 static int seize(place *p, int state) { return atomic_compare_exchange_strong(&p->state, &state, BUSY); }
-static void leave(place *p, int state) { atomic_store(&p->state, state); }
-
-size_t fa_scratch_bytes(fa_index n, size_t item)
-{
-    size_t bytes;
-    if (__builtin_mul_overflow((size_t)n, item, &bytes) || bytes > SIZE_MAX - FA_CACHE_LINE) return SIZE_MAX;
-    return (bytes + FA_CACHE_LINE - 1) / FA_CACHE_LINE * FA_CACHE_LINE;
-}
-
-size_t fa_scratch_sum(size_t a, size_t b)
-{
-    size_t sum;
-    return __builtin_add_overflow(a, b, &sum) ? SIZE_MAX : sum;
-}
+static void leave(place *p, int state) { atomic_store_explicit(&p->state, state, memory_order_release); }
 
 static int allocate(fa_scratch *scratch, size_t size)
 {

@@ -20,8 +20,18 @@ void fa_scratch_give(fa_scratch *scratch);
 
 /* Bytes for n items, rounded up to whole cache lines so that neighbours share none; SIZE_MAX when that overflows, which no
    allocation grants. fa_scratch_sum adds with the same rule. */
-size_t fa_scratch_bytes(fa_index n, size_t item);
-size_t fa_scratch_sum(size_t a, size_t b);
+FA_INLINE size_t fa_scratch_bytes(fa_index n, size_t item)
+{
+    size_t bytes;
+    if (__builtin_mul_overflow((size_t)n, item, &bytes) || bytes > SIZE_MAX - FA_CACHE_LINE) return SIZE_MAX;
+    return (bytes + FA_CACHE_LINE - 1) / FA_CACHE_LINE * FA_CACHE_LINE;
+}
+
+FA_INLINE size_t fa_scratch_sum(size_t a, size_t b)
+{
+    size_t sum;
+    return __builtin_add_overflow(a, b, &sum) ? SIZE_MAX : sum;
+}
 
 /* Drops all kept blocks (tests; and memory-conscious callers through fa.config). */
 void fa_scratch_trim(void);

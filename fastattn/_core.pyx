@@ -27,6 +27,9 @@ cdef extern from "Python.h":
     int get_buffer "PyObject_GetBuffer"(object exporter, Py_buffer *view, int flags) noexcept
     void PyErr_Clear() noexcept
 
+cdef extern from *:
+    int ctz "__builtin_ctzll"(unsigned long long) noexcept
+
 include "arrays.pxi"
 include "settings.pxi"
 include "cast.pxi"

@@ -18,6 +18,8 @@ cdef struct Array:
     int dtype            # fa_dtype
     Py_ssize_t shape[8]
     Py_ssize_t stride[8]  # in elements
+    char *first          # the lowest byte of an element, and the one beyond the highest
+    char *end
 
 cdef object ndarray = np.ndarray
 cdef object empty = np.empty
@@ -121,12 +123,12 @@ cdef bint is_bfloat16(object dtype):
 
 
 cdef bint fill(Array *a) noexcept:
-    """Shape and strides from the buffer; False when C cannot take the layout."""
-    cdef Py_ssize_t item = a.view.itemsize
-    cdef int i
-    cdef bint is_empty = False
+    """Shape, strides and extent from the buffer; False when C cannot take the layout."""
+    cdef Py_ssize_t item = a.view.itemsize  # a power of 2: dividing would be half of the time
+    cdef int i, log_item = ctz(item)
+    cdef bint is_empty = False, whole = True
     a.ndim = a.view.ndim
-    a.data = <char *>a.view.buf
+    a.data = a.first = a.end = <char *>a.view.buf
     for i in range(a.ndim):
         a.shape[i] = a.view.shape[i]
         is_empty = is_empty or a.shape[i] == 0
@@ -134,11 +136,16 @@ cdef bint fill(Array *a) noexcept:
         # The stride of an axis of one element, or of an empty array, means nothing; NumPy may have put anything there.
         if a.shape[i] <= 1 or is_empty:
             a.stride[i] = 1 if i == a.ndim - 1 else 0
-        elif a.view.strides[i] % item:
-            return False
+            continue
+        whole = whole and a.view.strides[i] & (item - 1) == 0
+        a.stride[i] = a.view.strides[i] >> log_item
+        if a.stride[i] < 0:
+            a.first += (a.shape[i] - 1) * a.view.strides[i]
         else:
-            a.stride[i] = a.view.strides[i] // item
-    return (<uintptr_t>a.data) % item == 0 and (a.ndim == 0 or a.stride[a.ndim - 1] == 1)
+            a.end += (a.shape[i] - 1) * a.view.strides[i]
+    if not is_empty:
+        a.end += item
+    return whole and <uintptr_t>a.data & (item - 1) == 0 and (a.ndim == 0 or a.stride[a.ndim - 1] == 1)
 
 
 cdef bint hold(Array *a, object array, int flags):
@@ -217,32 +224,9 @@ cdef tuple shape_of(const Array *a):
     return tuple([a.shape[i] for i in range(a.ndim)])
 
 
-cdef void extent(const Array *a, char **first, char **end) noexcept:
-    """The bytes from the lowest to beyond the highest element."""
-    cdef Py_ssize_t item = a.view.itemsize, low = 0, high = 0, span
-    cdef int i
-    if count(a) == 0:
-        first[0] = end[0] = a.data
-        return
-    for i in range(a.ndim):
-        span = (a.shape[i] - 1) * a.stride[i] * item
-        if span < 0:
-            low += span
-        else:
-            high += span
-    first[0] = a.data + low
-    end[0] = a.data + high + item
-
-
 cdef bint overlap(const Array *a, const Array *b) noexcept:
     """Whether the extents meet. May be true of arrays that interleave without sharing an element."""
-    cdef char *first_a
-    cdef char *end_a
-    cdef char *first_b
-    cdef char *end_b
-    extent(a, &first_a, &end_a)
-    extent(b, &first_b, &end_b)
-    return first_a < end_b and first_b < end_a
+    return a.first < b.end and b.first < a.end
 
 
 cdef bint meets(object out, object other):
@@ -273,7 +257,7 @@ cdef bint acquire_out(Array *a, object out, tuple shape, int dtype, str op, str 
     """Holds a caller's output array. False (and nothing held) when the result must go through an array of our own and
     be copied: C cannot take the layout."""
     a.held = False
-    if not isinstance(out, ndarray):
+    if type(out) is not ndarray and not isinstance(out, ndarray):
         raise TypeError(f"{op}: {name} must be an ndarray, got {type(out).__name__}")
     if (hold(a, bits_of(out) if dtype == FA_BF16 else out, PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE)
             and (dtype == FA_BF16 and is_bfloat16(out.dtype) or format_dtype(a.view.format) == dtype)

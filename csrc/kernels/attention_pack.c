@@ -2,6 +2,15 @@
 #include "attention_tile.h"
 #include "common.h"
 
+#if !FA_PAIRS
+/* y, the sum of two products with x, where it is NaN: it may be inf - inf. */
+static vreal scaled_infinities(vreal x, vreal high, vreal y)
+{
+    const vreal infinite = v_mul(x, high), nan = v_set1((real)__builtin_nanf(""));
+    return v_select(v_is_nan(y), v_select(v_is_nan(infinite), nan, infinite), y);
+}
+#endif
+
 /* dst = scale log2(e) q, slice after slice. The scale comes in two pieces: one rounding of it would shift all scores of a row
    alike. With FA_PAIRS q itself, and the scale beyond the slice, at [QUERY_SLICE]. */
 void KERNEL(attention_scale_queries)(real *dst, fa_index slice, const stored *q, fa_index ldq, fa_index rows, fa_index D,
@@ -19,7 +28,7 @@ void KERNEL(attention_scale_queries)(real *dst, fa_index slice, const stored *q,
         }
     }
 #else
-    const vreal high = v_set1(scale_high), low = v_set1(scale_low), nan = v_set1((real)__builtin_nanf(""));
+    const vreal high = v_set1(scale_high), low = v_set1(scale_low);
     for (fa_index d0 = 0; d0 < padded; d0 += QUERY_SLICE, dst += slice) {
         const fa_index size = fa_min(QUERY_SLICE, padded - d0), filled = fa_min(QUERY_SLICE, D - d0);
         const stored *row = q + d0;
@@ -27,8 +36,9 @@ void KERNEL(attention_scale_queries)(real *dst, fa_index slice, const stored *q,
         for (fa_index r = 0; r < rows; r++, row += ldq, to += QUERY_STRIDE)
             for (fa_index d = 0; d < size; d += VL) {
                 const vreal x = filled - d >= VL ? v_load_stored(row + d) : v_load_stored_n(row + d, filled - d);
-                const vreal y = v_fma(x, high, v_mul(x, low)), infinite = v_mul(x, high); /* the sum may be inf - inf */
-                v_store(to + d, v_select(v_is_nan(y), v_select(v_is_nan(infinite), nan, infinite), y));
+                vreal y = v_fma(x, high, v_mul(x, low));
+                if (FA_UNLIKELY(v_any(v_is_nan(y)))) y = scaled_infinities(x, high, y);
+                v_store(to + d, y);
             }
     }
 #endif
