@@ -302,7 +302,7 @@ FA_INLINE vreal tanh_gradient_tile(real *dq, fa_index lddq, real *dk, fa_index l
                 along = v_add(along, u);
                 sum_v = v_fma(d, p.tanh, sum_v);
             }
-            if (dk) store_some(dk + s * lddk, v_add(load_some(dk + s * lddk, count), along), count);
+            store_some(dk + s * lddk, v_add(load_some(dk + s * lddk, count), along), count);
         }
         FA_UNROLL
         for (int r = 0; r < mr; r++) total[r] = v_add(total[r], sum[r]);
@@ -319,15 +319,45 @@ FA_INLINE void tanh_gradient_columns(real *dq, fa_index lddq, real *dk, fa_index
 {
     const vreal weight = v_mul(v_set1(4), load_some(v, count));
     vreal sum = v_zero();
-    for (fa_index s = 0; dk && s < keys; s++) store_some(dk + s * lddk, v_zero(), count);
+    for (fa_index s = 0; s < keys; s++) store_some(dk + s * lddk, v_zero(), count);
     for (fa_index t = 0; t < rows; t += TILE, dq += TILE * lddq, de += TILE * ldde, q += TILE * ldq) {
 #define CALL(mr) sum = tanh_gradient_tile(dq, lddq, dk, lddk, sum, de, ldde, q, ldq, mr, k, ldk, weight, keys, count)
         TILE_OF(rows - t, CALL)
 #undef CALL
     }
-    if (!dk) return;
     for (fa_index s = 0; s < keys; s++) store_some(dk + s * lddk, v_mul(weight, load_some(dk + s * lddk, count)), count);
     store_some(dv, sum, count);
+}
+
+/* dq alone: of SUM_LENGTH keys, the sums of one query's columns, added to those of the keys before, which wait in dq. */
+FA_INLINE void query_gradient_block(real *dq, const real *de, const real *q, const real *k, fa_index ldk, fa_index keys, int add,
+                                    fa_index count)
+{
+    const vreal query = load_some(q, count);
+    vreal sum = v_zero();
+    for (fa_index s = 0; s < keys; s++) {
+        if (de[s] == 0) continue;
+        const tanh_pair p = tanh_of(v_add(query, load_some(k + s * ldk, count)));
+        sum = v_add(sum, v_mul(v_broadcast(de + s), p.slope));
+    }
+    store_some(dq, v_add(add ? load_some(dq, count) : v_zero(), sum), count);
+}
+
+/* A step of a decoder: few queries, so that keys are read along their rows, not again for each vector of columns. The sums are those
+   of tanh_gradient_tile. */
+static void query_gradients(real *dq, const real *de, const real *q, const real *k, fa_index ldk, const real *v, fa_index keys,
+                            fa_index columns)
+{
+    for (fa_index s = 0; s == 0 || s < keys; s += SUM_LENGTH) {
+        const fa_index some = fa_min(SUM_LENGTH, keys - s);
+        fa_index a = 0;
+        for (; a + VL <= columns; a += VL) query_gradient_block(dq + a, de + s, q + a, k + s * ldk + a, ldk, some, s > 0, VL);
+        if (a < columns) query_gradient_block(dq + a, de + s, q + a, k + s * ldk + a, ldk, some, s > 0, columns - a);
+    }
+    for (fa_index a = 0; a < columns; a += VL) {
+        const vreal weight = v_mul(v_set1(4), load_some(v + a, columns - a));
+        store_some(dq + a, v_mul(weight, load_some(dq + a, columns - a)), columns - a);
+    }
 }
 
 void KERNEL(additive_tanh_gradients)(real *dq, fa_index lddq, real *dk, fa_index lddk, real *dv, const real *de, fa_index ldde,
@@ -335,11 +365,12 @@ void KERNEL(additive_tanh_gradients)(real *dq, fa_index lddq, real *dk, fa_index
                                      fa_index keys, fa_index columns)
 {
     fa_index a = 0;
-    for (; a + VL <= columns && dk; a += VL)
-        tanh_gradient_columns(dq + a, lddq, dk + a, lddk, dv + a, de, ldde, q + a, ldq, rows, k + a, ldk, v + a, keys, VL);
+    for (fa_index t = 0; t < rows && !dk; t++)
+        query_gradients(dq + t * lddq, de + t * ldde, q + t * ldq, k, ldk, v, keys, columns);
+    if (!dk) return;
     for (; a + VL <= columns; a += VL)
-        tanh_gradient_columns(dq + a, lddq, NULL, 0, NULL, de, ldde, q + a, ldq, rows, k + a, ldk, v + a, keys, VL);
+        tanh_gradient_columns(dq + a, lddq, dk + a, lddk, dv + a, de, ldde, q + a, ldq, rows, k + a, ldk, v + a, keys, VL);
     if (a < columns)
-        tanh_gradient_columns(dq + a, lddq, dk ? dk + a : NULL, lddk, dk ? dv + a : NULL, de, ldde, q + a, ldq, rows, k + a, ldk,
-                              v + a, keys, columns - a);
+        tanh_gradient_columns(dq + a, lddq, dk + a, lddk, dv + a, de, ldde, q + a, ldq, rows, k + a, ldk, v + a, keys,
+                              columns - a);
 }
