@@ -125,6 +125,13 @@ static void context_gradient_task(void *context, fa_index i, int worker)
                                             (const real *)a->annotations + b * a->S * a->K, a->K, keys_of(a, b), a->K);
 }
 
+/* The product of the step behind, added to dh. */
+static void add_product(const gru_call *call, fa_index b)
+{
+    const fa_index H = call->a->H;
+    if (call->t < call->a->T - 1) call->kernels->add_rows(call->dh + b * call->ld, call->dh_product + b * H, H, 1, H);
+}
+
 /* (6) but for its product; da[b] is dquery, then h_n, r, z of what gru_backward leaves, h_n, r, z, n; the last three are those of
    gates_x. */
 static void backward_task(void *context, fa_index b, int worker)
@@ -139,6 +146,7 @@ static void backward_task(void *context, fa_index b, int worker)
     const real *dy = g->dh ? (const real *)g->dh + row * H : NULL, *saved = (const real *)a->saved + row * 4 * H;
     const real *before = state_before(a, call->t) + b * H, *w = (const real *)a->weights + (b * a->T + call->t) * S;
     real *step = call->de_step + b * S;
+    add_product(call, b);
     k->gru_backward(gates, 4 * H, call->dh + b * call->ld, call->ld, dy ? &dy : NULL, &saved, &before, 1, 1, 0, H, H, 0);
     memcpy(da + A, gates, 3 * (size_t)H * sizeof(real));
     memcpy(dgates, gates + H, 3 * (size_t)H * sizeof(real));
@@ -146,13 +154,6 @@ static void backward_task(void *context, fa_index b, int worker)
     k->add_rows(de, step, S, 1, keys);
     k->additive_tanh_gradients(da, A, NULL, 0, NULL, de, S, (const real *)a->sums + row * call->N, call->N, 1,
                                (const real *)a->keys + b * S * A, A, a->v, keys, A);
-}
-
-static void state_task(void *context, fa_index b, int worker)
-{
-    const gru_call *call = context;
-    (void)worker;
-    call->kernels->add_rows(call->dh + b * call->ld, call->dh_product + b * call->a->H, call->a->H, 1, call->a->H);
 }
 
 /* dst[b, s] = sum over t of weights[b, t, s] x[t, b], of `width` columns. */
@@ -233,10 +234,12 @@ fa_status OP(attention_gru_backward)(const fa_attention_gru_gradients *g)
         fa_parallel_for(a->B, members, backward_task, &call);
         status = OP(linear_forward_packed)(isa, call.dh_product, a->H, (const real *)g->da + call.t * a->B * call.N, call.N,
                                            call.packed, NULL, a->B, a->H, call.N, FA_IDENTITY);
-        if (status == FA_OK) fa_parallel_for(a->B, 1, state_task, &call);
     }
     if (status == FA_OK) {
-        for (fa_index b = 0; b < a->B; b++) memcpy((real *)g->dh0 + b * a->H, call.dh + b * call.ld, (size_t)a->H * sizeof(real));
+        for (fa_index b = 0; b < a->B; b++) {
+            add_product(&call, b);
+            memcpy((real *)g->dh0 + b * a->H, call.dh + b * call.ld, (size_t)a->H * sizeof(real));
+        }
         fa_parallel_for(a->B * call.key_tasks, whole, value_task, &call);
         fa_parallel_for(a->B * call.column_tasks, whole, key_task, &call);
         clear(g->dv, a->A);

@@ -18,7 +18,8 @@
 #define K_SLICE 1024 /* a multiple of every k_block */
 #define W_BLOCK_BYTES ((fa_index)16 << 20)
 #define TASKS_PER_THREAD 4
-#define CHUNK_PANELS 8 /* 96 rows of 8 panels of 64 floats: 192 KB */
+#define PANELS_PER_TASK 8 /* packing 32 rows of x costs half a panel's product */
+#define CHUNK_PANELS 8    /* 96 rows of 8 panels of 64 floats: 192 KB */
 #define BLAS_ROWS 64
 #define BLAS_COLUMNS 256
 
@@ -107,8 +108,12 @@ static void product_task(void *context, fa_index i, int worker)
 static void run_product(linear_call *c, int members)
 {
     const fa_index m_tasks = fa_ceil_div(c->M, M_BLOCK);
-    /* Enough tasks for an even load; but each task packs its rows of x again, so no more than that. */
-    const fa_index n_tasks = fa_min(c->n_panels, fa_ceil_div(members > 1 ? members * TASKS_PER_THREAD : 1, m_tasks));
+    /* Enough tasks for an even load; but each task packs its rows of x again, so no more than that, and with several rows, where
+       packing transposes, none so small that packing counts. */
+    const fa_index even = fa_ceil_div(members > 1 ? members * TASKS_PER_THREAD : 1, m_tasks),
+                   least = fa_ceil_div(members, m_tasks);
+    const fa_index large = c->M > 1 ? fa_max(least, c->n_panels / PANELS_PER_TASK) : even;
+    const fa_index n_tasks = fa_min(c->n_panels, fa_min(even, large));
     c->panels_per_task = fa_ceil_div(c->n_panels, n_tasks);
     c->n_tasks = n_tasks;
     fa_parallel_for(m_tasks * n_tasks, members, product_task, c);
