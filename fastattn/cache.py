@@ -1,5 +1,8 @@
 """Keys and values of what has been read so far, for attention of new tokens to all of it."""
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -136,6 +139,40 @@ class KVCache:
                          alibi_slopes=alibi_slopes, sinks=sinks, q_lengths=q_lengths, kv_lengths=self._lengths,
                          return_lse=return_lse, out=out)  # fmt: skip
 
+    def select(self, sequences: ArrayLike) -> "KVCache":
+        """A cache of the sequences with these indices, in this order, each as often as it is named.
+
+        What beam search goes on with, or a batch some of whose sequences have ended. It has copies of what they hold,
+        with the bits of this cache, which is not changed; capacity and page size are the same. Raises TypeError or
+        ValueError for indices that are no integers in 0..batch - 1.
+
+        >>> cache = KVCache(2, 1, 4, dtype="float32")
+        >>> tokens = np.ones((1, 1, 3, 4), np.float32)
+        >>> cache.append(tokens, tokens, sequences=[1])
+        >>> cache.select([1, 1, 0]).lengths
+        array([3, 3, 0])
+        """
+        chosen = check_sequences(sequences, len(self._lengths), "select")
+        new = copy.copy(self)
+        new._lengths = self._lengths[chosen]
+        if self._page is None:
+            rows, room, tokens = len(chosen), self._parts[0][0].shape[2], int(new._lengths.max(initial=0))
+            source, copied = chosen, rows
+        else:
+            pages = -(-new._lengths // self._page)
+            taken = np.arange(self._table.shape[1]) < pages[:, None]
+            source, room, tokens = self._table[chosen][taken], self._page, self._page
+            new._used = copied = len(source)
+            rows = copied + len(chosen)  # a page more for each, so that the next tokens find room
+            new._table = np.zeros((len(chosen), self._table.shape[1]), np.int64)
+            new._table[taken] = np.arange(copied)
+        new._parts = [self._new_part(width, rows, room) for width in self._widths]
+        for part, old in zip(new._parts, self._parts, strict=True):
+            for to, array in zip(part, old, strict=True):
+                if to is not None and array is not None:
+                    to[:copied, :, :tokens] = array[source, :, :tokens]
+        return new
+
     # ---- memory ----
 
     def _first_rows(self) -> int:
@@ -207,16 +244,10 @@ class KVCache:
         batch = len(self._lengths)
         if sequences is None:
             return np.arange(batch)
-        chosen = np.asarray(sequences)
-        if chosen.dtype.kind not in "iu" and chosen.size:
-            raise TypeError(f"append: sequences must be integers, got {chosen.dtype}")
-        if chosen.ndim != 1:
-            raise ValueError(f"append: sequences must have one axis, got shape {chosen.shape}")
-        if chosen.size and (chosen.min() < 0 or chosen.max() >= batch):
-            raise ValueError(f"append: sequences must lie in 0..{batch - 1}, got {chosen.min()}..{chosen.max()}")
+        chosen = check_sequences(sequences, batch, "append")
         if len(np.unique(chosen)) != len(chosen):
             raise ValueError(f"append: sequences must differ from one another, got {chosen.tolist()}")
-        return chosen.astype(np.int64)
+        return chosen
 
     def _checked(self, name: str, value: ArrayLike, width: int, sequences: int) -> Array:
         array = np.asarray(value)
@@ -227,6 +258,30 @@ class KVCache:
             raise ValueError(f"append: {name} must have shape ({sequences}, {self._heads}, n, {width}), "
                              f"got {array.shape}")  # fmt: skip
         return array
+
+
+def check_sequences(sequences: ArrayLike, batch: int, op: str) -> Array:
+    """Indices of sequences of a batch, as int64."""
+    chosen = np.asarray(sequences)
+    if chosen.dtype.kind not in "iu" and chosen.size:
+        raise TypeError(f"{op}: sequences must be integers, got {chosen.dtype}")
+    if chosen.ndim != 1:
+        raise ValueError(f"{op}: sequences must have one axis, got shape {chosen.shape}")
+    if chosen.size and (chosen.min() < 0 or chosen.max() >= batch):
+        raise ValueError(f"{op}: sequences must lie in 0..{batch - 1}, got {chosen.min()}..{chosen.max()}")
+    return chosen.astype(np.int64)
+
+
+@contextmanager
+def unchanged_on_failure(*caches: KVCache) -> Iterator[None]:
+    """Takes back what was appended to the caches inside, if an exception leaves the block."""
+    before = [(cache._lengths.copy(), cache._used) for cache in caches]
+    try:
+        yield
+    except BaseException:
+        for cache, (lengths, used) in zip(caches, before, strict=True):
+            cache._lengths[...], cache._used = lengths, used  # room that was made since stays
+        raise
 
 
 def _size(name: str, value: Any, least: int = 0) -> int:

@@ -213,6 +213,61 @@ def test_a_failed_append_changes_nothing(arguments, error, message, page_size):
     assert cache.nbytes == before[1]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("page_size", PAGE_SIZES)
+@pytest.mark.parametrize("chosen", [[2, 0, 1], [1, 1, 1, 1, 0], [2], []], ids=str)
+def test_selected_sequences_go_on_as_if_they_had_been_alone(dtype, page_size, chosen, rng):
+    arrived = np.dtype("float32" if dtype == "int8" else dtype)
+
+    def tokens(batch, n):
+        return [rng.standard_normal((batch, 2, n, width)).astype(arrived) for width in (24, 40)]
+
+    cache = fa.KVCache(3, 2, 24, v_dim=40, dtype=dtype, page_size=page_size)
+    histories = [tokens(1, n) for n in (9, 0, 70)]
+    for sequence, history in enumerate(histories):
+        cache.append(*history, sequences=[sequence])
+    q = rng.standard_normal((3, 4, 1, 24)).astype(arrived)
+    before = cache.attend(q)
+    selected, alone = cache.select(chosen), [fa.KVCache(1, 2, 24, v_dim=40, dtype=dtype) for _ in chosen]
+    assert selected.lengths.tolist() == [[9, 0, 70][sequence] for sequence in chosen]
+    for own, sequence in zip(alone, chosen, strict=True):
+        own.append(*histories[sequence])
+    for n in (1, 80):  # the second needs more room
+        more, queries = tokens(len(chosen), n), rng.standard_normal((len(chosen), 4, 1, 24)).astype(arrived)
+        selected.append(*more)
+        out = selected.attend(queries)
+        for i, own in enumerate(alone):
+            own.append(*(x[i : i + 1] for x in more))
+            assert same_bits(out[i : i + 1], own.attend(queries[i : i + 1]))
+    assert same_bits(cache.attend(q), before)
+
+
+@pytest.mark.parametrize("page_size", [None, 4])
+def test_a_selected_cache_keeps_capacity_and_pages(page_size):
+    cache = fa.KVCache(1, 1, 4, dtype="float32", capacity=3, page_size=page_size)
+    two = np.ones((2, 1, 2, 4), np.float32)
+    selected = cache.select([0, 0])
+    selected.append(two, two)
+    with pytest.raises(ValueError, match="k must fit into the capacity of 3 tokens"):
+        selected.append(two, two)
+    assert cache.lengths.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("sequences", "error", "message"),
+    [
+        ([0, 2], ValueError, r"select: sequences must lie in 0\.\.1, got 0\.\.2"),
+        ([-1], ValueError, r"select: sequences must lie in"),
+        ([0.5], TypeError, "select: sequences must be integers, got float64"),
+        (1, ValueError, r"select: sequences must have one axis, got shape \(\)"),
+    ],
+    ids=str,
+)
+def test_sequences_that_cannot_be_selected_are_named(sequences, error, message):
+    with pytest.raises(error, match=message):
+        fa.KVCache(2, 1, 4, dtype="float32").select(sequences)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from fastattn import _core
-from fastattn.cache import KVCache
+from fastattn.cache import KVCache, check_sequences, unchanged_on_failure
 from fastattn.functional._types import Array
 from fastattn.functional.attention import attention, attention_forward
 from fastattn.functional.attention_backward import attention_backward
@@ -24,6 +24,11 @@ class Context(NamedTuple):
     keys: Array
     values: Array
     lengths: Array | None
+
+    def select(self, sequences: ArrayLike) -> "Context":
+        """The context of the sequences with these indices, in this order, each as often as it is named."""
+        chosen = check_sequences(sequences, len(self.keys), "select")
+        return Context(self.keys[chosen], self.values[chosen], None if self.lengths is None else self.lengths[chosen])
 
 
 class MultiHeadAttention(Module):
@@ -148,9 +153,10 @@ class MultiHeadAttention(Module):
         if not (isinstance(causal, bool) or causal == "bottom-right"):
             raise ValueError(f"MultiHeadAttention: causal must be True with a cache, or left out, got {causal!r}")
         queries, keys, values = (part.swapaxes(1, 2) for part in self._heads(*self._project(x, None, linear)))
-        cache.append(keys, values)
-        out = cache.attend(queries, causal=True).swapaxes(1, 2)
-        return self.out_proj(out.reshape(*out.shape[:2], self.embed_dim))
+        with unchanged_on_failure(cache):
+            cache.append(keys, values)
+            out = cache.attend(queries, causal=True).swapaxes(1, 2)
+            return self.out_proj(out.reshape(*out.shape[:2], self.embed_dim))
 
 
 def attention_gradients(

@@ -4,15 +4,15 @@ Source: Vaswani et al. 2017, arXiv:1706.03762; norm_first: Xiong et al. 2020, ar
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from fastattn.cache import KVCache
+from fastattn.cache import KVCache, unchanged_on_failure
 from fastattn.functional._types import Array
-from fastattn.nn.attention import Context, MultiHeadAttention, attention_gradients, finite_padding
+from fastattn.nn.attention import MultiHeadAttention, attention_gradients, finite_padding
+from fastattn.nn.decoder_cache import DecoderCache, LayerCache
 from fastattn.nn.layers import LayerNorm, Linear, Rng, check_activation, feed_forward_gradients
 from fastattn.nn.module import Module, prefixed
 
@@ -95,14 +95,6 @@ class TransformerEncoderLayer(_Layer):
         return dx, feed | prefixed(norm1=norm1, norm2=norm2, self_attn=attention)
 
 
-@dataclass(frozen=True)
-class LayerCache:
-    """What a decoder layer has seen: keys and values of the target so far, and of the memory."""
-
-    target: KVCache
-    memory: Context
-
-
 class TransformerDecoderLayer(_Layer):
     """x[B, L, E] through self-attention, attention to memory[B, S, E] and feed-forward.
 
@@ -139,9 +131,10 @@ class TransformerDecoderLayer(_Layer):
 
     def step(self, x: ArrayLike, cache: LayerCache) -> Array:
         """The results of the next n tokens x[B, n, E], which the cache takes up: the bits of a call with all tokens."""
-        return self._run(
-            x, lambda y: self.self_attn(y, cache=cache.target), lambda y: self.multihead_attn(y, cache.memory)
-        )
+        with unchanged_on_failure(cache.target):
+            return self._run(
+                x, lambda y: self.self_attn(y, cache=cache.target), lambda y: self.multihead_attn(y, cache.memory)
+            )
 
     def _run(self, x: ArrayLike, to_target: Callable[[ArrayLike], Array], to_memory: Callable[[Array], Array]) -> Array:
         if self.norm_first:
@@ -245,23 +238,6 @@ class TransformerEncoder(Module):
         return dx, grads
 
 
-@dataclass(frozen=True)
-class DecoderCache:
-    """What the layers of a decoder have seen."""
-
-    layers: list[LayerCache]
-
-    @property
-    def length(self) -> int:
-        """Tokens so far: the position of the next one."""
-        return int(self.layers[0].target.lengths.max(initial=0)) if self.layers else 0
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of all keys and values."""
-        return sum(layer.target.nbytes + layer.memory.keys.nbytes + layer.memory.values.nbytes for layer in self.layers)
-
-
 class TransformerDecoder(Module):
     """num_layers decoder layers, and with final_norm a norm of their result. `options` are those of the layer.
 
@@ -293,7 +269,7 @@ class TransformerDecoder(Module):
     def step(self, x: ArrayLike, cache: DecoderCache) -> Array:
         """The results of the next n tokens x[B, n, E], which the cache takes up: the bits of a causal call with all
         tokens (a cache of int8: within its error). Keys and values of earlier tokens and of the memory are not
-        computed again.
+        computed again. A step that fails, be it for memory, leaves the cache of every layer as it was.
 
         >>> decoder = TransformerDecoder(8, 2, 16, num_layers=2)
         >>> x, memory = np.eye(5, 8, dtype=np.float32)[None], np.ones((1, 3, 8), np.float32)
@@ -306,9 +282,10 @@ class TransformerDecoder(Module):
             raise ValueError(f"TransformerDecoder.step: cache must be of {len(self.layers)} layers, "
                              f"got {len(cache.layers)}")  # fmt: skip
         y = np.asarray(x)
-        for layer, own in zip(self.layers, cache.layers, strict=True):
-            y = layer.step(y, own)
-        return self.norm(y) if hasattr(self, "norm") else y
+        with unchanged_on_failure(*(layer.target for layer in cache.layers)):
+            for layer, own in zip(self.layers, cache.layers, strict=True):
+                y = layer.step(y, own)
+            return self.norm(y) if hasattr(self, "norm") else y
 
     def forward(self, x: ArrayLike, memory: ArrayLike, **options: Any) -> tuple[Array, Any]:
         """The result, and what backward needs."""
@@ -363,9 +340,11 @@ class Transformer(Module):
         return self.decoder.start(memory, memory_lengths=source_lengths, **options)
 
     def step(self, target: ArrayLike, cache: DecoderCache) -> Array:
-        """The results of the next n tokens target[B, n, E]: the bits of a call with source and all tokens."""
-        y = self.decoder.step(target, cache)
-        return self.output(y) if hasattr(self, "output") else y
+        """The results of the next n tokens target[B, n, E]: the bits of a call with source and all tokens. As
+        TransformerDecoder.step, all or nothing."""
+        with unchanged_on_failure(*(layer.target for layer in cache.layers)):
+            y = self.decoder.step(target, cache)
+            return self.output(y) if hasattr(self, "output") else y
 
     def forward(self, source: ArrayLike, target: ArrayLike, *, source_lengths: ArrayLike | None = None,
                 target_lengths: ArrayLike | None = None) -> tuple[Array, Any]:  # fmt: skip

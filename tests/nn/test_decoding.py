@@ -124,3 +124,98 @@ def test_a_decoder_without_layers_has_an_empty_cache():
     cache = m.start(x)
     assert same_bits(m.step(x, cache), x) and cache.length == cache.nbytes == 0
     assert fa.nn.TransformerDecoder(8, 2, 16, num_layers=1).start(x).nbytes > 0
+
+
+@pytest.mark.parametrize("of_cache", CACHES.values(), ids=CACHES)
+def test_selected_sequences_have_the_bits_of_a_call_with_their_tokens(rng, of_cache):
+    m = decoder(rng)
+    x, memory = sample(rng)
+    cache = m.start(memory, memory_lengths=LENGTHS, **of_cache)
+    m.step(x[:, :5], cache)
+    for chosen in ([2, 0, 1], [1, 1, 0, 2, 1], [2], []):
+        selected = cache.select(chosen)
+        steps = [m.step(x[chosen, i : i + 1], selected) for i in range(5, 8)]
+        whole = m(x[chosen, :8], memory[chosen], memory_lengths=np.array(LENGTHS)[chosen])
+        assert same_bits(np.concatenate(steps, axis=1), whole[:, 5:])
+    assert same_bits(m.step(x[:, 5:6], cache), m(x[:, :6], memory, memory_lengths=LENGTHS)[:, 5:])
+
+
+def test_the_memory_of_each_place_may_be_kept(rng):
+    m = decoder(rng)
+    x, memory = sample(rng)
+    cache = m.start(memory)
+    m.step(x[:, :2], cache)
+    selected = cache.select([2, 2, 0], keep_memory=True)
+    assert all(a.memory is b.memory for a, b in zip(cache.layers, selected.layers, strict=True))
+    same = m.start(np.repeat(memory[:1], 3, axis=0))
+    m.step(x[:, :2], same)
+    kept, copied = same.select([2, 2, 0], keep_memory=True), same.select([2, 2, 0])
+    assert same_bits(m.step(x[:, 2:3], kept), m.step(x[:, 2:3], copied))
+    with pytest.raises(ValueError, match=r"select: sequences must have the 3 sequences of the memory.*got 2"):
+        cache.select([0, 1], keep_memory=True)
+    with pytest.raises(ValueError, match=r"select: sequences must lie in 0\.\.2"):
+        cache.select([3])
+
+
+@pytest.mark.parametrize("of_cache", CACHES.values(), ids=CACHES)
+def test_beam_search_with_a_cache_finds_what_it_finds_from_the_beginning(rng, of_cache):
+    model = nn.Transformer(24, 3, 40, num_encoder_layers=1, num_decoder_layers=2, output_size=11, rng=rng)
+    words, positions, width, steps = nn.Embedding(11, 24, rng=rng), nn.SinusoidalPositions(24), 3, 8
+    source = np.repeat(positions(words(rng.integers(0, 11, (1, 7)))), width, axis=0)
+
+    def search(logits_of, select):
+        tokens, scores = np.zeros((width, 1), np.int64), np.array([0, -np.inf, -np.inf])
+        for _ in range(steps):
+            total = scores[:, None] + fa.log_softmax(logits_of(tokens)).astype(np.float64)
+            best = np.argsort(-total, axis=None, kind="stable")[:width]
+            parents, last = np.divmod(best, 11)
+            select(parents)
+            tokens, scores = np.append(tokens[parents], last[:, None], axis=1), total.ravel()[best]
+            changed.append(parents.tolist() != list(range(width)))
+        return tokens, scores
+
+    def step(tokens):
+        return model.step(positions(words(tokens[:, -1:]), offset=caches[-1].length), caches[-1])[:, 0]
+
+    changed, caches = [], [model.start(source, **of_cache)]
+    found = search(step, lambda parents: caches.append(caches[-1].select(parents, keep_memory=True)))
+    assert any(changed[1:])
+    whole = search(lambda tokens: model(source, positions(words(tokens)))[:, -1], lambda _: None)
+    assert np.array_equal(found[0], whole[0]) and same_bits(found[1], whole[1])
+
+
+@pytest.mark.parametrize("of_cache", CACHES.values(), ids=CACHES)
+def test_a_step_without_memory_leaves_all_caches_as_they_were_wherever_it_fails(rng, of_cache, monkeypatch):
+    model = nn.Transformer(24, 3, 40, num_encoder_layers=0, num_decoder_layers=2, output_size=11, rng=rng)
+    x, memory = sample(rng)
+    cache, expected = model.start(memory, **of_cache), model.start(memory)
+    model.step(x[:, :3], cache)
+    model.step(x[:, :3], expected)
+    expected = model.step(x[:, 3:8], expected)
+    calls = 0
+
+    def failing(function, at):
+        def call(*arguments, **options):
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                raise MemoryError
+            return function(*arguments, **options)
+
+        return call
+
+    for at in range(1, 100):
+        calls = 0
+        with monkeypatch.context() as patch:
+            for kind, name in ((fa.KVCache, "append"), (fa.KVCache, "attend"), (nn.Linear, "__call__"),
+                               (nn.MultiHeadAttention, "__call__"), (nn.LayerNorm, "after_sum")):  # fmt: skip
+                patch.setattr(kind, name, failing(getattr(kind, name), at))
+            try:
+                y = model.step(x[:, 3:8], cache)
+            except MemoryError:
+                pass
+            else:
+                break
+        assert [layer.target.lengths.tolist() for layer in cache.layers] == [[3, 3, 3]] * 2
+    assert at > 20 and same_bits(y, expected)
+    assert cache.length == 8
