@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -24,13 +25,11 @@ static place kept[FA_SCRATCH_KEPT_BLOCKS];
 static int seize(place *p, int state) { return atomic_compare_exchange_strong(&p->state, &state, BUSY); }
 static void leave(place *p, int state) { atomic_store_explicit(&p->state, state, memory_order_release); }
 
-static int allocate(fa_scratch *scratch, size_t size)
+/* Of size, rounded up to whole steps. */
+static int allocate(fa_scratch *scratch, size_t size, size_t step)
 {
     void *base = NULL;
     const size_t alignment = size >= HUGE_PAGE ? HUGE_PAGE : FA_CACHE_LINE;
-    /* Grow in steps of a quarter, so that calls of slowly rising size do not allocate each time. */
-    size_t step = FA_CACHE_LINE;
-    while (step < size / 8) step *= 2;
     if (size > SIZE_MAX / 2) return 0;
     size = (size + step - 1) / step * step;
     if (posix_memalign(&base, alignment, size) != 0) return 0;
@@ -56,7 +55,12 @@ int fa_scratch_take(fa_scratch *scratch, size_t size)
             leave(p, FULL);
         }
     }
-    if (!best) return allocate(scratch, size);
+    if (!best) {
+        /* Grow in steps of a quarter, so that calls of slowly rising size do not allocate each time. */
+        size_t step = FA_CACHE_LINE;
+        while (step < size / 8) step *= 2;
+        return allocate(scratch, size, step);
+    }
     *scratch = best->block;
     leave(best, EMPTY);
     return 1;
@@ -91,8 +95,70 @@ void fa_scratch_give(fa_scratch *scratch)
     scratch->base = NULL;
 }
 
+/* ---- results ---- */
+
+/* Blocks by the time they were given back, the oldest first. Whoever finds this busy goes without it: nobody waits. */
+static struct {
+    _Atomic int busy;
+    int count;
+    size_t bytes;
+    fa_scratch block[FA_RESULTS_KEPT_BLOCKS];
+} results;
+
+static int enter_results(void) { return !atomic_exchange(&results.busy, 1); }
+static void leave_results(void) { atomic_store(&results.busy, 0); }
+
+static fa_scratch remove_result(int i)
+{
+    const fa_scratch block = results.block[i];
+    results.bytes -= block.size;
+    results.count--;
+    memmove(results.block + i, results.block + i + 1, (size_t)(results.count - i) * sizeof *results.block);
+    return block;
+}
+
+int fa_result_take(fa_scratch *result, size_t size)
+{
+    result->base = NULL;
+    if (enter_results()) {
+        int best = -1;
+        for (int i = 0; i < results.count; i++) {
+            const size_t held = results.block[i].size;
+            /* A block may be larger by a quarter, no more: the rest of it serves nobody. */
+            if (held >= size && held - size <= size / 4 && (best < 0 || held < results.block[best].size)) best = i;
+        }
+        if (best >= 0) *result = remove_result(best);
+        leave_results();
+    }
+    return result->base || allocate(result, size, HUGE_PAGE);
+}
+
+void fa_result_give(fa_scratch *result)
+{
+    const size_t size = result->size;
+    if (size <= FA_RESULTS_KEPT_BYTES && enter_results()) {
+        while (results.count == FA_RESULTS_KEPT_BLOCKS || results.bytes + size > FA_RESULTS_KEPT_BYTES)
+            free(remove_result(0).base);
+#if defined(MADV_FREE)
+        madvise(result->base, size, MADV_FREE);
+#endif
+        results.block[results.count++] = *result;
+        results.bytes += size;
+        leave_results();
+    } else {
+        free(result->base);
+    }
+    result->base = NULL;
+}
+
+/* ---- giving back ---- */
+
 void fa_scratch_trim(void)
 {
+    if (enter_results()) {
+        while (results.count) free(remove_result(0).base);
+        leave_results();
+    }
     for (place *p = kept; p < kept + FA_SCRATCH_KEPT_BLOCKS; p++) {
         if (!seize(p, FULL)) continue;
         free(p->block.base);
@@ -103,9 +169,14 @@ void fa_scratch_trim(void)
 #endif
 }
 
-/* A place that another thread held at that moment is nobody's in the child: its block is given up. */
+/* A place that another thread held at that moment is nobody's in the child: its block is given up, or all results. */
 static void after_fork_in_child(void)
 {
+    if (atomic_load(&results.busy)) {
+        results.count = 0;
+        results.bytes = 0;
+        leave_results();
+    }
     for (place *p = kept; p < kept + FA_SCRATCH_KEPT_BLOCKS; p++)
         if (atomic_load(&p->state) == BUSY) leave(p, EMPTY);
 }

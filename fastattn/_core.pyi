@@ -9,6 +9,10 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 __test__: dict[str, str]  # Cython's
 
 # ---- arrays.pxi ----
+@final
+class ResultMemory:
+    def __init__(self, *args: object, **kwargs: object) -> None: ...  # raises TypeError: large arrays have them
+
 def new_array(shape: tuple[int, ...], dtype: DTypeLike, op: str) -> NDArray[Any]: ...
 def check_out(out: NDArray[Any], x: NDArray[Any], op: str) -> None: ...
 def checked_array(value: ArrayLike, op: str, name: str) -> NDArray[Any]: ...
@@ -359,7 +363,7 @@ def recurrent(
     dropped: list[NDArray[Any]] | None = None,
     saves: list[NDArray[Any] | None] | None = None,
 ) -> tuple[NDArray[Any], Any]: ...
-def new_saved(w: RecurrentWeights, steps: int, batch: int) -> NDArray[Any] | None: ...
+def new_saved(w: RecurrentWeights, steps: int, batch: int, op: str) -> NDArray[Any] | None: ...
 
 # Gradients of the states h and c, and for each layer and direction of weight_ih, weight_hh, bias_ih, bias_hh,
 # weight_hr, peephole.

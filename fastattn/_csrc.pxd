@@ -46,6 +46,13 @@ cdef extern from "fastattn.h" nogil:
     int FA_MAX_THREADS
     int fa_get_num_threads()
     void fa_set_num_threads(int n)
+    ctypedef struct fa_scratch:
+        char *base
+        size_t size
+
+    size_t FA_RESULT_LEAST_BYTES
+    int fa_result_take(fa_scratch *result, size_t size)
+    void fa_result_give(fa_scratch *result)
     void fa_scratch_trim()
 
     void fa_blas_path(const char *path)

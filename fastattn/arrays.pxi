@@ -273,23 +273,68 @@ cdef bint acquire_out(Array *a, object out, tuple shape, int dtype, str op, str 
     return False
 
 
-cpdef object new_array(tuple shape, object dtype, str op):
+@cython.auto_pickle(False)
+@cython.final
+cdef class ResultMemory:
+    """Memory of a large array that keeps it alive (its `base`); given back when the last view of it dies."""
+
+    cdef fa_scratch block
+    cdef Py_ssize_t size
+
+    def __init__(self):
+        raise TypeError("memory of results comes with their arrays")
+
+    def __dealloc__(self):
+        if self.block.base != NULL:
+            fa_result_give(&self.block)
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, self.block.base, self.size, 0, flags)
+
+
+cdef object new_large_array(tuple shape, object dtype, Py_ssize_t size, str op):
+    """An array of `size` bytes, in memory that a result before it may have left."""
+    cdef ResultMemory memory = ResultMemory.__new__(ResultMemory)
+    if not fa_result_take(&memory.block, size):
+        raise MemoryError(f"{op}: no memory for a result of shape {shape}")
+    memory.size = size
+    return ndarray(shape, dtype, memory)
+
+
+cdef object new_empty(tuple shape, object dtype, str op):
     try:
         return empty(shape, dtype)
     except (MemoryError, ValueError):  # ValueError: the number of bytes overflows
         raise MemoryError(f"{op}: no memory for a result of shape {shape}") from None
 
 
+cpdef object new_array(tuple shape, object dtype, str op):
+    """A fresh array. NumPy says how large it is, which costs a large one no memory yet."""
+    cdef object out = new_empty(shape, dtype, op)
+    cdef Py_ssize_t size = out.nbytes
+    return out if size < <Py_ssize_t>FA_RESULT_LEAST_BYTES else new_large_array(shape, dtype, size, op)
+
+
 cdef object new_out(Array *a, tuple shape, int dtype, str op):
     """A fresh output, held."""
-    cdef object out = new_array(shape, ALL_DTYPES[dtype], op)
-    cdef object bits = bits_of(out) if dtype == FA_BF16 else out
+    cdef object out = new_empty(shape, ALL_DTYPES[dtype], op)
+    cdef Py_ssize_t size
     a.held = False
-    PyObject_GetBuffer(bits, &a.view, PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE)
-    a.held = True
+    hold_output(a, out, dtype)
+    size = a.view.len
+    if size >= <Py_ssize_t>FA_RESULT_LEAST_BYTES:
+        release(a)
+        out = new_large_array(shape, ALL_DTYPES[dtype], size, op)
+        hold_output(a, out, dtype)
     a.dtype = dtype
     fill(a)
     return out
+
+
+cdef object hold_output(Array *a, object out, int dtype):
+    cdef object bits = bits_of(out) if dtype == FA_BF16 else out
+    PyObject_GetBuffer(bits, &a.view, PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE)
+    a.held = True
 
 
 def check_out(object out, object x, str op):

@@ -119,7 +119,7 @@ def linear_strategy(name: str) -> Iterator[None]:
 
 
 def trim() -> None:
-    """Gives back the scratch memory that is kept between calls (at most 4 blocks of 32 MB)."""
+    """Gives back the memory that is kept between calls: at most 4 blocks of 32 MB, and 256 MB that results left."""
     _core.trim()
 
 

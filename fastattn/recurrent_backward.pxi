@@ -1,14 +1,14 @@
 # Recurrent networks: what forward calls keep, and gradients.
 
 
-def new_saved(RecurrentWeights w, Py_ssize_t steps, Py_ssize_t batch):
+def new_saved(RecurrentWeights w, Py_ssize_t steps, Py_ssize_t batch, str op):
     """Where `recurrent` leaves what the backward pass of a layer and direction needs beside y, in float32 for 16-bit
     arrays; None: nothing."""
     cdef fa_index kinds = fa_recurrent_saved(&w.lane[0].weights)
     cdef int real = real_dtype(w.dtype_code)
     if w.cell == "rnn" and real == w.dtype_code:
         return None
-    return empty((steps, batch, kinds, w.hidden_size), ALL_DTYPES[real])
+    return new_array((steps, batch, kinds, w.hidden_size), ALL_DTYPES[real], op)
 
 
 cdef object optional_gradient(Array *a, object value, tuple shape, int dtype, str op, str name):

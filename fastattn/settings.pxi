@@ -57,7 +57,7 @@ def set_num_threads(n):
 
 
 def trim():
-    """Gives kept scratch memory back."""
+    """Gives kept memory back."""
     fa_scratch_trim()
 
 

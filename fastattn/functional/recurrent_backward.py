@@ -326,8 +326,8 @@ def _layers_backward(op: str, saved: RecurrentSaved, dy: Any, dh: Any, dc: Any) 
         return _core.cast(array, saved.x.dtype) if low else array
 
     between = [wide(y) for y in saved.dropped or saved.ys[:-1]]
-    dx = np.empty((batch, steps, inputs) if saved.batch_first else (steps, batch, inputs), dtype)
-    dxs = [dx.swapaxes(0, 1) if saved.batch_first else dx, *(np.empty(y.shape, dtype) for y in between)]
+    dx = _core.new_array((batch, steps, inputs) if saved.batch_first else (steps, batch, inputs), dtype, op)
+    dxs = [dx.swapaxes(0, 1) if saved.batch_first else dx, *(_core.new_array(y.shape, dtype, op) for y in between)]
     dh0, dc0, of_lanes = _core.recurrent_backward(
         op, weights, saved.options, wide(saved.x), between, [wide(y) for y in saved.ys], saved.activations,
         wide(saved.h0), wide(saved.c0), saved.lengths, wide(dy), wide(dh), wide(dc), dxs,
