@@ -95,11 +95,11 @@ typedef enum { FA_LINEAR_NATIVE = 0, FA_LINEAR_BLAS } fa_linear_strategy;
 fa_status fa_linear_forward(fa_dtype dtype, void *y, void *z, fa_index ldy, const void *x, fa_index ldx, const void *w,
                             fa_index ldw, const void *bias, fa_index M, fa_index N, fa_index K, fa_activation activation,
                             fa_linear_strategy strategy);
-/* Gradients from dy[M, N]: dx[M, K], dw[N, K], dbias[N]; all contiguous, w with row stride ldw. dx and dbias may be NULL; add_dx: dx
-   is added to. z as forward left it (of relu y will do), NULL without an activation. FA_F32 and FA_F64 only. No output overlaps
+/* Gradients from dy[M, N]: dx[M, K], dw[N, K], dbias[N]; all contiguous but w and dw, with row strides ldw and lddw. dx and dbias may be
+   NULL; add_dx: dx is added to. z as forward left it (of relu y will do), NULL without an activation. FA_F32 and FA_F64 only. No output overlaps
    anything. */
 typedef struct {
-    fa_index M, N, K, ldw;
+    fa_index M, N, K, ldw, lddw;
     fa_activation activation;
     const void *dy, *x, *w, *z;
     void *dx, *dw, *dbias;
@@ -245,7 +245,6 @@ typedef struct {
    h), dgates[T, B, 3 H] (of gates_x), dkeys, dvalues, dannotations (of the context alone), dv, dh0. */
 typedef struct {
     fa_attention_gru forward;
-    const void *w_transposed; /* [H, A + 3 H] */
     const void *dh, *dh_last, *dcontext;
     void *da, *dgates, *dkeys, *dvalues, *dannotations, *dv, *dh0;
 } fa_attention_gru_gradients;

@@ -112,6 +112,7 @@ def linear_backward(
     with_dx: bool,
     add_to: NDArray[Any] | None,
     op: str,
+    dweight_out: NDArray[Any] | None = None,
 ) -> tuple[Any, NDArray[Any], Any]: ...
 
 # ---- embedding.pxi ----

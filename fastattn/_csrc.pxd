@@ -142,7 +142,7 @@ cdef extern from "fastattn.h" nogil:
                                 fa_activation activation, fa_linear_strategy strategy)
 
     ctypedef struct fa_linear_backward_arguments:
-        fa_index M, N, K, ldw
+        fa_index M, N, K, ldw, lddw
         fa_activation activation
         const void *dy
         const void *x
@@ -290,7 +290,6 @@ cdef extern from "fastattn.h" nogil:
 
     ctypedef struct fa_attention_gru_gradients:
         fa_attention_gru forward
-        const void *w_transposed
         const void *dh
         const void *dh_last
         const void *dcontext

@@ -96,13 +96,13 @@ def attention_gru_backward(object dh, object dcontext, object dh_last, tuple arg
     """(da, dgates, dkeys, dvalues, dannotations, dv, dh0) from the arguments (gates_x ... lengths) and results of
     attention_gru."""
     cdef AttentionGruArrays x
-    cdef Array ay, al, aw, at, ada, ag, ak, ax, an, av, a0
+    cdef Array ay, al, aw, ada, ag, ak, ax, an, av, a0
     cdef fa_attention_gru_gradients g
     cdef fa_attention_gru *a = &g.forward
     cdef fa_status status
     cdef int dtype
     cdef object kept, da, dgates, dkeys, dvalues, dannotations, dv, dh0
-    ay.held = al.held = aw.held = at.held = ada.held = ag.held = ak.held = ax.held = an.held = av.held = a0.held = False
+    ay.held = al.held = aw.held = ada.held = ag.held = ak.held = ax.held = an.held = av.held = a0.held = False
     try:
         gates_x, keys, values, annotations, v, w, bias, h0, lengths = arguments
         kept = acquire_attention_gru(&x, a, gates_x, keys, values, annotations, v, w, bias, h0, lengths,
@@ -118,8 +118,7 @@ def attention_gru_backward(object dh, object dcontext, object dh_last, tuple arg
         acquire_shaped(&ay, dh, (a.T, a.B, a.H), dtype, op, "dy")
         acquire_shaped(&al, dh_last, (a.B, a.H), dtype, op, "dstate")
         acquire_shaped(&aw, dcontext, (a.T, a.B, a.K), dtype, op, "dcontext")
-        acquire_shaped(&at, np.ascontiguousarray(w.T), (a.H, a.A + 3 * a.H), dtype, op, "w")
-        g.dh, g.dh_last, g.dcontext, g.w_transposed = data_of(&ay), data_of(&al), data_of(&aw), at.data
+        g.dh, g.dh_last, g.dcontext = data_of(&ay), data_of(&al), data_of(&aw)
         da = new_out(&ada, (a.T, a.B, a.A + 3 * a.H), dtype, op)
         dgates = new_out(&ag, (a.T, a.B, 3 * a.H), dtype, op)
         dkeys = new_out(&ak, shape_of(&x.keys), dtype, op)
@@ -137,7 +136,6 @@ def attention_gru_backward(object dh, object dcontext, object dh_last, tuple arg
         release(&ay)
         release(&al)
         release(&aw)
-        release(&at)
         release(&ada)
         release(&ag)
         release(&ak)

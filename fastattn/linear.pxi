@@ -162,9 +162,9 @@ cdef Py_ssize_t rows_before(const Array *a) noexcept nogil:
 
 
 def linear_backward(object dy, object x, object weight, object z, object activation, bint with_bias, bint with_dx,
-                    object add_to, str op):
+                    object add_to, str op, object dweight_out=None):
     """(dx, dweight, dbias) from what `linear` saved. add_to: a contiguous array like x, to which dx is added in place.
-    Without with_dx dx is None."""
+    dweight_out: where dweight goes, rows of any distance. Without with_dx dx is None."""
     cdef Array g, a, w, s, dx, dw, db
     cdef fa_linear_backward_arguments arguments
     cdef fa_status status
@@ -189,7 +189,14 @@ def linear_backward(object dy, object x, object weight, object z, object activat
             result = add_to
         elif with_dx:
             result = new_out(&dx, shape, a.dtype, op)
-        dweight = new_out(&dw, (arguments.N, arguments.K), a.dtype, op)
+        if dweight_out is None:
+            dweight = new_out(&dw, (arguments.N, arguments.K), a.dtype, op)
+        else:
+            dweight = dweight_out
+            if not (acquire_out(&dw, dweight, (arguments.N, arguments.K), a.dtype, op, "dweight_out")
+                    and dw.stride[0] >= arguments.K):
+                raise wrong_shape(op, "dweight_out", "have rows one after another", "other strides")
+        arguments.lddw = dw.stride[0]
         if with_bias:
             dbias = new_out(&db, (arguments.N,), a.dtype, op)
         arguments.M = rows_before(&a)

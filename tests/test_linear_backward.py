@@ -125,6 +125,22 @@ def test_dx_can_be_added_to_a_gradient_from_elsewhere(dtype, rng):
 
 
 @pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("rows", [0, 70])
+def test_dweight_may_go_into_columns_of_a_wider_array(dtype, rng, rows):
+    x, weight, _, dy = sample(rng, dtype, rows, 40, 33)
+    expected = _core.linear_backward(dy, x, weight, None, None, True, True, None, "test")
+    wide = np.full((40, 50), 7, dtype)
+    got = _core.linear_backward(dy, x, weight, None, None, True, True, None, "test", wide[:, 5:38])
+    assert got[1].base is wide
+    assert all(same_bits(a, b) for a, b in zip(got, expected, strict=True))
+    assert (wide[:, :5] == 7).all() and (wide[:, 38:] == 7).all()
+    for wrong, message in ((wide, "have shape"), (wide[:, 5:38].T.copy().T, "rows one after another"),
+                           (np.broadcast_to(wide[0, :33], (40, 33)), "be writable")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"test: dweight_out must .*{message}"):
+            _core.linear_backward(dy, x, weight, None, None, True, True, None, "test", wrong)
+
+
+@pytest.mark.usefixtures("isa")
 def test_sizes_may_be_zero(dtype):
     for m, n, k in ((0, 3, 4), (5, 0, 4), (5, 3, 0), (0, 0, 0)):
         for activation in (None, "gelu"):

@@ -13,7 +13,7 @@
    where to de, which is linear in the gradients of the weights, comes the part of (5), computed before for all steps. What no step waits
    for, (5) and dkeys, dvalues, dannotations, dv, takes all steps together; the products with w' and gates_x are the caller's. A step
    is one matrix product and one loop over the sequences. */
-#include "ops.h"
+#include "product.h"
 
 #define WORK_PER_TANH 10
 #define TASK_ROWS 16   /* keys in a task of dvalues, steps in one of contexts */
@@ -25,6 +25,7 @@ typedef struct {
     const fa_attention_gru_gradients *g;
     fa_index t, N, row_tasks, key_tasks, column_tasks, ld;
     real *packed, *scores; /* scores, of each member: [S] */
+    const real **w_rows;   /* [N] */
     real *c;               /* [B][3 H] */
     real *dh, *dh_product; /* [B][ld], [B][H] */
     real *de, *dv;         /* [B][T][S], [B][A] */
@@ -218,6 +219,7 @@ fa_status OP(attention_gru_backward)(const fa_attention_gru_gradients *g)
     for (int pass = 0; pass < 2; pass++) {
         plan.used = 0;
         call.packed = arena_take(&plan, 1, OP(linear_packed_bytes)(isa, a->H, call.N));
+        call.w_rows = arena_take(&plan, call.N, sizeof *call.w_rows);
         call.dh = arena_take(&plan, a->B * call.ld, sizeof(real));
         call.dh_product = arena_take(&plan, a->B * a->H, sizeof(real));
         call.de = arena_take(&plan, a->B * a->T * a->S, sizeof(real));
@@ -227,7 +229,10 @@ fa_status OP(attention_gru_backward)(const fa_attention_gru_gradients *g)
         if (pass == 0 && !fa_scratch_take(&scratch, plan.used)) return FA_NOMEM;
         plan.base = scratch.base;
     }
-    status = OP(linear_pack)(isa, call.packed, g->w_transposed, call.N, a->H, call.N);
+    /* The panels of w', whose k runs over the rows of w: those of linear_pack, without a transposition. */
+    for (fa_index n = 0; n < call.N; n++) call.w_rows[n] = (const real *)a->w + n * a->H;
+    const product_operand w = {call.packed, call.w_rows, a->H, call.N};
+    OP(products_pack)(call.kernels, &w, 1, whole);
     set_state_gradient(&call);
     fa_parallel_for(a->B * call.row_tasks, whole, context_gradient_task, &call);
     for (call.t = a->T - 1; call.t >= 0 && status == FA_OK; call.t--) {

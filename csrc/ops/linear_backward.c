@@ -63,6 +63,7 @@ static void run_chunk(backward_call *c)
                         .lda = c->ldg,
                         .panels = c->x_panels,
                         .c = a->dw,
+                        .ldc = a->lddw,
                         .sum = a->dbias,
                         .add = c->first > 0};
     const product dx = {.kind = PRODUCT_ROWS,
@@ -106,7 +107,7 @@ fa_status OP(linear_backward)(const fa_linear_backward_arguments *a)
     plan = (arena){.base = scratch.base};
     plan_call(&c, &plan);
 
-    if (a->M == 0) memset(a->dw, 0, (size_t)(a->N * a->K) * sizeof(real));
+    for (fa_index n = 0; n < a->N && a->M == 0; n++) clear((real *)a->dw + n * a->lddw, a->K);
     if (a->dbias) memset(a->dbias, 0, (size_t)a->N * sizeof(real));
     if (a->dx && a->M > 0) {
         for (fa_index n = 0; n < a->N; n++) c.w_rows[n] = (const real *)a->w + n * a->ldw;

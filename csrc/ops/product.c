@@ -66,7 +66,7 @@ static void copy_block(const product *p, real *block, fa_index m0, fa_index m, f
 {
     const size_t bytes = (size_t)columns * sizeof(real);
     for (fa_index r = 0; r < m; r++) {
-        real *row = (p->kind == PRODUCT_ROWS ? p->rows[m0 + r] : p->c + (m0 + r) * p->N) + column;
+        real *row = (p->kind == PRODUCT_ROWS ? p->rows[m0 + r] : p->c + (m0 + r) * (p->ldc ? p->ldc : p->N)) + column;
         memcpy(out ? row : block + r * GROUP, out ? block + r * GROUP : row, bytes);
     }
 }

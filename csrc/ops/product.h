@@ -18,7 +18,8 @@ typedef struct {
     fa_index column, lda; /* lda: distance of two rows of a; PRODUCT_SUM only */
     const real *panels;   /* b, from OP(products_pack) */
     real *const *rows;    /* c of PRODUCT_ROWS */
-    real *c, *sum;        /* of PRODUCT_SUM; the rows of c are N apart */
+    real *c, *sum;        /* of PRODUCT_SUM */
+    fa_index ldc;         /* distance of two rows of c; 0: N */
     int add;
 } product;
 

@@ -186,10 +186,12 @@ class AttentionGRU(Module):
         )
         before = np.concatenate([np.asarray(arguments[7])[None], results[0][:-1]]) if len(results[0]) else results[0]
         _, dw, dbias = _core.linear_backward(da, before, arguments[5], None, None, True, False, None, op)
-        x_part, key_part = own["weight_ih"][:, : self.input_size], own["weight_ih"][:, self.input_size :]
-        dx, dw_x, dbias_ih = _core.linear_backward(dgates, x, x_part, None, None, True, True, None, op)
-        dannotations, dw_key, _ = _core.linear_backward(
-            dvalues, annotations, key_part, None, None, False, True, direct, op
+        dweight = _core.new_array(own["weight_ih"].shape, self.dtype, op)
+        x_part, key_part = np.split(own["weight_ih"], [self.input_size], 1)
+        dx_part, dkey_part = np.split(dweight, [self.input_size], 1)
+        dx, _, dbias_ih = _core.linear_backward(dgates, x, x_part, None, None, True, True, None, op, dx_part)
+        dannotations, _, _ = _core.linear_backward(
+            dvalues, annotations, key_part, None, None, False, True, direct, op, dkey_part
         )
         key_weight = self.attention.parameters()["key.weight"]
         dannotations, dkey, _ = _core.linear_backward(
@@ -197,7 +199,7 @@ class AttentionGRU(Module):
         )
         order = (slice(A + H, A + 3 * H), slice(A, A + H))  # r, z, n
         grads = {
-            "weight_ih": np.concatenate([dw_x, dw_key], axis=1),
+            "weight_ih": dweight,
             "weight_hh": np.concatenate([dw[part] for part in order]),
             "bias_ih": dbias_ih,
             "bias_hh": np.concatenate([dbias[part] for part in order]),
