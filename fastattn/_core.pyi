@@ -9,13 +9,15 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 __test__: dict[str, str]  # Cython's
 
 # ---- arrays.pxi ----
+def checked_array(value: ArrayLike, op: str, name: str) -> NDArray[Any]: ...
+
+# ---- results.pxi ----
 @final
 class ResultMemory:
     def __init__(self, *args: object, **kwargs: object) -> None: ...  # raises TypeError: large arrays have them
 
 def new_array(shape: tuple[int, ...], dtype: DTypeLike, op: str) -> NDArray[Any]: ...
 def check_out(out: NDArray[Any], x: NDArray[Any], op: str) -> None: ...
-def checked_array(value: ArrayLike, op: str, name: str) -> NDArray[Any]: ...
 
 # ---- settings.pxi ----
 def isa_names() -> list[str]: ...

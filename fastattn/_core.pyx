@@ -32,6 +32,7 @@ cdef extern from *:
     int ctz "__builtin_ctzll"(unsigned long long) noexcept
 
 include "arrays.pxi"
+include "results.pxi"
 include "settings.pxi"
 include "cast.pxi"
 include "rows.pxi"

@@ -182,6 +182,18 @@ cdef tuple acquire_inputs(AttentionInputs *x, fa_attention_arguments *a, int hea
     return q_lengths, kv_lengths
 
 
+cdef object attention_out(Array *a, object out, int ndim, const Py_ssize_t *shape, AttentionInputs *x, object mask,
+                          object slopes, object sinks, str op):
+    """`out`, or a fresh array where C cannot write to it before all is read. Held."""
+    if out is not None and acquire_sized(a, out, ndim, shape, x.q.dtype, op, "out") and not (
+        overlap(a, &x.q) or overlap(a, &x.k) or overlap(a, &x.v)
+        or meets(out, mask) or meets(out, slopes) or meets(out, sinks)
+    ):
+        return out
+    release(a)
+    return new_out(a, shape_from(ndim, shape), x.q.dtype, op)
+
+
 def attention(object q, object k, object v, object mask, object causal, object scale, object window, object softcap,
               object alibi_slopes, object sinks, object q_lengths, object kv_lengths, object layout, object out,
               object return_lse, bint return_state):
@@ -189,6 +201,7 @@ def attention(object q, object k, object v, object mask, object causal, object s
     cdef AttentionInputs x
     cdef Array ao, al, state
     cdef fa_attention_arguments a
+    cdef Py_ssize_t shape[4]
     cdef fa_status status
     cdef str op = "attention"
     cdef int head_axis = head_axis_of(layout, op)
@@ -198,15 +211,8 @@ def attention(object q, object k, object v, object mask, object causal, object s
     try:
         kept = acquire_inputs(&x, &a, head_axis, q, k, v, mask, causal, scale, window, softcap, alibi_slopes,
                               sinks, q_lengths, kv_lengths, op)
-        shape = (a.B, a.H, a.Lq, a.Dv) if head_axis == 1 else (a.B, a.Lq, a.H, a.Dv)
-        if out is not None and acquire_out(&ao, out, shape, x.q.dtype, op) and not (
-            overlap(&ao, &x.q) or overlap(&ao, &x.k) or overlap(&ao, &x.v)
-            or meets(out, mask) or meets(out, alibi_slopes) or meets(out, sinks)
-        ):
-            result = out
-        else:
-            release(&ao)
-            result = new_out(&ao, shape, x.q.dtype, op)
+        shape[0], shape[head_axis], shape[3 - head_axis], shape[3] = a.B, a.H, a.Lq, a.Dv
+        result = attention_out(&ao, out, 4, shape, &x, mask, alibi_slopes, sinks, op)
         set_strides(&ao, a.out_stride, head_axis)
         a.out = ao.data
         a.lse = a.reference = a.sum = NULL

@@ -76,6 +76,7 @@ def attention_varlen(object q, object k, object v, object cu_seqlens_q, object c
     cdef AttentionInputs x
     cdef Array ao, al, state
     cdef fa_attention_arguments a
+    cdef Py_ssize_t shape[3]
     cdef fa_status status
     cdef str op = "attention_varlen"
     cdef object kept, result, lse = None, saved = None
@@ -84,15 +85,8 @@ def attention_varlen(object q, object k, object v, object cu_seqlens_q, object c
     try:
         kept = acquire_ragged(&x, &a, q, k, v, cu_seqlens_q, cu_seqlens_k, mask, causal, scale, window, softcap,
                               alibi_slopes, sinks)
-        shape = (x.q.shape[0], a.H, a.Dv)
-        if out is not None and acquire_out(&ao, out, shape, x.q.dtype, op) and not (
-            overlap(&ao, &x.q) or overlap(&ao, &x.k) or overlap(&ao, &x.v)
-            or meets(out, mask) or meets(out, alibi_slopes) or meets(out, sinks)
-        ):
-            result = out
-        else:
-            release(&ao)
-            result = new_out(&ao, shape, x.q.dtype, op)
+        shape[0], shape[1], shape[2] = x.q.shape[0], a.H, a.Dv
+        result = attention_out(&ao, out, 3, shape, &x, mask, alibi_slopes, sinks, op)
         a.out_stride[:] = [0, ao.stride[1], ao.stride[0]]
         a.out = ao.data
         a.lse = a.reference = a.sum = NULL

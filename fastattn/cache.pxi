@@ -40,6 +40,7 @@ def cache_attention(object q, object keys, object values, object key_scales, obj
     cdef fa_cache_arguments c
     cdef fa_attention_arguments *a = &c.attention
     cdef Py_ssize_t full[4]
+    cdef Py_ssize_t shape[4]
     cdef fa_status status
     cdef str op = "attend"
     cdef bint is_bytes = key_scales is not None
@@ -82,15 +83,8 @@ def cache_attention(object q, object keys, object values, object key_scales, obj
         if is_bytes:
             c.k_scale, c.v_scale = scale_pointer(key_scales), scale_pointer(value_scales)
             c.scale_stride[0], c.scale_stride[1] = x.k.shape[1] * x.k.shape[2], x.k.shape[2]
-        shape = (a.B, a.H, a.Lq, a.Dv)
-        if out is not None and acquire_out(&ao, out, shape, x.q.dtype, op) and not (
-            overlap(&ao, &x.q) or overlap(&ao, &x.k) or overlap(&ao, &x.v)
-            or meets(out, mask) or meets(out, alibi_slopes) or meets(out, sinks)
-        ):
-            result = out
-        else:
-            release(&ao)
-            result = new_out(&ao, shape, x.q.dtype, op)
+        shape[0], shape[1], shape[2], shape[3] = a.B, a.H, a.Lq, a.Dv
+        result = attention_out(&ao, out, 4, shape, &x, mask, alibi_slopes, sinks, op)
         set_strides(&ao, a.out_stride, 1)
         a.out = ao.data
         a.lse = a.reference = a.sum = NULL

@@ -104,13 +104,6 @@ def silu_gated_backward(object dy, object gate, object up, str op):
     return dgate, dup
 
 
-cdef object copy_to(object out, object result):
-    if out is None or out is result:
-        return result
-    np.copyto(out, result)
-    return out
-
-
 def softmax_rows(bint log, object x, object scale, object out, str op):
     """Over the last axis. `out` has the shape and dtype of x, or is None."""
     cdef double factor = finite(scale, op, "scale")
