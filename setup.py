@@ -79,6 +79,11 @@ INSTRUCTION_SETS = {
         [*AVX512, "-mavx512bf16", "-mavx512vnni"],
         {"bf16": LOW_PRECISION, "f32": BYTE_PRODUCTS},
     ),
+    "amxbf16": (
+        "AVX512",
+        [*AVX512, "-mavx512bf16", "-mavx512vnni", "-mamx-tile", "-mamx-bf16"],
+        {"bf16": LOW_PRECISION},
+    ),
 }
 BLAS = os.environ.get("FASTATTN_BLAS", "vendored")
 if BLAS not in ("vendored", "system", "none"):

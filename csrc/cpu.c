@@ -1,5 +1,6 @@
 /* CPUID and XGETBV by hand: __builtin_cpu_supports answers 0 to everything in binaries of some tool-chains (zig cc 0.17), and
    a CPU feature that the operating system does not save (XCR0) is a crash in waiting. */
+#define _DEFAULT_SOURCE /* syscall */
 #include "cpu.h"
 
 #include <pthread.h>
@@ -12,15 +13,20 @@ enum {
     HAS_AVX512 = 8, /* F, BW, DQ and VL together: the level every CPU since Skylake-SP offers */
     HAS_AVX512BF16 = 16,
     HAS_AVX512VNNI = 32,
+    HAS_AMXBF16 = 64,
 };
 
 static pthread_once_t detected = PTHREAD_ONCE_INIT;
 static unsigned features;
-static char feature_text[64];
+static char feature_text[80];
 static char brand[49];
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 static uint64_t enabled_state(void)
 {
@@ -29,9 +35,20 @@ static uint64_t enabled_state(void)
     return ((uint64_t)high << 32) | low;
 }
 
+/* Linux gives a process the matrix tiles, whose 8 KB it has to save with each thread that uses them, only when asked. */
+static int tiles_granted(void)
+{
+#if defined(__linux__) && defined(SYS_arch_prctl)
+    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+#else
+    return 0;
+#endif
+}
+
 static void detect_x86(void)
 {
-    enum { XMM_YMM = 0x6, OPMASK_ZMM = 0xe0 };
+    enum { XMM_YMM = 0x6, OPMASK_ZMM = 0xe0, TILES = 0x60000 };
     uint32_t a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d)) return;
     const int osxsave = (c >> 27) & 1, fma = (c >> 12) & 1, f16c = (c >> 29) & 1;
@@ -45,7 +62,8 @@ static void detect_x86(void)
             if ((state & OPMASK_ZMM) == OPMASK_ZMM && (b & f_dq_bw_vl) == f_dq_bw_vl) {
                 features |= HAS_AVX512;
                 if ((c >> 11) & 1) features |= HAS_AVX512VNNI;
-                const uint32_t subleaves = a;
+                const uint32_t subleaves = a, tile_and_bf16 = (1u << 24) | (1u << 22);
+                if ((state & TILES) == TILES && (d & tile_and_bf16) == tile_and_bf16 && tiles_granted()) features |= HAS_AMXBF16;
                 if (subleaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && ((a >> 5) & 1)) features |= HAS_AVX512BF16;
             }
         }
@@ -69,7 +87,8 @@ static void detect(void)
                  {HAS_AVX2, "avx2"},
                  {HAS_AVX512, "avx512"},
                  {HAS_AVX512BF16, "avx512bf16"},
-                 {HAS_AVX512VNNI, "avx512vnni"}};
+                 {HAS_AVX512VNNI, "avx512vnni"},
+                 {HAS_AMXBF16, "amxbf16"}};
 #if defined(__x86_64__)
     detect_x86();
 #endif
@@ -82,7 +101,7 @@ static void detect(void)
 
 const char *fa_isa_name(fa_isa isa)
 {
-    static const char *const names[FA_ISA_COUNT] = {"baseline", "avx2", "avx512", "avx512bf16"};
+    static const char *const names[FA_ISA_COUNT] = {"baseline", "avx2", "avx512", "avx512bf16", "amxbf16"};
     return names[isa];
 }
 
@@ -96,6 +115,7 @@ int fa_cpu_allows(fa_isa isa)
     case FA_ISA_LEVEL_AVX2: return (features & avx2) == avx2;
     case FA_ISA_LEVEL_AVX512: return (features & avx512) == avx512;
     case FA_ISA_LEVEL_AVX512BF16: return (features & avx512bf16) == avx512bf16;
+    case FA_ISA_LEVEL_AMXBF16: return (features & (avx512bf16 | HAS_AMXBF16)) == (avx512bf16 | HAS_AMXBF16);
     default: return 0;
     }
 }

@@ -2,7 +2,7 @@
 
 #include <stdatomic.h>
 
-/* The build says which ISA-specific tables it has compiled (FA_HAVE_AVX2, FA_HAVE_AVX512, FA_HAVE_AVX512BF16). */
+/* The build says which ISA-specific tables it has compiled (FA_HAVE_AVX2, FA_HAVE_AVX512, FA_HAVE_AVX512BF16, FA_HAVE_AMXBF16). */
 #define DECLARE(isa)                                            \
     FA_HIDDEN extern const fa_kernels_f32 fa_table_f32_##isa;   \
     FA_HIDDEN extern const fa_kernels_f64 fa_table_f64_##isa;   \
@@ -20,6 +20,9 @@ DECLARE(avx512)
 FA_HIDDEN extern const fa_kernels_f32 fa_table_f32_avx512bf16;
 FA_HIDDEN extern const fa_kernels_bf16 fa_table_bf16_avx512bf16;
 #endif
+#if FA_HAVE_AMXBF16
+FA_HIDDEN extern const fa_kernels_bf16 fa_table_bf16_amxbf16;
+#endif
 
 static const struct {
     const fa_kernels_f32 *f32;
@@ -36,6 +39,9 @@ static const struct {
 #endif
 #if FA_HAVE_AVX512BF16
     [FA_ISA_LEVEL_AVX512BF16] = {&fa_table_f32_avx512bf16, &fa_table_f64_avx512, &fa_table_bf16_avx512bf16, &fa_table_f16_avx512},
+#endif
+#if FA_HAVE_AMXBF16
+    [FA_ISA_LEVEL_AMXBF16] = {&fa_table_f32_avx512bf16, &fa_table_f64_avx512, &fa_table_bf16_amxbf16, &fa_table_f16_avx512},
 #endif
 };
 

@@ -49,6 +49,27 @@ FA_INLINE void store_scores(real *s, const real *q, tile_acc acc, const int mr, 
     }
 }
 
+#if FA_TILES
+/* The products of a tile's rows with the keys of its range, then the scale. */
+FA_INLINE void score_rows(real *s, const real *q, fa_index slice, fa_index mr, const real *k, fa_index keys, key_range range,
+                          fa_index padded)
+{
+    if (range.end <= range.begin) return;
+    t_configure(mr);
+    for (fa_index first = range.begin / PANEL * PANEL; first < fa_min(keys, range.end); first += PANEL) {
+        const fa_index nv = panel_vectors(keys, first), before = fa_max(0, range.begin - first) / VL;
+        const fa_index part = fa_min(nv, fa_ceil_div(range.end - first, VL)) - before;
+        matrix_product(s + first + before * VL, ATTENTION_STRIDE, mr, part, q, QUERY_STRIDE, slice, QUERY_SLICE,
+                       k + first * padded + before * VL, nv, padded);
+    }
+    t_release();
+    const vreal scale = v_broadcast(q + QUERY_SLICE);
+    const fa_index end = fa_min(range.end, fa_round_up(keys, VL));
+    for (fa_index r = 0; r < mr; r++, s += ATTENTION_STRIDE)
+        for (fa_index j = range.begin; j < end; j += VL) v_store(s + j, v_mul(v_load(s + j), scale));
+}
+#endif
+
 #define SCORE_TILE(mr, nv, width)                                                                                          \
     tile_zero(acc, mr, nv);                                                                                                \
     for (fa_index d = 0; d == 0 || d < padded; d += QUERY_SLICE)                                                           \
@@ -71,6 +92,12 @@ void KERNEL(attention_scores)(real *s, const real *q, fa_index slice, fa_index r
         return;
     }
 #endif
+#if FA_TILES
+    for (fa_index t = 0, r = 0, mr; t < deal.tiles; t++, r += mr) {
+        mr = rows_of_tile(deal, t);
+        score_rows(s + r * ATTENTION_STRIDE, q + r * QUERY_STRIDE, slice, mr, k, keys, tile_keys(begin + r, end + r, mr), padded);
+    }
+#else
     for (fa_index t0 = 0, r0 = 0; t0 < deal.tiles; t0 += PANEL_TILES) {
         /* A panel passes PANEL_TILES tiles while it is in the first-level cache. */
         const fa_index tiles = fa_min(PANEL_TILES, deal.tiles - t0);
@@ -107,6 +134,7 @@ void KERNEL(attention_scores)(real *s, const real *q, fa_index slice, fa_index r
             }
         }
     }
+#endif
 }
 
 /* 2^n of integers n <= 0; 0 below the normal range. */

@@ -178,6 +178,29 @@ FA_INLINE void add_gradients(real *dst, fa_index ld, tile_acc acc, const int mr,
 #define GRADIENT_CHAIN 32
 #endif
 
+#if FA_TILES
+#define ADD_ROW(nv)                                                       \
+    do {                                                                  \
+        FA_UNROLL                                                         \
+        for (int v = 0; v < (nv); v++) acc[0][v] = v_load(part + v * VL); \
+        add_gradients(dst, 0, acc, 1, nv, columns, scale);                \
+    } while (0)
+
+/* Rows of products, nv vectors each, added to dst. */
+FA_INLINE void add_rows(real *dst, fa_index ld, const real *part, fa_index rows, fa_index nv, fa_index columns, vreal scale)
+{
+    for (fa_index r = 0; r < rows; r++, dst += ld, part += PANEL) {
+        tile_acc acc;
+        switch (nv) {
+        case 1: ADD_ROW(1); break;
+        case 2: ADD_ROW(2); break;
+        case 3: ADD_ROW(3); break;
+        default: ADD_ROW(4); break;
+        }
+    }
+}
+#endif
+
 #define QUERY_GRADIENT_TILE(mr, nv)                                                              \
     tile_product(acc, mr, nv, ds + r * ATTENTION_STRIDE + from / FA_PACKED, ATTENTION_STRIDE, 1, \
                  panel + from / FA_PACKED * (nv) * VL, (to - from) / FA_PACKED);                 \
@@ -191,6 +214,23 @@ void KERNEL(attention_query_gradients)(real *dq, fa_index lddq, const real *ds, 
     const fa_index padded = packed_size(keys);
     const tile_deal deal = deal_rows(rows, TILE);
     const vreal factor = v_set1(scale);
+#if FA_TILES
+    for (fa_index t = 0, r = 0, mr; t < deal.tiles; t++, r += mr) {
+        mr = rows_of_tile(deal, t);
+        const key_range range = tile_keys(begin + r, end + r, mr);
+        const fa_index from = range.begin / FA_PACKED, k_size = (range.end - range.begin) / FA_PACKED;
+        if (k_size == 0) continue;
+        t_configure(mr);
+        for (fa_index first = 0; first < D; first += PANEL) {
+            const fa_index nv = panel_vectors(D, first);
+            real part[TILE * PANEL] FA_ALIGN(64);
+            matrix_product(part, PANEL, mr, nv, ds + r * ATTENTION_STRIDE + from, ATTENTION_STRIDE, 0, k_size,
+                           k + first * padded + from * nv * VL, nv, k_size);
+            add_rows(dq + r * lddq + first, lddq, part, mr, nv, D - first, factor);
+        }
+        t_release();
+    }
+#else
     for (fa_index first = 0; first < D; first += PANEL) {
         const fa_index nv = panel_vectors(D, first);
         const real *panel = k + first * padded;
@@ -211,6 +251,7 @@ void KERNEL(attention_query_gradients)(real *dq, fa_index lddq, const real *ds, 
                 }
             }
     }
+#endif
 }
 
 /* The rows that attend to one of the keys [first, first + keys), widened to whole steps. */
@@ -228,6 +269,24 @@ FA_INLINE key_range tile_rows(const fa_index *begin, const fa_index *end, fa_ind
     add_gradients(dst + j * ld + first, ld, acc, mr, nv, PANEL, one)
 #define KEY_GRADIENT_PANEL(nv) TILE_SWITCH_6(mr, KEY_GRADIENT_TILE, nv)
 
+#if FA_TILES
+#define GRADIENT_PLACES ((fa_index)48) /* pairs of rows in a call, at most */
+
+/* Rows of pairs, a key in each lane, to rows of keys: matrix tiles take the one operand by rows. */
+FA_INLINE void transpose_places(real *dst, const real *p, fa_index keys, fa_index places)
+{
+    for (fa_index j = 0; j < keys; j += VL)
+        for (fa_index i = 0; i < places; i += VL) {
+            vreal t[VL];
+            FA_UNROLL
+            for (int u = 0; u < VL; u++) t[u] = v_load(p + (i + u) * ATTENTION_STRIDE + j);
+            v_transpose(t);
+            FA_UNROLL
+            for (int u = 0; u < VL; u++) v_store(dst + (j + u) * GRADIENT_PLACES + i, t[u]);
+        }
+}
+#endif
+
 /* dst += p' x for the keys of the block, x in panels of columns, with FA_PAIRS p in pairs of rows; rows of dst are whole vectors. */
 void KERNEL(attention_key_gradients)(real *dst, fa_index ld, const real *p, fa_index rows, const real *x, fa_index keys,
                                      const fa_index *begin, const fa_index *end, fa_index D)
@@ -235,6 +294,25 @@ void KERNEL(attention_key_gradients)(real *dst, fa_index ld, const real *p, fa_i
     const fa_index padded = packed_size(rows);
     const tile_deal deal = deal_rows(keys, TILE);
     const vreal one = v_set1(1);
+#if FA_TILES
+    for (fa_index t = 0, j = 0, mr; t < deal.tiles; t++, j += mr) {
+        mr = rows_of_tile(deal, t);
+        const key_range range = tile_rows(begin, end, rows, j, mr);
+        const fa_index from = range.begin / FA_PACKED, k_size = (range.end - range.begin) / FA_PACKED;
+        real keys_first[TILE * GRADIENT_PLACES] FA_ALIGN(64);
+        if (k_size == 0) continue;
+        transpose_places(keys_first, p + j + from * ATTENTION_STRIDE, mr, k_size);
+        t_configure(mr);
+        for (fa_index first = 0; first < D; first += PANEL) {
+            const fa_index nv = panel_vectors(D, first);
+            real part[TILE * PANEL] FA_ALIGN(64);
+            matrix_product(part, PANEL, mr, nv, keys_first, GRADIENT_PLACES, 0, k_size, x + first * padded + from * nv * VL, nv,
+                           k_size);
+            add_rows(dst + j * ld + first, ld, part, mr, nv, PANEL, one);
+        }
+        t_release();
+    }
+#else
     for (fa_index first = 0; first < D; first += PANEL) {
         const fa_index nv = panel_vectors(D, first);
         const real *panel = x + first * padded;
@@ -255,6 +333,7 @@ void KERNEL(attention_key_gradients)(real *dst, fa_index ld, const real *p, fa_i
             }
         }
     }
+#endif
 }
 
 /* dst = scale src, D columns of each row. */

@@ -65,6 +65,26 @@ FA_INLINE void add_part(tile_acc acc, const real *part, const int mr, const int 
     }
 }
 
+#if FA_TILES
+#define STORE_ROW(nv)                                                                                                        \
+    do {                                                                                                                     \
+        FA_UNROLL                                                                                                            \
+        for (int v = 0; v < (nv); v++) acc[0][v] = v_load(part + v * VL);                                                    \
+        store_values(sum ? NULL : (real *)dst, sum ? (stored *)dst : NULL, 0, o, 0, acc, 1, nv, columns, alpha, sum);        \
+    } while (0)
+
+FA_INLINE void store_row(void *dst, const real *o, const real *part, fa_index nv, fa_index columns, const real *alpha, const real *sum)
+{
+    tile_acc acc;
+    switch (nv) {
+    case 1: STORE_ROW(1); break;
+    case 2: STORE_ROW(2); break;
+    case 3: STORE_ROW(3); break;
+    default: STORE_ROW(4); break;
+    }
+}
+#endif
+
 #define VALUE_TILE(mr, nv)                                                                                            \
     tile_product(acc, mr, nv, p_tile, ATTENTION_STRIDE, 1, panel + range.begin / FA_PACKED * (nv) * VL,               \
                  (chain_end - range.begin) / FA_PACKED);                                                              \
@@ -86,6 +106,27 @@ void KERNEL(attention_values)(void *dst, fa_index lddst, const real *o, fa_index
 {
     const fa_index padded = packed_size(keys);
     const tile_deal deal = deal_rows(rows, TILE);
+#if FA_TILES
+    for (fa_index t = 0, r = 0, mr; t < deal.tiles; t++, r += mr) {
+        mr = rows_of_tile(deal, t);
+        const key_range range = tile_keys(begin + r, end + r, mr);
+        const fa_index from = range.begin / FA_PACKED, k_size = (range.end - range.begin) / FA_PACKED;
+        if (range.end == 0 && o) continue;
+        t_configure(mr);
+        for (fa_index first = 0; first < D; first += PANEL) {
+            const fa_index nv = panel_vectors(D, first);
+            real part[TILE * PANEL] FA_ALIGN(64);
+            matrix_product(part, PANEL, mr, nv, p + r * ATTENTION_STRIDE + from, ATTENTION_STRIDE, 0, fa_max(TILE_K, k_size),
+                           v + first * padded + from * nv * VL, nv, k_size);
+            for (fa_index i = 0; i < mr; i++) {
+                const fa_index at = (r + i) * lddst + first;
+                store_row(sum ? (void *)((stored *)dst + at) : (void *)((real *)dst + at), o ? o + (r + i) * ldo + first : NULL,
+                          part + i * PANEL, nv, D - first, alpha + r + i, sum ? sum + r + i : NULL);
+            }
+        }
+        t_release();
+    }
+#else
     for (fa_index first = 0; first < D; first += PANEL) {
         const fa_index nv = panel_vectors(D, first), columns = D - first;
         const real *panel = v + first * padded;
@@ -107,6 +148,7 @@ void KERNEL(attention_values)(void *dst, fa_index lddst, const real *o, fa_index
             }
         }
     }
+#endif
 }
 
 /* o = alpha o, for BLAS, which adds to it. */

@@ -12,7 +12,9 @@
    belongs.
 
    With FA_PAIRS places of a real hold pairs of bfloat16, as in attention.c: of neighbouring dimensions in queries and keys, of
-   neighbouring keys in P and values. */
+   neighbouring keys in P and values. With FA_TILES the sums are those of matrix tiles (simd/amx.h), by multiply-adds of reals: few rows
+   would leave most of a tile empty, and keys are read as fast as memory gives them. A sum that is subnormal on its way may differ
+   from theirs. */
 #include "attention.h"
 #include "common.h"
 #include "tile.h"
@@ -30,7 +32,7 @@
 #define LINE (64 / (fa_index)sizeof(stored))
 #define BLOCK_LINES (VL * VL * FA_PACKED / (int)LINE) /* of VL rows by VL places */
 
-#if defined(FA_ISA_AVX512)
+#if defined(FA_ISA_AVX512) && !FA_TILES
 #define ACCUMULATORS 24
 #define VALUE_VECTORS 8
 #else
@@ -60,9 +62,38 @@ FA_INLINE fa_index prefetch_rows(fa_index next, const stored *ahead, fa_index ld
 FA_INLINE vreal load_places(const stored *p, fa_index left)
 {
 #if FA_PAIRS
-    return FA_LIKELY(left >= 2 * VL) ? v_load_pairs(p) : v_load_pairs_n(p, left);
+    const vreal x = FA_LIKELY(left >= 2 * VL) ? v_load_pairs(p) : v_load_pairs_n(p, left);
+    return FA_TILES ? v_normal_pairs(x) : x;
 #else
     return FA_LIKELY(left >= VL) ? v_load_stored(p) : v_load_stored_n(p, left);
+#endif
+}
+
+/* acc[r] += the products of a query's VL places, rows of q, with those of VL keys. */
+FA_INLINE void add_scores(vreal acc[DECODE_TILE], const int mr, const real *q, const vreal a[VL])
+{
+#if FA_TILES
+    vreal first[DECODE_TILE], second[DECODE_TILE];
+    FA_UNROLL
+    for (int r = 0; r < mr; r++) first[r] = second[r] = v_zero();
+    FA_UNROLL
+    for (int i = 0; i < VL; i++) {
+        const vreal a0 = v_first_of_pairs(a[i]), a1 = v_second_of_pairs(a[i]);
+        FA_UNROLL
+        for (int r = 0; r < mr; r++) {
+            const vreal x = v_normal_pairs(v_broadcast(q + r * QUERY_STRIDE + i));
+            first[r] = v_fma(v_first_of_pairs(x), a0, first[r]);
+            second[r] = v_fma(v_second_of_pairs(x), a1, second[r]);
+        }
+    }
+    FA_UNROLL
+    for (int r = 0; r < mr; r++) acc[r] = v_add(acc[r], v_add(first[r], second[r]));
+#else
+    FA_UNROLL
+    for (int i = 0; i < VL; i++) {
+        FA_UNROLL
+        for (int r = 0; r < mr; r++) acc[r] = v_multiply_add(v_broadcast(q + r * QUERY_STRIDE + i), a[i], acc[r]);
+    }
 #endif
 }
 
@@ -94,12 +125,7 @@ FA_INLINE void score_tile(real *s, const real *q, fa_index slice, const int mr, 
                     if (i % 4 == 3) row += 4 * ld;
                 }
                 v_transpose(a);
-                FA_UNROLL
-                for (int i = 0; i < VL; i++) {
-                    FA_UNROLL
-                    for (int r = 0; r < mr; r++)
-                        acc[g][r] = v_multiply_add(v_broadcast(q + r * QUERY_STRIDE + d + i), a[i], acc[g][r]);
-                }
+                add_scores(acc[g], mr, q + d, a);
             }
         }
     }
@@ -191,10 +217,53 @@ FA_INLINE void load_values(vreal *x, const int nv, const stored *v, const stored
 #endif
 }
 
+#if FA_TILES
+/* VL columns of the value of a key, NULL: none. */
+FA_INLINE vreal tile_value(const stored *v, fa_index columns, const int clean)
+{
+    if (!v) return v_zero();
+    return v_normal_pairs(finite_or_zero(columns >= VL ? v_load_stored(v) : v_load_stored_n(v, columns), clean));
+}
+#endif
+
 /* part[r] += p v over `keys` keys and nv vectors of columns; `columns` is how many there are, or VL * nv at least. */
 FA_INLINE void value_tile(real *part, fa_index ld, const int mr, const int nv, const real *p, const void *const *row,
                           fa_index column, fa_index keys, const int first, const int clean, const fa_index columns)
 {
+#if FA_TILES
+    vreal even[DECODE_TILE][VALUE_VECTORS], odd[DECODE_TILE][VALUE_VECTORS];
+    FA_UNROLL
+    for (int r = 0; r < mr; r++) {
+        FA_UNROLL
+        for (int u = 0; u < nv; u++) even[r][u] = odd[r][u] = v_zero();
+    }
+    for (fa_index j = 0; j < keys; j += FA_PACKED, p++) {
+        const stored *v = (const stored *)row[j] + column, *second = j + 1 < keys ? (const stored *)row[j + 1] + column : NULL;
+        vreal x0[VALUE_VECTORS], x1[VALUE_VECTORS];
+        FA_UNROLL
+        for (int u = 0; u < nv; u++) {
+            x0[u] = tile_value(v + u * VL, columns - u * VL, clean);
+            x1[u] = tile_value(second ? second + u * VL : NULL, columns - u * VL, clean);
+        }
+        FA_UNROLL
+        for (int r = 0; r < mr; r++) {
+            const vreal w = v_broadcast(p + r * ATTENTION_STRIDE), w0 = v_first_of_pairs(w), w1 = v_second_of_pairs(w);
+            FA_UNROLL
+            for (int u = 0; u < nv; u++) {
+                even[r][u] = v_fma(w0, x0[u], even[r][u]);
+                odd[r][u] = v_fma(w1, x1[u], odd[r][u]);
+            }
+        }
+    }
+    FA_UNROLL
+    for (int r = 0; r < mr; r++) {
+        FA_UNROLL
+        for (int u = 0; u < nv; u++) {
+            real *to = part + r * ld + u * VL;
+            v_store(to, v_add(first ? v_zero() : v_load(to), v_add(even[r][u], odd[r][u])));
+        }
+    }
+#else
     vreal acc[DECODE_TILE][VALUE_VECTORS];
     FA_UNROLL
     for (int r = 0; r < mr; r++) {
@@ -217,6 +286,7 @@ FA_INLINE void value_tile(real *part, fa_index ld, const int mr, const int nv, c
         FA_UNROLL
         for (int u = 0; u < nv; u++) v_store(part + r * ld + u * VL, acc[r][u]);
     }
+#endif
 }
 
 #define VALUE_TILE(mr, nv)                                                                                                    \
@@ -251,10 +321,12 @@ FA_INLINE void value_chain(real *part, fa_index ld, const real *p, fa_index rows
                            fa_index end, fa_index D, const int clean)
 {
     const fa_index some = CHUNK_BYTES / (fa_max(1, D) * (fa_index)sizeof(stored));
-    const fa_index most = fa_max(1, fa_min(CHUNK_KEYS, some) / FA_PACKED) * FA_PACKED;
+    /* Those of matrix tiles are a step of their sums. */
+    const fa_index most =
+        FA_TILES ? TILE_K * FA_PACKED : fa_max(1, fa_min(CHUNK_KEYS, some) / FA_PACKED) * FA_PACKED;
     for (fa_index j = begin, keys; j < end; j += keys) {
         const void *row[CHUNK_KEYS];
-        keys = fa_min(most, end - j);
+        keys = fa_min(FA_TILES ? most - j % most : most, end - j);
         find_rows(row, v, j, keys);
         if (v->table) prefetch_values(v, j + AHEAD_CHUNKS * most, keys, D * (fa_index)sizeof(stored));
         value_chunk(part, ld, p + j / FA_PACKED, rows, row, keys, D, j == begin, clean);

@@ -46,6 +46,27 @@ void KERNEL(pack_columns)(real *dst, fa_index step, const stored *src, fa_index 
     for (k = fa_ceil_div(k_size, FA_PACKED); k < k_padded; k++) v_store(dst + k * step, v_zero());
 }
 
+#if FA_TILES
+/* Rows that tiles of a deal are packed and multiplied with: those of the larger ones, so that t_configure is called once. */
+FA_INLINE fa_index common_rows(tile_deal deal) { return deal.base + (deal.larger > 0); }
+
+/* Matrix tiles take rows as they are, one after another. */
+void KERNEL(pack_rows)(real *dst, const stored *const *rows, fa_index m, fa_index nv, fa_index k_size, fa_index k_padded)
+{
+    const fa_index most = TILE_ROWS(nv);
+    const tile_deal deal = deal_rows(m, most);
+    (void)nv;
+    for (fa_index t = 0; t < deal.tiles; t++, dst += most * k_padded) {
+        const fa_index mr = rows_of_tile(deal, t);
+        for (fa_index r = 0; r < common_rows(deal); r++)
+            for (fa_index k = 0; k < k_padded; k += VL) {
+                const fa_index count = r < mr ? k_size - k * FA_PACKED : 0;
+                v_store(dst + r * k_padded + k, count > 0 ? load_packed(rows[r] + k * FA_PACKED, count) : v_zero());
+            }
+        rows += mr;
+    }
+}
+#else
 /* One tile: dst[k * most + r] = rows[r][k]. Vectors of VL rows are stored whole, each over the end of the one before it, in
    ascending k; what the last ones write beyond the tile is the padding that the contract asks for. */
 FA_INLINE void pack_tile(real *dst, const stored *const *rows, fa_index mr, const fa_index most, fa_index k_size,
@@ -85,7 +106,9 @@ void KERNEL(pack_rows)(real *dst, const stored *const *rows, fa_index m, fa_inde
         rows += mr;
     }
 }
+#endif
 
+#if !defined(FA_STORED_BF16) && !defined(FA_STORED_F16)
 /* Of each row k, `columns` elements from `column` on, at dst[k * step]: whole vectors up to `width`, zeros where there is nothing. */
 FA_INLINE void copy_columns(real *dst, fa_index step, fa_index width, const real *const *rows, fa_index column, fa_index columns,
                             fa_index k_size, fa_index k_padded)
@@ -116,7 +139,47 @@ void KERNEL(copy_tiles)(real *dst, const real *const *rows, fa_index column, fa_
         column += mr;
     }
 }
+#endif
 
+#if FA_TILES
+/* c = part, or c += part, of `columns` columns. */
+FA_INLINE void add_part(real *c, fa_index ldc, const real *part, fa_index ldpart, fa_index mr, fa_index columns, int accumulate)
+{
+    for (fa_index r = 0; r < mr; r++, c += ldc, part += ldpart)
+        for (fa_index j = 0; j < columns; j += VL) {
+            const fa_index count = fa_min(VL, columns - j);
+            const vreal x = v_load(part + j);
+            v_store_n(c + j, accumulate ? v_add(v_load_n(c + j, count), x) : x, count);
+        }
+}
+
+void KERNEL(gemm_panels)(real *c, fa_index ldc, fa_index c_panel, const real *a, fa_index m, const real *b, fa_index panel_stride,
+                         fa_index n_panels, fa_index last_columns, fa_index nv, fa_index k_size, int accumulate)
+{
+    const fa_index k_block = K_BLOCK(nv), most = TILE_ROWS(nv);
+    const tile_deal deal = deal_rows(m, most);
+    const fa_index height = common_rows(deal);
+    real part[TILE_ROWS(TILE_MAX_VECTORS) * TILE_MAX_VECTORS * VL] FA_ALIGN(64);
+    if (m == 0) return;
+    t_configure(height);
+    for (fa_index p = 0; p < n_panels; p++, b += panel_stride, c += c_panel) {
+        const fa_index columns = p + 1 < n_panels ? nv * VL : last_columns;
+        for (fa_index k = 0; k == 0 || k < k_size; k += k_block) {
+            const fa_index kb = fa_min(k_block, k_size - k);
+            const real *ak = a + k;
+            real *to = c;
+            for (fa_index t = 0, mr; t < deal.tiles; t++, ak += most * k_size, to += mr * ldc) {
+                mr = rows_of_tile(deal, t);
+                const int direct = mr == height && columns == nv * VL && !accumulate && k == 0;
+                matrix_product(direct ? to : part, direct ? ldc : nv * VL, height, nv, ak, k_size, 0, fa_max(TILE_K, kb),
+                               b + k * nv * VL, nv, kb);
+                if (!direct) add_part(to, ldc, part, nv * VL, mr, columns, accumulate || k > 0);
+            }
+        }
+    }
+    t_release();
+}
+#else
 FA_INLINE void add_tile(real *c, fa_index ldc, tile_acc acc, const int mr, const int nv, fa_index columns, int accumulate)
 {
     if (FA_LIKELY(columns >= nv * VL)) {
@@ -260,7 +323,9 @@ void KERNEL(gemm_panels)(real *c, fa_index ldc, fa_index c_panel, const real *a,
         }
     }
 }
+#endif
 
+#if !defined(FA_STORED_BF16) && !defined(FA_STORED_F16)
 #define SUM_ROWS 64 /* short chains: the sum over a batch is closer to the exact one than a single chain would be */
 
 void KERNEL(sum_rows)(real *sum, const real *x, fa_index ldx, const real *const *y, fa_index rows, fa_index n)
@@ -280,3 +345,4 @@ void KERNEL(sum_rows)(real *sum, const real *x, fa_index ldx, const real *const 
         v_store_n(sum + j, total, count);
     }
 }
+#endif

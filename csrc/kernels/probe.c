@@ -6,6 +6,13 @@
 /* PROBE_CHAINS vectors x = x f + d, or of pairs x = x + f d, `rounds` times. The result is stored so that it is computed. */
 void KERNEL(probe_multiply_add)(real *result, fa_index rounds)
 {
+#if FA_TILES
+    enum { PAIRS_OF_ROUND = PROBE_CHAINS * VL, PAIRS_OF_TILES = 4 * T_ROWS * T_K * VL };
+    t_configure(2 * T_ROWS);
+    t_probe(fa_ceil_div(rounds * PAIRS_OF_ROUND, PAIRS_OF_TILES));
+    t_release();
+    result[2] = 0;
+#else
     vreal x[PROBE_CHAINS];
     const vreal f = v_broadcast(result), d = v_broadcast(result + 1);
     FA_UNROLL
@@ -18,6 +25,7 @@ void KERNEL(probe_multiply_add)(real *result, fa_index rounds)
     FA_UNROLL
     for (int c = 1; c < PROBE_CHAINS; c++) sum = v_add(sum, x[c]);
     result[2] = v_reduce_add(sum);
+#endif
 }
 
 /* The sum of n elements, four vectors at a time. */

@@ -1,7 +1,7 @@
 /* The table of this ISA and type. */
 #include "common.h"
 
-#include "attention.h"
+#include "attention_tile.h"
 #include "gemm.h"
 #include "kernels.h"
 #include "probe.h"
@@ -68,7 +68,7 @@ TABLE(TYPE, FA_SUFFIX) = {
               .packed = FA_PACKED,
               .tile_k = TILE_K,
               .k_block = {0, 0, K_BLOCK(2), K_BLOCK(3), K_BLOCK(4)},
-              .attention_rows = TILE_ROWS(FA_NV),
+              .attention_rows = ATTENTION_ROWS,
               .attention_stride = ATTENTION_STRIDE,
               .attention_keys = ATTENTION_KEYS,
               .query_slice = QUERY_SLICE,

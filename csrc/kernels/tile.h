@@ -19,7 +19,9 @@
 
 /* Rows of a tile of nv vectors: as many accumulators as leave registers for nv vectors of b and one of a. 12 accumulators of 16
    registers (24 of 32) are also chains enough to keep two multiply-add ports of latency 4 busy. */
-#if defined(FA_ISA_AVX512)
+#if FA_TILES
+#define TILE_ROWS(nv) (2 * T_ROWS)
+#elif defined(FA_ISA_AVX512)
 #define TILE_ROWS(nv) ((nv) == 2 ? 12 : (nv) == 3 ? 8 : 6)
 #else
 #define TILE_ROWS(nv) ((nv) <= 2 ? 6 : (nv) == 3 ? 4 : 3)
@@ -29,7 +31,11 @@
 
 /* k runs in steps of this; operands are padded with zeros, which change no bit of a sum that began at +0. 8 against 4: +4 % at
    k = 64, the head size of attention. */
+#if FA_TILES
+#define TILE_K T_K
+#else
 #define TILE_K 8
+#endif
 
 typedef vreal tile_acc[TILE_MAX_ROWS][TILE_MAX_VECTORS];
 
@@ -68,6 +74,31 @@ FA_INLINE void tile_product(tile_acc acc, const int mr, const int nv, const real
     tile_zero(acc, mr, nv);
     tile_product_part(acc, mr, nv, nv, a, row_step, k_step, b, k_size);
 }
+
+#if FA_TILES
+/* c = a b for at most TILE_ROWS rows, which t_configure has been told of, and nv of the `width` vectors of a panel: through memory, as
+   tiles have no other way to vectors. a in slices as t_product_2 has them. */
+FA_INLINE void matrix_product(real *c, fa_index ldc, fa_index mr, fa_index nv, const real *a, fa_index lda, fa_index slice,
+                              fa_index slice_k, const real *b, fa_index width, fa_index k_size)
+{
+    const fa_index ldb = width * VL;
+    if (mr > T_ROWS) {
+        for (fa_index v = 0; v < nv; v += 2) {
+            if (v + 1 < nv)
+                t_product_2(c + v * VL, ldc, 1, a, lda, slice, slice_k, b + v * VL, ldb, k_size);
+            else
+                t_product_2(c + v * VL, ldc, 0, a, lda, slice, slice_k, b + v * VL, ldb, k_size);
+        }
+        return;
+    }
+    switch (nv) {
+    case 1: t_product_1(c, ldc, 1, a, lda, slice, slice_k, b, ldb, k_size); break;
+    case 2: t_product_1(c, ldc, 2, a, lda, slice, slice_k, b, ldb, k_size); break;
+    case 3: t_product_1(c, ldc, 3, a, lda, slice, slice_k, b, ldb, k_size); break;
+    default: t_product_1(c, ldc, 4, a, lda, slice, slice_k, b, ldb, k_size); break;
+    }
+}
+#endif
 
 /* How rows are dealt to tiles of at most `most`: as evenly as possible, the larger first (13 = 5 + 4 + 4, not 6 + 6 + 1), because
    a tile of few rows has too few chains to hide the latency of the multiply-add. */

@@ -11,6 +11,7 @@
      FA_NV             vectors across a register tile of attention (kernels/tile.h has the rows)
      FA_HAS_FMA        1 when v_fma rounds once
      FA_PAIRS          1 when packed operands of products hold pairs of bfloat16 (AVX-512 BF16 and FA_STORED_BF16), else 0
+     FA_TILES          1 when products of pairs go through the matrix tiles of amx.h (AMX, with FA_PAIRS), else 0
      FA_PACKED         elements in a packed operand's place of one real: 2 with FA_PAIRS, else 1
 
    memory      v_load(p) v_store(p, a)           any alignment
@@ -35,6 +36,9 @@
                v_pack(a, b)                      a, then b, rounded to nearest even; subnormals become 0
                v_pack_lanes(a, b)                likewise, lane by lane: the pairs a[i], b[i]
                v_pair_of_ones()
+               v_first_of_pairs(a) v_second_of_pairs(a)  widened
+               v_normal_pairs(a)                 subnormals become 0
+   tiles       t_configure t_product_1 t_product_2 t_release t_probe: amx.h
    arithmetic  v_add v_sub v_mul v_div v_sqrt    IEEE, round to nearest even
                v_fma(a, b, c)  = a b + c         one rounding where FA_HAS_FMA, else two
                v_fnma(a, b, c) = c - a b
@@ -93,6 +97,11 @@ typedef real stored;
 #define FA_PAIRS 0
 #endif
 #define FA_PACKED (1 + FA_PAIRS)
+#if FA_PAIRS && defined(__AMX_BF16__)
+#define FA_TILES 1
+#else
+#define FA_TILES 0
+#endif
 
 #if defined(FA_REAL_F32)
 #define V_MAGIC 0x1.8p23f
@@ -104,6 +113,9 @@ typedef real stored;
 
 #if defined(FA_ISA_AVX512)
 #include "avx512.h"
+#if FA_TILES
+#include "amx.h"
+#endif
 #elif defined(FA_ISA_AVX2)
 #include "avx2.h"
 #elif defined(FA_ISA_PORTABLE)

@@ -1,0 +1,108 @@
+/* Matrix tiles (AMX): products of pairs of bfloat16, 16 x 16 sums of 32 terms in one instruction. Included by simd.h where FA_TILES
+   is 1.
+
+   The eight tiles have fixed parts: four of sums, two of rows of a, two of vectors of b. A block is 2 x 2 of sums (`both`: more than
+   T_ROWS rows of a by two vectors of b) or 1 x 4: sums that do not wait for each other hide the latency of the instruction. */
+#ifndef FA_SIMD_AMX_H
+#define FA_SIMD_AMX_H
+
+#define T_ROWS 16 /* of a, in a tile */
+#define T_K 16    /* pairs of k in a step */
+
+/* For blocks of `rows` rows, 1 to 2 T_ROWS. Until t_release, and for this thread alone. */
+FA_INLINE void t_configure(fa_index rows)
+{
+    struct {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } FA_ALIGN(64) tiles = {.palette = 1};
+    const uint8_t first = (uint8_t)fa_min(rows, T_ROWS), second = (uint8_t)(rows > T_ROWS ? rows - T_ROWS : first);
+    const uint8_t of_tile[8] = {first, first, second, second, first, second, T_K, T_K};
+    for (int i = 0; i < 8; i++) {
+        tiles.row_bytes[i] = 64;
+        tiles.rows[i] = of_tile[i];
+    }
+    _tile_loadconfig(&tiles);
+}
+FA_INLINE void t_release(void) { _tile_release(); }
+
+/* c = a b over k_size pairs of k, a multiple of T_K, in slices: pair k of row r of a at a[k / slice_k * slice + r * lda + k % slice_k],
+   vector v of b at b[k * ldb + v * VL]; slice_k is a multiple of T_K. Each sum is c + (even + odd) for T_K pairs after another, even
+   and odd the chains of multiply-adds over the first and the second of the pairs; subnormal operands and results are 0. */
+FA_INLINE void t_product_2(real *c, fa_index ldc, const int two, const real *a, fa_index lda, fa_index slice, fa_index slice_k,
+                           const real *b, fa_index ldb, fa_index k_size)
+{
+    _tile_zero(0);
+    _tile_zero(2);
+    if (two) {
+        _tile_zero(1);
+        _tile_zero(3);
+    }
+    for (; k_size > 0; k_size -= slice_k, a += slice) {
+        for (const real *ak = a, *end = a + fa_min(k_size, slice_k); ak != end; ak += T_K, b += T_K * ldb) {
+            _tile_loadd(6, b, ldb * (fa_index)sizeof(real));
+            _tile_loadd(4, ak, lda * (fa_index)sizeof(real));
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_loadd(5, ak + T_ROWS * lda, lda * (fa_index)sizeof(real));
+            _tile_dpbf16ps(2, 5, 6);
+            if (two) {
+                _tile_loadd(7, b + VL, ldb * (fa_index)sizeof(real));
+                _tile_dpbf16ps(1, 4, 7);
+                _tile_dpbf16ps(3, 5, 7);
+            }
+        }
+    }
+    _tile_stored(0, c, ldc * (fa_index)sizeof(real));
+    _tile_stored(2, c + T_ROWS * ldc, ldc * (fa_index)sizeof(real));
+    if (two) {
+        _tile_stored(1, c + VL, ldc * (fa_index)sizeof(real));
+        _tile_stored(3, c + T_ROWS * ldc + VL, ldc * (fa_index)sizeof(real));
+    }
+}
+
+/* The same with at most T_ROWS rows and nv vectors, 1 to 4. */
+FA_INLINE void t_product_1(real *c, fa_index ldc, const int nv, const real *a, fa_index lda, fa_index slice, fa_index slice_k,
+                           const real *b, fa_index ldb, fa_index k_size)
+{
+    _tile_zero(0);
+    if (nv > 1) _tile_zero(1);
+    if (nv > 2) _tile_zero(2);
+    if (nv > 3) _tile_zero(3);
+    for (; k_size > 0; k_size -= slice_k, a += slice) {
+        for (const real *ak = a, *end = a + fa_min(k_size, slice_k); ak != end; ak += T_K, b += T_K * ldb) {
+            _tile_loadd(4, ak, lda * (fa_index)sizeof(real));
+            _tile_loadd(6, b, ldb * (fa_index)sizeof(real));
+            _tile_dpbf16ps(0, 4, 6);
+            if (nv > 1) {
+                _tile_loadd(7, b + VL, ldb * (fa_index)sizeof(real));
+                _tile_dpbf16ps(1, 4, 7);
+            }
+            if (nv > 2) {
+                _tile_loadd(6, b + 2 * VL, ldb * (fa_index)sizeof(real));
+                _tile_dpbf16ps(2, 4, 6);
+            }
+            if (nv > 3) {
+                _tile_loadd(7, b + 3 * VL, ldb * (fa_index)sizeof(real));
+                _tile_dpbf16ps(3, 4, 7);
+            }
+        }
+    }
+    _tile_stored(0, c, ldc * (fa_index)sizeof(real));
+    if (nv > 1) _tile_stored(1, c + VL, ldc * (fa_index)sizeof(real));
+    if (nv > 2) _tile_stored(2, c + 2 * VL, ldc * (fa_index)sizeof(real));
+    if (nv > 3) _tile_stored(3, c + 3 * VL, ldc * (fa_index)sizeof(real));
+}
+
+/* The pairs of four sums that depend on nothing but themselves, `rounds` times: what probes time. */
+FA_INLINE void t_probe(fa_index rounds)
+{
+    for (fa_index i = 0; i < rounds; i++) {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+}
+
+#endif
