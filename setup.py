@@ -8,7 +8,9 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import sysconfig
+import tempfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +18,7 @@ from pathlib import Path
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent
 CSRC = ROOT / "csrc"
@@ -61,7 +64,7 @@ LOW_PRECISION = {
     "ops/rope",
     "ops/softmax",
 }
-# What float32 has of its own in avx512bf16.
+# What float32 has of its own in avx512bf16 (and in amxbf16, which is bfloat16 alone).
 BYTE_PRODUCTS = {"kernels/decode_i8", "kernels/table"}
 COMMON = ["-std=c11", "-O2", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
 ALL_FILES = {"f32": None, "f64": None, "bf16": LOW_PRECISION, "f16": LOW_PRECISION}
@@ -121,7 +124,11 @@ class BuildExt(build_ext):
 
     def build_extension(self, ext):
         is_x86 = platform.machine().lower() in ("x86_64", "amd64")
-        sets = INSTRUCTION_SETS if is_x86 else {"baseline": INSTRUCTION_SETS["baseline"]}
+        sets = {
+            name: of_set
+            for name, of_set in INSTRUCTION_SETS.items()
+            if name == "baseline" or (is_x86 and self.accepts(name, of_set[1]))
+        }
         jobs, real_set = [], ""
         for name, (header, flags, types) in sets.items():
             if types is ALL_FILES:
@@ -151,6 +158,18 @@ class BuildExt(build_ext):
         super().build_extension(ext)
         if BLAS == "vendored":
             self.vendor_blas(Path(self.get_ext_fullpath(ext.name)).parent)
+
+    def accepts(self, name, flags):
+        """Whether the compiler knows the flags of a set: GCC has those of AMX since 11. Without them the set is left out."""
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "empty.c"
+            source.write_text("typedef int empty;\n")
+            try:
+                self.compiler.compile([str(source)], output_dir=folder, extra_postargs=flags)
+            except CompileError:
+                print(f"fastattn: this compiler knows no {' '.join(flags)}: left out {name}", file=sys.stderr)
+                return False
+        return True
 
     def compile_one(self, source, variant, macros, flags, newest_header):
         # Not in build_temp, which an editable install throws away: what is up to date is not compiled again. Another

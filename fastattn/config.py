@@ -39,7 +39,7 @@ def available_isas() -> list[str]:
 
 
 def get_isa() -> str:
-    """The instruction set in force: "baseline", "avx2", "avx512" or "avx512bf16"."""
+    """The instruction set in force: "baseline", "avx2", "avx512", "avx512bf16" or "amxbf16"."""
     return _core.get_isa()
 
 

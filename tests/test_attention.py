@@ -203,7 +203,7 @@ def test_causal_true_is_bottom_right_of_a_square(isa, dtype, rng):
 def test_lengths_of_queries_and_keys(isa, strategy, dtype, rng, causal):
     comparison = Comparison(dtype)
     q_lengths, kv_lengths = np.array([0, 1, 13, 29, 29, 7]), np.array([5, 0, 600, 1, 513, 29])
-    for window in (None, (4, 2)):
+    for window in (None, (4, 2)) * 3:  # the largest error of one draw is that of a row or two
         q, k, v = arrays(rng, dtype, B=6, H=4, Hk=2, Lq=29, Lk=600, D=5)
         options = {"causal": causal, "window": window}
         out, lse = comparison.add(q, k, v, q_lengths=q_lengths, kv_lengths=kv_lengths, **options)

@@ -66,14 +66,15 @@ FA_INLINE void add_part(tile_acc acc, const real *part, const int mr, const int 
 }
 
 #if FA_TILES
-#define STORE_ROW(nv)                                                                                                        \
-    do {                                                                                                                     \
-        FA_UNROLL                                                                                                            \
-        for (int v = 0; v < (nv); v++) acc[0][v] = v_load(part + v * VL);                                                    \
-        store_values(sum ? NULL : (real *)dst, sum ? (stored *)dst : NULL, 0, o, 0, acc, 1, nv, columns, alpha, sum);        \
+#define STORE_ROW(nv)                                                                                                 \
+    do {                                                                                                              \
+        FA_UNROLL                                                                                                     \
+        for (int v = 0; v < (nv); v++) acc[0][v] = v_load(part + v * VL);                                             \
+        store_values(sum ? NULL : (real *)dst, sum ? (stored *)dst : NULL, 0, o, 0, acc, 1, nv, columns, alpha, sum); \
     } while (0)
 
-FA_INLINE void store_row(void *dst, const real *o, const real *part, fa_index nv, fa_index columns, const real *alpha, const real *sum)
+FA_INLINE void store_row(void *dst, const real *o, const real *part, fa_index nv, fa_index columns, const real *alpha,
+                         const real *sum)
 {
     tile_acc acc;
     switch (nv) {

@@ -322,8 +322,7 @@ FA_INLINE void value_chain(real *part, fa_index ld, const real *p, fa_index rows
 {
     const fa_index some = CHUNK_BYTES / (fa_max(1, D) * (fa_index)sizeof(stored));
     /* Those of matrix tiles are a step of their sums. */
-    const fa_index most =
-        FA_TILES ? TILE_K * FA_PACKED : fa_max(1, fa_min(CHUNK_KEYS, some) / FA_PACKED) * FA_PACKED;
+    const fa_index most = FA_TILES ? TILE_K * FA_PACKED : fa_max(1, fa_min(CHUNK_KEYS, some) / FA_PACKED) * FA_PACKED;
     for (fa_index j = begin, keys; j < end; j += keys) {
         const void *row[CHUNK_KEYS];
         keys = fa_min(FA_TILES ? most - j % most : most, end - j);

@@ -50,18 +50,19 @@ void KERNEL(pack_columns)(real *dst, fa_index step, const stored *src, fa_index 
 /* Rows that tiles of a deal are packed and multiplied with: those of the larger ones, so that t_configure is called once. */
 FA_INLINE fa_index common_rows(tile_deal deal) { return deal.base + (deal.larger > 0); }
 
-/* Matrix tiles take rows as they are, one after another. */
+/* Matrix tiles take rows: those of a step of k one after another, so that they fall on different cache sets. */
 void KERNEL(pack_rows)(real *dst, const stored *const *rows, fa_index m, fa_index nv, fa_index k_size, fa_index k_padded)
 {
     const fa_index most = TILE_ROWS(nv);
     const tile_deal deal = deal_rows(m, most);
+    const fa_index height = common_rows(deal);
     (void)nv;
     for (fa_index t = 0; t < deal.tiles; t++, dst += most * k_padded) {
         const fa_index mr = rows_of_tile(deal, t);
-        for (fa_index r = 0; r < common_rows(deal); r++)
-            for (fa_index k = 0; k < k_padded; k += VL) {
+        for (fa_index r = 0; r < height; r++)
+            for (fa_index k = 0; k < k_padded; k += T_K) {
                 const fa_index count = r < mr ? k_size - k * FA_PACKED : 0;
-                v_store(dst + r * k_padded + k, count > 0 ? load_packed(rows[r] + k * FA_PACKED, count) : v_zero());
+                v_store(dst + k * height + r * T_K, count > 0 ? load_packed(rows[r] + k * FA_PACKED, count) : v_zero());
             }
         rows += mr;
     }
@@ -166,12 +167,12 @@ void KERNEL(gemm_panels)(real *c, fa_index ldc, fa_index c_panel, const real *a,
         const fa_index columns = p + 1 < n_panels ? nv * VL : last_columns;
         for (fa_index k = 0; k == 0 || k < k_size; k += k_block) {
             const fa_index kb = fa_min(k_block, k_size - k);
-            const real *ak = a + k;
+            const real *ak = a + k * height;
             real *to = c;
             for (fa_index t = 0, mr; t < deal.tiles; t++, ak += most * k_size, to += mr * ldc) {
                 mr = rows_of_tile(deal, t);
                 const int direct = mr == height && columns == nv * VL && !accumulate && k == 0;
-                matrix_product(direct ? to : part, direct ? ldc : nv * VL, height, nv, ak, k_size, 0, fa_max(TILE_K, kb),
+                matrix_product(direct ? to : part, direct ? ldc : nv * VL, height, nv, ak, T_K, height * T_K, T_K,
                                b + k * nv * VL, nv, kb);
                 if (!direct) add_part(to, ldc, part, nv * VL, mr, columns, accumulate || k > 0);
             }

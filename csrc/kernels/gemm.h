@@ -4,7 +4,9 @@
 
 /* k per pass over a panel of nv vectors: 16 KB of panel, half of the smallest first-level cache (32 KB); 32 KB for AVX-512, whose
    tiles read a panel from the second level at half the rate that it sustains. */
-#if defined(FA_ISA_AVX512)
+#if FA_TILES
+#define PANEL_BYTES 131072
+#elif defined(FA_ISA_AVX512)
 #define PANEL_BYTES 32768
 #else
 #define PANEL_BYTES 16384
