@@ -160,14 +160,14 @@ class BuildExt(build_ext):
             self.vendor_blas(Path(self.get_ext_fullpath(ext.name)).parent)
 
     def accepts(self, name, flags):
-        """Whether the compiler knows the flags of a set: GCC has those of AMX since 11. Without them the set is left out."""
+        """Whether the compiler knows the flags of a set (GCC has those of AMX since 11); without, the set is left out."""
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "empty.c"
             source.write_text("typedef int empty;\n")
             try:
                 self.compiler.compile([str(source)], output_dir=folder, extra_postargs=flags)
             except CompileError:
-                print(f"fastattn: this compiler knows no {' '.join(flags)}: left out {name}", file=sys.stderr)
+                print(f"fastattn: this compiler knows no {' '.join(flags)}: {name} is left out", file=sys.stderr)
                 return False
         return True
 
