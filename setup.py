@@ -160,7 +160,7 @@ class BuildExt(build_ext):
             self.vendor_blas(Path(self.get_ext_fullpath(ext.name)).parent)
 
     def accepts(self, name, flags):
-        """Whether the compiler knows the flags of a set (GCC has those of AMX since 11); without, the set is left out."""
+        """Whether the compiler knows the flags of a set, as GCC has those of AMX since 11; if not, it is left out."""
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "empty.c"
             source.write_text("typedef int empty;\n")
