@@ -50,23 +50,33 @@ FA_INLINE void store_scores(real *s, const real *q, tile_acc acc, const int mr, 
 }
 
 #if FA_TILES
-/* The products of a tile's rows with the keys of its range, then the scale. */
+FA_INLINE void scale_scores(real *s, fa_index rows, fa_index columns, vreal scale)
+{
+    for (fa_index r = 0; r < rows; r++, s += ATTENTION_STRIDE)
+        for (fa_index j = 0; j < columns; j += VL) v_store(s + j, v_mul(v_load(s + j), scale));
+}
+
+/* The products of a tile's rows with the keys of its range, times the scale: of each panel while the tiles multiply the next. */
 FA_INLINE void score_rows(real *s, const real *q, fa_index slice, fa_index mr, const real *k, fa_index keys, key_range range,
                           fa_index padded)
 {
+    const vreal scale = v_broadcast(q + QUERY_SLICE);
+    real *before = s;
+    fa_index unscaled = 0;
     if (range.end <= range.begin) return;
     t_configure(mr);
     for (fa_index first = range.begin / PANEL * PANEL; first < fa_min(keys, range.end); first += PANEL) {
-        const fa_index nv = panel_vectors(keys, first), before = fa_max(0, range.begin - first) / VL;
-        const fa_index part = fa_min(nv, fa_ceil_div(range.end - first, VL)) - before;
-        matrix_product(s + first + before * VL, ATTENTION_STRIDE, mr, part, q, QUERY_STRIDE, slice, QUERY_SLICE,
-                       k + first * padded + before * VL, nv, padded);
+        const fa_index nv = panel_vectors(keys, first), skipped = fa_max(0, range.begin - first) / VL;
+        const fa_index part = fa_min(nv, fa_ceil_div(range.end - first, VL)) - skipped;
+        real *to = s + first + skipped * VL;
+        matrix_product(to, ATTENTION_STRIDE, mr, part, q, QUERY_STRIDE, slice, QUERY_SLICE, k + first * padded + skipped * VL, nv,
+                       padded);
+        scale_scores(before, mr, unscaled, scale);
+        before = to;
+        unscaled = part * VL;
     }
     t_release();
-    const vreal scale = v_broadcast(q + QUERY_SLICE);
-    const fa_index end = fa_min(range.end, fa_round_up(keys, VL));
-    for (fa_index r = 0; r < mr; r++, s += ATTENTION_STRIDE)
-        for (fa_index j = range.begin; j < end; j += VL) v_store(s + j, v_mul(v_load(s + j), scale));
+    scale_scores(before, mr, unscaled, scale);
 }
 #endif
 
