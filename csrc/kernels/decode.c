@@ -150,6 +150,69 @@ FA_INLINE void gather_rows(stored *buffer, const decode_rows *k, fa_index j, fa_
     for (fa_index i = 0; i < VL; i++) memcpy(buffer + i * D, row[fa_min(i, n - 1)], (size_t)D * sizeof *buffer);
 }
 
+#if FA_TILES
+#define TILE_DIMENSIONS (2 * QUERY_SLICE) /* tiles take heads of at most so many, in whole steps */
+#define KEYS_AT_ONCE (4 * T_ROWS)
+
+FA_INLINE int tiles_take(fa_index rows, fa_index D)
+{
+    return rows <= T_ROWS && D <= TILE_DIMENSIONS && D % (T_K * FA_PACKED) == 0 && D > 0;
+}
+
+/* Queries as the right operand of tiles: [pair of dimensions][query], zeros for those that are missing. */
+FA_INLINE void turn_queries(real *dst, const real *q, fa_index rows, fa_index places)
+{
+    for (fa_index d = 0; d < places; d += VL) {
+        vreal t[VL];
+        for (int i = 0; i < VL; i++) t[i] = i < rows ? v_load(q + i * QUERY_STRIDE + d) : v_zero();
+        v_transpose(t);
+        FA_UNROLL
+        for (int i = 0; i < VL; i++) v_store(dst + (d + i) * VL, t[i]);
+    }
+}
+
+/* Scores of VL keys, [key][query], to rows of s. */
+FA_INLINE void store_turned(real *s, const real *product, const real *q, fa_index rows)
+{
+    const vreal nan = v_set1((real)__builtin_nanf(""));
+    vreal t[VL];
+    FA_UNROLL
+    for (int i = 0; i < VL; i++) t[i] = v_load(product + i * VL);
+    v_transpose(t);
+    for (fa_index r = 0; r < rows; r++) {
+        const vreal x = v_mul(t[r], v_broadcast(q + r * QUERY_STRIDE + QUERY_SLICE));
+        v_store(s + r * ATTENTION_STRIDE, v_select(v_is_nan(x), nan, x));
+    }
+}
+
+/* Keys as they lie are rows of the left operand: nothing is transposed but the scores. */
+FA_INLINE void tile_scores(real *s, const real *q, fa_index rows, const decode_rows *k, fa_index begin, fa_index end, fa_index D,
+                           stored *buffer)
+{
+    real queries[QUERY_SLICE * VL] FA_ALIGN(64), product[KEYS_AT_ONCE * VL] FA_ALIGN(64);
+    const fa_index places = D / FA_PACKED;
+    turn_queries(queries, q, rows, places);
+    t_configure(2 * T_ROWS);
+    for (fa_index j = begin, n; j < end; j += n) {
+        fa_index together, row_bytes = k->ld;
+        const void *row = find_row(k, j, &together);
+        together = fa_min(together, end - j);
+        n = together >= KEYS_AT_ONCE ? KEYS_AT_ONCE : VL;
+        if (FA_UNLIKELY(together < VL)) {
+            gather_rows(buffer, k, j, fa_min(VL, end - j), D);
+            row = buffer;
+            row_bytes = D * (fa_index)sizeof(stored);
+        }
+        if (n > VL)
+            t_product_rows(product, 4, row, row_bytes, queries, places);
+        else
+            t_product_rows(product, 1, row, row_bytes, queries, places);
+        for (fa_index i = 0; i < n; i += VL) store_turned(s + j + i, product + i * VL, q, rows);
+    }
+    t_release();
+}
+#endif
+
 #define SCORE_TILE(mr, ng) score_tile(s_tile, q_tile, slice, mr, ng, row, ld, D, ahead)
 
 /* s = q k' for `rows` rows and the keys [begin, end), begin a multiple of VL; whole vectors of s are written. `buffer` has room for
@@ -159,6 +222,12 @@ void KERNEL(decode_scores)(real *s, const real *q, fa_index slice, fa_index rows
                            fa_index end, fa_index D, void *buffer)
 {
     const tile_deal deal = deal_rows(rows, DECODE_TILE);
+#if FA_TILES
+    if (tiles_take(rows, D)) {
+        tile_scores(s, q, rows, k, begin, end, D, buffer);
+        return;
+    }
+#endif
     const fa_index distance = fa_max(1, PREFETCH_BYTES / (fa_max(1, D) * VL * (fa_index)sizeof(stored))) * VL;
     for (fa_index j = begin, n; j < end; j += n) {
         fa_index together, ahead_together, ld = k->ld / (fa_index)sizeof(stored);
@@ -316,6 +385,23 @@ FA_INLINE void value_chunk(real *part, fa_index ld, const real *p, fa_index rows
     }
 }
 
+#if FA_TILES
+/* A step of keys, all there: pairs of them side by side are the right operand. */
+FA_INLINE void step_of_values(real *part, fa_index ld, const real *p, const void *const *row, fa_index D, const int first)
+{
+    real pairs[T_K * 2 * VL] FA_ALIGN(64);
+    for (fa_index column = 0; column < D; column += 2 * VL) {
+        for (int i = 0; i < T_K; i++) {
+            vreal x, y;
+            v_load_zipped((const stored *)row[2 * i] + column, (const stored *)row[2 * i + 1] + column, &x, &y);
+            v_store(pairs + 2 * i * VL, x);
+            v_store(pairs + (2 * i + 1) * VL, y);
+        }
+        t_add_step(part + column, ld, first, p, ATTENTION_STRIDE, pairs);
+    }
+}
+#endif
+
 /* One chain of at most CHAIN_KEYS. */
 FA_INLINE void value_chain(real *part, fa_index ld, const real *p, fa_index rows, const decode_rows *v, fa_index begin,
                            fa_index end, fa_index D, const int clean)
@@ -323,13 +409,29 @@ FA_INLINE void value_chain(real *part, fa_index ld, const real *p, fa_index rows
     const fa_index some = CHUNK_BYTES / (fa_max(1, D) * (fa_index)sizeof(stored));
     /* Those of matrix tiles are a step of their sums. */
     const fa_index most = FA_TILES ? TILE_K * FA_PACKED : fa_max(1, fa_min(CHUNK_KEYS, some) / FA_PACKED) * FA_PACKED;
+#if FA_TILES
+    const int tiled = !clean && tiles_take(rows, D);
+    if (tiled) t_configure(rows);
+#endif
     for (fa_index j = begin, keys; j < end; j += keys) {
         const void *row[CHUNK_KEYS];
         keys = fa_min(FA_TILES ? most - j % most : most, end - j);
         find_rows(row, v, j, keys);
         if (v->table) prefetch_values(v, j + AHEAD_CHUNKS * most, keys, D * (fa_index)sizeof(stored));
+#if FA_TILES
+        if (tiled && keys == most) {
+            if (j == begin)
+                step_of_values(part, ld, p + j / FA_PACKED, row, D, 1);
+            else
+                step_of_values(part, ld, p + j / FA_PACKED, row, D, 0);
+            continue;
+        }
+#endif
         value_chunk(part, ld, p + j / FA_PACKED, rows, row, keys, D, j == begin, clean);
     }
+#if FA_TILES
+    if (tiled) t_release();
+#endif
 }
 
 FA_INLINE void value_pass(real *part, fa_index ld, const real *p, fa_index rows, const decode_rows *v, fa_index begin,
