@@ -191,6 +191,7 @@ FA_INLINE void tile_scores(real *s, const real *q, fa_index rows, const decode_r
 {
     real queries[QUERY_SLICE * VL] FA_ALIGN(64), product[KEYS_AT_ONCE * VL] FA_ALIGN(64);
     const fa_index places = D / FA_PACKED;
+    const fa_index bytes = D * (fa_index)sizeof(stored), distance = fa_max(1, PREFETCH_BYTES / (bytes * VL)) * VL;
     turn_queries(queries, q, rows, places);
     t_configure(2 * T_ROWS);
     for (fa_index j = begin, n; j < end; j += n) {
@@ -201,8 +202,9 @@ FA_INLINE void tile_scores(real *s, const real *q, fa_index rows, const decode_r
         if (FA_UNLIKELY(together < VL)) {
             gather_rows(buffer, k, j, fa_min(VL, end - j), D);
             row = buffer;
-            row_bytes = D * (fa_index)sizeof(stored);
+            row_bytes = bytes;
         }
+        prefetch_values(k, j + distance, n, bytes);
         if (n > VL)
             t_product_rows(product, 4, row, row_bytes, queries, places);
         else
@@ -417,7 +419,7 @@ FA_INLINE void value_chain(real *part, fa_index ld, const real *p, fa_index rows
         const void *row[CHUNK_KEYS];
         keys = fa_min(FA_TILES ? most - j % most : most, end - j);
         find_rows(row, v, j, keys);
-        if (v->table) prefetch_values(v, j + AHEAD_CHUNKS * most, keys, D * (fa_index)sizeof(stored));
+        if (v->table || FA_TILES) prefetch_values(v, j + AHEAD_CHUNKS * most, keys, D * (fa_index)sizeof(stored));
 #if FA_TILES
         if (tiled && keys == most) {
             if (j == begin)
