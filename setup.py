@@ -39,6 +39,7 @@ LOW_PRECISION = {
     "kernels/attention_values",
     "kernels/cast",
     "kernels/decode",
+    "kernels/decode_tiles",
     "kernels/gemm",
     "kernels/norm",
     "kernels/probe",

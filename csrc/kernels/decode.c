@@ -12,15 +12,14 @@
    belongs.
 
    With FA_PAIRS places of a real hold pairs of bfloat16, as in attention.c: of neighbouring dimensions in queries and keys, of
-   neighbouring keys in P and values. With FA_TILES the sums are those of matrix tiles (simd/amx.h), by multiply-adds of reals: few rows
-   would leave most of a tile empty, and keys are read as fast as memory gives them. A sum that is subnormal on its way may differ
-   from theirs. */
+   neighbouring keys in P and values. With FA_TILES both kernels are those of decode_tiles.c. */
 #include "attention.h"
 #include "common.h"
 #include "tile.h"
 
 #include <string.h>
 
+#if !FA_TILES
 /* Sizes found on a Zen 4 that reads 34 GB/s from memory: 4 KB of values at a time for 4 rows 31.6 GB/s, 8 KB 29.8, 16 KB 21. A pass
    over a part of each row's columns, which the hardware does not recognise as a stream, got 12. */
 #define CHUNK_BYTES 4096
@@ -32,7 +31,7 @@
 #define LINE (64 / (fa_index)sizeof(stored))
 #define BLOCK_LINES (VL * VL * FA_PACKED / (int)LINE) /* of VL rows by VL places */
 
-#if defined(FA_ISA_AVX512) && !FA_TILES
+#if defined(FA_ISA_AVX512)
 #define ACCUMULATORS 24
 #define VALUE_VECTORS 8
 #else
@@ -62,38 +61,9 @@ FA_INLINE fa_index prefetch_rows(fa_index next, const stored *ahead, fa_index ld
 FA_INLINE vreal load_places(const stored *p, fa_index left)
 {
 #if FA_PAIRS
-    const vreal x = FA_LIKELY(left >= 2 * VL) ? v_load_pairs(p) : v_load_pairs_n(p, left);
-    return FA_TILES ? v_normal_pairs(x) : x;
+    return FA_LIKELY(left >= 2 * VL) ? v_load_pairs(p) : v_load_pairs_n(p, left);
 #else
     return FA_LIKELY(left >= VL) ? v_load_stored(p) : v_load_stored_n(p, left);
-#endif
-}
-
-/* acc[r] += the products of a query's VL places, rows of q, with those of VL keys. */
-FA_INLINE void add_scores(vreal acc[DECODE_TILE], const int mr, const real *q, const vreal a[VL])
-{
-#if FA_TILES
-    vreal first[DECODE_TILE], second[DECODE_TILE];
-    FA_UNROLL
-    for (int r = 0; r < mr; r++) first[r] = second[r] = v_zero();
-    FA_UNROLL
-    for (int i = 0; i < VL; i++) {
-        const vreal a0 = v_first_of_pairs(a[i]), a1 = v_second_of_pairs(a[i]);
-        FA_UNROLL
-        for (int r = 0; r < mr; r++) {
-            const vreal x = v_normal_pairs(v_broadcast(q + r * QUERY_STRIDE + i));
-            first[r] = v_fma(v_first_of_pairs(x), a0, first[r]);
-            second[r] = v_fma(v_second_of_pairs(x), a1, second[r]);
-        }
-    }
-    FA_UNROLL
-    for (int r = 0; r < mr; r++) acc[r] = v_add(acc[r], v_add(first[r], second[r]));
-#else
-    FA_UNROLL
-    for (int i = 0; i < VL; i++) {
-        FA_UNROLL
-        for (int r = 0; r < mr; r++) acc[r] = v_multiply_add(v_broadcast(q + r * QUERY_STRIDE + i), a[i], acc[r]);
-    }
 #endif
 }
 
@@ -125,7 +95,12 @@ FA_INLINE void score_tile(real *s, const real *q, fa_index slice, const int mr, 
                     if (i % 4 == 3) row += 4 * ld;
                 }
                 v_transpose(a);
-                add_scores(acc[g], mr, q + d, a);
+                FA_UNROLL
+                for (int i = 0; i < VL; i++) {
+                    FA_UNROLL
+                    for (int r = 0; r < mr; r++)
+                        acc[g][r] = v_multiply_add(v_broadcast(q + r * QUERY_STRIDE + d + i), a[i], acc[g][r]);
+                }
             }
         }
     }
@@ -150,71 +125,6 @@ FA_INLINE void gather_rows(stored *buffer, const decode_rows *k, fa_index j, fa_
     for (fa_index i = 0; i < VL; i++) memcpy(buffer + i * D, row[fa_min(i, n - 1)], (size_t)D * sizeof *buffer);
 }
 
-#if FA_TILES
-#define TILE_DIMENSIONS (2 * QUERY_SLICE) /* tiles take heads of at most so many, in whole steps */
-#define KEYS_AT_ONCE (4 * T_ROWS)
-
-FA_INLINE int tiles_take(fa_index rows, fa_index D)
-{
-    return rows <= T_ROWS && D <= TILE_DIMENSIONS && D % (T_K * FA_PACKED) == 0 && D > 0;
-}
-
-/* Queries as the right operand of tiles: [pair of dimensions][query], zeros for those that are missing. */
-FA_INLINE void turn_queries(real *dst, const real *q, fa_index rows, fa_index places)
-{
-    for (fa_index d = 0; d < places; d += VL) {
-        vreal t[VL];
-        for (int i = 0; i < VL; i++) t[i] = i < rows ? v_load(q + i * QUERY_STRIDE + d) : v_zero();
-        v_transpose(t);
-        FA_UNROLL
-        for (int i = 0; i < VL; i++) v_store(dst + (d + i) * VL, t[i]);
-    }
-}
-
-/* Scores of VL keys, [key][query], to rows of s. */
-FA_INLINE void store_turned(real *s, const real *product, const real *q, fa_index rows)
-{
-    const vreal nan = v_set1((real)__builtin_nanf(""));
-    vreal t[VL];
-    FA_UNROLL
-    for (int i = 0; i < VL; i++) t[i] = v_load(product + i * VL);
-    v_transpose(t);
-    for (fa_index r = 0; r < rows; r++) {
-        const vreal x = v_mul(t[r], v_broadcast(q + r * QUERY_STRIDE + QUERY_SLICE));
-        v_store(s + r * ATTENTION_STRIDE, v_select(v_is_nan(x), nan, x));
-    }
-}
-
-/* Keys as they lie are rows of the left operand: nothing is transposed but the scores. */
-FA_INLINE void tile_scores(real *s, const real *q, fa_index rows, const decode_rows *k, fa_index begin, fa_index end, fa_index D,
-                           stored *buffer)
-{
-    real queries[QUERY_SLICE * VL] FA_ALIGN(64), product[KEYS_AT_ONCE * VL] FA_ALIGN(64);
-    const fa_index places = D / FA_PACKED;
-    const fa_index bytes = D * (fa_index)sizeof(stored), distance = fa_max(1, PREFETCH_BYTES / (bytes * VL)) * VL;
-    turn_queries(queries, q, rows, places);
-    t_configure(2 * T_ROWS);
-    for (fa_index j = begin, n; j < end; j += n) {
-        fa_index together, row_bytes = k->ld;
-        const void *row = find_row(k, j, &together);
-        together = fa_min(together, end - j);
-        n = together >= KEYS_AT_ONCE ? KEYS_AT_ONCE : VL;
-        if (FA_UNLIKELY(together < VL)) {
-            gather_rows(buffer, k, j, fa_min(VL, end - j), D);
-            row = buffer;
-            row_bytes = bytes;
-        }
-        prefetch_values(k, j + distance, n, bytes);
-        if (n > VL)
-            t_product_rows(product, 4, row, row_bytes, queries, places);
-        else
-            t_product_rows(product, 1, row, row_bytes, queries, places);
-        for (fa_index i = 0; i < n; i += VL) store_turned(s + j + i, product + i * VL, q, rows);
-    }
-    t_release();
-}
-#endif
-
 #define SCORE_TILE(mr, ng) score_tile(s_tile, q_tile, slice, mr, ng, row, ld, D, ahead)
 
 /* s = q k' for `rows` rows and the keys [begin, end), begin a multiple of VL; whole vectors of s are written. `buffer` has room for
@@ -224,12 +134,6 @@ void KERNEL(decode_scores)(real *s, const real *q, fa_index slice, fa_index rows
                            fa_index end, fa_index D, void *buffer)
 {
     const tile_deal deal = deal_rows(rows, DECODE_TILE);
-#if FA_TILES
-    if (tiles_take(rows, D)) {
-        tile_scores(s, q, rows, k, begin, end, D, buffer);
-        return;
-    }
-#endif
     const fa_index distance = fa_max(1, PREFETCH_BYTES / (fa_max(1, D) * VL * (fa_index)sizeof(stored))) * VL;
     for (fa_index j = begin, n; j < end; j += n) {
         fa_index together, ahead_together, ld = k->ld / (fa_index)sizeof(stored);
@@ -288,53 +192,10 @@ FA_INLINE void load_values(vreal *x, const int nv, const stored *v, const stored
 #endif
 }
 
-#if FA_TILES
-/* VL columns of the value of a key, NULL: none. */
-FA_INLINE vreal tile_value(const stored *v, fa_index columns, const int clean)
-{
-    if (!v) return v_zero();
-    return v_normal_pairs(finite_or_zero(columns >= VL ? v_load_stored(v) : v_load_stored_n(v, columns), clean));
-}
-#endif
-
 /* part[r] += p v over `keys` keys and nv vectors of columns; `columns` is how many there are, or VL * nv at least. */
 FA_INLINE void value_tile(real *part, fa_index ld, const int mr, const int nv, const real *p, const void *const *row,
                           fa_index column, fa_index keys, const int first, const int clean, const fa_index columns)
 {
-#if FA_TILES
-    vreal even[DECODE_TILE][VALUE_VECTORS], odd[DECODE_TILE][VALUE_VECTORS];
-    FA_UNROLL
-    for (int r = 0; r < mr; r++) {
-        FA_UNROLL
-        for (int u = 0; u < nv; u++) even[r][u] = odd[r][u] = v_zero();
-    }
-    for (fa_index j = 0; j < keys; j += FA_PACKED, p++) {
-        const stored *v = (const stored *)row[j] + column, *second = j + 1 < keys ? (const stored *)row[j + 1] + column : NULL;
-        vreal x0[VALUE_VECTORS], x1[VALUE_VECTORS];
-        FA_UNROLL
-        for (int u = 0; u < nv; u++) {
-            x0[u] = tile_value(v + u * VL, columns - u * VL, clean);
-            x1[u] = tile_value(second ? second + u * VL : NULL, columns - u * VL, clean);
-        }
-        FA_UNROLL
-        for (int r = 0; r < mr; r++) {
-            const vreal w = v_broadcast(p + r * ATTENTION_STRIDE), w0 = v_first_of_pairs(w), w1 = v_second_of_pairs(w);
-            FA_UNROLL
-            for (int u = 0; u < nv; u++) {
-                even[r][u] = v_fma(w0, x0[u], even[r][u]);
-                odd[r][u] = v_fma(w1, x1[u], odd[r][u]);
-            }
-        }
-    }
-    FA_UNROLL
-    for (int r = 0; r < mr; r++) {
-        FA_UNROLL
-        for (int u = 0; u < nv; u++) {
-            real *to = part + r * ld + u * VL;
-            v_store(to, v_add(first ? v_zero() : v_load(to), v_add(even[r][u], odd[r][u])));
-        }
-    }
-#else
     vreal acc[DECODE_TILE][VALUE_VECTORS];
     FA_UNROLL
     for (int r = 0; r < mr; r++) {
@@ -357,7 +218,6 @@ FA_INLINE void value_tile(real *part, fa_index ld, const int mr, const int nv, c
         FA_UNROLL
         for (int u = 0; u < nv; u++) v_store(part + r * ld + u * VL, acc[r][u]);
     }
-#endif
 }
 
 #define VALUE_TILE(mr, nv)                                                                                                    \
@@ -387,53 +247,19 @@ FA_INLINE void value_chunk(real *part, fa_index ld, const real *p, fa_index rows
     }
 }
 
-#if FA_TILES
-/* A step of keys, all there: pairs of them side by side are the right operand. */
-FA_INLINE void step_of_values(real *part, fa_index ld, const real *p, const void *const *row, fa_index D, const int first)
-{
-    real pairs[T_K * 2 * VL] FA_ALIGN(64);
-    for (fa_index column = 0; column < D; column += 2 * VL) {
-        for (int i = 0; i < T_K; i++) {
-            vreal x, y;
-            v_load_zipped((const stored *)row[2 * i] + column, (const stored *)row[2 * i + 1] + column, &x, &y);
-            v_store(pairs + 2 * i * VL, x);
-            v_store(pairs + (2 * i + 1) * VL, y);
-        }
-        t_add_step(part + column, ld, first, p, ATTENTION_STRIDE, pairs);
-    }
-}
-#endif
-
 /* One chain of at most CHAIN_KEYS. */
 FA_INLINE void value_chain(real *part, fa_index ld, const real *p, fa_index rows, const decode_rows *v, fa_index begin,
                            fa_index end, fa_index D, const int clean)
 {
     const fa_index some = CHUNK_BYTES / (fa_max(1, D) * (fa_index)sizeof(stored));
-    /* Those of matrix tiles are a step of their sums. */
-    const fa_index most = FA_TILES ? TILE_K * FA_PACKED : fa_max(1, fa_min(CHUNK_KEYS, some) / FA_PACKED) * FA_PACKED;
-#if FA_TILES
-    const int tiled = !clean && tiles_take(rows, D);
-    if (tiled) t_configure(rows);
-#endif
+    const fa_index most = fa_max(1, fa_min(CHUNK_KEYS, some) / FA_PACKED) * FA_PACKED;
     for (fa_index j = begin, keys; j < end; j += keys) {
         const void *row[CHUNK_KEYS];
-        keys = fa_min(FA_TILES ? most - j % most : most, end - j);
+        keys = fa_min(most, end - j);
         find_rows(row, v, j, keys);
-        if (v->table || FA_TILES) prefetch_values(v, j + AHEAD_CHUNKS * most, keys, D * (fa_index)sizeof(stored));
-#if FA_TILES
-        if (tiled && keys == most) {
-            if (j == begin)
-                step_of_values(part, ld, p + j / FA_PACKED, row, D, 1);
-            else
-                step_of_values(part, ld, p + j / FA_PACKED, row, D, 0);
-            continue;
-        }
-#endif
+        if (v->table) prefetch_values(v, j + AHEAD_CHUNKS * most, keys, D * (fa_index)sizeof(stored));
         value_chunk(part, ld, p + j / FA_PACKED, rows, row, keys, D, j == begin, clean);
     }
-#if FA_TILES
-    if (tiled) t_release();
-#endif
 }
 
 FA_INLINE void value_pass(real *part, fa_index ld, const real *p, fa_index rows, const decode_rows *v, fa_index begin,
@@ -462,6 +288,7 @@ void KERNEL(decode_values)(real *part, fa_index ld, const real *p, fa_index rows
     *nonfinite = v_any(v_is_nan(bad));
     if (FA_UNLIKELY(*nonfinite)) value_pass(part, ld, p, rows, v, begin, end, D, 1);
 }
+#endif
 
 #if !defined(FA_STORED_BF16) && !defined(FA_STORED_F16)
 /* reference[r] = the integer nearest to the largest score of row r; -inf where it attends to nothing. NaN may be lost: it makes the sum

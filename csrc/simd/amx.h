@@ -101,17 +101,26 @@ FA_INLINE void t_product_1(real *c, fa_index ldc, const int nv, const real *a, f
     if (nv > 3) _tile_stored(3, c + 3 * VL, ldc * (fa_index)sizeof(real));
 }
 
-/* c[i][j] = a b for `tiles` (1 or 4) times T_ROWS rows of a, which lie row_bytes apart in memory, and VL columns of b, [k_size][VL];
-   sums as in t_product_2. */
-FA_INLINE void t_product_rows(real *c, const int tiles, const void *a, fa_index row_bytes, const real *b, fa_index k_size)
+/* c[i][j] = a b, or with `more` c + a b, for `tiles` (1 or 4) times T_ROWS rows of a, which lie row_bytes apart in memory, and VL
+   columns of b, [k_size][VL]; sums as in t_product_2. */
+FA_INLINE void t_product_rows(real *c, const int tiles, const int more, const void *a, fa_index row_bytes, const real *b,
+                              fa_index k_size)
 {
     const char *row = a;
     T_MEMORY(b);
-    _tile_zero(0);
+    if (more)
+        _tile_loadd(0, c, VL * (fa_index)sizeof(real));
+    else
+        _tile_zero(0);
     if (tiles > 1) {
         _tile_zero(1);
         _tile_zero(2);
         _tile_zero(3);
+        if (more) {
+            _tile_loadd(1, c + T_ROWS * VL, VL * (fa_index)sizeof(real));
+            _tile_loadd(2, c + 2 * T_ROWS * VL, VL * (fa_index)sizeof(real));
+            _tile_loadd(3, c + 3 * T_ROWS * VL, VL * (fa_index)sizeof(real));
+        }
     }
     for (fa_index k = 0; k < k_size; k += T_K, row += T_K * sizeof(real)) {
         _tile_loadd(6, b + k * VL, VL * (fa_index)sizeof(real));
@@ -134,24 +143,26 @@ FA_INLINE void t_product_rows(real *c, const int tiles, const void *a, fa_index 
     }
 }
 
-/* c (+)= a b for one step of k, at most T_ROWS rows and 2 vectors of b. */
-FA_INLINE void t_add_step(real *c, fa_index ldc, const int first, const real *a, fa_index lda, const real *b)
+/* c (+)= a b for one step of k, at most T_ROWS rows and one or two vectors of b, whose rows are two. */
+FA_INLINE void t_add_step(real *c, fa_index ldc, const int two, const int more, const real *a, fa_index lda, const real *b)
 {
     T_MEMORY(b);
-    if (first) {
-        _tile_zero(0);
-        _tile_zero(1);
-    } else {
+    if (more) {
         _tile_loadd(0, c, ldc * (fa_index)sizeof(real));
-        _tile_loadd(1, c + VL, ldc * (fa_index)sizeof(real));
+        if (two) _tile_loadd(1, c + VL, ldc * (fa_index)sizeof(real));
+    } else {
+        _tile_zero(0);
+        if (two) _tile_zero(1);
     }
     _tile_loadd(4, a, lda * (fa_index)sizeof(real));
     _tile_loadd(6, b, 2 * VL * (fa_index)sizeof(real));
     _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, b + VL, 2 * VL * (fa_index)sizeof(real));
-    _tile_dpbf16ps(1, 4, 7);
     _tile_stored(0, c, ldc * (fa_index)sizeof(real));
-    _tile_stored(1, c + VL, ldc * (fa_index)sizeof(real));
+    if (two) {
+        _tile_loadd(7, b + VL, 2 * VL * (fa_index)sizeof(real));
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_stored(1, c + VL, ldc * (fa_index)sizeof(real));
+    }
 }
 
 /* The pairs of four sums that depend on nothing but themselves, `rounds` times: what probes time. */

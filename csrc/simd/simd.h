@@ -36,8 +36,6 @@
                v_pack(a, b)                      a, then b, rounded to nearest even; subnormals become 0
                v_pack_lanes(a, b)                likewise, lane by lane: the pairs a[i], b[i]
                v_pair_of_ones()
-               v_first_of_pairs(a) v_second_of_pairs(a)  widened
-               v_normal_pairs(a)                 subnormals become 0
    tiles       t_configure t_product_1 t_product_2 t_product_rows t_add_step t_release t_probe: amx.h
    arithmetic  v_add v_sub v_mul v_div v_sqrt    IEEE, round to nearest even
                v_fma(a, b, c)  = a b + c         one rounding where FA_HAS_FMA, else two

@@ -1,0 +1,190 @@
+/* The two products of decode.c by matrix tiles (FA_TILES), with the sums of attention.c:
+
+     S = Q K'    keys, as they lie in memory, are rows of the left operand and queries the right one: only scores are transposed
+     P V         pairs of keys are the right operand; they are zipped in registers
+
+   Where a step of 16 pairs is not all there, or not in one piece, it is put together with zeros, which change no sum. */
+#include "attention_tile.h"
+#include "common.h"
+
+#include <string.h>
+
+#if FA_TILES
+#define STEP_KEYS (T_K * FA_PACKED)
+#define KEYS_AT_ONCE (4 * T_ROWS)
+#define AHEAD_BYTES 16384 /* so far ahead keys and values are asked for */
+
+/* Rows to be asked for in advance, of so many bytes. */
+FA_INLINE fa_index rows_ahead(fa_index bytes) { return fa_ceil_div(AHEAD_BYTES, fa_max(1, bytes)); }
+
+/* A slice of the queries as the right operand: [pair of dimensions][query], zeros for those that are missing. */
+FA_INLINE void turn_queries(real *dst, const real *q, fa_index rows, fa_index places)
+{
+    for (fa_index d = 0; d < places; d += VL) {
+        vreal t[VL];
+        for (int i = 0; i < VL; i++) t[i] = i < rows ? v_load(q + i * QUERY_STRIDE + d) : v_zero();
+        v_transpose(t);
+        FA_UNROLL
+        for (int i = 0; i < VL; i++) v_store(dst + (d + i) * VL, t[i]);
+    }
+}
+
+/* Scores of VL keys, [key][query], to rows of s. */
+FA_INLINE void store_turned(real *s, const real *product, const real *q, fa_index rows)
+{
+    const vreal nan = v_set1((real)__builtin_nanf(""));
+    vreal t[VL];
+    FA_UNROLL
+    for (int i = 0; i < VL; i++) t[i] = v_load(product + i * VL);
+    v_transpose(t);
+    for (fa_index r = 0; r < rows; r++) {
+        const vreal x = v_mul(t[r], v_broadcast(q + r * QUERY_STRIDE + QUERY_SLICE));
+        v_store(s + r * ATTENTION_STRIDE, v_select(v_is_nan(x), nan, x));
+    }
+}
+
+/* `count` dimensions from `first` on of the keys [j, j + n), in rows of `padded`; up to VL, the last one again. */
+FA_INLINE void gather_slice(stored *dst, const decode_rows *k, fa_index j, fa_index n, fa_index first, fa_index count,
+                            fa_index padded)
+{
+    const void *row[VL];
+    find_rows(row, k, j, n);
+    for (fa_index i = 0; i < VL; i++, dst += padded) {
+        memcpy(dst, (const stored *)row[fa_min(i, n - 1)] + first, (size_t)count * sizeof *dst);
+        memset(dst + count, 0, (size_t)(padded - count) * sizeof *dst);
+    }
+}
+
+/* For at most T_ROWS rows. */
+FA_INLINE void few_scores(real *s, const real *q, fa_index slice, fa_index rows, const decode_rows *k, fa_index begin,
+                          fa_index end, fa_index D)
+{
+    real queries[QUERY_SLICE * VL] FA_ALIGN(64), product[KEYS_AT_ONCE * VL] FA_ALIGN(64);
+    stored gathered[VL * QUERY_SLICE * FA_PACKED] FA_ALIGN(64);
+    const fa_index places = packed_size(D), bytes = D * (fa_index)sizeof(stored);
+    if (places <= QUERY_SLICE) turn_queries(queries, q, rows, places);
+    t_configure(2 * T_ROWS);
+    for (fa_index j = begin, n; j < end; j += n) {
+        fa_index together;
+        const stored *row = find_row(k, j, &together);
+        together = fa_min(together, end - j);
+        n = together >= KEYS_AT_ONCE && D % STEP == 0 ? KEYS_AT_ONCE : VL;
+        prefetch_values(k, j + rows_ahead(bytes), n, bytes);
+        for (fa_index d = 0; d == 0 || d < places; d += QUERY_SLICE) {
+            const fa_index size = fa_min(QUERY_SLICE, places - d), first = d * FA_PACKED, padded = size * FA_PACKED;
+            const stored *from = row + first;
+            fa_index row_bytes = k->ld;
+            if (places > QUERY_SLICE) turn_queries(queries, q + d / QUERY_SLICE * slice, rows, size);
+            if (together < VL || D % STEP != 0) {
+                gather_slice(gathered, k, j, fa_min(VL, end - j), first, fa_min(padded, D - first), padded);
+                from = gathered;
+                row_bytes = padded * (fa_index)sizeof(stored);
+            }
+            if (n > VL)
+                t_product_rows(product, 4, d > 0, from, row_bytes, queries, size);
+            else
+                t_product_rows(product, 1, d > 0, from, row_bytes, queries, size);
+        }
+        for (fa_index i = 0; i < n; i += VL) store_turned(s + j + i, product + i * VL, q, rows);
+    }
+    t_release();
+}
+
+/* decode.c has the contract; `buffer` is not needed. */
+void KERNEL(decode_scores)(real *s, const real *q, fa_index slice, fa_index rows, const decode_rows *k, fa_index begin,
+                           fa_index end, fa_index D, void *buffer)
+{
+    (void)buffer;
+    if (D == 0) { /* no slice of queries, hence no scale */
+        for (fa_index r = 0; r < rows; r++) fill(s + r * ATTENTION_STRIDE, begin, fa_round_up(end, VL));
+        return;
+    }
+    for (fa_index r = 0; r < rows; r += T_ROWS)
+        few_scores(s + r * ATTENTION_STRIDE, q + r * QUERY_STRIDE, slice, fa_min(T_ROWS, rows - r), k, begin, end, D);
+}
+
+FA_INLINE vreal some_values(const stored *v, fa_index columns, const int clean)
+{
+    const vreal x = columns >= VL ? v_load_stored(v) : v_load_stored_n(v, columns);
+    return clean ? v_select(v_is_nan(v_sub(x, x)), v_zero(), x) : x;
+}
+
+/* Two vectors of columns of a step, pair after pair. */
+FA_INLINE void zip_step(real *pairs, const void *const *row, fa_index column)
+{
+    for (int i = 0; i < T_K; i++) {
+        vreal x, y;
+        v_load_zipped((const stored *)row[2 * i] + column, (const stored *)row[2 * i + 1] + column, &x, &y);
+        v_store(pairs + 2 * i * VL, x);
+        v_store(pairs + (2 * i + 1) * VL, y);
+    }
+}
+
+/* The same of `keys` keys and `columns` columns; the rest is 0. */
+FA_INLINE void zip_part(real *pairs, const void *const *row, fa_index keys, fa_index column, fa_index columns, const int clean)
+{
+    for (fa_index i = 0; i < T_K; i++)
+        for (fa_index u = 0; u < 2; u++) {
+            const fa_index at = column + u * VL, count = fa_max(0, columns - u * VL);
+            const vreal x = 2 * i < keys ? some_values((const stored *)row[2 * i] + at, count, clean) : v_zero();
+            const vreal y = 2 * i + 1 < keys ? some_values((const stored *)row[2 * i + 1] + at, count, clean) : v_zero();
+            v_store(pairs + (2 * i + u) * VL, v_zip(x, y));
+        }
+}
+
+/* For at most T_ROWS rows: part = p v. */
+FA_INLINE void few_values(real *part, fa_index ld, const real *p, fa_index rows, const decode_rows *v, fa_index begin,
+                          fa_index end, fa_index D, const int clean)
+{
+    const fa_index bytes = D * (fa_index)sizeof(stored);
+    t_configure(rows);
+    for (fa_index j = begin, keys; j < end; j += keys) {
+        const void *row[STEP_KEYS];
+        real pairs[2 * T_K * VL] FA_ALIGN(64), rest[T_ROWS * VL] FA_ALIGN(64);
+        const real *weights = p + j / FA_PACKED;
+        fa_index ldw = ATTENTION_STRIDE;
+        keys = fa_min(STEP_KEYS - j % STEP_KEYS, end - j);
+        find_rows(row, v, j, keys);
+        prefetch_values(v, j + rows_ahead(bytes), keys, bytes);
+        if (keys < STEP_KEYS) { /* p may hold anything beyond */
+            for (fa_index r = 0; r < rows; r++)
+                v_store(rest + r * VL, v_load_n(weights + r * ATTENTION_STRIDE, fa_ceil_div(keys, FA_PACKED)));
+            weights = rest;
+            ldw = VL;
+        }
+        for (fa_index column = 0; column < D; column += 2 * VL) {
+            const fa_index columns = D - column;
+            if (keys == STEP_KEYS && columns >= 2 * VL && !clean)
+                zip_step(pairs, row, column);
+            else
+                zip_part(pairs, row, keys, column, columns, clean);
+            if (columns > VL)
+                t_add_step(part + column, ld, 1, j > begin, weights, ldw, pairs);
+            else
+                t_add_step(part + column, ld, 0, j > begin, weights, ldw, pairs);
+        }
+    }
+    t_release();
+}
+
+/* decode.c has the contract. The keys lie in one block, and its sums are one chain. */
+void KERNEL(decode_values)(real *part, fa_index ld, const real *p, fa_index rows, const decode_rows *v, fa_index begin,
+                           fa_index end, fa_index D, int *nonfinite)
+{
+    vreal bad = v_zero();
+    for (fa_index r = 0; r < rows; r += T_ROWS) {
+        const fa_index n = fa_min(T_ROWS, rows - r);
+        real *to = part + r * ld;
+        const real *from = p + r * ATTENTION_STRIDE;
+        vreal odd = v_zero();
+        few_values(to, ld, from, n, v, begin, end, D, 0);
+        for (fa_index i = 0; i < n; i++)
+            for (fa_index d = 0; d < D; d += VL) odd = v_fma(v_load(to + i * ld + d), v_zero(), odd); /* 0 inf, 0 NaN are NaN */
+        if (FA_UNLIKELY(v_any(v_is_nan(odd)))) few_values(to, ld, from, n, v, begin, end, D, 1);
+        bad = v_add(bad, odd);
+    }
+    *nonfinite = v_any(v_is_nan(bad));
+}
+#else
+typedef int no_tiles; /* a file of C has to have something in it */
+#endif
