@@ -68,6 +68,7 @@ TABLE(TYPE, FA_SUFFIX) = {
               .packed = FA_PACKED,
               .tile_k = TILE_K,
               .k_block = {0, 0, K_BLOCK(2), K_BLOCK(3), K_BLOCK(4)},
+              .step_rows = STEP_ROWS,
               .attention_rows = ATTENTION_ROWS,
               .attention_stride = ATTENTION_STRIDE,
               .attention_keys = ATTENTION_KEYS,

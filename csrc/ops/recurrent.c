@@ -18,7 +18,6 @@
 #include <string.h>
 
 #define CHUNK_ROWS 192
-#define FEW_SEQUENCES 24 /* below, chunks: w_ih for a step of 16 rows takes as long to read as to multiply */
 #define MAX_NV 4
 #define SWEEP_PANELS 4 /* whole groups of panels that row products take side by side (ROW_SIDES in kernels/gemm.c) */
 
@@ -297,7 +296,7 @@ static member_work plan_work(const recurrent_lane *c, lane_share share, arena *p
         w.slots = fa_ceil_div(B - member, share.members);
     }
     /* Reset before the product needs the products with x again in its second half. */
-    const int by_steps = w.slots >= FEW_SEQUENCES && c->g.cell != FA_GRU_RESET_BEFORE;
+    const int by_steps = w.slots >= c->g.kernels->sizes.step_rows && c->g.cell != FA_GRU_RESET_BEFORE;
     const fa_index rows = by_steps ? w.slots : fa_max(CHUNK_ROWS, w.slots);
     fa_index tiles = 0;
     for (int nv = 2; nv <= MAX_NV; nv++) tiles = fa_max(tiles, rows + c->g.kernels->sizes.tile_rows[nv]);
