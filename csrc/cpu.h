@@ -19,6 +19,9 @@ const char *fa_isa_name(fa_isa isa);
 /* 1 when the CPU has the instructions and the operating system saves the registers. */
 int fa_cpu_allows(fa_isa isa);
 
+/* 0 for a set that the CPU has but is slower with: it is not chosen unless asked for. */
+int fa_cpu_prefers(fa_isa isa);
+
 /* Text such as "fma avx2 avx512 avx512bf16": what was detected, for show_config. Static storage. */
 const char *fa_cpu_features(void);
 

@@ -52,7 +52,7 @@ int fa_isa_usable(fa_isa isa) { return tables[isa].f32 && fa_cpu_allows(isa); }
 fa_isa fa_best_isa(void)
 {
     int isa = FA_ISA_COUNT - 1;
-    while (!fa_isa_usable((fa_isa)isa)) isa--;
+    while (!fa_isa_usable((fa_isa)isa) || !fa_cpu_prefers((fa_isa)isa)) isa--;
     return (fa_isa)isa;
 }
 
