@@ -364,14 +364,14 @@ CASES: tuple[Case, ...] = (
         "additive attention and gradients B32 T50 S50 A256 C512",
         "additive",
         {"B": 32, "T": 50, "S": 50, "A": 256, "C": 512},
-        target=Target(ratio=5.0),
+        target=Target(torch_ratio=5.0),
         quick=True,
     ),
     Case(
         "decoder with additive attention and gradients B32 S50 T50 H512",
         "attention_gru",
         {"B": 32, "S": 50, "T": 50, "H": 512},
-        target=Target(ratio=3.0),
+        target=Target(torch_ratio=3.0),
     ),
     Case("softmax in place 4096x1024", "softmax", {"R": 4096, "C": 1024}, target=Target(torch_ratio=2.0), quick=True),
     Case(
