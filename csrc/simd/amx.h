@@ -143,25 +143,39 @@ FA_INLINE void t_product_rows(real *c, const int tiles, const int more, const vo
     }
 }
 
-/* c (+)= a b for one step of k, at most T_ROWS rows and one or two vectors of b, whose rows are two. */
-FA_INLINE void t_add_step(real *c, fa_index ldc, const int two, const int more, const real *a, fa_index lda, const real *b)
+/* Sums that stay in tiles over many steps of k: at most T_ROWS rows by nv vectors, 1, 2 or 4, of b. */
+FA_INLINE void t_sums_zero(void)
 {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+FA_INLINE void t_sums_add(const int nv, const real *a, fa_index lda, const real *b)
+{
+    const fa_index row_bytes = nv * VL * (fa_index)sizeof(real);
     T_MEMORY(b);
-    if (more) {
-        _tile_loadd(0, c, ldc * (fa_index)sizeof(real));
-        if (two) _tile_loadd(1, c + VL, ldc * (fa_index)sizeof(real));
-    } else {
-        _tile_zero(0);
-        if (two) _tile_zero(1);
-    }
     _tile_loadd(4, a, lda * (fa_index)sizeof(real));
-    _tile_loadd(6, b, 2 * VL * (fa_index)sizeof(real));
+    _tile_loadd(6, b, row_bytes);
     _tile_dpbf16ps(0, 4, 6);
-    _tile_stored(0, c, ldc * (fa_index)sizeof(real));
-    if (two) {
-        _tile_loadd(7, b + VL, 2 * VL * (fa_index)sizeof(real));
+    if (nv > 1) {
+        _tile_loadd(7, b + VL, row_bytes);
         _tile_dpbf16ps(1, 4, 7);
-        _tile_stored(1, c + VL, ldc * (fa_index)sizeof(real));
+    }
+    if (nv > 2) {
+        _tile_loadd(6, b + 2 * VL, row_bytes);
+        _tile_dpbf16ps(2, 4, 6);
+        _tile_loadd(7, b + 3 * VL, row_bytes);
+        _tile_dpbf16ps(3, 4, 7);
+    }
+}
+FA_INLINE void t_sums_store(const int nv, real *c, fa_index ldc)
+{
+    _tile_stored(0, c, ldc * (fa_index)sizeof(real));
+    if (nv > 1) _tile_stored(1, c + VL, ldc * (fa_index)sizeof(real));
+    if (nv > 2) {
+        _tile_stored(2, c + 2 * VL, ldc * (fa_index)sizeof(real));
+        _tile_stored(3, c + 3 * VL, ldc * (fa_index)sizeof(real));
     }
 }
 

@@ -181,6 +181,19 @@ FA_INLINE void v_load_zipped(const uint16_t *p, const uint16_t *q, vreal *first,
     *first = _mm512_castsi512_ps(_mm512_permutex2var_epi16(x, low, y));
     *second = _mm512_castsi512_ps(_mm512_permutex2var_epi16(x, high, y));
 }
+FA_INLINE void v_load_woven(const uint16_t *p, const uint16_t *q, vreal *first, vreal *second)
+{
+    const __m512i x = _mm512_loadu_si512(p), y = _mm512_loadu_si512(q);
+    *first = _mm512_castsi512_ps(_mm512_unpacklo_epi16(x, y));
+    *second = _mm512_castsi512_ps(_mm512_unpackhi_epi16(x, y));
+}
+FA_INLINE void v_unweave(vreal *first, vreal *second)
+{
+    const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const vreal x = *first, y = *second;
+    *first = _mm512_permutex2var_ps(x, low, y);
+    *second = _mm512_permutex2var_ps(x, _mm512_add_epi32(low, _mm512_set1_epi32(8)), y);
+}
 FA_INLINE vreal v_pack(vreal a, vreal b) { return (vreal)_mm512_cvtne2ps_pbh(b, a); }
 FA_INLINE vreal v_pack_lanes(vreal a, vreal b)
 {

@@ -32,11 +32,13 @@
                v_load_pairs(p)                   2 VL bfloat16
                v_load_pairs_n(p, n)              the first n of 2 VL bfloat16; NaN becomes the default NaN
                v_load_zipped(p, q, &first, &second)  v_zip of the first VL, and of the next VL, bfloat16 at p and q
+               v_load_woven(p, q, &first, &second)   v_load_zipped with the pairs of both vectors in another order, half the
+                                                 shuffles; v_unweave(&first, &second): their sums in the usual one
                v_zip(low, high)                  lane by lane, of reals that are bfloat16
                v_pack(a, b)                      a, then b, rounded to nearest even; subnormals become 0
                v_pack_lanes(a, b)                likewise, lane by lane: the pairs a[i], b[i]
                v_pair_of_ones()
-   tiles       t_configure t_product_1 t_product_2 t_product_rows t_add_step t_release t_probe: amx.h
+   tiles       t_configure t_product_1 t_product_2 t_product_rows t_sums_... t_release t_probe: amx.h
    arithmetic  v_add v_sub v_mul v_div v_sqrt    IEEE, round to nearest even
                v_fma(a, b, c)  = a b + c         one rounding where FA_HAS_FMA, else two
                v_fnma(a, b, c) = c - a b
