@@ -9,13 +9,20 @@ cdef object set_strides(Array *a, fa_index *stride, int head_axis):
 
 cdef object acquire_mask(Array *a, object mask, int dtype, const Py_ssize_t *full, fa_attention_arguments *arguments,
                          str op):
-    """Holds a mask; sets its kind, data and strides, 0 where it is broadcast. Any layout is taken as it is: a mask may
-    be large."""
-    cdef object array = as_ndarray(mask, op, "mask")
+    """Holds a mask, or none for None; sets its kind, data and strides, 0 where it is broadcast. Any layout is taken as
+    it is: a mask may be large."""
+    cdef object array
     cdef Py_ssize_t item
     cdef int axis, missing
-    kind = array.dtype.char
     a.held = False
+    arguments.mask_kind = FA_MASK_NONE
+    arguments.mask = NULL
+    for axis in range(4):
+        arguments.mask_stride[axis] = 0
+    if mask is None:
+        return
+    array = as_ndarray(mask, op, "mask")
+    kind = array.dtype.char
     if kind != "?" and array.dtype != ALL_DTYPES[dtype]:
         raise TypeError(f"{op}: mask must be bool (True = attend) or {NAMES[dtype]} like q (added), got {array.dtype}")
     item = array.itemsize
@@ -24,17 +31,12 @@ cdef object acquire_mask(Array *a, object mask, int dtype, const Py_ssize_t *ful
     PyObject_GetBuffer(bits_of(array), &a.view, PyBUF_STRIDES | PyBUF_FORMAT)
     a.held = True
     missing = 4 - a.view.ndim
-    for axis in range(4):
-        arguments.mask_stride[axis] = 0
-        if axis < missing:
-            continue
+    for axis in range(max(0, missing), 4):
         if missing < 0 or (a.view.shape[axis - missing] != full[axis] and a.view.shape[axis - missing] != 1):
             raise wrong_shape(op, "mask", f"broadcast to {(full[0], full[1], full[2], full[3])}",
                               f"shape {array.shape}")
         if a.view.shape[axis - missing] != 1:
             arguments.mask_stride[axis] = a.view.strides[axis - missing] // item
-    if missing < 0:
-        raise wrong_shape(op, "mask", f"broadcast to {(full[0], full[1], full[2], full[3])}", f"shape {array.shape}")
     arguments.mask_kind = FA_MASK_BOOL if kind == "?" else FA_MASK_ADD
     arguments.mask = a.view.buf
 
@@ -165,10 +167,7 @@ cdef tuple acquire_inputs(AttentionInputs *x, fa_attention_arguments *a, int hea
     set_numbers(a, scale, softcap, op)
     set_heads(x, a, alibi_slopes, sinks, op)
     full[0], full[1], full[2], full[3] = a.B, a.H, a.Lq, a.Lk
-    a.mask_kind = FA_MASK_NONE
-    a.mask = NULL
-    if mask is not None:
-        acquire_mask(&x.mask, mask, x.q.dtype, full, a, op)
+    acquire_mask(&x.mask, mask, x.q.dtype, full, a, op)
     a.q_starts = a.k_starts = NULL
     a.lse_stride = a.Lq
     a.q_lengths = a.k_lengths = NULL

@@ -61,10 +61,7 @@ cdef tuple acquire_ragged(AttentionInputs *x, fa_attention_arguments *a, object 
     set_numbers(a, scale, softcap, op)
     set_heads(x, a, alibi_slopes, sinks, op)
     full[0], full[1], full[2], full[3] = a.B, a.H, a.Lq, a.Lk
-    a.mask_kind = FA_MASK_NONE
-    a.mask = NULL
-    if mask is not None:
-        acquire_mask(&x.mask, mask, x.q.dtype, full, a, op)
+    acquire_mask(&x.mask, mask, x.q.dtype, full, a, op)
     a.strategy = FA_ATTENTION_BLAS if attention_strategy == 1 else FA_ATTENTION_FUSED
     return starts_q, starts_k, lengths_q, lengths_k
 

@@ -66,10 +66,7 @@ def cache_attention(object q, object keys, object values, object key_scales, obj
         set_numbers(a, scale, softcap, op)
         set_heads(&x, a, alibi_slopes, sinks, op)
         full[0], full[1], full[2], full[3] = a.B, a.H, a.Lq, a.Lk
-        a.mask_kind = FA_MASK_NONE
-        a.mask = NULL
-        if mask is not None:
-            acquire_mask(&x.mask, mask, x.q.dtype, full, a, op)
+        acquire_mask(&x.mask, mask, x.q.dtype, full, a, op)
         if q_lengths is not None:
             q_lengths = as_lengths(q_lengths, a.B, a.Lq, op, "q_lengths")
             a.q_lengths = index_pointer(q_lengths)

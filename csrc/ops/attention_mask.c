@@ -55,7 +55,6 @@ fa_index OP(attention_narrow)(const fa_attention_arguments *a, fa_index b, fa_in
 static void apply_mask(const fa_attention_arguments *a, const fa_kernels *k, real *scores, real *copy, fa_index b, fa_index h,
                        fa_index i0, fa_index j0, fa_index rows, const fa_index *begin, const fa_index *end)
 {
-    if (a->mask_kind == FA_MASK_NONE) return; /* strides are undefined then */
     const fa_index *stride = a->mask_stride, at = b * stride[0] + h * stride[1] + i0 * stride[2] + j0 * stride[3];
     const fa_index ldcopy = k->sizes.attention_stride;
     if (a->mask_kind == FA_MASK_BOOL) {

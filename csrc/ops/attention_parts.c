@@ -40,7 +40,7 @@ static void weights_tile(void *context, fa_index task, int worker)
         fa_index begin[ROW_TILE], end[ROW_TILE], attended = 0;
         for (fa_index r = 0; r < n; r++) {
             attended += block_ranges(a, b, row[r], 1, j0, keys, &begin[r], &end[r]);
-            if (a->mask_kind != FA_MASK_NONE) OP(attention_narrow)(a, b, h, row[r], j0, 1, &begin[r], &end[r]);
+            OP(attention_narrow)(a, b, h, row[r], j0, 1, &begin[r], &end[r]);
         }
         if (attended) k->attention_pack_keys(scratch->keys, key_row(a, b, hk, j0), a->k_stride[2], keys, a->D);
         for (fa_index g = 0; g < n; g += most) {
