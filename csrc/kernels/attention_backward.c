@@ -179,25 +179,14 @@ FA_INLINE void add_gradients(real *dst, fa_index ld, tile_acc acc, const int mr,
 #endif
 
 #if FA_TILES
-#define ADD_ROW(nv)                                                       \
-    do {                                                                  \
-        FA_UNROLL                                                         \
-        for (int v = 0; v < (nv); v++) acc[0][v] = v_load(part + v * VL); \
-        add_gradients(dst, 0, acc, 1, nv, columns, scale);                \
-    } while (0)
-
 /* Rows of products, nv vectors each, added to dst. */
-FA_INLINE void add_rows(real *dst, fa_index ld, const real *part, fa_index rows, fa_index nv, fa_index columns, vreal scale)
+FA_INLINE void add_products(real *dst, fa_index ld, const real *part, fa_index rows, fa_index nv, fa_index columns, vreal scale)
 {
-    for (fa_index r = 0; r < rows; r++, dst += ld, part += PANEL) {
-        tile_acc acc;
-        switch (nv) {
-        case 1: ADD_ROW(1); break;
-        case 2: ADD_ROW(2); break;
-        case 3: ADD_ROW(3); break;
-        default: ADD_ROW(4); break;
+    for (fa_index r = 0; r < rows; r++)
+        for (fa_index v = 0; v < nv; v++) {
+            tile_acc acc = {{v_load(part + r * PANEL + v * VL)}};
+            add_gradients(dst + r * ld + v * VL, ld, acc, 1, 1, columns - v * VL, scale);
         }
-    }
 }
 #endif
 
@@ -226,7 +215,7 @@ void KERNEL(attention_query_gradients)(real *dq, fa_index lddq, const real *ds, 
             real part[TILE * PANEL] FA_ALIGN(64);
             matrix_product(part, PANEL, mr, nv, ds + r * ATTENTION_STRIDE + from, ATTENTION_STRIDE, 0, k_size,
                            k + first * padded + from * nv * VL, nv, k_size);
-            add_rows(dq + r * lddq + first, lddq, part, mr, nv, D - first, factor);
+            add_products(dq + r * lddq + first, lddq, part, mr, nv, D - first, factor);
         }
         t_release();
     }
@@ -270,7 +259,7 @@ FA_INLINE key_range tile_rows(const fa_index *begin, const fa_index *end, fa_ind
 #define KEY_GRADIENT_PANEL(nv) TILE_SWITCH_6(mr, KEY_GRADIENT_TILE, nv)
 
 #if FA_TILES
-#define GRADIENT_PLACES ((fa_index)48) /* pairs of rows in a call, at most */
+#define GRADIENT_PLACES ((fa_index)48) /* pairs of rows in a call, at most: half of GRADIENT_TILE in ops/attention_backward.h */
 
 /* Rows of pairs, a key in each lane, to rows of keys: matrix tiles take the one operand by rows. */
 FA_INLINE void transpose_places(real *dst, const real *p, fa_index keys, fa_index places)
@@ -308,7 +297,7 @@ void KERNEL(attention_key_gradients)(real *dst, fa_index ld, const real *p, fa_i
             real part[TILE * PANEL] FA_ALIGN(64);
             matrix_product(part, PANEL, mr, nv, keys_first, GRADIENT_PLACES, 0, k_size, x + first * padded + from * nv * VL, nv,
                            k_size);
-            add_rows(dst + j * ld + first, ld, part, mr, nv, PANEL, one);
+            add_products(dst + j * ld + first, ld, part, mr, nv, PANEL, one);
         }
         t_release();
     }

@@ -62,7 +62,7 @@ FA_INLINE vreal checked_values(const stored *v, fa_index count, int finite_only,
 {
     const vreal x = count >= VL ? v_load_stored(v) : v_load_stored_n(v, count);
     *bad = v_fma(x, v_zero(), *bad); /* 0 inf and 0 NaN are NaN */
-    return finite_only ? v_select(v_is_nan(v_sub(x, x)), v_zero(), x) : x;
+    return finite_only ? finite_or_zero(x) : x;
 }
 
 /* One vector of values for the products: those of a key, or with FA_PAIRS of two, the second missing after the last key. */

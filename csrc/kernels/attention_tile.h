@@ -40,6 +40,8 @@ FA_INLINE key_range tile_keys(const fa_index *begin, const fa_index *end, fa_ind
     return (key_range){range.begin / STEP * STEP, fa_round_up(range.end, STEP)};
 }
 
+FA_INLINE vreal finite_or_zero(vreal x) { return v_select(v_is_nan(v_sub(x, x)), v_zero(), x); }
+
 FA_INLINE void fill(real *row, fa_index first, fa_index end)
 {
     for (fa_index j = first; j < end; j += VL) v_store_n(row + j, v_zero(), fa_min(VL, end - j));

@@ -65,27 +65,6 @@ FA_INLINE void add_part(tile_acc acc, const real *part, const int mr, const int 
     }
 }
 
-#if FA_TILES
-#define STORE_ROW(nv)                                                                                                 \
-    do {                                                                                                              \
-        FA_UNROLL                                                                                                     \
-        for (int v = 0; v < (nv); v++) acc[0][v] = v_load(part + v * VL);                                             \
-        store_values(sum ? NULL : (real *)dst, sum ? (stored *)dst : NULL, 0, o, 0, acc, 1, nv, columns, alpha, sum); \
-    } while (0)
-
-FA_INLINE void store_row(void *dst, const real *o, const real *part, fa_index nv, fa_index columns, const real *alpha,
-                         const real *sum)
-{
-    tile_acc acc;
-    switch (nv) {
-    case 1: STORE_ROW(1); break;
-    case 2: STORE_ROW(2); break;
-    case 3: STORE_ROW(3); break;
-    default: STORE_ROW(4); break;
-    }
-}
-#endif
-
 #define VALUE_TILE(mr, nv)                                                                                            \
     tile_product(acc, mr, nv, p_tile, ATTENTION_STRIDE, 1, panel + range.begin / FA_PACKED * (nv) * VL,               \
                  (chain_end - range.begin) / FA_PACKED);                                                              \
@@ -119,11 +98,12 @@ void KERNEL(attention_values)(void *dst, fa_index lddst, const real *o, fa_index
             real part[TILE * PANEL] FA_ALIGN(64);
             matrix_product(part, PANEL, mr, nv, p + r * ATTENTION_STRIDE + from, ATTENTION_STRIDE, 0, fa_max(TILE_K, k_size),
                            v + first * padded + from * nv * VL, nv, k_size);
-            for (fa_index i = 0; i < mr; i++) {
-                const fa_index at = (r + i) * lddst + first;
-                store_row(sum ? (void *)((stored *)dst + at) : (void *)((real *)dst + at), o ? o + (r + i) * ldo + first : NULL,
-                          part + i * PANEL, nv, D - first, alpha + r + i, sum ? sum + r + i : NULL);
-            }
+            for (fa_index i = r; i < r + mr; i++)
+                for (fa_index d = first; d < first + nv * VL; d += VL) {
+                    tile_acc acc = {{v_load(part + (i - r) * PANEL + d - first)}};
+                    store_values(sum ? NULL : (real *)dst + i * lddst + d, sum ? (stored *)dst + i * lddst + d : NULL, lddst,
+                                 o ? o + i * ldo + d : NULL, ldo, acc, 1, 1, D - d, alpha + i, sum ? sum + i : NULL);
+                }
         }
         t_release();
     }

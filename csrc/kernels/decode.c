@@ -13,9 +13,8 @@
 
    With FA_PAIRS places of a real hold pairs of bfloat16, as in attention.c: of neighbouring dimensions in queries and keys, of
    neighbouring keys in P and values. With FA_TILES both kernels are those of decode_tiles.c. */
-#include "attention.h"
+#include "attention_tile.h"
 #include "common.h"
-#include "tile.h"
 
 #include <string.h>
 
@@ -161,14 +160,18 @@ void KERNEL(decode_scores)(real *s, const real *q, fa_index slice, fa_index rows
     }
 }
 
-FA_INLINE vreal finite_or_zero(vreal x, const int clean) { return clean ? v_select(v_is_nan(v_sub(x, x)), v_zero(), x) : x; }
+FA_INLINE vreal some_values(const stored *v, fa_index columns, const int clean)
+{
+    const vreal x = v_load_stored_n(v, columns);
+    return clean ? finite_or_zero(x) : x;
+}
 
 /* One vector of the values of a key, or with FA_PAIRS of two, the second missing where that is NULL. */
 FA_INLINE vreal few_values(const stored *v, const stored *second, fa_index columns, const int clean)
 {
-    const vreal x = finite_or_zero(v_load_stored_n(v, columns), clean);
+    const vreal x = some_values(v, columns, clean);
 #if FA_PAIRS
-    return v_zip(x, second ? finite_or_zero(v_load_stored_n(second, columns), clean) : v_zero());
+    return v_zip(x, second ? some_values(second, columns, clean) : v_zero());
 #else
     (void)second;
     return x;

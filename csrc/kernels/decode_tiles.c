@@ -10,7 +10,6 @@
 #include <string.h>
 
 #if FA_TILES
-#define STEP_KEYS (T_K * FA_PACKED)
 #define KEYS_AT_ONCE (4 * T_ROWS)
 /* So far ahead the rows of pages are asked for. Those of arrays are left to the hardware: what is asked for by instructions waits for
    the 16 fill buffers of the first level, 15 GB/s from the third here, 18 without. */
@@ -108,7 +107,7 @@ void KERNEL(decode_scores)(real *s, const real *q, fa_index slice, fa_index rows
 FA_INLINE vreal some_values(const stored *v, fa_index columns, const int clean)
 {
     const vreal x = columns >= VL ? v_load_stored(v) : v_load_stored_n(v, columns);
-    return clean ? v_select(v_is_nan(v_sub(x, x)), v_zero(), x) : x;
+    return clean ? finite_or_zero(x) : x;
 }
 
 /* nv vectors of columns of a step of `keys` keys, pair after pair, with zeros for keys that are missing; woven. */
@@ -148,14 +147,14 @@ FA_INLINE void value_columns(real *part, fa_index ld, const real *p, fa_index ro
     const int woven = nv > 1 && columns >= nv * VL && !clean;
     t_sums_zero();
     for (fa_index j = begin, keys; j < end; j += keys) {
-        const void *row[STEP_KEYS];
+        const void *row[STEP];
         real pairs[4 * T_K * VL] FA_ALIGN(64), rest[T_ROWS * VL] FA_ALIGN(64);
         const real *weights = p + j / FA_PACKED;
         fa_index ldw = ATTENTION_STRIDE;
-        keys = fa_min(STEP_KEYS - j % STEP_KEYS, end - j);
+        keys = fa_min(STEP - j % STEP, end - j);
         find_rows(row, v, j, keys);
         if (v->table && column == 0) prefetch_values(v, j + rows_ahead(row_bytes), keys, row_bytes);
-        if (keys < STEP_KEYS) { /* p may hold anything beyond */
+        if (keys < STEP) { /* p may hold anything beyond */
             for (fa_index r = 0; r < rows; r++)
                 v_store(rest + r * VL, v_load_n(weights + r * ATTENTION_STRIDE, fa_ceil_div(keys, FA_PACKED)));
             weights = rest;
@@ -165,7 +164,7 @@ FA_INLINE void value_columns(real *part, fa_index ld, const real *p, fa_index ro
             weave_step(pairs, row, keys, column, nv);
         else
             zip_step(pairs, row, keys, column, nv, columns, clean);
-        t_sums_add(nv, weights, ldw, pairs);
+        t_sums_add(nv, weights, ldw, pairs, nv * VL);
     }
     t_sums_store(nv, part, ld);
     for (fa_index r = 0; woven && r < rows; r++, part += ld)
@@ -206,12 +205,12 @@ void KERNEL(decode_values)(real *part, fa_index ld, const real *p, fa_index rows
         const fa_index n = fa_min(T_ROWS, rows - r);
         real *to = part + r * ld;
         const real *from = p + r * ATTENTION_STRIDE;
-        vreal odd = v_zero();
+        vreal rest = v_zero();
         few_values(to, ld, from, n, v, begin, end, D, 0);
         for (fa_index i = 0; i < n; i++)
-            for (fa_index d = 0; d < D; d += VL) odd = v_fma(v_load(to + i * ld + d), v_zero(), odd); /* 0 inf, 0 NaN are NaN */
-        if (FA_UNLIKELY(v_any(v_is_nan(odd)))) few_values(to, ld, from, n, v, begin, end, D, 1);
-        bad = v_add(bad, odd);
+            for (fa_index d = 0; d < D; d += VL) rest = v_fma(v_load(to + i * ld + d), v_zero(), rest); /* 0 inf, 0 NaN are NaN */
+        if (FA_UNLIKELY(v_any(v_is_nan(rest)))) few_values(to, ld, from, n, v, begin, end, D, 1);
+        bad = v_add(bad, rest);
     }
     *nonfinite = v_any(v_is_nan(bad));
 }

@@ -1,8 +1,8 @@
 /* Matrix tiles (AMX): products of pairs of bfloat16, 16 x 16 sums of 32 terms in one instruction. Included by simd.h where FA_TILES
    is 1.
 
-   The eight tiles have fixed parts: four of sums, two of rows of a, two of vectors of b. A block is 2 x 2 of sums (`both`: more than
-   T_ROWS rows of a by two vectors of b) or 1 x 4: sums that do not wait for each other hide the latency of the instruction. */
+   The eight tiles have fixed parts: four of sums, two of rows of a, two of vectors of b. A block is 2 x 2 of sums (more than T_ROWS rows of
+   a by two vectors of b) or 1 x 4: sums that do not wait for each other hide the latency of the instruction. */
 #ifndef FA_SIMD_AMX_H
 #define FA_SIMD_AMX_H
 
@@ -67,38 +67,50 @@ FA_INLINE void t_product_2(real *c, fa_index ldc, const int two, const real *a, 
     }
 }
 
-/* The same with at most T_ROWS rows and nv vectors, 1 to 4. */
-FA_INLINE void t_product_1(real *c, fa_index ldc, const int nv, const real *a, fa_index lda, fa_index slice, fa_index slice_k,
-                           const real *b, fa_index ldb, fa_index k_size)
+/* Sums that stay in tiles over many steps of k: at most T_ROWS rows by nv vectors of b, 1 to 4. */
+FA_INLINE void t_sums_zero(void)
 {
-    T_MEMORY(a);
     _tile_zero(0);
-    if (nv > 1) _tile_zero(1);
-    if (nv > 2) _tile_zero(2);
-    if (nv > 3) _tile_zero(3);
-    for (; k_size > 0; k_size -= slice_k, a += slice) {
-        for (const real *ak = a, *end = a + fa_min(k_size, slice_k); ak != end; ak += T_K, b += T_K * ldb) {
-            _tile_loadd(4, ak, lda * (fa_index)sizeof(real));
-            _tile_loadd(6, b, ldb * (fa_index)sizeof(real));
-            _tile_dpbf16ps(0, 4, 6);
-            if (nv > 1) {
-                _tile_loadd(7, b + VL, ldb * (fa_index)sizeof(real));
-                _tile_dpbf16ps(1, 4, 7);
-            }
-            if (nv > 2) {
-                _tile_loadd(6, b + 2 * VL, ldb * (fa_index)sizeof(real));
-                _tile_dpbf16ps(2, 4, 6);
-            }
-            if (nv > 3) {
-                _tile_loadd(7, b + 3 * VL, ldb * (fa_index)sizeof(real));
-                _tile_dpbf16ps(3, 4, 7);
-            }
-        }
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+FA_INLINE void t_sums_add(const int nv, const real *a, fa_index lda, const real *b, fa_index ldb)
+{
+    T_MEMORY(b);
+    _tile_loadd(4, a, lda * (fa_index)sizeof(real));
+    _tile_loadd(6, b, ldb * (fa_index)sizeof(real));
+    _tile_dpbf16ps(0, 4, 6);
+    if (nv > 1) {
+        _tile_loadd(7, b + VL, ldb * (fa_index)sizeof(real));
+        _tile_dpbf16ps(1, 4, 7);
     }
+    if (nv > 2) {
+        _tile_loadd(6, b + 2 * VL, ldb * (fa_index)sizeof(real));
+        _tile_dpbf16ps(2, 4, 6);
+    }
+    if (nv > 3) {
+        _tile_loadd(7, b + 3 * VL, ldb * (fa_index)sizeof(real));
+        _tile_dpbf16ps(3, 4, 7);
+    }
+}
+FA_INLINE void t_sums_store(const int nv, real *c, fa_index ldc)
+{
     _tile_stored(0, c, ldc * (fa_index)sizeof(real));
     if (nv > 1) _tile_stored(1, c + VL, ldc * (fa_index)sizeof(real));
     if (nv > 2) _tile_stored(2, c + 2 * VL, ldc * (fa_index)sizeof(real));
     if (nv > 3) _tile_stored(3, c + 3 * VL, ldc * (fa_index)sizeof(real));
+}
+
+/* t_product_2 with at most T_ROWS rows and nv vectors, 1 to 4. */
+FA_INLINE void t_product_1(real *c, fa_index ldc, const int nv, const real *a, fa_index lda, fa_index slice, fa_index slice_k,
+                           const real *b, fa_index ldb, fa_index k_size)
+{
+    t_sums_zero();
+    for (; k_size > 0; k_size -= slice_k, a += slice)
+        for (const real *ak = a, *end = a + fa_min(k_size, slice_k); ak != end; ak += T_K, b += T_K * ldb)
+            t_sums_add(nv, ak, lda, b, ldb);
+    t_sums_store(nv, c, ldc);
 }
 
 /* c[i][j] = a b, or with `more` c + a b, for `tiles` (1 or 4) times T_ROWS rows of a, which lie row_bytes apart in memory, and VL
@@ -140,42 +152,6 @@ FA_INLINE void t_product_rows(real *c, const int tiles, const int more, const vo
         _tile_stored(1, c + T_ROWS * VL, VL * (fa_index)sizeof(real));
         _tile_stored(2, c + 2 * T_ROWS * VL, VL * (fa_index)sizeof(real));
         _tile_stored(3, c + 3 * T_ROWS * VL, VL * (fa_index)sizeof(real));
-    }
-}
-
-/* Sums that stay in tiles over many steps of k: at most T_ROWS rows by nv vectors, 1, 2 or 4, of b. */
-FA_INLINE void t_sums_zero(void)
-{
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-}
-FA_INLINE void t_sums_add(const int nv, const real *a, fa_index lda, const real *b)
-{
-    const fa_index row_bytes = nv * VL * (fa_index)sizeof(real);
-    T_MEMORY(b);
-    _tile_loadd(4, a, lda * (fa_index)sizeof(real));
-    _tile_loadd(6, b, row_bytes);
-    _tile_dpbf16ps(0, 4, 6);
-    if (nv > 1) {
-        _tile_loadd(7, b + VL, row_bytes);
-        _tile_dpbf16ps(1, 4, 7);
-    }
-    if (nv > 2) {
-        _tile_loadd(6, b + 2 * VL, row_bytes);
-        _tile_dpbf16ps(2, 4, 6);
-        _tile_loadd(7, b + 3 * VL, row_bytes);
-        _tile_dpbf16ps(3, 4, 7);
-    }
-}
-FA_INLINE void t_sums_store(const int nv, real *c, fa_index ldc)
-{
-    _tile_stored(0, c, ldc * (fa_index)sizeof(real));
-    if (nv > 1) _tile_stored(1, c + VL, ldc * (fa_index)sizeof(real));
-    if (nv > 2) {
-        _tile_stored(2, c + 2 * VL, ldc * (fa_index)sizeof(real));
-        _tile_stored(3, c + 3 * VL, ldc * (fa_index)sizeof(real));
     }
 }
 
