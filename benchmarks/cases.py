@@ -290,14 +290,14 @@ def _gradients(op: str, T: int, B: int, H: int, target: Target, **options: Any) 
     return Case(name, f"{op}_gradients", {"T": T, "B": B, "I": H, "H": H}, target=target, **options)
 
 
-def _linear(M: int, N: int, K: int, **options: Any) -> Case:
-    return Case(f"linear M{M} N{N} K{K}", "linear", {"M": M, "N": N, "K": K}, **options)
-
-
 def _cell(op: str, B: int, H: int, target: Target, **options: Any) -> Case:
     options = {"scales": False, **options}
     name = f"{op}_cell{_packed_as(options)} B{B} I{H} H{H}"
     return Case(name, f"{op}_cell", {"B": B, "I": H, "H": H}, target=target, **options)
+
+
+def _linear(M: int, N: int, K: int, **options: Any) -> Case:
+    return Case(f"linear M{M} N{N} K{K}", "linear", {"M": M, "N": N, "K": K}, **options)
 
 
 CASES: tuple[Case, ...] = (
