@@ -155,12 +155,13 @@ FA_INLINE void add_part(real *c, fa_index ldc, const real *part, fa_index ldpart
 }
 
 void KERNEL(gemm_panels)(real *c, fa_index ldc, fa_index c_panel, const real *a, fa_index m, const real *b, fa_index panel_stride,
-                         fa_index n_panels, fa_index last_columns, fa_index nv, fa_index k_size, int accumulate)
+                         fa_index n_panels, fa_index last_columns, fa_index nv, fa_index k_size, int accumulate, const void *next)
 {
     const fa_index k_block = K_BLOCK(nv), most = TILE_ROWS(nv);
     const tile_deal deal = deal_rows(m, most);
     const fa_index height = common_rows(deal);
     real part[TILE_ROWS(TILE_MAX_VECTORS) * TILE_MAX_VECTORS * VL] FA_ALIGN(64);
+    (void)next; /* tiles are done before it could be there */
     if (m == 0) return;
     t_configure(height);
     for (fa_index p = 0; p < n_panels; p++, b += panel_stride, c += c_panel) {
@@ -205,20 +206,21 @@ FA_INLINE void add_tile(real *c, fa_index ldc, tile_acc acc, const int mr, const
     }
 }
 
-/* One k block of one panel against all tiles. */
-#define DEFINE_PANEL(nv, SWITCH)                                                                                      \
-    FA_NOINLINE void panel_##nv(real *c, fa_index ldc, const real *a, fa_index a_tile, tile_deal deal, const real *b, \
-                                fa_index k_size, fa_index columns, int accumulate)                                    \
-    {                                                                                                                 \
-        for (fa_index t = 0; t < deal.tiles; t++, a += a_tile) {                                                      \
-            const fa_index mr = rows_of_tile(deal, t);                                                                \
-            tile_acc acc;                                                                                             \
-            SWITCH(mr, PANEL_TILE, nv)                                                                                \
-            c += mr * ldc;                                                                                            \
-        }                                                                                                             \
+/* One k block of one panel against all tiles, which meanwhile ask for so many bytes ahead: what comes after it. */
+#define DEFINE_PANEL(nv, SWITCH)                                                                                        \
+    FA_NOINLINE void panel_##nv(real *c, fa_index ldc, const real *a, fa_index a_tile, tile_deal deal, const real *b,   \
+                                fa_index k_size, fa_index columns, int accumulate, const char *ahead, fa_index bytes)   \
+    {                                                                                                                   \
+        const fa_index steps = fa_max(1, k_size / TILE_K), lines = fa_ceil_div(bytes, deal.tiles * steps * CACHE_LINE); \
+        for (fa_index t = 0; t < deal.tiles; t++, a += a_tile, ahead += steps * lines * CACHE_LINE) {                   \
+            const fa_index mr = rows_of_tile(deal, t);                                                                  \
+            tile_acc acc;                                                                                               \
+            SWITCH(mr, PANEL_TILE, nv)                                                                                  \
+            c += mr * ldc;                                                                                              \
+        }                                                                                                               \
     }
-#define PANEL_TILE(rows, nv)                                     \
-    tile_product(acc, rows, nv, a, 1, TILE_ROWS(nv), b, k_size); \
+#define PANEL_TILE(rows, nv)                                                         \
+    tile_product_ahead(acc, rows, nv, a, 1, TILE_ROWS(nv), b, k_size, ahead, lines); \
     add_tile(c, ldc, acc, rows, nv, columns, accumulate)
 
 #if defined(FA_ISA_AVX512)
@@ -302,10 +304,11 @@ FA_NOINLINE void row_panels(real *c, fa_index c_panel, const real *a, const real
 }
 
 void KERNEL(gemm_panels)(real *c, fa_index ldc, fa_index c_panel, const real *a, fa_index m, const real *b, fa_index panel_stride,
-                         fa_index n_panels, fa_index last_columns, fa_index nv, fa_index k_size, int accumulate)
+                         fa_index n_panels, fa_index last_columns, fa_index nv, fa_index k_size, int accumulate, const void *next)
 {
     const fa_index k_block = K_BLOCK(nv), most = TILE_ROWS(nv);
     const tile_deal deal = deal_rows(m, most);
+    if (m == 0) return;
     if (m == 1) {
         row_panels(c, c_panel, a, b, panel_stride, n_panels, last_columns, nv, k_size, accumulate);
         return;
@@ -315,11 +318,15 @@ void KERNEL(gemm_panels)(real *c, fa_index ldc, fa_index c_panel, const real *a,
         for (fa_index k = 0; k == 0 || k < k_size; k += k_block) {
             const fa_index kb = fa_min(k_block, k_size - k);
             const real *ak = a + k * most, *bk = b + k * nv * VL;
+            const fa_index left = k_size - k - kb;
+            const void *ahead = left > 0 ? bk + kb * nv * VL : p + 1 < n_panels ? b + panel_stride : next ? next : b;
+            const fa_index ahead_k = left > 0 ? fa_min(k_block, left) : ahead != b ? fa_min(k_block, k_size) : 0;
+            const fa_index bytes = ahead_k * nv * VL * (fa_index)sizeof(real);
             const int add = accumulate || k > 0;
             switch (nv) {
-            case 2: panel_2(c, ldc, ak, most * k_size, deal, bk, kb, columns, add); break;
-            case 3: panel_3(c, ldc, ak, most * k_size, deal, bk, kb, columns, add); break;
-            default: panel_4(c, ldc, ak, most * k_size, deal, bk, kb, columns, add); break;
+            case 2: panel_2(c, ldc, ak, most * k_size, deal, bk, kb, columns, add, ahead, bytes); break;
+            case 3: panel_3(c, ldc, ak, most * k_size, deal, bk, kb, columns, add, ahead, bytes); break;
+            default: panel_4(c, ldc, ak, most * k_size, deal, bk, kb, columns, add, ahead, bytes); break;
             }
         }
     }

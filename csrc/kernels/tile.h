@@ -37,26 +37,34 @@
 #define TILE_K 8
 #endif
 
+#define CACHE_LINE 64 /* bytes */
+
 typedef vreal tile_acc[TILE_MAX_ROWS][TILE_MAX_VECTORS];
+
+/* acc += the products of TILE_K k. */
+FA_INLINE void tile_step(tile_acc acc, const int mr, const int nv, const int width, const real *restrict a,
+                         const fa_index row_step, const fa_index k_step, const real *restrict b)
+{
+    FA_UNROLL
+    for (int k = 0; k < TILE_K; k++) {
+        vreal bv[TILE_MAX_VECTORS];
+        FA_UNROLL
+        for (int v = 0; v < nv; v++) bv[v] = v_load(b + k * width * VL + v * VL);
+        FA_UNROLL
+        for (int r = 0; r < mr; r++) {
+            const vreal x = v_broadcast(a + r * row_step + k * k_step);
+            FA_UNROLL
+            for (int v = 0; v < nv; v++) acc[r][v] = v_multiply_add(x, bv[v], acc[r][v]);
+        }
+    }
+}
 
 /* acc += the product with the first nv of the `width` vectors of a panel. */
 FA_INLINE void tile_product_part(tile_acc acc, const int mr, const int nv, const int width, const real *restrict a,
                                  const fa_index row_step, const fa_index k_step, const real *restrict b, fa_index k_size)
 {
-    for (const real *end = b + k_size * width * VL; b != end; a += TILE_K * k_step, b += TILE_K * width * VL) {
-        FA_UNROLL
-        for (int k = 0; k < TILE_K; k++) {
-            vreal bv[TILE_MAX_VECTORS];
-            FA_UNROLL
-            for (int v = 0; v < nv; v++) bv[v] = v_load(b + k * width * VL + v * VL);
-            FA_UNROLL
-            for (int r = 0; r < mr; r++) {
-                const vreal x = v_broadcast(a + r * row_step + k * k_step);
-                FA_UNROLL
-                for (int v = 0; v < nv; v++) acc[r][v] = v_multiply_add(x, bv[v], acc[r][v]);
-            }
-        }
-    }
+    for (const real *end = b + k_size * width * VL; b != end; a += TILE_K * k_step, b += TILE_K * width * VL)
+        tile_step(acc, mr, nv, width, a, row_step, k_step, b);
 }
 
 FA_INLINE void tile_zero(tile_acc acc, const int mr, const int nv)
@@ -73,6 +81,19 @@ FA_INLINE void tile_product(tile_acc acc, const int mr, const int nv, const real
 {
     tile_zero(acc, mr, nv);
     tile_product_part(acc, mr, nv, nv, a, row_step, k_step, b, k_size);
+}
+
+/* The same, and in each step `lines` cache lines from `ahead` on are asked for: what is multiplied next, and far away. Spread over
+   the steps they cost nothing; all at once they stand in the way of the operands. */
+FA_INLINE void tile_product_ahead(tile_acc acc, const int mr, const int nv, const real *restrict a, const fa_index row_step,
+                                  const fa_index k_step, const real *restrict b, fa_index k_size, const char *ahead,
+                                  fa_index lines)
+{
+    tile_zero(acc, mr, nv);
+    for (const real *end = b + k_size * nv * VL; b != end; a += TILE_K * k_step, b += TILE_K * nv * VL) {
+        for (fa_index i = 0; i < lines; i++, ahead += CACHE_LINE) FA_PREFETCH_FAR(ahead);
+        tile_step(acc, mr, nv, nv, a, row_step, k_step, b);
+    }
 }
 
 #if FA_TILES

@@ -62,7 +62,7 @@ static void multiply(const linear_call *c, real *dst, fa_index ld, real *tiles, 
         const fa_index kp = fa_min(K_SLICE, c->Kp - k0), first = k0 * k->sizes.packed;
         for (fa_index r = 0; r < rows; r++) row[r] = c->x + (m0 + r) * c->ldx + first;
         k->pack_rows(tiles, row, rows, nv, fa_min(slice, c->K - first), kp);
-        k->gemm_panels(dst, ld, width, tiles, rows, b + k0 * width, width * c->Kp, panels, last, nv, kp, k0 > 0);
+        k->gemm_panels(dst, ld, width, tiles, rows, b + k0 * width, width * c->Kp, panels, last, nv, kp, k0 > 0, NULL);
     }
 }
 

@@ -4,6 +4,8 @@
      2  for each step: x and h are packed, then panel by panel the products with w_ih and w_hh are added up and the cell is
         applied, while the panel's gates lie in the first-level cache; then, for a projected lstm (and a GRU with reset before the
         product), the second product of the step
+     Every second step begins with the panels that the step before has ended with: of matrices that the second-level cache cannot hold,
+     a part is still there.
      With few sequences w_ih would be read too often for that: then time runs in chunks of about CHUNK_ROWS rows of x, and for each
      chunk the products with w_ih are one matrix product before its steps. The sums are the same, in the same order.
 
@@ -99,9 +101,10 @@ static fa_index units_of(fa_index n, fa_index first_panel, fa_index panels, fa_i
 }
 
 /* gates (+)= tiles w for `panels` panels of `width` vectors, each of them products of nv vectors side by side; rows of gates are ldc
-   apart. */
+   apart. next: the panel that comes after these, or NULL. */
 static void multiply(const recurrent_lane *c, real *gates, fa_index ldc, const real *tiles, fa_index rows, const void *w,
-                     const real *scale, fa_index first, fa_index panels, fa_index width, fa_index nv, fa_index k, int add)
+                     const real *scale, fa_index first, fa_index panels, fa_index width, fa_index nv, fa_index k, int add,
+                     const void *next)
 {
     const fa_kernels *kernels = c->g.kernels;
     const fa_index columns = nv * c->g.lanes, n = panels * (width / nv), at = first * k * width * c->g.lanes;
@@ -117,32 +120,38 @@ static void multiply(const recurrent_lane *c, real *gates, fa_index ldc, const r
     }
 #endif
     (void)scale;
-    kernels->gemm_panels(gates, ldc, columns, tiles, rows, (const real *)w + at, k * columns, n, columns, nv, k, add);
+    kernels->gemm_panels(gates, ldc, columns, tiles, rows, (const real *)w + at, k * columns, n, columns, nv, k, add, next);
 }
 
-static void multiply_x(const recurrent_lane *c, const real *tiles, fa_index rows, fa_index first, fa_index panels, real *gates)
+/* Panel p of w, each of so many reals; NULL if there is none, p < 0, or if they are narrow. */
+static const void *panel_of(const recurrent_lane *c, const void *w, fa_index size, fa_index p)
+{
+    return p < 0 || c->w.type != FA_WEIGHT_REAL ? NULL : (const real *)w + p * size;
+}
+
+static void multiply_x(const recurrent_lane *c, const real *tiles, fa_index rows, fa_index first, fa_index panels, real *gates,
+                       const void *next)
 {
     const cell_shape *s = c->g.shape;
     multiply(c, gates, panels * s->width_x * c->g.lanes, tiles, rows, c->w.w_ih, c->w.scale_x, first, panels, s->width_x, s->nv_x,
-             c->g.Ip, 0);
+             c->g.Ip, 0, next);
 }
 
 static void multiply_h(const recurrent_lane *c, const real *tiles, fa_index rows, fa_index first, fa_index panels, real *gates,
-                       int add)
+                       int add, const void *next)
 {
     const cell_shape *s = c->g.shape;
     multiply(c, gates, panels * s->width_h * c->g.lanes, tiles, rows, c->w.w_hh, c->w.scale_h, first, panels, s->width_h, s->nv_h,
-             c->g.Pp, add);
+             c->g.Pp, add, next);
 }
 
-/* All panels of a single row. Every second step begins with those that the step before has ended with: of a w_hh that the second-level
-   cache cannot hold, a part is still there. */
+/* All panels of a single row. */
 static void sweep(const recurrent_lane *c, const member_work *w, real *gates, int add, int backwards)
 {
     for (fa_index i = 0; i < w->panels; i += SWEEP_PANELS) {
         const fa_index at = backwards ? (w->panels - 1 - i) / SWEEP_PANELS * SWEEP_PANELS : i;
         multiply_h(c, w->tiles, 1, w->first_panel + at, fa_min(SWEEP_PANELS, w->panels - at),
-                   gates + at * c->g.shape->width_h * c->g.lanes, add);
+                   gates + at * c->g.shape->width_h * c->g.lanes, add, NULL);
     }
 }
 
@@ -176,7 +185,8 @@ static void project(const recurrent_lane *c, const member_work *w, fa_index acti
                 units_of(c->g.H, w->first_panel, w->panels, c->g.panel_units));
     if (barrier) fa_team_wait(barrier, members);
     pack_state(c, w, c->rounded_inner, c->g.ld, active, 2, c->g.H);
-    multiply(c, after + first, ld, w->tiles, active, c->w.w_hr, c->w.scale_r, w->first_output, w->outputs, 2, 2, c->g.Hp, 0);
+    multiply(c, after + first, ld, w->tiles, active, c->w.w_hr, c->w.scale_r, w->first_output, w->outputs, 2, 2, c->g.Hp, 0,
+             NULL);
 }
 
 /* The second half of a GRU with reset before the product: the product of r h with w_hn, then n and h. */
@@ -193,7 +203,7 @@ static void update_state(const recurrent_lane *c, const member_work *w, fa_index
     for (fa_index i = 0; i < w->panels; i++) {
         const fa_index p = w->first_panel + i, first = p * c->g.panel_units, pairs = w->alone ? w->panels / 2 : 1;
         if (i % (2 * pairs) == 0)
-            multiply(c, w->gates_h, 2 * VL, w->tiles, active, c->w.w_hn, c->w.scale_n, p / 2, pairs, 2, 2, c->g.Hp, 0);
+            multiply(c, w->gates_h, 2 * VL, w->tiles, active, c->w.w_hn, c->w.scale_n, p / 2, pairs, 2, 2, c->g.Hp, 0, NULL);
         k->gru_update(y_of(w), w->saved_rows, c->g.H, after, before, c->update + at, ld, gates_x + i * panel_stride,
                       w->gates_h + i % (2 * pairs) * VL, c->w.bias + p * c->g.shape->bias_vectors * VL, active, first,
                       units_of_panel(&c->g, p));
@@ -248,13 +258,17 @@ static void run_step(const recurrent_lane *c, const member_work *w, fa_index ste
     }
     pack_state(c, w, c->rounded[step % 2], c->g.ld_h, active, s->nv_h, c->g.P);
     const int add = c->g.cell == FA_RNN || is_lstm(c->g.cell);
-    if (w->alone) sweep(c, w, add ? gates_x : w->gates_h, add, step % 2 != 0);
-    for (fa_index i = 0; i < w->panels; i++) {
-        const fa_index p = w->first_panel + i, first = p * c->g.panel_units, units = units_of_panel(&c->g, p);
+    const int backwards = step % 2 != 0;
+    if (w->alone) sweep(c, w, add ? gates_x : w->gates_h, add, backwards);
+    for (fa_index n = 0; n < w->panels; n++) {
+        const fa_index i = backwards ? w->panels - 1 - n : n, p = w->first_panel + i, first = p * c->g.panel_units;
+        const fa_index units = units_of_panel(&c->g, p), next = n + 1 < w->panels ? p + (backwards ? -1 : 1) : -1;
         const real *bias = c->w.bias + p * s->bias_vectors * VL;
         real *gates = gates_x + i * panel_stride, *gates_h = w->gates_h + (w->alone ? i * s->width_h * VL : 0);
-        if (x_tiles) multiply_x(c, x_tiles, active, p, 1, gates);
-        if (!w->alone) multiply_h(c, w->tiles, active, p, 1, add ? gates : gates_h, add);
+        if (x_tiles) multiply_x(c, x_tiles, active, p, 1, gates, panel_of(c, c->w.w_hh, c->g.size_h, p));
+        if (!w->alone)
+            multiply_h(c, w->tiles, active, p, 1, add ? gates : gates_h, add,
+                       x_tiles ? panel_of(c, c->w.w_ih, c->g.size_x, next) : panel_of(c, c->w.w_hh, c->g.size_h, next));
         switch (c->g.cell) {
         case FA_RNN:
             k->rnn_gates(FA_CONVERTS ? w->saved_rows : y_of(w), after, ld, gates, bias, active, first, units,
@@ -338,7 +352,8 @@ void OP(lane_run)(const recurrent_lane *c, lane_share share, char *scratch, fa_i
         c->g.kernels->pack_rows(x_tiles, w->rows, rows, c->g.shape->nv_x, c->g.I, c->g.Ip);
         const fa_index together = w->alone ? w->panels : 1, row = together * width_x;
         for (fa_index i = 0; !w->x_tiles && i < w->panels; i += together)
-            multiply_x(c, x_tiles, rows, w->first_panel + i, together, w->gates_x + i * rows * width_x);
+            multiply_x(c, x_tiles, rows, w->first_panel + i, together, w->gates_x + i * rows * width_x,
+                       panel_of(c, c->w.w_ih, c->g.size_x, i + together < w->panels ? w->first_panel + i + together : -1));
         for (fa_index done = 0; step < chunk_end; step++) {
             active = still_active(c, w, active, step);
             if (active > 0)

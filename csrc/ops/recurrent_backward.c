@@ -128,7 +128,7 @@ static void multiply(const backward_call *c, const member_share *m, const unit_s
     for (fa_index r = 0; r < rows; r++) m->rows[r] = a[r * m->slot_step] + column;
     k->pack_rows(m->tiles, m->rows, rows, BACKWARD_NV, K, Kp);
     k->gemm_panels(dst + s->unit, m->slot_step * ld, c->width, m->tiles, rows, w + s->first_panel * stride, stride, s->panels,
-                   end - (s->first_panel + s->panels - 1) * c->width, BACKWARD_NV, Kp, add);
+                   end - (s->first_panel + s->panels - 1) * c->width, BACKWARD_NV, Kp, add, NULL);
 }
 
 /* One step of the rows n, n + slot_step, ... of the chunk. */
