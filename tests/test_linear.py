@@ -13,13 +13,14 @@ from tests.conftest import HAS_BLAS, NEEDS_BLAS
 from tests.errors import ErrorRule, exact
 
 ACTIVATIONS = [None, "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid"]
-# M, N, K around the blocks of ops/linear.c: 96 rows and 1024 of K (native), 64 rows and 256 columns (BLAS), panels of
-# up to 64 columns, register tiles of up to 14 rows.
+# M, N, K around the blocks of ops/linear.c: 96 rows and 1024 of K (native; up to 192 rows are few), 64 rows and 256
+# columns (BLAS), panels of up to 64 columns, register tiles of up to 14 rows.
 SIZES = [
-    *[(M, 40, 30) for M in (1, 2, 5, 6, 7, 13, 14, 15, 63, 64, 65, 95, 96, 97, 193)],
+    *[(M, 40, 30) for M in (1, 2, 5, 6, 7, 13, 14, 15, 63, 64, 65, 95, 96, 97, 192, 193)],
     *[(10, N, 30) for N in (1, 7, 8, 15, 16, 17, 31, 63, 64, 65, 127, 128, 129, 255, 256, 257, 513)],
     *[(10, 70, K) for K in (1, 2, 3, 4, 5, 127, 128, 129, 255, 256, 257, 1023, 1024, 1025, 2049)],
     (97, 257, 1025),
+    (200, 257, 1025),
 ]
 
 
@@ -64,7 +65,7 @@ class TestBits:
                 assert same_bits(fa.linear(x, w[first:end], b[first:end], activation="gelu"), whole[:, first:end])
 
     def test_threads_do_not_matter(self, isa, linear_strategy, threads, dtype, rng):
-        for size in [(97, 700, 300), (700, 97, 300), (1, 3000, 700)]:
+        for size in [(97, 700, 300), (197, 700, 300), (700, 97, 300), (1, 3000, 700)]:
             x, w, b = arguments(rng, dtype, *size)
             with fa.num_threads(1):
                 expected = fa.linear(x, w, b)

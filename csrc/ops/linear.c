@@ -1,7 +1,9 @@
 /* y = activation(z), z = x w' + bias; z is kept where asked for.
 
    native  w is packed into panels once per call (or beforehand, in a handle), in blocks of at most W_BLOCK_BYTES; then tasks of
-           M_BLOCK rows by a range of panels pack their rows of x, K_SLICE at a time, and run gemm_panels.
+           M_BLOCK rows by a range of panels pack their rows of x, K_SLICE at a time, and run gemm_panels. Few rows, whose packed x the
+           second-level cache holds, are packed once instead, and tasks are panels, which are multiplied where they were packed: w
+           is as much as all else then, and is read once.
    blas    constant tiles of BLAS_ROWS x BLAS_COLUMNS over the whole of K, rows padded, so that a row takes the same path through
            the library wherever it stands.
 
@@ -20,6 +22,8 @@
 #define TASKS_PER_THREAD 4
 #define PANELS_PER_TASK 8 /* packing 32 rows of x costs half a panel's product */
 #define CHUNK_PANELS 8    /* 96 rows of 8 panels of 64 floats: 192 KB */
+#define FEW_ROWS (2 * M_BLOCK)
+#define FEW_BYTES ((fa_index)512 << 10) /* of K_SLICE of them: half of a second-level cache of 1 MB */
 #define BLAS_ROWS 64
 #define BLAS_COLUMNS 256
 
@@ -29,8 +33,8 @@ typedef struct {
     real *panels, *tiles;
     const stored *x, *w, *bias;
     const real *packed;
-    fa_index ldy, ldx, ldw, M, N, K, Kp; /* Kp: places of K in packed operands */
-    fa_index first_panel, n_panels, panels_per_task, n_tasks, tile_size;
+    fa_index ldy, ldx, ldw, M, N, K, Kp;                                             /* Kp: places of K in packed operands */
+    fa_index first_panel, n_panels, panels_per_task, n_tasks, tile_size, panel_size; /* the last two: of each worker */
     fa_activation activation;
 } linear_call;
 
@@ -66,43 +70,80 @@ static void multiply(const linear_call *c, real *dst, fa_index ld, real *tiles, 
     }
 }
 
+/* What follows the products of `rows` rows and `columns` columns, in rows of ld: bias and activation, where they are or, of 16-bit
+   arrays, on the way to y. bias: room for a wide one. */
+static void finish(const linear_call *c, real *product, fa_index ld, real *bias, fa_index m0, fa_index rows, fa_index column,
+                   fa_index columns)
+{
+    const fa_kernels *k = c->kernels;
+    const int more = c->bias || c->activation != FA_IDENTITY;
 #if FA_CONVERTS
+    if (c->bias) k->widen(bias, c->bias + column, columns);
+    if (more) k->bias_activation_rows(product, NULL, ld, c->bias ? bias : NULL, rows, columns, (int)c->activation);
+    for (fa_index r = 0; r < rows; r++) k->narrow(c->y + (m0 + r) * c->ldy + column, product + r * ld, columns);
+#else
+    (void)bias;
+    if (more)
+        k->bias_activation_rows(product, c->z ? c->z + m0 * c->ldy + column : NULL, ld, c->bias ? c->bias + column : NULL, rows,
+                                columns, (int)c->activation);
+#endif
+}
+
 static void product_task(void *context, fa_index i, int worker)
 {
     const linear_call *c = context;
     const fa_kernels *k = c->kernels;
-    const fa_index width = panel_width(k), ld = CHUNK_PANELS * width;
+    const fa_index width = panel_width(k), wide = CHUNK_PANELS * width, chunk = FA_CONVERTS ? CHUNK_PANELS : c->panels_per_task;
     const fa_index m0 = i / c->n_tasks * M_BLOCK, rows = fa_min(M_BLOCK, c->M - m0);
     const fa_index p0 = i % c->n_tasks * c->panels_per_task, end = fa_min(p0 + c->panels_per_task, c->n_panels);
-    real *tiles = c->tiles + worker * c->tile_size, *product = tiles + c->tile_size - (M_BLOCK + 1) * ld;
-    real *bias = product + M_BLOCK * ld;
-    for (fa_index p = p0; p < end; p += CHUNK_PANELS) {
-        const fa_index panels = fa_min(CHUNK_PANELS, end - p), column = (c->first_panel + p) * width;
-        const fa_index columns = fa_min(panels * width, c->N - column);
-        multiply(c, product, ld, tiles, m0, rows, c->panels + p * width * c->Kp, panels, columns - (panels - 1) * width);
-        if (c->bias) k->widen(bias, c->bias + column, columns);
-        if (c->bias || c->activation != FA_IDENTITY)
-            k->bias_activation_rows(product, NULL, ld, c->bias ? bias : NULL, rows, columns, (int)c->activation);
-        for (fa_index r = 0; r < rows; r++) k->narrow(c->y + (m0 + r) * c->ldy + column, product + r * ld, columns);
+    real *tiles = c->tiles + worker * c->tile_size, *product = tiles + c->tile_size - (M_BLOCK + 1) * wide;
+    for (fa_index p = p0; p < end; p += chunk) {
+        const fa_index panels = fa_min(chunk, end - p), column = (c->first_panel + p) * width;
+        const fa_index columns = fa_min(panels * width, c->N - column), ld = FA_CONVERTS ? wide : c->ldy;
+        real *dst = FA_CONVERTS ? product : (real *)c->y + m0 * c->ldy + column;
+        multiply(c, dst, ld, tiles, m0, rows, c->panels + p * width * c->Kp, panels, columns - (panels - 1) * width);
+        finish(c, dst, ld, product + M_BLOCK * wide, m0, rows, column, columns);
     }
 }
-#else
-static void product_task(void *context, fa_index i, int worker)
+
+/* Rows of x in tiles: slice after slice, in each block after block. */
+static real *few_tiles(const linear_call *c, fa_index k0, fa_index m0)
+{
+    const fa_index extra = c->kernels->sizes.tile_rows[c->kernels->sizes.panel_vectors];
+    const fa_index all = c->M + fa_ceil_div(c->M, M_BLOCK) * extra;
+    return c->tiles + k0 * all + (m0 + m0 / M_BLOCK * extra) * fa_min(K_SLICE, c->Kp - k0);
+}
+
+static void pack_few(void *context, fa_index i, int worker)
 {
     const linear_call *c = context;
     const fa_kernels *k = c->kernels;
-    const fa_index width = panel_width(k);
-    const fa_index m0 = i / c->n_tasks * M_BLOCK, rows = fa_min(M_BLOCK, c->M - m0);
-    const fa_index p0 = i % c->n_tasks * c->panels_per_task, panels = fa_min(c->panels_per_task, c->n_panels - p0);
-    if (panels <= 0) return;
-    const fa_index column = (c->first_panel + p0) * width, columns = fa_min(panels * width, c->N - column);
-    real *tiles = c->tiles + worker * c->tile_size, *y = c->y + m0 * c->ldy + column;
-    multiply(c, y, c->ldy, tiles, m0, rows, c->panels + p0 * width * c->Kp, panels, columns - (panels - 1) * width);
-    if (c->bias || c->activation != FA_IDENTITY)
-        k->bias_activation_rows(y, c->z ? c->z + (y - c->y) : NULL, c->ldy, c->bias ? c->bias + column : NULL, rows, columns,
-                                (int)c->activation);
+    const fa_index blocks = fa_ceil_div(c->M, M_BLOCK), k0 = i / blocks * K_SLICE, m0 = i % blocks * M_BLOCK;
+    const fa_index first = k0 * k->sizes.packed, rows = fa_min(M_BLOCK, c->M - m0);
+    const stored *row[M_BLOCK];
+    (void)worker;
+    for (fa_index r = 0; r < rows; r++) row[r] = c->x + (m0 + r) * c->ldx + first;
+    k->pack_rows(few_tiles(c, k0, m0), row, rows, k->sizes.panel_vectors, fa_min(K_SLICE * k->sizes.packed, c->K - first),
+                 fa_min(K_SLICE, c->Kp - k0));
 }
-#endif
+
+static void few_task(void *context, fa_index i, int worker)
+{
+    const linear_call *c = context;
+    const fa_kernels *k = c->kernels;
+    const fa_index width = panel_width(k), column = i * width, columns = fa_min(width, c->N - column);
+    const fa_index slice = K_SLICE * k->sizes.packed, ld = FA_CONVERTS ? width : c->ldy;
+    real *panel = c->panels + worker * c->panel_size, *product = panel + width * fa_min(K_SLICE, c->Kp);
+    real *dst = FA_CONVERTS ? product : (real *)c->y + column;
+    for (fa_index k0 = 0; k0 < c->Kp || k0 == 0; k0 += K_SLICE) {
+        const fa_index kp = fa_min(K_SLICE, c->Kp - k0), first = k0 * k->sizes.packed;
+        pack_panel(k, panel, c->w + column * c->ldw + first, c->ldw, c->N - column, fa_min(slice, c->K - first), kp);
+        for (fa_index m0 = 0; m0 < c->M; m0 += M_BLOCK)
+            k->gemm_panels(dst + m0 * ld, ld, width, few_tiles(c, k0, m0), fa_min(M_BLOCK, c->M - m0), panel, width * kp, 1,
+                           columns, k->sizes.panel_vectors, kp, k0 > 0, NULL);
+    }
+    finish(c, dst, ld, product + c->M * width, 0, c->M, column, columns);
+}
 
 /* The product with panels [first_panel, first_panel + n_panels), which c->panels holds. */
 static void run_product(linear_call *c, int members)
@@ -119,6 +160,28 @@ static void run_product(linear_call *c, int members)
     fa_parallel_for(m_tasks * n_tasks, members, product_task, c);
 }
 
+static fa_status forward_few(linear_call *c, int members)
+{
+    const fa_kernels *k = c->kernels;
+    const fa_index width = panel_width(k), m_blocks = fa_ceil_div(c->M, M_BLOCK);
+    fa_scratch scratch;
+    arena plan = {0};
+    for (int pass = 0; pass < 2; pass++) {
+        plan.used = 0;
+        c->tiles = arena_take(&plan, (c->M + m_blocks * k->sizes.tile_rows[k->sizes.panel_vectors]) * c->Kp + k->sizes.lanes,
+                              sizeof(real));
+        c->panel_size = width * fa_min(K_SLICE, c->Kp);
+        if (FA_CONVERTS) c->panel_size += (c->M + 1) * width; /* the product and the bias */
+        c->panels = arena_take(&plan, c->panel_size * members, sizeof(real));
+        if (pass == 0 && !fa_scratch_take(&scratch, plan.used)) return FA_NOMEM;
+        plan.base = scratch.base;
+    }
+    fa_parallel_for(m_blocks * fa_ceil_div(c->Kp, K_SLICE), members, pack_few, c);
+    fa_parallel_for(fa_ceil_div(c->N, width), members, few_task, c);
+    fa_scratch_give(&scratch);
+    return FA_OK;
+}
+
 static fa_status forward_native(linear_call *c)
 {
     const fa_kernels *k = c->kernels;
@@ -128,6 +191,8 @@ static fa_status forward_native(linear_call *c)
         c->packed ? panels : fa_min(panels, fa_max(1, W_BLOCK_BYTES / fa_max(1, panel_size * (fa_index)sizeof(real))));
     fa_scratch scratch;
     arena plan = {0};
+    if (!c->packed && c->M <= FEW_ROWS && c->M * fa_min(K_SLICE, c->Kp) * (fa_index)sizeof(real) <= FEW_BYTES)
+        return forward_few(c, members);
     for (int pass = 0; pass < 2; pass++) {
         plan.used = 0;
         c->tile_size = (M_BLOCK + k->sizes.tile_rows[k->sizes.panel_vectors]) * fa_min(K_SLICE, c->Kp) + k->sizes.lanes;
