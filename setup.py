@@ -65,8 +65,8 @@ LOW_PRECISION = {
     "ops/rope",
     "ops/softmax",
 }
-# What float32 has of its own in avx512bf16 (and in amxbf16, which is bfloat16 alone).
-BYTE_PRODUCTS = {"kernels/decode_i8", "kernels/table"}
+# What float32 has of its own in avx512bf16 and amxbf16.
+BYTE_PRODUCTS = {"kernels/decode_i8", "kernels/decode_i8_values", "kernels/table"}
 COMMON = ["-std=c11", "-O2", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
 ALL_FILES = {"f32": None, "f64": None, "bf16": LOW_PRECISION, "f16": LOW_PRECISION}
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
@@ -85,8 +85,8 @@ INSTRUCTION_SETS = {
     ),
     "amxbf16": (
         "AVX512",
-        [*AVX512, "-mavx512bf16", "-mavx512vnni", "-mamx-tile", "-mamx-bf16"],
-        {"bf16": LOW_PRECISION},
+        [*AVX512, "-mavx512bf16", "-mavx512vnni", "-mamx-tile", "-mamx-bf16", "-mamx-int8"],
+        {"bf16": LOW_PRECISION, "f32": BYTE_PRODUCTS},
     ),
 }
 BLAS = os.environ.get("FASTATTN_BLAS", "vendored")

@@ -13,7 +13,7 @@ enum {
     HAS_AVX512 = 8, /* F, BW, DQ and VL together: the level every CPU since Skylake-SP offers */
     HAS_AVX512BF16 = 16,
     HAS_AVX512VNNI = 32,
-    HAS_AMXBF16 = 64,
+    HAS_AMXBF16 = 64, /* with int8: no CPU has the one without the other */
     IS_INTEL = 128,
 };
 
@@ -65,8 +65,9 @@ static void detect_x86(void)
             if ((state & OPMASK_ZMM) == OPMASK_ZMM && (b & f_dq_bw_vl) == f_dq_bw_vl) {
                 features |= HAS_AVX512;
                 if ((c >> 11) & 1) features |= HAS_AVX512VNNI;
-                const uint32_t subleaves = a, tile_and_bf16 = (1u << 24) | (1u << 22);
-                if ((state & TILES) == TILES && (d & tile_and_bf16) == tile_and_bf16 && tiles_granted()) features |= HAS_AMXBF16;
+                const uint32_t subleaves = a, tile_bf16_int8 = (1u << 24) | (1u << 22) | (1u << 25);
+                if ((state & TILES) == TILES && (d & tile_bf16_int8) == tile_bf16_int8 && tiles_granted())
+                    features |= HAS_AMXBF16;
                 if (subleaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && ((a >> 5) & 1)) features |= HAS_AVX512BF16;
             }
         }

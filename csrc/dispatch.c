@@ -21,6 +21,7 @@ FA_HIDDEN extern const fa_kernels_f32 fa_table_f32_avx512bf16;
 FA_HIDDEN extern const fa_kernels_bf16 fa_table_bf16_avx512bf16;
 #endif
 #if FA_HAVE_AMXBF16
+FA_HIDDEN extern const fa_kernels_f32 fa_table_f32_amxbf16;
 FA_HIDDEN extern const fa_kernels_bf16 fa_table_bf16_amxbf16;
 #endif
 
@@ -41,7 +42,7 @@ static const struct {
     [FA_ISA_LEVEL_AVX512BF16] = {&fa_table_f32_avx512bf16, &fa_table_f64_avx512, &fa_table_bf16_avx512bf16, &fa_table_f16_avx512},
 #endif
 #if FA_HAVE_AMXBF16
-    [FA_ISA_LEVEL_AMXBF16] = {&fa_table_f32_avx512bf16, &fa_table_f64_avx512, &fa_table_bf16_amxbf16, &fa_table_f16_avx512},
+    [FA_ISA_LEVEL_AMXBF16] = {&fa_table_f32_amxbf16, &fa_table_f64_avx512, &fa_table_bf16_amxbf16, &fa_table_f16_avx512},
 #endif
 };
 

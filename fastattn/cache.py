@@ -41,8 +41,9 @@ class KVCache:
 
     int8: attention to what the tokens became, within the error of float32. With at most 8 queries the products of
     queries and keys are sums of whole numbers in 32 bits: queries become numbers of 24 bits with a scale for each row,
-    off by 2⁻²⁴ of its largest element, where one byte would have added an error as large as that of the cache. Values
-    become float32 in registers. head_dim may then be at most 65,536.
+    off by 2⁻²⁴ of its largest element, where one byte would have added an error as large as that of the cache. So do
+    the weights of values where the CPU multiplies bytes (AVX-512 VNNI, AMX); elsewhere values become float32 in
+    registers. head_dim may then be at most 65,536.
 
     >>> cache = KVCache(1, 2, 4, dtype="float32")
     >>> cache.append(np.ones((1, 2, 3, 4), np.float32), np.ones((1, 2, 3, 4), np.float32))

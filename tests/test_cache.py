@@ -145,6 +145,27 @@ def test_int8_does_not_depend_on_pages_threads_history_or_batch(rng, queries):
 
 
 @pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize(("heads", "queries"), [(2, 1), (8, 1), (4, 7)])
+def test_int8_does_not_depend_on_pages_where_keys_pass_many_at_once(rng, heads, queries):
+    k, v = _tokens(rng, 1, 2, 700, 128), _tokens(rng, 1, 2, 700, 64)
+    q = _tokens(rng, 1, heads, queries, 128)
+    expected = _int8(k, v)[0].attend(q)
+    for page_size in (7, 50, 128):
+        assert same_bits(_int8(k, v, page_size)[0].attend(q), expected)
+
+
+@pytest.mark.skipif(not {"avx512bf16", "amxbf16"} <= set(fa.config.available_isas()), reason="needs AMX")
+def test_int8_has_the_same_sums_in_vectors_and_in_matrix_tiles(rng):
+    for tokens, width, v_width, queries in [(700, 128, 128, 1), (90, 33, 5, 8), (520, 600, 70, 3)]:
+        k, v = _tokens(rng, 1, 2, tokens, width), _tokens(rng, 1, 2, tokens, v_width)
+        q = _tokens(rng, 1, 4, queries, width)
+        with fa.config.use_isa("avx512bf16"):
+            expected = _int8(k, v)[0].attend(q)
+        with fa.config.use_isa("amxbf16"):
+            assert same_bits(_int8(k, v)[0].attend(q), expected)
+
+
+@pytest.mark.usefixtures("isa")
 def test_int8_takes_queries_and_tokens_of_any_size(rng):
     k, v = _tokens(rng, 1, 1, 40, 32), _tokens(rng, 1, 1, 40, 32)
     q = _tokens(rng, 1, 1, 1, 32)
@@ -153,6 +174,7 @@ def test_int8_takes_queries_and_tokens_of_any_size(rng):
         factor = np.float32(2.0**power)
         out = _int8(k / factor, v)[0].attend(q * factor, scale=1.0)  # powers of two change no bit
         assert same_bits(out, expected)
+        assert same_bits(_int8(k, v * factor)[0].attend(q, scale=1.0), expected * factor)
     for bad in (np.nan, np.inf):
         q[..., 3] = bad
         assert np.isnan(_int8(k, v)[0].attend(q)).all()

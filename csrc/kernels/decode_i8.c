@@ -1,11 +1,11 @@
 /* Attention with few queries on an int8 cache: keys and values are bytes with a scale for each token and head.
 
      s_j = log2(e) scale kscale_j q k_j       decode_scores_i8: sums of whole numbers, exact, then three products in float
-     part = sum over j of (p_j vscale_j) v_j  decode_values_i8: bytes become reals in registers; chains as in decode.c
+     part = sum over j of (p_j vscale_j) v_j  decode_values_i8 (decode_i8_values.c)
 
-   Keys are multiplied four bytes at a time into 32-bit sums (VPDPBUSD where there is one). For that q becomes whole numbers as well,
-   of 24 bits in three digits: q is off by 2^-24 of the largest element of its row, as much as float itself is off there, where one
-   digit alone would have an error as large as the cache's own. All instruction sets have the same sums.
+   Keys are multiplied four bytes at a time into 32-bit sums (VPDPBUSD where there is one), or in matrix tiles. For that q becomes whole
+   numbers as well, of 24 bits in three digits: q is off by 2^-24 of the largest element of its row, as much as float itself is off
+   there, where one digit alone would have an error as large as the cache's own. All instruction sets have the same sums.
 
    32 bits limit the dimension, to FA_CACHE_LONGEST_I8. */
 #include "attention.h"
@@ -20,17 +20,8 @@
 #define LARGEST 8290176 /* the largest whole number whose digits are at most 127, the lower two being the lowest they can */
 #define PREFETCH_BYTES 16384
 #define LINE 64
-#define SCORE_ROWS 4 /* rows that pass over keys together */
-#define VALUE_ROWS 3
-#define CHUNK_BYTES 4096
-#define CHUNK_KEYS 64
-#define AHEAD_CHUNKS 4             /* so far ahead values are asked for */
+#define SCORE_ROWS 4               /* rows that pass over keys together */
 #define BLOCK_LINES (VL * VL / 16) /* of VL rows by VL words */
-#if defined(FA_ISA_AVX512)
-#define VALUE_VECTORS 8
-#else
-#define VALUE_VECTORS 2
-#endif
 
 /* q[rows, D] to digits, with the scale of scores, in two pieces, in the factor. A row with NaN or infinity has the factor NaN. */
 void KERNEL(decode_digits_of)(const decode_digits *dst, const real *q, fa_index ldq, fa_index rows, fa_index D, real scale_high,
@@ -38,36 +29,138 @@ void KERNEL(decode_digits_of)(const decode_digits *dst, const real *q, fa_index 
 {
     for (fa_index r = 0; r < rows; r++, q += ldq) {
         int32_t *words = dst->words + r * dst->ld, *start = dst->start + r * DIGITS;
-        double largest = 0;
+        real largest = 0;
         int finite = 1;
         for (fa_index d = 0; d < D; d++) {
-            largest = fmax(largest, fabs((double)q[d]));
-            finite &= isfinite(q[d]) != 0;
+            const real x = fabsf(q[d]);
+            largest = x > largest ? x : largest;
+            finite &= x < REAL_INFINITY;
         }
         memset(words, 0, (size_t)dst->ld * sizeof *words);
         memset(start, 0, DIGITS * sizeof *start);
-        const double unit = largest / LARGEST, factor = unit * ((double)scale_high + (double)scale_low);
+        const double unit = (double)largest / LARGEST, factor = unit * ((double)scale_high + (double)scale_low);
         dst->high[r] = finite ? (real)factor : (real)__builtin_nanf("");
         dst->low[r] = finite && isfinite(dst->high[r]) ? (real)(factor - (double)dst->high[r]) : 0;
         if (!finite || largest == 0) continue;
         const double inverse = 1 / unit;
+        int32_t sum[DIGITS] = {0};
         for (fa_index d = 0; d < D; d++) {
             int32_t rest = (int32_t)lrint((double)q[d] * inverse);
+            int8_t *digits = (int8_t *)(words + d / 4 * DIGITS) + d % 4;
+            FA_UNROLL
             for (int i = 0; i < DIGITS; i++) {
                 const int8_t digit = (int8_t)(uint8_t)rest;
-                ((int8_t *)(words + d / 4 * DIGITS + i))[d % 4] = digit;
-                start[i] -= 128 * digit;
+                digits[i * 4] = digit;
+                sum[i] += digit;
                 rest = (rest - digit) / 256;
             }
         }
+        for (int i = 0; i < DIGITS; i++) start[i] = -128 * sum[i];
     }
 }
 
+/* Scores of VL keys and a query from the sums of its digits. */
+FA_INLINE void store_scores(real *s, const vint sums[DIGITS], const decode_digits *q, fa_index row, vreal scales)
+{
+    const vreal low = v_fma(v_real_of(sums[1]), v_set1(256), v_real_of(sums[0]));
+    const vreal x = v_mul(v_fma(v_real_of(sums[2]), v_set1(65536), low), scales);
+    const vreal y = v_fma(x, v_broadcast(q->high + row), v_mul(x, v_broadcast(q->low + row)));
+    v_store(s, v_select(v_is_nan(y), v_set1((real)__builtin_nanf("")), y));
+}
+
+#if FA_BYTE_TILES
+#define TILE_QUERIES (VL / DIGITS) /* a column of a tile is a digit */
+#define KEYS_AT_ONCE (4 * T_ROWS)
+#define STEP (4 * T_K)   /* dimensions */
+#define SLICE (8 * STEP) /* of a query as an operand */
+
+/* A slice of the digits as the right operand: [4 dimensions][digit of a query], zeros for those that are missing. */
+FA_INLINE void turn_digits(int32_t *dst, const decode_digits *q, fa_index first, fa_index rows, fa_index d, fa_index size)
+{
+    memset(dst, 0, (size_t)(size / 4 * VL) * sizeof *dst);
+    for (fa_index r = 0; r < rows; r++) {
+        const int32_t *words = q->words + (first + r) * q->ld + d / 4 * DIGITS;
+        for (fa_index i = 0; i < size / 4; i++) memcpy(dst + i * VL + r * DIGITS, words + i * DIGITS, DIGITS * sizeof *dst);
+    }
+}
+
+/* `count` dimensions from d on of VL keys, in rows of `size`. */
+FA_INLINE void gather_slice(int8_t *dst, const void *const *row, fa_index d, fa_index count, fa_index size)
+{
+    for (fa_index i = 0; i < VL; i++, dst += size) {
+        memcpy(dst, (const int8_t *)row[i] + d, (size_t)count);
+        memset(dst + count, 0, (size_t)(size - count));
+    }
+}
+
+/* For at most TILE_QUERIES rows from `first` on. Keys, as they lie in memory, are rows of the left operand. */
+FA_INLINE void few_scores(real *s, const decode_digits *q, fa_index first, fa_index rows, const decode_rows *k,
+                          const decode_rows *scales, fa_index begin, fa_index end, fa_index D)
+{
+    int32_t words[SLICE / 4 * VL] FA_ALIGN(64), product[KEYS_AT_ONCE * VL] FA_ALIGN(64);
+    int8_t gathered[VL * SLICE] FA_ALIGN(64);
+    const fa_index places = fa_round_up(D, STEP), rows_ahead = fa_ceil_div(PREFETCH_BYTES, fa_max(1, D));
+    if (places <= SLICE) turn_digits(words, q, first, rows, 0, places);
+    t_configure(2 * T_ROWS);
+    for (fa_index j = begin, n; j < end; j += n) {
+        const void *row[VL], *scale_row[VL];
+        real part[VL];
+        fa_index together;
+        const int8_t *at = find_row(k, j, &together);
+        const real *scale = find_row(scales, j, &together);
+        const int whole = fa_min(together, end - j) >= VL;
+        n = fa_min(together, end - j) >= KEYS_AT_ONCE && D % STEP == 0 ? KEYS_AT_ONCE : VL;
+        if (k->table) prefetch_values(k, j + rows_ahead, n, D);
+        if (!whole || D % STEP != 0) {
+            const fa_index count = fa_min(VL, end - j);
+            find_rows(row, k, j, count);
+            find_rows(scale_row, scales, j, count);
+            for (fa_index i = 0; i < VL; i++) { /* lanes that nobody reads repeat the last key */
+                if (i >= count) row[i] = row[count - 1], scale_row[i] = scale_row[count - 1];
+                memcpy(part + i, scale_row[i], sizeof *part);
+            }
+            scale = part;
+        }
+        for (fa_index d = 0; d == 0 || d < places; d += SLICE) {
+            const fa_index size = fa_min(SLICE, places - d);
+            if (places > SLICE) turn_digits(words, q, first, rows, d, size);
+            if (!whole || D % STEP != 0) gather_slice(gathered, row, d, fa_min(size, D - d), size);
+            const int8_t *from = scale == part ? gathered : at + d;
+            const fa_index ld = scale == part ? size : k->ld;
+            if (n > VL)
+                t_product_rows(T_SIGNED, (real *)product, 4, d > 0, from, ld, (const real *)words, size / 4);
+            else
+                t_product_rows(T_SIGNED, (real *)product, 1, d > 0, from, ld, (const real *)words, size / 4);
+        }
+        for (fa_index i = 0; i < n; i += VL) {
+            vreal t[VL];
+            FA_UNROLL
+            for (int c = 0; c < VL; c++) t[c] = v_load((const real *)product + (i + c) * VL);
+            v_transpose(t);
+            for (fa_index r = 0; r < rows; r++) {
+                const vint sums[DIGITS] = {v_int_bits(t[r * DIGITS]), v_int_bits(t[r * DIGITS + 1]),
+                                           v_int_bits(t[r * DIGITS + 2])};
+                store_scores(s + r * ATTENTION_STRIDE + j + i, sums, q, first + r, v_load(scale + i));
+            }
+        }
+    }
+    t_release();
+}
+
+/* The scores of `rows` rows and the keys [begin, end), begin a multiple of VL; whole vectors of s are written. `buffer` is not
+   needed. */
+void KERNEL(decode_scores_i8)(real *s, const decode_digits *q, fa_index rows, const decode_rows *k, const decode_rows *scales,
+                              fa_index begin, fa_index end, fa_index D, void *buffer)
+{
+    (void)buffer;
+    for (fa_index r = 0; r < rows; r += TILE_QUERIES)
+        few_scores(s + r * ATTENTION_STRIDE, q, r, fa_min(TILE_QUERIES, rows - r), k, scales, begin, end, D);
+}
+#else
 /* Scores of one tile of rows and VL keys, ld apart. */
 FA_INLINE void score_tile(real *s, const decode_digits *q, fa_index first, const int mr, const int8_t *k, fa_index ld, fa_index D,
                           vreal scales, const int8_t *ahead)
 {
-    const vreal nan = v_set1((real)__builtin_nanf(""));
     const int32_t *words = q->words + first * q->ld;
     vint acc[SCORE_ROWS][DIGITS];
     FA_UNROLL
@@ -99,12 +192,7 @@ FA_INLINE void score_tile(real *s, const decode_digits *q, fa_index first, const
         }
     }
     FA_UNROLL
-    for (int r = 0; r < mr; r++) {
-        const vreal low = v_fma(v_real_of(acc[r][1]), v_set1(256), v_real_of(acc[r][0]));
-        const vreal x = v_mul(v_fma(v_real_of(acc[r][2]), v_set1(65536), low), scales);
-        const vreal y = v_fma(x, v_broadcast(q->high + first + r), v_mul(x, v_broadcast(q->low + first + r)));
-        v_store(s + r * ATTENTION_STRIDE, v_select(v_is_nan(y), nan, y));
-    }
+    for (int r = 0; r < mr; r++) store_scores(s + r * ATTENTION_STRIDE, acc[r], q, first + r, scales);
 }
 
 #define SCORE_TILE(mr, ahead) score_tile(s + r * ATTENTION_STRIDE + j, q, r, mr, row, ld, D, v_load(scale), ahead)
@@ -143,97 +231,7 @@ void KERNEL(decode_scores_i8)(real *s, const decode_digits *q, fa_index rows, co
         }
     }
 }
-
-/* part[r] += w v over `keys` keys and nv vectors of columns. */
-FA_INLINE void value_tile(real *part, fa_index ld, const int mr, const int nv, const real *w, const void *const *row,
-                          fa_index column, fa_index keys, const int first, const fa_index columns)
-{
-    vreal acc[SCORE_ROWS][VALUE_VECTORS];
-    FA_UNROLL
-    for (int r = 0; r < mr; r++) {
-        FA_UNROLL
-        for (int u = 0; u < nv; u++) acc[r][u] = first ? v_zero() : v_load(part + r * ld + u * VL);
-    }
-    for (fa_index j = 0; j < keys; j++) {
-        const int8_t *v = (const int8_t *)row[j] + column;
-        vreal weight[SCORE_ROWS];
-        FA_UNROLL
-        for (int r = 0; r < mr; r++) weight[r] = v_broadcast(w + r * ATTENTION_STRIDE + j);
-        FA_UNROLL
-        for (int u = 0; u < nv; u++) {
-            const vreal x = columns ? v_load_i8_n(v + u * VL, columns - u * VL) : v_load_i8(v + u * VL);
-            FA_UNROLL
-            for (int r = 0; r < mr; r++) acc[r][u] = v_fma(weight[r], x, acc[r][u]);
-        }
-    }
-    FA_UNROLL
-    for (int r = 0; r < mr; r++) {
-        FA_UNROLL
-        for (int u = 0; u < nv; u++) v_store(part + r * ld + u * VL, acc[r][u]);
-    }
-}
-
-#define VALUE_TILE(mr, nv)                                                                             \
-    value_tile(part + r * ld + column, ld, mr, nv, w + r * ATTENTION_STRIDE, row, column, keys, first, \
-               (nv) == 1 && D - column < VL ? D - column : 0)
-
-FA_INLINE void value_chunk(real *part, fa_index ld, const real *w, fa_index rows, const void *const *row, fa_index keys,
-                           fa_index D, const int first)
-{
-    const tile_deal deal = deal_rows(rows, VALUE_ROWS);
-    for (fa_index t = 0, r = 0, mr; t < deal.tiles; t++, r += mr) {
-        mr = rows_of_tile(deal, t);
-        for (fa_index column = 0, nv; column < D; column += nv * VL) {
-            nv = D - column >= VALUE_VECTORS * VL ? VALUE_VECTORS : 1;
-            if (nv > 1) {
-                TILE_SWITCH_3(mr, VALUE_TILE, VALUE_VECTORS)
-            } else {
-                TILE_SWITCH_3(mr, VALUE_TILE, 1)
-            }
-        }
-    }
-}
-
-/* p[r][j] times the scale of j. A scale that is not finite counts as 0; returns whether there is one. */
-FA_NOINLINE int scale_weights(real *p, fa_index rows, const decode_rows *scales, fa_index begin, fa_index end)
-{
-    vreal bad = v_zero();
-    for (fa_index j = begin, n; j < end; j += n) {
-        fa_index together;
-        const real *scale = find_row(scales, j, &together);
-        n = fa_min(fa_min(together, end - j), VL);
-        const vreal x = v_load_n(scale, n), finite = v_select(v_is_nan(v_sub(x, x)), v_zero(), x);
-        bad = v_fma(x, v_zero(), bad);
-        for (fa_index r = 0; r < rows; r++) {
-            real *row = p + r * ATTENTION_STRIDE + j;
-            v_store_n(row, v_mul(v_load_n(row, n), finite), n);
-        }
-    }
-    return v_any(v_is_nan(bad));
-}
-
-/* part = (p vscale) v over the keys [begin, end); whole vectors of it are written, and as many rows behind it for a second chain. p is
-   0 or a probability throughout, and becomes p vscale. *nonfinite: a scale is not finite, and counted as 0. */
-void KERNEL(decode_values_i8)(real *part, fa_index ld, real *p, fa_index rows, const decode_rows *v, const decode_rows *scales,
-                              fa_index begin, fa_index end, fa_index D, int *nonfinite)
-{
-    const fa_index most = fa_max(1, fa_min(CHUNK_KEYS, CHUNK_BYTES / fa_max(1, D)));
-    real *next = part + rows * ld;
-    *nonfinite = scale_weights(p, rows, scales, begin, end);
-    for (fa_index j0 = begin, last; j0 < end; j0 = last) {
-        last = fa_min(end, (j0 / CHAIN_KEYS + 1) * CHAIN_KEYS);
-        for (fa_index j = j0, keys; j < last; j += keys) {
-            const void *row[CHUNK_KEYS];
-            keys = fa_min(most, last - j);
-            find_rows(row, v, j, keys);
-            if (v->table) prefetch_values(v, j + AHEAD_CHUNKS * most, keys, D);
-            value_chunk(j0 == begin ? part : next, ld, p + j, rows, row, keys, D, j == j0);
-        }
-        if (j0 == begin) continue;
-        for (fa_index r = 0; r < rows; r++)
-            for (fa_index d = r * ld; d < r * ld + D; d += VL) v_store(part + d, v_add(v_load(part + d), v_load(next + d)));
-    }
-}
+#endif
 
 /* NaN for the rows that attend to a key whose scale is not finite: those whose score s (before the softmax) is not -inf. */
 void KERNEL(decode_patch_i8)(real *part, fa_index ld, const real *s, fa_index rows, const fa_index *begin, const fa_index *end,

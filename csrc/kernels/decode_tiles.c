@@ -82,9 +82,9 @@ FA_INLINE void few_scores(real *s, const real *q, fa_index slice, fa_index rows,
                 row_bytes = padded * (fa_index)sizeof(stored);
             }
             if (n > VL)
-                t_product_rows(product, 4, d > 0, from, row_bytes, queries, size);
+                t_product_rows(T_PAIRS, product, 4, d > 0, from, row_bytes, queries, size);
             else
-                t_product_rows(product, 1, d > 0, from, row_bytes, queries, size);
+                t_product_rows(T_PAIRS, product, 1, d > 0, from, row_bytes, queries, size);
         }
         for (fa_index i = 0; i < n; i += VL) store_turned(s + j + i, product + i * VL, q, rows);
     }
@@ -164,7 +164,7 @@ FA_INLINE void value_columns(real *part, fa_index ld, const real *p, fa_index ro
             weave_step(pairs, row, keys, column, nv);
         else
             zip_step(pairs, row, keys, column, nv, columns, clean);
-        t_sums_add(nv, weights, ldw, pairs, nv * VL);
+        t_sums_add(T_PAIRS, nv, weights, ldw, pairs, nv * VL);
     }
     t_sums_store(nv, part, ld);
     for (fa_index r = 0; woven && r < rows; r++, part += ld)

@@ -1,5 +1,5 @@
-/* Matrix tiles (AMX): products of pairs of bfloat16, 16 x 16 sums of 32 terms in one instruction. Included by simd.h where FA_TILES
-   is 1.
+/* Matrix tiles (AMX): products of pairs of bfloat16, 16 x 16 sums of 32 terms in one instruction, or of four bytes, whose sums of 64
+   terms are 32-bit integers, in the same places. Included by simd.h where FA_TILES or FA_BYTE_TILES is 1.
 
    The eight tiles have fixed parts: four of sums, two of rows of a, two of vectors of b. A block is 2 x 2 of sums (more than T_ROWS rows of
    a by two vectors of b) or 1 x 4: sums that do not wait for each other hide the latency of the instruction. */
@@ -12,6 +12,18 @@
 /* What p points to, and all else in memory, is as the program has it: of GCC's intrinsics only the store says that it touches memory,
    and the one that configures claims to read 8 bytes of 64. */
 #define T_MEMORY(p) __asm__ volatile("" : : "r"(p) : "memory")
+
+/* What places hold: pairs; or bytes, those of the right operand signed, those of the left one signed or not. */
+typedef enum { T_PAIRS, T_SIGNED, T_UNSIGNED } t_type;
+#define T_DOT(type, c, a, b)         \
+    do {                             \
+        if ((type) == T_PAIRS)       \
+            _tile_dpbf16ps(c, a, b); \
+        else if ((type) == T_SIGNED) \
+            _tile_dpbssd(c, a, b);   \
+        else                         \
+            _tile_dpbusd(c, a, b);   \
+    } while (0)
 
 /* For blocks of `rows` rows, 1 to 2 T_ROWS. Until t_release, and for this thread alone. */
 FA_INLINE void t_configure(fa_index rows)
@@ -75,23 +87,23 @@ FA_INLINE void t_sums_zero(void)
     _tile_zero(2);
     _tile_zero(3);
 }
-FA_INLINE void t_sums_add(const int nv, const real *a, fa_index lda, const real *b, fa_index ldb)
+FA_INLINE void t_sums_add(const t_type type, const int nv, const real *a, fa_index lda, const real *b, fa_index ldb)
 {
     T_MEMORY(b);
     _tile_loadd(4, a, lda * (fa_index)sizeof(real));
     _tile_loadd(6, b, ldb * (fa_index)sizeof(real));
-    _tile_dpbf16ps(0, 4, 6);
+    T_DOT(type, 0, 4, 6);
     if (nv > 1) {
         _tile_loadd(7, b + VL, ldb * (fa_index)sizeof(real));
-        _tile_dpbf16ps(1, 4, 7);
+        T_DOT(type, 1, 4, 7);
     }
     if (nv > 2) {
         _tile_loadd(6, b + 2 * VL, ldb * (fa_index)sizeof(real));
-        _tile_dpbf16ps(2, 4, 6);
+        T_DOT(type, 2, 4, 6);
     }
     if (nv > 3) {
         _tile_loadd(7, b + 3 * VL, ldb * (fa_index)sizeof(real));
-        _tile_dpbf16ps(3, 4, 7);
+        T_DOT(type, 3, 4, 7);
     }
 }
 FA_INLINE void t_sums_store(const int nv, real *c, fa_index ldc)
@@ -109,14 +121,14 @@ FA_INLINE void t_product_1(real *c, fa_index ldc, const int nv, const real *a, f
     t_sums_zero();
     for (; k_size > 0; k_size -= slice_k, a += slice)
         for (const real *ak = a, *end = a + fa_min(k_size, slice_k); ak != end; ak += T_K, b += T_K * ldb)
-            t_sums_add(nv, ak, lda, b, ldb);
+            t_sums_add(T_PAIRS, nv, ak, lda, b, ldb);
     t_sums_store(nv, c, ldc);
 }
 
 /* c[i][j] = a b, or with `more` c + a b, for `tiles` (1 or 4) times T_ROWS rows of a, which lie row_bytes apart in memory, and VL
-   columns of b, [k_size][VL]; sums as in t_product_2. */
-FA_INLINE void t_product_rows(real *c, const int tiles, const int more, const void *a, fa_index row_bytes, const real *b,
-                              fa_index k_size)
+   columns of b, [k_size][VL]; sums of pairs as in t_product_2. */
+FA_INLINE void t_product_rows(const t_type type, real *c, const int tiles, const int more, const void *a, fa_index row_bytes,
+                              const real *b, fa_index k_size)
 {
     const char *row = a;
     T_MEMORY(b);
@@ -137,14 +149,14 @@ FA_INLINE void t_product_rows(real *c, const int tiles, const int more, const vo
     for (fa_index k = 0; k < k_size; k += T_K, row += T_K * sizeof(real)) {
         _tile_loadd(6, b + k * VL, VL * (fa_index)sizeof(real));
         _tile_loadd(4, row, row_bytes);
-        _tile_dpbf16ps(0, 4, 6);
+        T_DOT(type, 0, 4, 6);
         if (tiles > 1) {
             _tile_loadd(5, row + T_ROWS * row_bytes, row_bytes);
-            _tile_dpbf16ps(1, 5, 6);
+            T_DOT(type, 1, 5, 6);
             _tile_loadd(4, row + 2 * T_ROWS * row_bytes, row_bytes);
-            _tile_dpbf16ps(2, 4, 6);
+            T_DOT(type, 2, 4, 6);
             _tile_loadd(5, row + 3 * T_ROWS * row_bytes, row_bytes);
-            _tile_dpbf16ps(3, 5, 6);
+            T_DOT(type, 3, 5, 6);
         }
     }
     _tile_stored(0, c, VL * (fa_index)sizeof(real));

@@ -143,6 +143,34 @@ FA_INLINE vint v_dot_bytes(vint u, vint s, vint c)
 #endif
 }
 FA_INLINE vreal v_real_of(vint a) { return _mm512_cvtepi32_ps(a); }
+#if FA_BYTE_DOTS
+FA_INLINE vint v_int_bits(vreal a) { return _mm512_castps_si512(a); }
+FA_INLINE vint v_load_int(const int32_t *p) { return _mm512_loadu_si512(p); }
+FA_INLINE void v_store_int(int32_t *p, vint a) { _mm512_storeu_si512(p, a); }
+FA_INLINE void v_store_digits(uint8_t *p, fa_index ld, vreal a)
+{
+    const __m512i x = _mm512_cvtps_epi32(a);
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(x));
+    _mm_storeu_si128((__m128i *)(p + ld), _mm512_cvtepi32_epi8(_mm512_srli_epi32(x, 8)));
+    _mm_storeu_si128((__m128i *)(p + 2 * ld), _mm512_cvtepi32_epi8(_mm512_srli_epi32(x, 16)));
+}
+FA_INLINE void v_weave_bytes(vint w[4], const vreal a[4])
+{
+    const __m512i x0 = _mm512_castps_si512(a[0]), x1 = _mm512_castps_si512(a[1]);
+    const __m512i x2 = _mm512_castps_si512(a[2]), x3 = _mm512_castps_si512(a[3]);
+    const __m512i l0 = _mm512_unpacklo_epi8(x0, x1), h0 = _mm512_unpackhi_epi8(x0, x1);
+    const __m512i l1 = _mm512_unpacklo_epi8(x2, x3), h1 = _mm512_unpackhi_epi8(x2, x3);
+    w[0] = _mm512_unpacklo_epi16(l0, l1), w[1] = _mm512_unpackhi_epi16(l0, l1);
+    w[2] = _mm512_unpacklo_epi16(h0, h1), w[3] = _mm512_unpackhi_epi16(h0, h1);
+}
+FA_INLINE void v_unweave_bytes(vreal x[4])
+{
+    const __m512 l0 = _mm512_shuffle_f32x4(x[0], x[1], 0x44), h0 = _mm512_shuffle_f32x4(x[0], x[1], 0xee);
+    const __m512 l1 = _mm512_shuffle_f32x4(x[2], x[3], 0x44), h1 = _mm512_shuffle_f32x4(x[2], x[3], 0xee);
+    x[0] = _mm512_shuffle_f32x4(l0, l1, 0x88), x[1] = _mm512_shuffle_f32x4(l0, l1, 0xdd);
+    x[2] = _mm512_shuffle_f32x4(h0, h1, 0x88), x[3] = _mm512_shuffle_f32x4(h0, h1, 0xdd);
+}
+#endif
 FA_INLINE void v_load_bf16_pairs(const uint16_t *p, vreal *even, vreal *odd)
 {
     const __m512i x = _mm512_loadu_si512(p);

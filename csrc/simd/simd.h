@@ -12,6 +12,8 @@
      FA_HAS_FMA        1 when v_fma rounds once
      FA_PAIRS          1 when packed operands of products hold pairs of bfloat16 (AVX-512 BF16 and FA_STORED_BF16), else 0
      FA_TILES          1 when products of pairs go through the matrix tiles of amx.h (AMX, with FA_PAIRS), else 0
+     FA_BYTE_DOTS      1 when v_dot_bytes is one instruction (AVX-512 VNNI), for float without a type of storage, else 0
+     FA_BYTE_TILES     1 when products of bytes can go through the matrix tiles as well (AMX), with FA_BYTE_DOTS, else 0
      FA_PACKED         elements in a packed operand's place of one real: 2 with FA_PAIRS, else 1
 
    memory      v_load(p) v_store(p, a)           any alignment
@@ -27,6 +29,11 @@
                v_unsigned_bytes(a)               128 added to each signed byte
                v_dot_bytes(u, s, c)              c + the four products of unsigned bytes of u and signed ones of s, exact
                v_broadcast_int(p) v_real_of(a)
+               with FA_BYTE_DOTS only:
+               v_load_int(p) v_store_int(p, a) v_int_bits(a): of reals that hold integers
+               v_store_digits(p, ld, a)          whole numbers in [0, 2^24), rounded: their lowest bytes at p, the next at p + ld, ...
+               v_weave_bytes(w, a)               4 vectors of bytes to words of 4: those of a column; in an order in which
+                                                 v_unweave_bytes(x) puts what became of the 4 vectors of words into the usual one
    products    v_multiply_add(a, b, c)           of packed operands: v_fma(a, b, c), or with FA_PAIRS c + a0 b0 + a1 b1
                with FA_PAIRS only, pairs in the places of VL reals:
                v_load_pairs(p)                   2 VL bfloat16
@@ -103,6 +110,17 @@ typedef real stored;
 #define FA_TILES 0
 #endif
 
+#if defined(FA_REAL_F32) && defined(__AVX512VNNI__) && !defined(FA_STORED_BF16) && !defined(FA_STORED_F16)
+#define FA_BYTE_DOTS 1
+#else
+#define FA_BYTE_DOTS 0
+#endif
+#if FA_BYTE_DOTS && defined(__AMX_INT8__)
+#define FA_BYTE_TILES 1
+#else
+#define FA_BYTE_TILES 0
+#endif
+
 #if defined(FA_REAL_F32)
 #define V_MAGIC 0x1.8p23f
 #define V_EXPONENT_FLOOR (-127.0f)
@@ -113,7 +131,7 @@ typedef real stored;
 
 #if defined(FA_ISA_AVX512)
 #include "avx512.h"
-#if FA_TILES
+#if FA_TILES || FA_BYTE_TILES
 #include "amx.h"
 #endif
 #elif defined(FA_ISA_AVX2)
