@@ -128,9 +128,10 @@ FA_INLINE void few_scores(real *s, const decode_digits *q, fa_index first, fa_in
             const int8_t *from = scale == part ? gathered : at + d;
             const fa_index ld = scale == part ? size : k->ld;
             if (n > VL)
-                t_product_rows(T_SIGNED, (real *)product, 4, d > 0, from, ld, (const real *)words, size / 4);
+                t_product_rows(T_SIGNED, (real *)product, 4, d > 0, from, ld, (const real *)words, size / 4,
+                               k->table ? NULL : (const char *)from + rows_ahead * ld);
             else
-                t_product_rows(T_SIGNED, (real *)product, 1, d > 0, from, ld, (const real *)words, size / 4);
+                t_product_rows(T_SIGNED, (real *)product, 1, d > 0, from, ld, (const real *)words, size / 4, NULL);
         }
         for (fa_index i = 0; i < n; i += VL) {
             vreal t[VL];

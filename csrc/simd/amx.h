@@ -126,11 +126,14 @@ FA_INLINE void t_product_1(real *c, fa_index ldc, const int nv, const real *a, f
 }
 
 /* c[i][j] = a b, or with `more` c + a b, for `tiles` (1 or 4) times T_ROWS rows of a, which lie row_bytes apart in memory, and VL
-   columns of b, [k_size][VL]; sums of pairs as in t_product_2. */
+   columns of b, [k_size][VL]; sums of pairs as in t_product_2. Unless `ahead` is NULL, as many rows from there on, row_bytes apart too,
+   are asked for in between: loads of tiles alone keep too few lines on their way. */
 FA_INLINE void t_product_rows(const t_type type, real *c, const int tiles, const int more, const void *a, fa_index row_bytes,
-                              const real *b, fa_index k_size)
+                              const real *b, fa_index k_size, const char *ahead)
 {
+    const fa_index lines = k_size / T_K;
     const char *row = a;
+    fa_index line = 0;
     T_MEMORY(b);
     if (more)
         _tile_loadd(0, c, VL * (fa_index)sizeof(real));
@@ -147,6 +150,10 @@ FA_INLINE void t_product_rows(const t_type type, real *c, const int tiles, const
         }
     }
     for (fa_index k = 0; k < k_size; k += T_K, row += T_K * sizeof(real)) {
+        for (int i = 0; ahead && i < tiles * T_ROWS; i++) {
+            FA_PREFETCH_FAR(ahead + line * T_K * (fa_index)sizeof(real));
+            if (++line == lines) line = 0, ahead += row_bytes;
+        }
         _tile_loadd(6, b + k * VL, VL * (fa_index)sizeof(real));
         _tile_loadd(4, row, row_bytes);
         T_DOT(type, 0, 4, 6);
