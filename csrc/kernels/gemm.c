@@ -69,15 +69,17 @@ void KERNEL(pack_rows)(real *dst, const stored *const *rows, fa_index m, fa_inde
 }
 #else
 /* One tile: dst[k * most + r] = rows[r][k]. Vectors of VL rows are stored whole, each over the end of the one before it, in
-   ascending k; what the last ones write beyond the tile is the padding that the contract asks for. */
+   ascending k; what the last ones write beyond the tile is the padding that the contract asks for. The `next` rows behind those of the
+   tile are asked for: so many short streams are more than the hardware follows. */
 FA_INLINE void pack_tile(real *dst, const stored *const *rows, fa_index mr, const fa_index most, fa_index k_size,
-                         fa_index k_padded)
+                         fa_index k_padded, fa_index next)
 {
     enum { MAX_GROUPS = (TILE_MAX_ROWS + 1) / 2 };
     const fa_index groups = fa_ceil_div(most, VL);
     for (fa_index k = 0; k < k_padded; k += VL) {
         const fa_index count = fa_max(0, k_size - k * FA_PACKED);
         vreal t[MAX_GROUPS][VL];
+        for (fa_index r = 0; r < next; r++) FA_PREFETCH(rows[mr + r] + k * FA_PACKED);
         for (fa_index g = 0; g < groups; g++) {
             for (int i = 0; i < VL; i++) {
                 const fa_index r = g * VL + i;
@@ -103,7 +105,7 @@ void KERNEL(pack_rows)(real *dst, const stored *const *rows, fa_index m, fa_inde
     }
     for (fa_index t = 0; t < deal.tiles; t++, dst += most * k_padded) {
         const fa_index mr = rows_of_tile(deal, t);
-        pack_tile(dst, rows, mr, most, k_size, k_padded);
+        pack_tile(dst, rows, mr, most, k_size, k_padded, t + 1 < deal.tiles ? rows_of_tile(deal, t + 1) : 0);
         rows += mr;
     }
 }
