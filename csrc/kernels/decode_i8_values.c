@@ -33,7 +33,8 @@ FA_NOINLINE int scale_weights(real *p, fa_index rows, const decode_rows *scales,
 #if FA_BYTE_DOTS
 #define WEIGHT_BYTES (ATTENTION_KEYS + 64) /* of a digit of a row; no power of two */
 #define WIDTH (4 * VL)                     /* columns that pass together */
-#define AHEAD_BYTES 16384
+#define AHEAD_BYTES 16384                  /* so far ahead rows of pages are asked for, */
+#define AHEAD_KEYS 64                      /* so many at a time */
 #if FA_BYTE_TILES
 #define VALUE_ROWS (T_ROWS / DIGITS)
 #define STEP (4 * T_K) /* keys */
@@ -91,13 +92,15 @@ FA_INLINE void store_values(real *part, const vint sums[DIGITS][4], const weight
 }
 
 #if FA_BYTE_TILES
-/* part = w v for WIDTH columns from `column` on. `row` is padded to a multiple of STEP. */
+/* part = w v for WIDTH columns from `column` on. `row` is padded to a multiple of STEP; rows `ahead`, of as many bytes as there are
+   columns, are asked for meanwhile. */
 FA_INLINE void value_columns(real *part, fa_index ld, const weights *w, fa_index rows, const void *const *row, fa_index column,
-                             fa_index keys, fa_index columns)
+                             fa_index keys, fa_index columns, const decode_rows *ahead)
 {
     int32_t words[T_K * WIDTH] FA_ALIGN(64), sums[T_ROWS][WIDTH] FA_ALIGN(64);
     t_sums_zero();
     for (fa_index j = 0; j < keys; j += STEP) {
+        if (ahead && j % AHEAD_KEYS == 0) prefetch_values(ahead, j, AHEAD_KEYS, columns);
         for (int i = 0; i < T_K; i++) {
             vint x[4];
             load_words(x, row + j + 4 * i, column, columns);
@@ -120,7 +123,7 @@ FA_INLINE void value_columns(real *part, fa_index ld, const weights *w, fa_index
 }
 #else
 FA_INLINE void value_sums(real *part, fa_index ld, const weights *w, const int mr, const void *const *row, fa_index column,
-                          fa_index keys, fa_index columns)
+                          fa_index keys, fa_index columns, const decode_rows *ahead)
 {
     vint acc[VALUE_ROWS][DIGITS][4];
     FA_UNROLL
@@ -132,6 +135,7 @@ FA_INLINE void value_sums(real *part, fa_index ld, const weights *w, const int m
         }
     }
     for (fa_index j = 0; j < keys; j += STEP) {
+        if (ahead && j % AHEAD_KEYS == 0) prefetch_values(ahead, j, AHEAD_KEYS, columns);
         vint words[4];
         load_words(words, row + j, column, columns);
         FA_UNROLL
@@ -150,24 +154,29 @@ FA_INLINE void value_sums(real *part, fa_index ld, const weights *w, const int m
     for (int r = 0; r < mr; r++) store_values(part + r * ld + column, acc[r], w, r, columns);
 }
 
-/* part = w v for WIDTH columns from `column` on. `row` is padded to a multiple of STEP. */
+/* part = w v for WIDTH columns from `column` on. `row` is padded to a multiple of STEP; rows `ahead`, of as many bytes as there are
+   columns, are asked for meanwhile. */
 FA_INLINE void value_columns(real *part, fa_index ld, const weights *w, fa_index rows, const void *const *row, fa_index column,
-                             fa_index keys, fa_index columns)
+                             fa_index keys, fa_index columns, const decode_rows *ahead)
 {
     if (rows > 1)
-        value_sums(part, ld, w, 2, row, column, keys, columns);
+        value_sums(part, ld, w, 2, row, column, keys, columns, ahead);
     else
-        value_sums(part, ld, w, 1, row, column, keys, columns);
+        value_sums(part, ld, w, 1, row, column, keys, columns, ahead);
 }
 #endif
 
-/* part = (p vscale) v over the keys [begin, end); whole vectors of it are written. p is 0 or a probability throughout, and becomes p vscale. *nonfinite: a scale is not finite, and counted as 0. */
+/* part = (p vscale) v over the keys [begin, end); whole vectors of it are written. p is 0 or a probability throughout, and becomes
+   p vscale. *nonfinite: a scale is not finite, and counted as 0. */
 void KERNEL(decode_values_i8)(real *part, fa_index ld, real *p, fa_index rows, const decode_rows *v, const decode_rows *scales,
                               fa_index begin, fa_index end, fa_index D, int *nonfinite)
 {
-    const fa_index keys = end - begin, rows_ahead = fa_ceil_div(AHEAD_BYTES, fa_max(1, D));
+    const fa_index keys = end - begin, skipped = begin + fa_ceil_div(AHEAD_BYTES, fa_max(1, D));
     const void *row[ATTENTION_KEYS + STEP];
+    decode_rows ahead = *v;
     weights w;
+    ahead.first += skipped;
+    ahead.keys -= skipped;
     *nonfinite = scale_weights(p, rows, scales, begin, end);
     if (keys > 0) find_rows(row, v, begin, keys);
     for (fa_index j = keys; j < fa_round_up(keys, STEP); j++) row[j] = row[keys - 1]; /* times digits that are 0 */
@@ -177,9 +186,8 @@ void KERNEL(decode_values_i8)(real *part, fa_index ld, real *p, fa_index rows, c
 #if FA_BYTE_TILES
         t_configure(n * DIGITS);
 #endif
-        if (v->table && r == 0) prefetch_values(v, begin + rows_ahead, keys, D);
         for (fa_index column = 0; column < D; column += WIDTH)
-            value_columns(part + r * ld, ld, &w, n, row, column, keys, D - column);
+            value_columns(part + r * ld, ld, &w, n, row, column, keys, D - column, r + column == 0 && v->table ? &ahead : NULL);
 #if FA_BYTE_TILES
         t_release();
 #endif

@@ -71,7 +71,7 @@ static void multiply(const linear_call *c, real *dst, fa_index ld, real *tiles, 
 }
 
 /* What follows the products of `rows` rows and `columns` columns, in rows of ld: bias and activation, where they are or, of 16-bit
-   arrays, on the way to y. bias: room for a wide one. */
+   arrays, on the way to y; those have room for a bias of reals. */
 static void finish(const linear_call *c, real *product, fa_index ld, real *bias, fa_index m0, fa_index rows, fa_index column,
                    fa_index columns)
 {
@@ -96,17 +96,20 @@ static void product_task(void *context, fa_index i, int worker)
     const fa_index width = panel_width(k), wide = CHUNK_PANELS * width, chunk = FA_CONVERTS ? CHUNK_PANELS : c->panels_per_task;
     const fa_index m0 = i / c->n_tasks * M_BLOCK, rows = fa_min(M_BLOCK, c->M - m0);
     const fa_index p0 = i % c->n_tasks * c->panels_per_task, end = fa_min(p0 + c->panels_per_task, c->n_panels);
-    real *tiles = c->tiles + worker * c->tile_size, *product = tiles + c->tile_size - (M_BLOCK + 1) * wide;
+    real *tiles = c->tiles + worker * c->tile_size;
+    real *product = FA_CONVERTS ? tiles + c->tile_size - (M_BLOCK + 1) * wide : NULL;
+    real *bias = FA_CONVERTS ? product + M_BLOCK * wide : NULL;
     for (fa_index p = p0; p < end; p += chunk) {
         const fa_index panels = fa_min(chunk, end - p), column = (c->first_panel + p) * width;
         const fa_index columns = fa_min(panels * width, c->N - column), ld = FA_CONVERTS ? wide : c->ldy;
         real *dst = FA_CONVERTS ? product : (real *)c->y + m0 * c->ldy + column;
         multiply(c, dst, ld, tiles, m0, rows, c->panels + p * width * c->Kp, panels, columns - (panels - 1) * width);
-        finish(c, dst, ld, product + M_BLOCK * wide, m0, rows, column, columns);
+        finish(c, dst, ld, bias, m0, rows, column, columns);
     }
 }
 
-/* Rows of x in tiles: slice after slice, in each block after block. */
+/* Few rows of x in tiles: slice after slice of K, in each block after block of rows. Each has room for what packing writes beyond the
+   last tile. */
 static real *few_tiles(const linear_call *c, fa_index k0, fa_index m0)
 {
     const fa_index extra = c->kernels->sizes.tile_rows[c->kernels->sizes.panel_vectors];
@@ -133,8 +136,8 @@ static void few_task(void *context, fa_index i, int worker)
     const fa_kernels *k = c->kernels;
     const fa_index width = panel_width(k), column = i * width, columns = fa_min(width, c->N - column);
     const fa_index slice = K_SLICE * k->sizes.packed, ld = FA_CONVERTS ? width : c->ldy;
-    real *panel = c->panels + worker * c->panel_size, *product = panel + width * fa_min(K_SLICE, c->Kp);
-    real *dst = FA_CONVERTS ? product : (real *)c->y + column;
+    real *panel = c->panels + worker * c->panel_size;
+    real *dst = FA_CONVERTS ? panel + width * fa_min(K_SLICE, c->Kp) : (real *)c->y + column;
     for (fa_index k0 = 0; k0 < c->Kp || k0 == 0; k0 += K_SLICE) {
         const fa_index kp = fa_min(K_SLICE, c->Kp - k0), first = k0 * k->sizes.packed;
         pack_panel(k, panel, c->w + column * c->ldw + first, c->ldw, c->N - column, fa_min(slice, c->K - first), kp);
@@ -142,7 +145,7 @@ static void few_task(void *context, fa_index i, int worker)
             k->gemm_panels(dst + m0 * ld, ld, width, few_tiles(c, k0, m0), fa_min(M_BLOCK, c->M - m0), panel, width * kp, 1,
                            columns, k->sizes.panel_vectors, kp, k0 > 0, NULL);
     }
-    finish(c, dst, ld, product + c->M * width, 0, c->M, column, columns);
+    finish(c, dst, ld, FA_CONVERTS ? dst + c->M * width : NULL, 0, c->M, column, columns);
 }
 
 /* The product with panels [first_panel, first_panel + n_panels), which c->panels holds. */
