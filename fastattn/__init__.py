@@ -91,10 +91,10 @@ from fastattn.functional.rows import (
     softmax_forward,
 )
 
-__version__ = config.version
-
 if _TYPE_CHECKING:
     from fastattn import nn
+
+    __version__: str
 
 __all__ = [
     "AttentionGradients",
@@ -191,7 +191,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """fastattn.nn, imported at its first use: who calls functions alone does not wait for it."""
+    """fastattn.nn and the version, found at their first use: who calls functions alone does not wait for them."""
+    if name == "__version__":
+        return config.version()
     if name == "nn":
         from importlib import import_module  # noqa: PLC0415
 

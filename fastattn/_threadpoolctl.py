@@ -22,7 +22,7 @@ class _FastattnController(threadpoolctl.LibController):
     def get_version(self) -> str:
         from fastattn.config import version  # noqa: PLC0415
 
-        return version
+        return version()
 
     def set_additional_attributes(self) -> None:
         pass
