@@ -37,6 +37,7 @@ typedef enum {
    each of them, in memory. */
 #define FA_OPAQUE(x) __asm__("" : "+r"(x))
 
+#define FA_CACHE_LINE 64 /* bytes */
 /* Asks for the cache line at p, which need not be mapped. */
 #define FA_PREFETCH(p) __builtin_prefetch(p)
 /* The same, not nearer than the second-level cache. */

@@ -17,7 +17,6 @@
 #define FA_RESULTS_KEPT_BYTES ((size_t)256 << 20)
 /* Below, the C library recycles memory itself: its largest threshold for mmap is 32 MB. */
 #define FA_RESULT_LEAST_BYTES ((size_t)16 << 20)
-#define FA_CACHE_LINE 64
 
 typedef struct {
     char *base; /* 64-byte aligned */

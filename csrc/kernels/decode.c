@@ -24,10 +24,9 @@
 #define CHUNK_BYTES 4096
 #define CHUNK_KEYS 64
 #define AHEAD_CHUNKS 4 /* so far ahead values are asked for */
-#define PREFETCH_BYTES 16384
-#define DECODE_TILE 6 /* rows that pass over keys or values together */
+#define DECODE_TILE 6  /* rows that pass over keys or values together */
 #define KEY_VECTORS 2
-#define LINE (64 / (fa_index)sizeof(stored))
+#define LINE (FA_CACHE_LINE / (fa_index)sizeof(stored))
 #define BLOCK_LINES (VL * VL * FA_PACKED / (int)LINE) /* of VL rows by VL places */
 
 #if defined(FA_ISA_AVX512)
@@ -133,7 +132,7 @@ void KERNEL(decode_scores)(real *s, const real *q, fa_index slice, fa_index rows
                            fa_index end, fa_index D, void *buffer)
 {
     const tile_deal deal = deal_rows(rows, DECODE_TILE);
-    const fa_index distance = fa_max(1, PREFETCH_BYTES / (fa_max(1, D) * VL * (fa_index)sizeof(stored))) * VL;
+    const fa_index distance = fa_max(1, AHEAD_BYTES / (fa_max(1, D) * VL * (fa_index)sizeof(stored))) * VL;
     for (fa_index j = begin, n; j < end; j += n) {
         fa_index together, ahead_together, ld = k->ld / (fa_index)sizeof(stored);
         const stored *row = find_row(k, j, &together), *ahead = row;

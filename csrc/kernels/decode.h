@@ -34,7 +34,9 @@ FA_INLINE void find_rows(const void **row, const decode_rows *x, fa_index j, fa_
     }
 }
 
-#define PREFETCH_LINE 64 /* bytes */
+/* So far ahead rows are asked for, and how many that is, of so many bytes. */
+#define AHEAD_BYTES 16384
+FA_INLINE fa_index rows_ahead(fa_index bytes) { return fa_ceil_div(AHEAD_BYTES, fa_max(1, bytes)); }
 
 /* Asks for the rows [j, j + n) of so many bytes, as far as there are any: pages end the streams that the hardware finds by itself in
    an array. */
@@ -44,7 +46,7 @@ FA_INLINE void prefetch_values(const decode_rows *x, fa_index j, fa_index n, fa_
         const char *row = find_row(x, j, &together);
         together = fa_min(together, n);
         for (fa_index i = 0; i < together; i++)
-            for (fa_index at = 0; at < bytes; at += PREFETCH_LINE) FA_PREFETCH_FAR(row + i * x->ld + at);
+            for (fa_index at = 0; at < bytes; at += FA_CACHE_LINE) FA_PREFETCH_FAR(row + i * x->ld + at);
     }
 }
 

@@ -18,9 +18,7 @@
 #if defined(FA_REAL_F32)
 
 #define LARGEST 8290176 /* the largest whole number whose digits are at most 127, the lower two being the lowest they can */
-#define PREFETCH_BYTES 16384
-#define LINE 64
-#define SCORE_ROWS 4               /* rows that pass over keys together */
+#define SCORE_ROWS 4    /* rows that pass over keys together */
 #define BLOCK_LINES (VL * VL / 16) /* of VL rows by VL words */
 
 /* q[rows, D] to digits, with the scale of scores, in two pieces, in the factor. A row with NaN or infinity has the factor NaN. */
@@ -99,7 +97,7 @@ FA_INLINE void few_scores(real *s, const decode_digits *q, fa_index first, fa_in
 {
     int32_t words[SLICE / 4 * VL] FA_ALIGN(64), product[KEYS_AT_ONCE * VL] FA_ALIGN(64);
     int8_t gathered[VL * SLICE] FA_ALIGN(64);
-    const fa_index places = fa_round_up(D, STEP), rows_ahead = fa_ceil_div(PREFETCH_BYTES, fa_max(1, D));
+    const fa_index places = fa_round_up(D, STEP);
     if (places <= SLICE) turn_digits(words, q, first, rows, 0, places);
     t_configure(2 * T_ROWS);
     for (fa_index j = begin, n; j < end; j += n) {
@@ -108,10 +106,11 @@ FA_INLINE void few_scores(real *s, const decode_digits *q, fa_index first, fa_in
         fa_index together;
         const int8_t *at = find_row(k, j, &together);
         const real *scale = find_row(scales, j, &together);
-        const int whole = fa_min(together, end - j) >= VL;
-        n = fa_min(together, end - j) >= KEYS_AT_ONCE && D % STEP == 0 ? KEYS_AT_ONCE : VL;
-        if (k->table) prefetch_values(k, j + rows_ahead, n, D);
-        if (!whole || D % STEP != 0) {
+        together = fa_min(together, end - j);
+        const int in_place = together >= VL && D % STEP == 0;
+        n = in_place && together >= KEYS_AT_ONCE ? KEYS_AT_ONCE : VL;
+        if (k->table) prefetch_values(k, j + rows_ahead(D), n, D);
+        if (!in_place) {
             const fa_index count = fa_min(VL, end - j);
             find_rows(row, k, j, count);
             find_rows(scale_row, scales, j, count);
@@ -124,12 +123,12 @@ FA_INLINE void few_scores(real *s, const decode_digits *q, fa_index first, fa_in
         for (fa_index d = 0; d == 0 || d < places; d += SLICE) {
             const fa_index size = fa_min(SLICE, places - d);
             if (places > SLICE) turn_digits(words, q, first, rows, d, size);
-            if (!whole || D % STEP != 0) gather_slice(gathered, row, d, fa_min(size, D - d), size);
-            const int8_t *from = scale == part ? gathered : at + d;
-            const fa_index ld = scale == part ? size : k->ld;
+            if (!in_place) gather_slice(gathered, row, d, fa_min(size, D - d), size);
+            const int8_t *from = in_place ? at + d : gathered;
+            const fa_index ld = in_place ? k->ld : size;
             if (n > VL)
                 t_product_rows(T_SIGNED, (real *)product, 4, d > 0, from, ld, (const real *)words, size / 4,
-                               k->table ? NULL : (const char *)from + rows_ahead * ld);
+                               k->table ? NULL : (const char *)from + rows_ahead(D) * ld);
             else
                 t_product_rows(T_SIGNED, (real *)product, 1, d > 0, from, ld, (const real *)words, size / 4, NULL);
         }
@@ -173,7 +172,7 @@ FA_INLINE void score_tile(real *s, const decode_digits *q, fa_index first, const
         const int8_t *row = k + d;
         vreal a[VL];
         FA_UNROLL
-        for (int i = 0; i < BLOCK_LINES; i++) FA_PREFETCH_FAR(ahead + d * VL + i * LINE);
+        for (int i = 0; i < BLOCK_LINES; i++) FA_PREFETCH_FAR(ahead + d * VL + i * FA_CACHE_LINE);
         FA_UNROLL
         for (int i = 0; i < VL; i++) {
             if (i % 4 == 0) FA_OPAQUE(row);
@@ -204,7 +203,7 @@ void KERNEL(decode_scores_i8)(real *s, const decode_digits *q, fa_index rows, co
                               fa_index begin, fa_index end, fa_index D, void *buffer)
 {
     const tile_deal deal = deal_rows(rows, SCORE_ROWS);
-    const fa_index distance = fa_max(1, PREFETCH_BYTES / (fa_max(1, D) * VL)) * VL;
+    const fa_index distance = fa_max(1, AHEAD_BYTES / (fa_max(1, D) * VL)) * VL;
     for (fa_index j = begin; j < end; j += VL) {
         const fa_index n = fa_min(VL, end - j);
         fa_index together, ld = k->ld;

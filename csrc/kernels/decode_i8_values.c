@@ -33,8 +33,7 @@ FA_NOINLINE int scale_weights(real *p, fa_index rows, const decode_rows *scales,
 #if FA_BYTE_DOTS
 #define WEIGHT_BYTES (ATTENTION_KEYS + 64) /* of a digit of a row; no power of two */
 #define WIDTH (4 * VL)                     /* columns that pass together */
-#define AHEAD_BYTES 16384                  /* so far ahead rows of pages are asked for, */
-#define AHEAD_KEYS 64                      /* so many at a time */
+#define AHEAD_KEYS 64                      /* rows of pages that are asked for together */
 #if FA_BYTE_TILES
 #define VALUE_ROWS (T_ROWS / DIGITS)
 #define STEP (4 * T_K) /* keys */
@@ -171,7 +170,7 @@ FA_INLINE void value_columns(real *part, fa_index ld, const weights *w, fa_index
 void KERNEL(decode_values_i8)(real *part, fa_index ld, real *p, fa_index rows, const decode_rows *v, const decode_rows *scales,
                               fa_index begin, fa_index end, fa_index D, int *nonfinite)
 {
-    const fa_index keys = end - begin, skipped = begin + fa_ceil_div(AHEAD_BYTES, fa_max(1, D));
+    const fa_index keys = end - begin, skipped = begin + rows_ahead(D);
     const void *row[ATTENTION_KEYS + STEP];
     decode_rows ahead = *v;
     weights w;

@@ -11,12 +11,8 @@
 
 #if FA_TILES
 #define KEYS_AT_ONCE (4 * T_ROWS)
-/* So far ahead rows are asked for: those of pages at once, those of arrays in between, as they are used, which made up to 1.3 times as
-   many bytes a second as the hardware's own prefetch, where asking for all at once made fewer. */
-#define AHEAD_BYTES 16384
-
-/* Rows to be asked for in advance, of so many bytes. */
-FA_INLINE fa_index rows_ahead(fa_index bytes) { return fa_ceil_div(AHEAD_BYTES, fa_max(1, bytes)); }
+/* Rows of pages are asked for at once, those of arrays in between, as they are used, which made up to 1.3 times as many bytes a second
+   as the hardware's own prefetch, where asking for all at once made fewer. */
 
 /* A slice of the queries as the right operand: [pair of dimensions][query], zeros for those that are missing. */
 FA_INLINE void turn_queries(real *dst, const real *q, fa_index rows, fa_index places)
@@ -120,7 +116,7 @@ FA_INLINE void weave_step(real *pairs, const void *const *row, fa_index keys, fa
     for (int i = 0; i < T_K; i++, pairs += nv * VL) {
         const stored *p = 2 * i < keys ? (const stored *)row[2 * i] + column : nothing;
         const stored *q = 2 * i + 1 < keys ? (const stored *)row[2 * i + 1] + column : nothing;
-        for (fa_index at = 0; at < bytes; at += PREFETCH_LINE) {
+        for (fa_index at = 0; at < bytes; at += FA_CACHE_LINE) {
             FA_PREFETCH_FAR((const char *)p + ahead + at);
             FA_PREFETCH_FAR((const char *)q + ahead + at);
         }

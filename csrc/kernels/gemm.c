@@ -209,17 +209,17 @@ FA_INLINE void add_tile(real *c, fa_index ldc, tile_acc acc, const int mr, const
 }
 
 /* One k block of one panel against all tiles, which meanwhile ask for so many bytes ahead: what comes after it. */
-#define DEFINE_PANEL(nv, SWITCH)                                                                                        \
-    FA_NOINLINE void panel_##nv(real *c, fa_index ldc, const real *a, fa_index a_tile, tile_deal deal, const real *b,   \
-                                fa_index k_size, fa_index columns, int accumulate, const char *ahead, fa_index bytes)   \
-    {                                                                                                                   \
-        const fa_index steps = fa_max(1, k_size / TILE_K), lines = fa_ceil_div(bytes, deal.tiles * steps * CACHE_LINE); \
-        for (fa_index t = 0; t < deal.tiles; t++, a += a_tile, ahead += steps * lines * CACHE_LINE) {                   \
-            const fa_index mr = rows_of_tile(deal, t);                                                                  \
-            tile_acc acc;                                                                                               \
-            SWITCH(mr, PANEL_TILE, nv)                                                                                  \
-            c += mr * ldc;                                                                                              \
-        }                                                                                                               \
+#define DEFINE_PANEL(nv, SWITCH)                                                                                           \
+    FA_NOINLINE void panel_##nv(real *c, fa_index ldc, const real *a, fa_index a_tile, tile_deal deal, const real *b,      \
+                                fa_index k_size, fa_index columns, int accumulate, const char *ahead, fa_index bytes)      \
+    {                                                                                                                      \
+        const fa_index steps = fa_max(1, k_size / TILE_K), lines = fa_ceil_div(bytes, deal.tiles * steps * FA_CACHE_LINE); \
+        for (fa_index t = 0; t < deal.tiles; t++, a += a_tile, ahead += steps * lines * FA_CACHE_LINE) {                   \
+            const fa_index mr = rows_of_tile(deal, t);                                                                     \
+            tile_acc acc;                                                                                                  \
+            SWITCH(mr, PANEL_TILE, nv)                                                                                     \
+            c += mr * ldc;                                                                                                 \
+        }                                                                                                                  \
     }
 #define PANEL_TILE(rows, nv)                                                         \
     tile_product_ahead(acc, rows, nv, a, 1, TILE_ROWS(nv), b, k_size, ahead, lines); \
@@ -321,8 +321,9 @@ void KERNEL(gemm_panels)(real *c, fa_index ldc, fa_index c_panel, const real *a,
             const fa_index kb = fa_min(k_block, k_size - k);
             const real *ak = a + k * most, *bk = b + k * nv * VL;
             const fa_index left = k_size - k - kb;
-            const void *ahead = left > 0 ? bk + kb * nv * VL : p + 1 < n_panels ? b + panel_stride : next ? next : b;
-            const fa_index ahead_k = left > 0 ? fa_min(k_block, left) : ahead != b ? fa_min(k_block, k_size) : 0;
+            const int last = left <= 0 && p + 1 == n_panels;
+            const void *ahead = left > 0 ? bk + kb * nv * VL : last && next ? next : b + panel_stride;
+            const fa_index ahead_k = last && !next ? 0 : fa_min(k_block, left > 0 ? left : k_size);
             const fa_index bytes = ahead_k * nv * VL * (fa_index)sizeof(real);
             const int add = accumulate || k > 0;
             switch (nv) {

@@ -37,8 +37,6 @@
 #define TILE_K 8
 #endif
 
-#define CACHE_LINE 64 /* bytes */
-
 typedef vreal tile_acc[TILE_MAX_ROWS][TILE_MAX_VECTORS];
 
 /* acc += the products of TILE_K k. */
@@ -91,7 +89,7 @@ FA_INLINE void tile_product_ahead(tile_acc acc, const int mr, const int nv, cons
 {
     tile_zero(acc, mr, nv);
     for (const real *end = b + k_size * nv * VL; b != end; a += TILE_K * k_step, b += TILE_K * nv * VL) {
-        for (fa_index i = 0; i < lines; i++, ahead += CACHE_LINE) FA_PREFETCH_FAR(ahead);
+        for (fa_index i = 0; i < lines; i++, ahead += FA_CACHE_LINE) FA_PREFETCH_FAR(ahead);
         tile_step(acc, mr, nv, nv, a, row_step, k_step, b);
     }
 }

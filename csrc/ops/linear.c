@@ -55,18 +55,27 @@ static void pack_task(void *context, fa_index i, int worker)
     pack_panel(c->kernels, c->panels + i * width * c->Kp, c->w + column * c->ldw, c->ldw, c->N - column, c->K, c->Kp);
 }
 
+/* `rows` rows of x from m0 on, K_SLICE of K from k0 on, in tiles; returns how many places of K that is. */
+static fa_index pack_slice(const linear_call *c, real *tiles, fa_index m0, fa_index rows, fa_index k0)
+{
+    const fa_kernels *k = c->kernels;
+    const fa_index kp = fa_min(K_SLICE, c->Kp - k0), first = k0 * k->sizes.packed;
+    const stored *row[M_BLOCK];
+    for (fa_index r = 0; r < rows; r++) row[r] = c->x + (m0 + r) * c->ldx + first;
+    k->pack_rows(tiles, row, rows, k->sizes.panel_vectors, fa_min(K_SLICE * k->sizes.packed, c->K - first), kp);
+    return kp;
+}
+
 /* c = the product of `rows` rows from m0 on and `panels` panels, `last` columns of the last one. */
 static void multiply(const linear_call *c, real *dst, fa_index ld, real *tiles, fa_index m0, fa_index rows, const real *b,
                      fa_index panels, fa_index last)
 {
     const fa_kernels *k = c->kernels;
-    const fa_index nv = k->sizes.panel_vectors, width = panel_width(k), slice = K_SLICE * k->sizes.packed;
-    const stored *row[M_BLOCK];
+    const fa_index width = panel_width(k);
     for (fa_index k0 = 0; k0 < c->Kp || k0 == 0; k0 += K_SLICE) {
-        const fa_index kp = fa_min(K_SLICE, c->Kp - k0), first = k0 * k->sizes.packed;
-        for (fa_index r = 0; r < rows; r++) row[r] = c->x + (m0 + r) * c->ldx + first;
-        k->pack_rows(tiles, row, rows, nv, fa_min(slice, c->K - first), kp);
-        k->gemm_panels(dst, ld, width, tiles, rows, b + k0 * width, width * c->Kp, panels, last, nv, kp, k0 > 0, NULL);
+        const fa_index kp = pack_slice(c, tiles, m0, rows, k0);
+        k->gemm_panels(dst, ld, width, tiles, rows, b + k0 * width, width * c->Kp, panels, last, k->sizes.panel_vectors, kp,
+                       k0 > 0, NULL);
     }
 }
 
@@ -120,14 +129,9 @@ static real *few_tiles(const linear_call *c, fa_index k0, fa_index m0)
 static void pack_few(void *context, fa_index i, int worker)
 {
     const linear_call *c = context;
-    const fa_kernels *k = c->kernels;
     const fa_index blocks = fa_ceil_div(c->M, M_BLOCK), k0 = i / blocks * K_SLICE, m0 = i % blocks * M_BLOCK;
-    const fa_index first = k0 * k->sizes.packed, rows = fa_min(M_BLOCK, c->M - m0);
-    const stored *row[M_BLOCK];
     (void)worker;
-    for (fa_index r = 0; r < rows; r++) row[r] = c->x + (m0 + r) * c->ldx + first;
-    k->pack_rows(few_tiles(c, k0, m0), row, rows, k->sizes.panel_vectors, fa_min(K_SLICE * k->sizes.packed, c->K - first),
-                 fa_min(K_SLICE, c->Kp - k0));
+    pack_slice(c, few_tiles(c, k0, m0), m0, fa_min(M_BLOCK, c->M - m0), k0);
 }
 
 static void few_task(void *context, fa_index i, int worker)
