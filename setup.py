@@ -32,14 +32,12 @@ TYPES = {
 # The files of kernels/ and ops/ that know 16-bit arrays.
 LOW_PRECISION = {
     "kernels/activation",
-    "kernels/attention",
     "kernels/attention_backward",
     "kernels/attention_mask",
     "kernels/attention_pack",
     "kernels/attention_values",
     "kernels/cast",
     "kernels/decode",
-    "kernels/decode_tiles",
     "kernels/gemm",
     "kernels/norm",
     "kernels/probe",
@@ -65,9 +63,12 @@ LOW_PRECISION = {
     "ops/rope",
     "ops/softmax",
 }
+# And those that bfloat16 has of its own where its products take pairs; elsewhere it takes float's.
+PAIRS = LOW_PRECISION | {"kernels/attention", "kernels/decode_tiles"}
 # What float32 has of its own in avx512bf16 and amxbf16.
 BYTE_PRODUCTS = {"kernels/decode_i8", "kernels/decode_i8_values", "kernels/table"}
 COMMON = ["-std=c11", "-O2", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
+COMMON += ["-ffunction-sections"]  # the linker leaves out what no table names
 ALL_FILES = {"f32": None, "f64": None, "bf16": LOW_PRECISION, "f16": LOW_PRECISION}
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
@@ -81,12 +82,12 @@ INSTRUCTION_SETS = {
     "avx512bf16": (
         "AVX512",
         [*AVX512, "-mavx512bf16", "-mavx512vnni"],
-        {"bf16": LOW_PRECISION, "f32": BYTE_PRODUCTS},
+        {"bf16": PAIRS, "f32": BYTE_PRODUCTS},
     ),
     "amxbf16": (
         "AVX512",
         [*AVX512, "-mavx512bf16", "-mavx512vnni", "-mamx-tile", "-mamx-bf16", "-mamx-int8"],
-        {"bf16": LOW_PRECISION, "f32": BYTE_PRODUCTS},
+        {"bf16": PAIRS, "f32": BYTE_PRODUCTS},
     ),
 }
 BLAS = os.environ.get("FASTATTN_BLAS", "vendored")
@@ -154,8 +155,10 @@ class BuildExt(build_ext):
             objects = list(pool.map(lambda job: self.compile_one(*job, newest_header), jobs))
         ext.extra_objects = objects
         ext.depends = objects
-        if not self.in_tree and platform.system() == "Linux":
-            ext.extra_link_args = [*ext.extra_link_args, "-Wl,-s"]  # a wheel needs no names of static functions
+        if platform.system() == "Linux":
+            ext.extra_link_args = [*ext.extra_link_args, "-Wl,--gc-sections"]
+            if not self.in_tree:  # a wheel needs no names of static functions
+                ext.extra_link_args += ["-Wl,-s"]
         super().build_extension(ext)
         if BLAS == "vendored":
             self.vendor_blas(Path(self.get_ext_fullpath(ext.name)).parent)

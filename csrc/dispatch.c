@@ -79,14 +79,7 @@ const char *fa_kernel_name(int i)
 {
     static const char *const names[] = {
 #define FA_KERNEL(name, arguments) #name,
-#define FA_STORED_KERNEL FA_KERNEL
-#define FA_FLOAT_KERNEL FA_KERNEL
-#define FA_BYTE_KERNEL FA_FLOAT_KERNEL
 #include "kernels/kernels.def"
-#undef FA_KERNEL
-#undef FA_STORED_KERNEL
-#undef FA_FLOAT_KERNEL
-#undef FA_BYTE_KERNEL
         NULL};
     return names[i];
 }

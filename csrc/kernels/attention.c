@@ -278,7 +278,7 @@ void KERNEL(attention_softmax)(real *s, fa_index rows, const fa_index *begin, co
     }
 }
 
-#if !defined(FA_STORED_BF16) && !defined(FA_STORED_F16)
+#if !FA_STORED_16
 /* The probabilities of a block from known sums: dst = 2^(s - lse log2(e)) for the keys [begin, end) of a row, 0 for the others of
    `keys`. lse = -inf: zeros. */
 void KERNEL(attention_weights)(real *dst, fa_index lddst, real *s, fa_index rows, const fa_index *begin, const fa_index *end,

@@ -44,6 +44,7 @@ void KERNEL(attention_delta)(real *delta, const stored *dout, fa_index lddout, c
 /* Where the zeros of a row end. */
 FA_INLINE fa_index filled_keys(fa_index keys) { return fa_round_up(keys, fa_max(FA_PACKED * VL, STEP)); }
 
+#if FA_OWN_PRODUCTS
 /* A row whose sum is NaN: all that it attends to is. */
 FA_NOINLINE void row_of_nans(real *row, fa_index first, fa_index end)
 {
@@ -152,6 +153,8 @@ void KERNEL(attention_pair_gradients)(real *p_pairs, real *ds_pairs, const real 
 #endif
 }
 
+#endif
+
 /* dst += scale acc, never -0: a sum that underflows to -0 would stay so, or not, by how many masked pairs follow. */
 FA_INLINE void add_gradients(real *dst, fa_index ld, tile_acc acc, const int mr, const int nv, fa_index columns, vreal scale)
 {
@@ -172,7 +175,7 @@ FA_INLINE void add_gradients(real *dst, fa_index ld, tile_acc acc, const int mr,
 /* Terms in a chain of the last three products; chains are added up in memory. One chain over a block of 256 keys has 1.7 times the
    median error of NumPy, whose products of such sizes have several sums for each element; chains of 32 have at most 1.1 times.
    Beside the rounding to 16 bits neither shows. */
-#if defined(FA_STORED_BF16) || defined(FA_STORED_F16)
+#if FA_STORED_16
 #define GRADIENT_CHAIN ATTENTION_KEYS
 #else
 #define GRADIENT_CHAIN 32

@@ -66,13 +66,12 @@ FA_INLINE void add_part(tile_acc acc, const real *part, const int mr, const int 
 }
 
 #define VALUE_TILE(mr, nv)                                                                                            \
-    tile_product(acc, mr, nv, p_tile, ATTENTION_STRIDE, 1, panel + range.begin / FA_PACKED * (nv) * VL,               \
-                 (chain_end - range.begin) / FA_PACKED);                                                              \
-    for (fa_index j = chain_end; j < range.end; j += CHAIN_KEYS) {                                                    \
-        keep_part(part, acc, mr, nv);                                                                                 \
+    for (fa_index j = range.begin, next = chain_end;; j = next, next = fa_min(j + CHAIN_KEYS, range.end)) {           \
+        if (j != range.begin) keep_part(part, acc, mr, nv);                                                           \
         tile_product(acc, mr, nv, p_tile + (j - range.begin) / FA_PACKED, ATTENTION_STRIDE, 1,                        \
-                     panel + j / FA_PACKED * (nv) * VL, fa_min(CHAIN_KEYS, range.end - j) / FA_PACKED);               \
-        add_part(acc, part, mr, nv);                                                                                  \
+                     panel + j / FA_PACKED * (nv) * VL, (next - j) / FA_PACKED);                                      \
+        if (j != range.begin) add_part(acc, part, mr, nv);                                                            \
+        if (next == range.end) break;                                                                                 \
     }                                                                                                                 \
     store_values(sum ? NULL : (real *)dst + r * lddst + first, sum ? (stored *)dst + r * lddst + first : NULL, lddst, \
                  o ? o + r * ldo + first : NULL, ldo, acc, mr, nv, columns, alpha + r, sum ? sum + r : NULL)

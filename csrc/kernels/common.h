@@ -12,13 +12,6 @@
 #define KERNEL(name) KERNEL__(name, FA_SUFFIX)
 
 #define FA_KERNEL(name, arguments) FA_HIDDEN void KERNEL(name) arguments;
-#define FA_STORED_KERNEL FA_KERNEL
-#define FA_FLOAT_KERNEL FA_KERNEL
-#define FA_BYTE_KERNEL FA_FLOAT_KERNEL
 #include "kernels.def"
-#undef FA_KERNEL
-#undef FA_STORED_KERNEL
-#undef FA_FLOAT_KERNEL
-#undef FA_BYTE_KERNEL
 
 #endif

@@ -111,7 +111,7 @@ void KERNEL(pack_rows)(real *dst, const stored *const *rows, fa_index m, fa_inde
 }
 #endif
 
-#if !defined(FA_STORED_BF16) && !defined(FA_STORED_F16)
+#if !FA_STORED_16
 /* Of each row k, `columns` elements from `column` on, at dst[k * step]: whole vectors up to `width`, zeros where there is nothing. */
 FA_INLINE void copy_columns(real *dst, fa_index step, fa_index width, const real *const *rows, fa_index column, fa_index columns,
                             fa_index k_size, fa_index k_padded)
@@ -144,6 +144,7 @@ void KERNEL(copy_tiles)(real *dst, const real *const *rows, fa_index column, fa_
 }
 #endif
 
+#if FA_OWN_PRODUCTS
 #if FA_TILES
 /* c = part, or c += part, of `columns` columns. */
 FA_INLINE void add_part(real *c, fa_index ldc, const real *part, fa_index ldpart, fa_index mr, fa_index columns, int accumulate)
@@ -335,8 +336,9 @@ void KERNEL(gemm_panels)(real *c, fa_index ldc, fa_index c_panel, const real *a,
     }
 }
 #endif
+#endif
 
-#if !defined(FA_STORED_BF16) && !defined(FA_STORED_F16)
+#if !FA_STORED_16
 #define SUM_ROWS 64 /* short chains: the sum over a batch is closer to the exact one than a single chain would be */
 
 void KERNEL(sum_rows)(real *sum, const real *x, fa_index ldx, const real *const *y, fa_index rows, fa_index n)

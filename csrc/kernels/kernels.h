@@ -31,14 +31,7 @@ typedef struct {
 typedef struct {
     fa_kernel_sizes sizes;
 #define FA_KERNEL(name, arguments) FA_TABLE_MEMBER(name, arguments)
-#define FA_STORED_KERNEL FA_KERNEL
-#define FA_FLOAT_KERNEL FA_KERNEL
-#define FA_BYTE_KERNEL FA_FLOAT_KERNEL
 #include "kernels.def"
-#undef FA_KERNEL
-#undef FA_STORED_KERNEL
-#undef FA_FLOAT_KERNEL
-#undef FA_BYTE_KERNEL
 } fa_kernels_f32;
 #undef real
 #undef stored
@@ -48,14 +41,8 @@ typedef struct {
 typedef struct {
     fa_kernel_sizes sizes;
 #define FA_KERNEL(name, arguments) FA_TABLE_MEMBER(name, arguments)
-#define FA_STORED_KERNEL FA_KERNEL
 #define FA_FLOAT_KERNEL(name, arguments)
-#define FA_BYTE_KERNEL(name, arguments)
 #include "kernels.def"
-#undef FA_KERNEL
-#undef FA_STORED_KERNEL
-#undef FA_FLOAT_KERNEL
-#undef FA_BYTE_KERNEL
 } fa_kernels_f64;
 #undef real
 #undef stored
@@ -65,14 +52,7 @@ typedef struct {
 typedef struct {
     fa_kernel_sizes sizes;
 #define FA_KERNEL(name, arguments) FA_TABLE_MEMBER(name, arguments)
-#define FA_STORED_KERNEL FA_KERNEL
-#define FA_FLOAT_KERNEL FA_KERNEL
-#define FA_BYTE_KERNEL FA_FLOAT_KERNEL
 #include "kernels.def"
-#undef FA_KERNEL
-#undef FA_STORED_KERNEL
-#undef FA_FLOAT_KERNEL
-#undef FA_BYTE_KERNEL
 } fa_kernels_bf16;
 #undef real
 #undef stored
@@ -82,14 +62,7 @@ typedef struct {
 typedef struct {
     fa_kernel_sizes sizes;
 #define FA_KERNEL(name, arguments) FA_TABLE_MEMBER(name, arguments)
-#define FA_STORED_KERNEL FA_KERNEL
-#define FA_FLOAT_KERNEL FA_KERNEL
-#define FA_BYTE_KERNEL FA_FLOAT_KERNEL
 #include "kernels.def"
-#undef FA_KERNEL
-#undef FA_STORED_KERNEL
-#undef FA_FLOAT_KERNEL
-#undef FA_BYTE_KERNEL
 } fa_kernels_f16;
 #undef real
 #undef stored

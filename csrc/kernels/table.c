@@ -17,36 +17,29 @@
 #if !defined(FA_REAL_SUFFIX)
 #define REAL_KERNEL KERNEL
 #define STORED_KERNEL KERNEL
+#define PACKED_KERNEL KERNEL
 #define BYTE_KERNEL KERNEL
 #else
 #define REAL_KERNEL(name) KERNEL__(name, FA_REAL_SUFFIX)
 #define FA_KERNEL(name, arguments) FA_HIDDEN void REAL_KERNEL(name) arguments;
-#define FA_FLOAT_KERNEL FA_KERNEL
-#if defined(FA_STORED_BF16) || defined(FA_STORED_F16)
+#if FA_STORED_16
 #define STORED_KERNEL KERNEL
 #define BYTE_KERNEL REAL_KERNEL
 #define FA_STORED_KERNEL(name, arguments)
 #define FA_BYTE_KERNEL FA_KERNEL
+#if FA_OWN_PRODUCTS
+#define PACKED_KERNEL KERNEL
+#else
+#define PACKED_KERNEL REAL_KERNEL
+#define FA_PACKED_KERNEL FA_KERNEL
+#endif
 #else
 #define STORED_KERNEL REAL_KERNEL
+#define PACKED_KERNEL REAL_KERNEL
 #define BYTE_KERNEL KERNEL
-#define FA_STORED_KERNEL FA_KERNEL
 #define FA_BYTE_KERNEL(name, arguments)
 #endif
 #include "kernels.def"
-#undef FA_KERNEL
-#undef FA_STORED_KERNEL
-#undef FA_FLOAT_KERNEL
-#undef FA_BYTE_KERNEL
-#endif
-#define FA_KERNEL(name, arguments) .name = REAL_KERNEL(name),
-#define FA_STORED_KERNEL(name, arguments) .name = STORED_KERNEL(name),
-#if defined(FA_REAL_F32)
-#define FA_FLOAT_KERNEL FA_KERNEL
-#define FA_BYTE_KERNEL(name, arguments) .name = BYTE_KERNEL(name),
-#else
-#define FA_FLOAT_KERNEL(name, arguments)
-#define FA_BYTE_KERNEL(name, arguments)
 #endif
 
 #if defined(FA_STORED_BF16)
@@ -75,5 +68,13 @@ TABLE(TYPE, FA_SUFFIX) = {
               .query_slice = QUERY_SLICE,
               .query_stride = QUERY_STRIDE,
               .probe_chains = PROBE_CHAINS},
+#define FA_KERNEL(name, arguments) .name = REAL_KERNEL(name),
+#define FA_STORED_KERNEL(name, arguments) .name = STORED_KERNEL(name),
+#define FA_PACKED_KERNEL(name, arguments) .name = PACKED_KERNEL(name),
+#if defined(FA_REAL_F32)
+#define FA_BYTE_KERNEL(name, arguments) .name = BYTE_KERNEL(name),
+#else
+#define FA_FLOAT_KERNEL(name, arguments)
+#endif
 #include "kernels.def"
 };

@@ -93,8 +93,10 @@ typedef int64_t rint_t;
 #endif
 
 #if defined(FA_STORED_BF16) || defined(FA_STORED_F16)
+#define FA_STORED_16 1
 typedef uint16_t stored;
 #else
+#define FA_STORED_16 0
 typedef real stored;
 #endif
 
@@ -104,13 +106,15 @@ typedef real stored;
 #define FA_PAIRS 0
 #endif
 #define FA_PACKED (1 + FA_PAIRS)
+/* Whether products of packed operands are not those of another type: the 16-bit ones, packed as reals, take float's. */
+#define FA_OWN_PRODUCTS (!FA_STORED_16 || FA_PAIRS)
 #if FA_PAIRS && defined(__AMX_BF16__)
 #define FA_TILES 1
 #else
 #define FA_TILES 0
 #endif
 
-#if defined(FA_REAL_F32) && defined(__AVX512VNNI__) && !defined(FA_STORED_BF16) && !defined(FA_STORED_F16)
+#if defined(FA_REAL_F32) && defined(__AVX512VNNI__) && !FA_STORED_16
 #define FA_BYTE_DOTS 1
 #else
 #define FA_BYTE_DOTS 0
