@@ -77,7 +77,7 @@ FA_INLINE void add_part(tile_acc acc, const real *part, const int mr, const int 
                  o ? o + r * ldo + first : NULL, ldo, acc, mr, nv, columns, alpha + r, sum ? sum + r : NULL)
 #define VALUE_PANEL(nv) TILE_SWITCH_6(mr, VALUE_TILE, nv)
 
-/* dst = alpha o + p v, or without o (NULL) in the first block of a row; divided by sum, if that is given, in its only block: then
+/* dst = alpha o + p v, or without o (NULL) in the first block of a row; divided by sum, if that is given, in its last one: then
    dst is `stored`. dst and o may be the same. Without sum, whole vectors of dst are written. */
 void KERNEL(attention_values)(void *dst, fa_index lddst, const real *o, fa_index ldo, const real *p, fa_index rows, const real *v,
                               fa_index keys, const fa_index *begin, const fa_index *end, fa_index D, const real *alpha,
@@ -90,7 +90,7 @@ void KERNEL(attention_values)(void *dst, fa_index lddst, const real *o, fa_index
         mr = rows_of_tile(deal, t);
         const key_range range = tile_keys(begin + r, end + r, mr);
         const fa_index from = range.begin / FA_PACKED, k_size = (range.end - range.begin) / FA_PACKED;
-        if (range.end == 0 && o) continue;
+        if (range.end == 0 && o && !sum) continue;
         t_configure(mr);
         for (fa_index first = 0; first < D; first += PANEL) {
             const fa_index nv = panel_vectors(D, first);
@@ -115,7 +115,7 @@ void KERNEL(attention_values)(void *dst, fa_index lddst, const real *o, fa_index
             const key_range range = tile_keys(begin + r, end + r, mr);
             const fa_index chain_end = fa_min(range.end, (range.begin / CHAIN_KEYS + 1) * CHAIN_KEYS);
             const real *p_tile = p + r * ATTENTION_STRIDE + range.begin / FA_PACKED;
-            if (range.end == 0 && o) continue;
+            if (range.end == 0 && o && !sum) continue;
             real part[TILE_ROWS(FA_NV) * PANEL];
             tile_acc acc;
             switch (nv) {

@@ -12,7 +12,7 @@
    threads, and changes no bit:
 
      few tiles per kv head (short batches)           a task is a kv head: it packs one block at a time, for all its tiles
-     many kv heads                                   a task is a kv head: it packs all of it, then walks its tiles
+     many kv heads                                   a task is a kv head: it walks its tiles and packs as it comes to new blocks
      few kv heads                                    two rounds: blocks are packed by all, then tiles are taken by all
 
    The fewest queries are decode.c's, which packs nothing. */
@@ -45,7 +45,7 @@ static void passing_blocks(void *context, fa_index i, int worker)
         key_block block = packed_block(c, w->packed, 0);
         OP(attention_pack_block)(c, b, hk, j, w->packed, &block.nonfinite);
         for (fa_index t = 0; t < n; t++)
-            OP(attention_attend)(c, w, &w->state[t], &block, end - first == 1, b, hk * c->group + t / tiles, t % tiles, j);
+            OP(attention_attend)(c, w, &w->state[t], &block, j + 1 == end, b, hk * c->group + t / tiles, t % tiles, j);
     }
     for (fa_index t = 0; t < n; t++) OP(attention_finish_tile)(c, &w->state[t], b, hk * c->group + t / tiles, t % tiles);
 }
@@ -60,23 +60,28 @@ static void whole_tile(const attention_call *c, const worker_scratch *w, real *p
     OP(attention_start_tile)(c, &state, b, h, tile);
     for (fa_index j = first; j < end; j++) {
         const key_block block = packed_block(c, packed + j * block_size(c), nonfinite[j]);
-        OP(attention_attend)(c, w, &state, &block, end - first == 1, b, h, tile, j);
+        OP(attention_attend)(c, w, &state, &block, j + 1 == end, b, h, tile, j);
     }
     OP(attention_finish_tile)(c, &state, b, h, tile);
 }
 
-/* Second way: task i is kv head i; all of it is packed, then its tiles follow one another. */
+/* Second way: task i is kv head i; its tiles follow one another, and blocks are packed when the first tile comes to them: under a
+   causal mask or a window they are then still in the second-level cache. */
 static void packed_head(void *context, fa_index i, int worker)
 {
     const attention_call *c = context;
     const worker_scratch *w = &c->worker[worker];
     const fa_index b = c->order[i / c->a->Hk].batch, hk = i % c->a->Hk, tiles = batch_tiles(c, b);
     int *nonfinite = c->nonfinite + worker * c->blocks;
-    fa_index first, end;
-    head_blocks(c->a, c->block, b, &first, &end);
-    for (fa_index j = first; j < end; j++) OP(attention_pack_block)(c, b, hk, j, w->packed + j * block_size(c), &nonfinite[j]);
-    for (fa_index t = 0; t < tiles * c->group; t++)
+    fa_index first, end, next, row, rows;
+    head_blocks(c->a, c->block, b, &next, &end);
+    for (fa_index t = 0; t < tiles * c->group; t++) {
+        rows_of_tile(c->a, b, t % tiles, &row, &rows);
+        row_blocks(c->a, c->block, b, row, rows, &first, &end);
+        for (; first < end && next < end; next++)
+            OP(attention_pack_block)(c, b, hk, next, w->packed + next * block_size(c), &nonfinite[next]);
         whole_tile(c, w, w->packed, nonfinite, b, hk * c->group + t / tiles, t % tiles);
+    }
 }
 
 /* Third way, first round: task i is a block of one of the kv heads in hand. */

@@ -68,11 +68,11 @@ FA_INLINE void rows_of_tile(const fa_attention_arguments *a, fa_index b, fa_inde
     }
 }
 
-/* attention_tile.c: a block of keys and values packed; a tile begun, brought together with a block (the `only` one of the tile or
-   one of several), and ended. */
+/* attention_tile.c: a block of keys and values packed; a tile begun, brought together with a block (the `last` one of the tile or
+   another), and ended. */
 void OP(attention_pack_block)(const attention_call *c, fa_index b, fa_index hk, fa_index j, real *dst, int *nonfinite);
 void OP(attention_start_tile)(const attention_call *c, tile_state *s, fa_index b, fa_index h, fa_index tile);
-void OP(attention_attend)(const attention_call *c, const worker_scratch *w, tile_state *s, const key_block *block, int only,
+void OP(attention_attend)(const attention_call *c, const worker_scratch *w, tile_state *s, const key_block *block, int last,
                           fa_index b, fa_index h, fa_index tile, fa_index j);
 void OP(attention_finish_tile)(const attention_call *c, const tile_state *s, fa_index b, fa_index h, fa_index tile);
 

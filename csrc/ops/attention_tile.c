@@ -1,7 +1,7 @@
 /* One tile of queries and one block of keys: what attention.c deals out.
 
-   Strategy "blas" runs the two products of a block as BLAS calls on constant tiles of QUERY_TILE rows, padded. A row whose only
-   block this is goes straight to `out`; otherwise its O is kept between blocks. */
+   Strategy "blas" runs the two products of a block as BLAS calls on constant tiles of QUERY_TILE rows, padded. A tile's
+   last block goes straight to `out`; before that, O is kept between blocks. */
 #include "attention_forward.h"
 
 #include <string.h>
@@ -75,8 +75,8 @@ void OP(attention_finish_tile)(const attention_call *c, const tile_state *s, fa_
     }
 }
 
-/* One tile and one key block, the `only` one of the tile or one of several. */
-void OP(attention_attend)(const attention_call *c, const worker_scratch *w, tile_state *s, const key_block *block, int only,
+/* One tile and one key block, the `last` one of the tile or another. */
+void OP(attention_attend)(const attention_call *c, const worker_scratch *w, tile_state *s, const key_block *block, int last,
                           fa_index b, fa_index h, fa_index tile, fa_index j)
 {
     const fa_attention_arguments *a = c->a;
@@ -107,14 +107,13 @@ void OP(attention_attend)(const attention_call *c, const worker_scratch *w, tile
             k->attention_scale_rows(o, c->ldo, rows, a->Dv, alpha);
             blas_gemm(0, QUERY_TILE, c->ldo, c->block, 1, w->scores, stride, block->values, c->ldo, 1, o, c->ldo);
             s->progress[g] = BEGUN;
-        } else if (only && !block->nonfinite) {
-            k->attention_values(output_row(a, b, h, tile_first + first), a->out_stride[2], NULL, 0, w->scores, rows,
-                                block->values, keys, begin, end, a->Dv, alpha, s->sum + first);
-            s->progress[g] = FINISHED;
         } else {
-            k->attention_values(o, c->ldo, s->progress[g] == NOT_BEGUN ? NULL : o, c->ldo, w->scores, rows, block->values, keys,
-                                begin, end, a->Dv, alpha, NULL);
-            s->progress[g] = BEGUN;
+            const real *before = s->progress[g] == NOT_BEGUN ? NULL : o;
+            const int finish = last && !block->nonfinite;
+            k->attention_values(finish ? (void *)output_row(a, b, h, tile_first + first) : o, finish ? a->out_stride[2] : c->ldo,
+                                before, c->ldo, w->scores, rows, block->values, keys, begin, end, a->Dv, alpha,
+                                finish ? s->sum + first : NULL);
+            s->progress[g] = finish ? FINISHED : BEGUN;
         }
         if (block->nonfinite)
             k->attention_patch_values(o, c->ldo, w->scores, w->unmasked, rows, begin, end, value_row(a, b, h / c->group, j0),
