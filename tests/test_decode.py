@@ -85,6 +85,22 @@ def test_a_row_has_the_bits_of_the_long_call_with_options(rng, any_dtype, kind, 
 
 
 @pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("D", [32, 64, 96, 128, 160, 288])
+def test_a_row_has_the_bits_of_the_long_call_at_both_ends_of_the_exponent(rng, any_dtype, D):
+    """Where subnormal operands and sums count, or count as 0, in whatever computes the two."""
+    ends = ((-26, -12), (-8, 8)) if any_dtype == FLOAT16 else ((-135, -100), (-70, -50), (-70, 60))
+    for lowest, highest in ends:
+        q, k, v = (
+            (rng.standard_normal((1, 2, L, D)) * 2.0 ** rng.integers(lowest, highest, (1, 2, L, D))).astype(any_dtype)
+            for L in (12, 540, 540)
+        )
+        scale = 2.0**-highest
+        with np.errstate(all="ignore"):
+            rows = fa.attention(q, k, v, scale=scale)
+            assert same_bits(fa.attention(q[:, :, 5:6], k, v, scale=scale), rows[:, :, 5:6])
+
+
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("threads", [1, 3])
 def test_nan_and_infinity_reach_the_rows_that_attend_to_them_and_no_others(rng, any_dtype, threads):
     q, k, v = _inputs(rng, any_dtype, 4, 2, 1300, 64, 24)

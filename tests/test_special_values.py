@@ -14,6 +14,7 @@ import pytest
 import fastattn as fa
 from tests.arrays import same_bits
 from tests.conftest import HAS_BLAS
+from tests.low_precision import BFLOAT16
 
 SPECIAL = (np.nan, np.inf, -np.inf)
 LENGTHS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64, 67)
@@ -246,6 +247,8 @@ def test_the_control_bits_of_the_caller_are_unchanged(isa, dtype, rng):
         assert control() == before
     fa.linear(x, x)
     fa.attention(*(x[None, None],) * 3)
+    halves = x[None, None, :, :64].astype(BFLOAT16)
+    fa.attention(halves[:, :, :1], halves, halves)
     w = x[:, :40].copy()
     fa.rnn(x[None, :, :40], None, {"weight_ih_l0": w, "weight_hh_l0": w})
     assert control() == before

@@ -66,11 +66,14 @@ FA_INLINE void add_part(tile_acc acc, const real *part, const int mr, const int 
 }
 
 #define VALUE_TILE(mr, nv)                                                                                            \
-    for (fa_index j = range.begin, next = chain_end;; j = next, next = fa_min(j + CHAIN_KEYS, range.end)) {           \
-        if (j != range.begin) keep_part(part, acc, mr, nv);                                                           \
+    for (fa_index j = range.begin, next = chain_end, more = 0;; more = 1, j = next) {                                 \
+        if (more) {                                                                                                   \
+            keep_part(part, acc, mr, nv);                                                                             \
+            next = fa_min(j + CHAIN_KEYS, range.end);                                                                 \
+        }                                                                                                             \
         tile_product(acc, mr, nv, p_tile + (j - range.begin) / FA_PACKED, ATTENTION_STRIDE, 1,                        \
                      panel + j / FA_PACKED * (nv) * VL, (next - j) / FA_PACKED);                                      \
-        if (j != range.begin) add_part(acc, part, mr, nv);                                                            \
+        if (more) add_part(acc, part, mr, nv);                                                                        \
         if (next == range.end) break;                                                                                 \
     }                                                                                                                 \
     store_values(sum ? NULL : (real *)dst + r * lddst + first, sum ? (stored *)dst + r * lddst + first : NULL, lddst, \

@@ -3,7 +3,10 @@
      S = Q K'    keys, as they lie in memory, are rows of the left operand and queries the right one: only scores are transposed
      P V         pairs of keys are the right operand; they are zipped in registers
 
-   Where a step of 16 pairs is not all there, or not in one piece, it is put together with zeros, which change no sum. */
+   Where a step of 16 pairs is not all there, or not in one piece, it is put together with zeros, which change no sum.
+
+   A single row, unless its head has no whole steps, takes vectors that add up in the same order: its keys and values are read once and
+   used once, and vectors keep more of their lines on the way than tiles. */
 #include "attention_tile.h"
 #include "common.h"
 
@@ -11,6 +14,7 @@
 
 #if FA_TILES
 #define KEYS_AT_ONCE (4 * T_ROWS)
+#define ROW_PAIRS 4 /* pairs of vectors of columns that pass together for a single row */
 /* Rows of pages are asked for at once, those of arrays in between, as they are used, which made up to 1.3 times as many bytes a second
    as the hardware's own prefetch, where asking for all at once made fewer. */
 
@@ -49,6 +53,55 @@ FA_INLINE void gather_slice(stored *dst, const decode_rows *k, fa_index j, fa_in
     for (fa_index i = 0; i < VL; i++, dst += padded) {
         memcpy(dst, (const stored *)row[fa_min(i, n - 1)] + first, (size_t)count * sizeof *dst);
         memset(dst + count, 0, (size_t)(padded - count) * sizeof *dst);
+    }
+}
+
+/* The sums of one row with the keys [begin, end), not yet scaled; first and second: the reals of its pairs. */
+FA_NOINLINE void row_scores(real *s, const real *first, const real *second, const decode_rows *k, fa_index begin, fa_index end,
+                            fa_index D)
+{
+    const fa_index bytes = D * (fa_index)sizeof(stored), ahead = k->table ? 0 : rows_ahead(bytes) * k->ld;
+    for (fa_index j = begin; j < end; j += VL) {
+        const void *row[VL];
+        const fa_index n = fa_min(VL, end - j);
+        vreal sum = v_zero();
+        find_rows(row, k, j, n);
+        for (fa_index i = n; i < VL; i++) row[i] = row[n - 1];
+        if (k->table) prefetch_values(k, j + rows_ahead(bytes), n, bytes);
+        for (fa_index d = 0; d < D; d += STEP) {
+            vreal t[VL], even = v_zero(), odd = v_zero();
+            FA_UNROLL
+            for (int i = 0; i < VL; i++) {
+                const stored *p = (const stored *)row[i] + d;
+                FA_PREFETCH_FAR((const char *)p + ahead);
+                t[i] = v_load_pairs(p);
+            }
+            v_transpose(t);
+            FA_UNROLL
+            for (int i = 0; i < T_K; i++) {
+                even = v_fma(v_pair_first(t[i]), v_broadcast(first + d / FA_PACKED + i), even);
+                odd = v_fma(v_pair_second(t[i]), v_broadcast(second + d / FA_PACKED + i), odd);
+            }
+            sum = v_add(sum, v_add(even, odd));
+        }
+        v_store(s + j, sum);
+    }
+}
+
+FA_INLINE void one_score_row(real *s, const real *q, const decode_rows *k, fa_index begin, fa_index end, fa_index D)
+{
+    const vreal scale = v_broadcast(q + QUERY_SLICE), nan = v_set1((real)__builtin_nanf(""));
+    real first[QUERY_SLICE], second[QUERY_SLICE];
+    for (fa_index d = 0; d < D / FA_PACKED; d += VL) {
+        v_store(first + d, v_pair_first(v_load(q + d)));
+        v_store(second + d, v_pair_second(v_load(q + d)));
+    }
+    const unsigned before = t_round_like_tiles();
+    row_scores(s, first, second, k, begin, end, D);
+    t_round_as_before(before);
+    for (fa_index j = begin; j < end; j += VL) {
+        const vreal x = v_mul(v_load(s + j), scale);
+        v_store(s + j, v_select(v_is_nan(x), nan, x));
     }
 }
 
@@ -95,6 +148,10 @@ void KERNEL(decode_scores)(real *s, const real *q, fa_index slice, fa_index rows
     (void)buffer;
     if (D == 0) { /* no slice of queries, hence no scale */
         for (fa_index r = 0; r < rows; r++) fill(s + r * ATTENTION_STRIDE, begin, fa_round_up(end, VL));
+        return;
+    }
+    if (rows == 1 && D % STEP == 0 && D <= QUERY_SLICE * FA_PACKED) {
+        one_score_row(s, q, k, begin, end, D);
         return;
     }
     for (fa_index r = 0; r < rows; r += T_ROWS)
@@ -179,6 +236,71 @@ FA_INLINE void value_columns(real *part, fa_index ld, const real *p, fa_index ro
         }
 }
 
+/* part = w v for one row and `pairs` times 2 VL columns. */
+FA_INLINE void row_columns(real *part, const real *w, const decode_rows *v, fa_index begin, fa_index end, fa_index column,
+                           const int pairs, fa_index row_bytes)
+{
+    enum { MOST = 2 * ROW_PAIRS };
+    const fa_index ahead = v->table ? 0 : rows_ahead(row_bytes) * v->ld;
+    vreal sum[MOST];
+    FA_UNROLL
+    for (int u = 0; u < 2 * pairs; u++) sum[u] = v_zero();
+    for (fa_index j = begin, keys; j < end; j += keys) {
+        const void *row[STEP];
+        vreal chain[FA_PACKED][MOST];
+        keys = fa_min(STEP - j % STEP, end - j);
+        find_rows(row, v, j, keys);
+        if (v->table && column == 0) prefetch_values(v, j + rows_ahead(row_bytes), keys, row_bytes);
+        FA_UNROLL
+        for (int u = 0; u < 2 * pairs; u++) chain[0][u] = chain[1][u] = v_zero();
+        for (fa_index i = 0; i < keys; i += FA_PACKED) {
+            FA_UNROLL
+            for (int parity = 0; parity < FA_PACKED; parity++) {
+                if (parity && i + 1 == keys) break;
+                const stored *x = (const stored *)row[i + parity] + column;
+                const vreal weight = v_broadcast(w + j + i + parity);
+                FA_UNROLL
+                for (int u = 0; u < pairs; u++) {
+                    vreal a, b;
+                    FA_PREFETCH_FAR((const char *)(x + 2 * VL * u) + ahead);
+                    v_load_bf16_pairs(x + 2 * VL * u, &a, &b);
+                    chain[parity][2 * u] = v_fma(a, weight, chain[parity][2 * u]);
+                    chain[parity][2 * u + 1] = v_fma(b, weight, chain[parity][2 * u + 1]);
+                }
+            }
+        }
+        FA_UNROLL
+        for (int u = 0; u < 2 * pairs; u++) sum[u] = v_add(sum[u], v_add(chain[0][u], chain[1][u]));
+    }
+    FA_UNROLL
+    for (int u = 0; u < pairs; u++) {
+        real even[VL], odd[VL];
+        v_store(even, sum[2 * u]);
+        v_store(odd, sum[2 * u + 1]);
+        for (int i = 0; i < VL; i++, part += 2) part[0] = even[i], part[1] = odd[i];
+    }
+}
+
+/* The same for all columns. */
+FA_NOINLINE void row_values(real *part, const real *w, const decode_rows *v, fa_index begin, fa_index end, fa_index D)
+{
+    const fa_index bytes = D * (fa_index)sizeof(stored);
+    fa_index column = 0;
+    for (; D - column >= ROW_PAIRS * 2 * VL; column += ROW_PAIRS * 2 * VL)
+        row_columns(part + column, w, v, begin, end, column, ROW_PAIRS, bytes);
+    for (; column < D; column += 2 * VL) row_columns(part + column, w, v, begin, end, column, 1, bytes);
+}
+
+FA_INLINE void one_value_row(real *part, const real *p, const decode_rows *v, fa_index begin, fa_index end, fa_index D)
+{
+    real w[ATTENTION_KEYS];
+    for (fa_index j = begin; j < end; j += VL)
+        v_store_n(w + j, v_load_stored_n((const stored *)p + j, fa_min(VL, end - j)), fa_min(VL, end - j));
+    const unsigned before = t_round_like_tiles();
+    row_values(part, w, v, begin, end, D);
+    t_round_as_before(before);
+}
+
 /* For at most T_ROWS rows: part = p v, whose columns pass in groups that tiles have room for. */
 FA_INLINE void few_values(real *part, fa_index ld, const real *p, fa_index rows, const decode_rows *v, fa_index begin,
                           fa_index end, fa_index D, const int clean)
@@ -209,7 +331,10 @@ void KERNEL(decode_values)(real *part, fa_index ld, const real *p, fa_index rows
         real *to = part + r * ld;
         const real *from = p + r * ATTENTION_STRIDE;
         vreal rest = v_zero();
-        few_values(to, ld, from, n, v, begin, end, D, 0);
+        if (rows == 1 && D % (2 * VL) == 0)
+            one_value_row(to, from, v, begin, end, D);
+        else
+            few_values(to, ld, from, n, v, begin, end, D, 0);
         for (fa_index i = 0; i < n; i++)
             for (fa_index d = 0; d < D; d += VL) rest = v_fma(v_load(to + i * ld + d), v_zero(), rest); /* 0 inf, 0 NaN are NaN */
         if (FA_UNLIKELY(v_any(v_is_nan(rest)))) few_values(to, ld, from, n, v, begin, end, D, 1);

@@ -174,6 +174,16 @@ FA_INLINE void t_product_rows(const t_type type, real *c, const int tiles, const
     }
 }
 
+/* Vectors round as tiles do, to nearest even and with 0 for subnormal operands and results, until they get back what this returns.
+   Functions that compute in between must not be inlined: a compiler knows of no connection between arithmetic and its mode. */
+FA_INLINE unsigned t_round_like_tiles(void)
+{
+    const unsigned before = _mm_getcsr();
+    _mm_setcsr(_MM_MASK_MASK | _MM_FLUSH_ZERO_ON | 0x0040 /* operands too */);
+    return before;
+}
+FA_INLINE void t_round_as_before(unsigned before) { _mm_setcsr(before); }
+
 /* The pairs of four sums that depend on nothing but themselves, `rounds` times: what probes time. */
 FA_INLINE void t_probe(fa_index rounds)
 {

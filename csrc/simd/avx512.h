@@ -232,6 +232,11 @@ FA_INLINE vreal v_pack_lanes(vreal a, vreal b)
                                             _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)));
     return _mm512_castsi512_ps(_mm512_permutexvar_epi16(zip, _mm512_castps_si512(v_pack(a, b))));
 }
+FA_INLINE vreal v_pair_first(vreal a) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 16)); }
+FA_INLINE vreal v_pair_second(vreal a)
+{
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32((int)0xffff0000)));
+}
 FA_INLINE vreal v_pair_of_ones(void) { return _mm512_castsi512_ps(_mm512_set1_epi32(0x3f803f80)); }
 #endif
 

@@ -44,8 +44,9 @@
                v_zip(low, high)                  lane by lane, of reals that are bfloat16
                v_pack(a, b)                      a, then b, rounded to nearest even; subnormals become 0
                v_pack_lanes(a, b)                likewise, lane by lane: the pairs a[i], b[i]
+               v_pair_first(a) v_pair_second(a)  the real that is the first, or the second, of each pair
                v_pair_of_ones()
-   tiles       t_configure t_product_1 t_product_2 t_product_rows t_sums_... t_release t_probe: amx.h
+   tiles       t_configure t_product_1 t_product_2 t_product_rows t_sums_... t_release t_round_like_tiles t_round_as_before t_probe: amx.h
    arithmetic  v_add v_sub v_mul v_div v_sqrt    IEEE, round to nearest even
                v_fma(a, b, c)  = a b + c         one rounding where FA_HAS_FMA, else two
                v_fnma(a, b, c) = c - a b
