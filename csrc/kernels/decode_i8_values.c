@@ -33,13 +33,14 @@ FA_NOINLINE int scale_weights(real *p, fa_index rows, const decode_rows *scales,
 #if FA_BYTE_DOTS
 #define WEIGHT_BYTES (ATTENTION_KEYS + 64) /* of a digit of a row; no power of two */
 #define WIDTH (4 * VL)                     /* columns that pass together */
+#define WORD_KEYS 4                        /* whose bytes are a word */
 #define AHEAD_KEYS 64                      /* rows of pages that are asked for together */
 #if FA_BYTE_TILES
 #define VALUE_ROWS (T_ROWS / DIGITS)
 #define STEP (4 * T_K) /* keys */
 #else
 #define VALUE_ROWS 2
-#define STEP 4
+#define STEP WORD_KEYS
 #endif
 
 typedef struct {
@@ -93,8 +94,8 @@ FA_INLINE void store_values(real *part, const vint sums[DIGITS][4], const weight
 #if FA_BYTE_TILES
 /* part = w v for WIDTH columns from `column` on. `row` is padded to a multiple of STEP; rows `ahead`, of as many bytes as there are
    columns, are asked for meanwhile. */
-FA_INLINE void value_columns(real *part, fa_index ld, const weights *w, fa_index rows, const void *const *row, fa_index column,
-                             fa_index keys, fa_index columns, const decode_rows *ahead)
+FA_INLINE void tile_columns(real *part, fa_index ld, const weights *w, fa_index rows, const void *const *row, fa_index column,
+                            fa_index keys, fa_index columns, const decode_rows *ahead)
 {
     int32_t words[T_K * WIDTH] FA_ALIGN(64), sums[T_ROWS][WIDTH] FA_ALIGN(64);
     t_sums_zero();
@@ -120,11 +121,13 @@ FA_INLINE void value_columns(real *part, fa_index ld, const weights *w, fa_index
         store_values(part + r * ld + column, x, w, r, columns);
     }
 }
-#else
+#endif
+
+/* The same in vectors for one row or two. */
 FA_INLINE void value_sums(real *part, fa_index ld, const weights *w, const int mr, const void *const *row, fa_index column,
                           fa_index keys, fa_index columns, const decode_rows *ahead)
 {
-    vint acc[VALUE_ROWS][DIGITS][4];
+    vint acc[2][DIGITS][4];
     FA_UNROLL
     for (int r = 0; r < mr; r++) {
         FA_UNROLL
@@ -133,7 +136,7 @@ FA_INLINE void value_sums(real *part, fa_index ld, const weights *w, const int m
             for (int u = 0; u < 4; u++) acc[r][i][u] = v_int_bits(v_zero());
         }
     }
-    for (fa_index j = 0; j < keys; j += STEP) {
+    for (fa_index j = 0; j < keys; j += WORD_KEYS) {
         if (ahead && j % AHEAD_KEYS == 0) prefetch_values(ahead, j, AHEAD_KEYS, columns);
         vint words[4];
         load_words(words, row + j, column, columns);
@@ -153,17 +156,18 @@ FA_INLINE void value_sums(real *part, fa_index ld, const weights *w, const int m
     for (int r = 0; r < mr; r++) store_values(part + r * ld + column, acc[r], w, r, columns);
 }
 
-/* part = w v for WIDTH columns from `column` on. `row` is padded to a multiple of STEP; rows `ahead`, of as many bytes as there are
-   columns, are asked for meanwhile. */
 FA_INLINE void value_columns(real *part, fa_index ld, const weights *w, fa_index rows, const void *const *row, fa_index column,
                              fa_index keys, fa_index columns, const decode_rows *ahead)
 {
-    if (rows > 1)
-        value_sums(part, ld, w, 2, row, column, keys, columns, ahead);
-    else
+    if (rows == 1)
         value_sums(part, ld, w, 1, row, column, keys, columns, ahead);
-}
+    else
+#if FA_BYTE_TILES
+        tile_columns(part, ld, w, rows, row, column, keys, columns, ahead);
+#else
+        value_sums(part, ld, w, 2, row, column, keys, columns, ahead);
 #endif
+}
 
 /* part = (p vscale) v over the keys [begin, end); whole vectors of it are written. p is 0 or a probability throughout, and becomes
    p vscale. *nonfinite: a scale is not finite, and counted as 0. */
@@ -183,12 +187,12 @@ void KERNEL(decode_values_i8)(real *part, fa_index ld, real *p, fa_index rows, c
         const fa_index n = fa_min(VALUE_ROWS, rows - r);
         weigh(&w, p + r * ATTENTION_STRIDE + begin, n, keys);
 #if FA_BYTE_TILES
-        t_configure(n * DIGITS);
+        if (n > 1) t_configure(n * DIGITS);
 #endif
         for (fa_index column = 0; column < D; column += WIDTH)
             value_columns(part + r * ld, ld, &w, n, row, column, keys, D - column, r + column == 0 && v->table ? &ahead : NULL);
 #if FA_BYTE_TILES
-        t_release();
+        if (n > 1) t_release();
 #endif
     }
 }
