@@ -226,7 +226,11 @@ void KERNEL(decode_scores_i8)(real *s, const decode_digits *q, fa_index rows, co
         }
         for (fa_index t = 0, r = 0, mr; t < deal.tiles; t++, r += mr) {
             mr = rows_of_tile(deal, t);
+#if FA_BYTE_TILES
+            SCORE_TILE(1, ahead);
+#else
             TILE_SWITCH_4(mr, SCORE_TILE, ahead)
+#endif
         }
     }
 }
