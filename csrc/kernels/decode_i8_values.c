@@ -156,6 +156,7 @@ FA_INLINE void value_sums(real *part, fa_index ld, const weights *w, const int m
     for (int r = 0; r < mr; r++) store_values(part + r * ld + column, acc[r], w, r, columns);
 }
 
+/* The same for as many rows as pass together. */
 FA_INLINE void value_columns(real *part, fa_index ld, const weights *w, fa_index rows, const void *const *row, fa_index column,
                              fa_index keys, fa_index columns, const decode_rows *ahead)
 {

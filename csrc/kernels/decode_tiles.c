@@ -30,18 +30,21 @@ FA_INLINE void turn_queries(real *dst, const real *q, fa_index rows, fa_index pl
     }
 }
 
+/* The scores of a row of q from its sums. */
+FA_INLINE vreal scaled_scores(vreal sums, const real *q)
+{
+    const vreal x = v_mul(sums, v_broadcast(q + QUERY_SLICE));
+    return v_select(v_is_nan(x), v_set1((real)__builtin_nanf("")), x);
+}
+
 /* Scores of VL keys, [key][query], to rows of s. */
 FA_INLINE void store_turned(real *s, const real *product, const real *q, fa_index rows)
 {
-    const vreal nan = v_set1((real)__builtin_nanf(""));
     vreal t[VL];
     FA_UNROLL
     for (int i = 0; i < VL; i++) t[i] = v_load(product + i * VL);
     v_transpose(t);
-    for (fa_index r = 0; r < rows; r++) {
-        const vreal x = v_mul(t[r], v_broadcast(q + r * QUERY_STRIDE + QUERY_SLICE));
-        v_store(s + r * ATTENTION_STRIDE, v_select(v_is_nan(x), nan, x));
-    }
+    for (fa_index r = 0; r < rows; r++) v_store(s + r * ATTENTION_STRIDE, scaled_scores(t[r], q + r * QUERY_STRIDE));
 }
 
 /* `count` dimensions from `first` on of the keys [j, j + n), in rows of `padded`; up to VL, the last one again. */
@@ -90,7 +93,6 @@ FA_NOINLINE void row_scores(real *s, const real *first, const real *second, cons
 
 FA_INLINE void one_score_row(real *s, const real *q, const decode_rows *k, fa_index begin, fa_index end, fa_index D)
 {
-    const vreal scale = v_broadcast(q + QUERY_SLICE), nan = v_set1((real)__builtin_nanf(""));
     real first[QUERY_SLICE], second[QUERY_SLICE];
     for (fa_index d = 0; d < D / FA_PACKED; d += VL) {
         v_store(first + d, v_pair_first(v_load(q + d)));
@@ -99,10 +101,7 @@ FA_INLINE void one_score_row(real *s, const real *q, const decode_rows *k, fa_in
     const unsigned before = t_round_like_tiles();
     row_scores(s, first, second, k, begin, end, D);
     t_round_as_before(before);
-    for (fa_index j = begin; j < end; j += VL) {
-        const vreal x = v_mul(v_load(s + j), scale);
-        v_store(s + j, v_select(v_is_nan(x), nan, x));
-    }
+    for (fa_index j = begin; j < end; j += VL) v_store(s + j, scaled_scores(v_load(s + j), q));
 }
 
 /* For at most T_ROWS rows. */

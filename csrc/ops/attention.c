@@ -50,7 +50,8 @@ static void passing_blocks(void *context, fa_index i, int worker)
     for (fa_index t = 0; t < n; t++) OP(attention_finish_tile)(c, &w->state[t], b, hk * c->group + t / tiles, t % tiles);
 }
 
-static void whole_tile(const attention_call *c, const worker_scratch *w, real *packed, const int *nonfinite, fa_index b,
+/* All blocks of a tile. Unless `next` is NULL, those from *next on are not packed yet, and are now, when the tile comes to them. */
+static void whole_tile(const attention_call *c, const worker_scratch *w, real *packed, int *nonfinite, fa_index *next, fa_index b,
                        fa_index h, fa_index tile)
 {
     tile_state state = w->state[0];
@@ -59,6 +60,10 @@ static void whole_tile(const attention_call *c, const worker_scratch *w, real *p
     row_blocks(c->a, c->block, b, row, rows, &first, &end);
     OP(attention_start_tile)(c, &state, b, h, tile);
     for (fa_index j = first; j < end; j++) {
+        if (next && j >= *next) {
+            OP(attention_pack_block)(c, b, h / c->group, j, packed + j * block_size(c), &nonfinite[j]);
+            *next = j + 1;
+        }
         const key_block block = packed_block(c, packed + j * block_size(c), nonfinite[j]);
         OP(attention_attend)(c, w, &state, &block, j + 1 == end, b, h, tile, j);
     }
@@ -72,16 +77,9 @@ static void packed_head(void *context, fa_index i, int worker)
     const attention_call *c = context;
     const worker_scratch *w = &c->worker[worker];
     const fa_index b = c->order[i / c->a->Hk].batch, hk = i % c->a->Hk, tiles = batch_tiles(c, b);
-    int *nonfinite = c->nonfinite + worker * c->blocks;
-    fa_index first, end, next, row, rows;
-    head_blocks(c->a, c->block, b, &next, &end);
-    for (fa_index t = 0; t < tiles * c->group; t++) {
-        rows_of_tile(c->a, b, t % tiles, &row, &rows);
-        row_blocks(c->a, c->block, b, row, rows, &first, &end);
-        for (; first < end && next < end; next++)
-            OP(attention_pack_block)(c, b, hk, next, w->packed + next * block_size(c), &nonfinite[next]);
-        whole_tile(c, w, w->packed, nonfinite, b, hk * c->group + t / tiles, t % tiles);
-    }
+    fa_index next = 0;
+    for (fa_index t = 0; t < tiles * c->group; t++)
+        whole_tile(c, w, w->packed, c->nonfinite + worker * c->blocks, &next, b, hk * c->group + t / tiles, t % tiles);
 }
 
 /* Third way, first round: task i is a block of one of the kv heads in hand. */
@@ -103,7 +101,7 @@ static void shared_tile(void *context, fa_index i, int worker)
     const fa_index per_head = c->tiles * c->group, n = i / per_head, t = per_head - 1 - i % per_head;
     const fa_index head = c->first_head + n, b = c->order[head / c->a->Hk].batch;
     if (t / c->group >= batch_tiles(c, b)) return;
-    whole_tile(c, &c->worker[worker], c->packed + n * c->blocks * block_size(c), c->nonfinite + n * c->blocks, b,
+    whole_tile(c, &c->worker[worker], c->packed + n * c->blocks * block_size(c), c->nonfinite + n * c->blocks, NULL, b,
                head % c->a->Hk * c->group + t % c->group, t / c->group);
 }
 
