@@ -193,6 +193,24 @@ def test_causal_forms_and_windows(isa, strategy, dtype, rng, causal):
     comparison.check()
 
 
+def test_window_over_a_long_sequence_has_the_bits_of_its_parts(isa, strategy, dtype, rng):
+    length, window = 3300, (150, 0)
+    q, k, v = arrays(rng, dtype, B=2, H=4, Hk=2, Lq=length, Lk=length, D=3)
+    parts = [
+        fa.attention(q[:, :, begin:end], k[:, :, :end], v[:, :, :end], window=window)
+        for begin, end in itertools.pairwise((0, 960, 1920, 2880, length))  # whole tiles of BLAS
+    ]
+    lengths = np.array([length, 1100])
+    for n in (1, 2, 3):
+        with fa.num_threads(n):
+            out = fa.attention(q, k, v, window=window)
+            assert same_bits(out, np.concatenate(parts, axis=2))
+            ragged = fa.attention(q, k, v, window=window, q_lengths=lengths, kv_lengths=lengths)
+            assert same_bits(ragged[0], out[0])
+            assert same_bits(ragged[1, :, :1100], out[1, :, :1100])
+            assert not ragged[1, :, 1100:].any()
+
+
 def test_causal_true_is_bottom_right_of_a_square(isa, dtype, rng):
     q, k, v = arrays(rng, dtype, B=2, H=2, Lq=130, Lk=130)
     assert same_bits(fa.attention(q, k, v, causal=True), fa.attention(q, k, v, causal="bottom-right"))

@@ -12,7 +12,8 @@
    threads, and changes no bit:
 
      few tiles per kv head (short batches)           a task is a kv head: it packs one block at a time, for all its tiles
-     many kv heads                                   a task is a kv head: it walks its tiles and packs as it comes to new blocks
+     many kv heads, or a window                      a task is a kv head, or a run of its tiles if a window keeps their keys together:
+                                                     it walks them and packs as it comes to new blocks
      few kv heads                                    two rounds: blocks are packed by all, then tiles are taken by all
 
    The fewest queries are decode.c's, which packs nothing. */
@@ -20,7 +21,8 @@
 
 #include <stdlib.h>
 
-#define HEADS_PER_THREAD 4                /* so many kv heads per thread are an even load */
+#define TASKS_PER_THREAD 4                /* so many are an even load */
+#define RUN_BLOCKS 3                      /* a run of tiles has queries for so many blocks, whose packing stays in a cache */
 #define PACKED_BYTES ((fa_index)24 << 20) /* packed keys and values at a time in the third way, at least one head's */
 
 static fa_index batch_tiles(const attention_call *c, fa_index b) { return fa_ceil_div(query_rows(c->a, b), QUERY_TILE); }
@@ -50,9 +52,15 @@ static void passing_blocks(void *context, fa_index i, int worker)
     for (fa_index t = 0; t < n; t++) OP(attention_finish_tile)(c, &w->state[t], b, hk * c->group + t / tiles, t % tiles);
 }
 
-/* All blocks of a tile. Unless `next` is NULL, those from *next on are not packed yet, and are now, when the tile comes to them. */
-static void whole_tile(const attention_call *c, const worker_scratch *w, real *packed, int *nonfinite, fa_index *next, fa_index b,
-                       fa_index h, fa_index tile)
+/* Blocks [first, end) of a head, packed one after another. */
+typedef struct {
+    real *data;
+    int *nonfinite;
+    fa_index first, end;
+} packed_blocks;
+
+/* All blocks of a tile; those from p->end on are packed now, when the tile comes to them. */
+static void whole_tile(const attention_call *c, const worker_scratch *w, packed_blocks *p, fa_index b, fa_index h, fa_index tile)
 {
     tile_state state = w->state[0];
     fa_index row, rows, first, end;
@@ -60,26 +68,45 @@ static void whole_tile(const attention_call *c, const worker_scratch *w, real *p
     row_blocks(c->a, c->block, b, row, rows, &first, &end);
     OP(attention_start_tile)(c, &state, b, h, tile);
     for (fa_index j = first; j < end; j++) {
-        if (next && j >= *next) {
-            OP(attention_pack_block)(c, b, h / c->group, j, packed + j * block_size(c), &nonfinite[j]);
-            *next = j + 1;
+        real *packed = p->data + (j - p->first) * block_size(c);
+        int *nonfinite = p->nonfinite + j - p->first;
+        if (j >= p->end) {
+            OP(attention_pack_block)(c, b, h / c->group, j, packed, nonfinite);
+            p->end = j + 1;
         }
-        const key_block block = packed_block(c, packed + j * block_size(c), nonfinite[j]);
+        const key_block block = packed_block(c, packed, *nonfinite);
         OP(attention_attend)(c, w, &state, &block, j + 1 == end, b, h, tile, j);
     }
     OP(attention_finish_tile)(c, &state, b, h, tile);
 }
 
-/* Second way: task i is kv head i; its tiles follow one another, and blocks are packed when the first tile comes to them: under a
-   causal mask or a window they are then still in the second-level cache. */
-static void packed_head(void *context, fa_index i, int worker)
+/* Tiles [*first, *first + *tiles) are run `run` of a head of batch b, whose keys are in the blocks from *first_block to *end_block. */
+static void tiles_of_run(const attention_call *c, fa_index b, fa_index run, fa_index *first, fa_index *tiles,
+                         fa_index *first_block, fa_index *end_block)
+{
+    const fa_index all = batch_tiles(c, b), base = all / c->runs, larger = all % c->runs;
+    fa_index row, rows, last, last_rows;
+    *first = run * base + fa_min(run, larger);
+    *tiles = base + (run < larger);
+    *first_block = *end_block = 0;
+    if (*tiles == 0) return;
+    rows_of_tile(c->a, b, *first, &row, &rows);
+    rows_of_tile(c->a, b, *first + *tiles - 1, &last, &last_rows);
+    row_blocks(c->a, c->block, b, row, last + last_rows - row, first_block, end_block);
+}
+
+/* Second way: task i is a run of tiles of a kv head, or all of them; they follow one another, and blocks are packed when the first of
+   them comes to them: under a causal mask or a window they are then still in the second-level cache. */
+static void packed_run(void *context, fa_index i, int worker)
 {
     const attention_call *c = context;
     const worker_scratch *w = &c->worker[worker];
-    const fa_index b = c->order[i / c->a->Hk].batch, hk = i % c->a->Hk, tiles = batch_tiles(c, b);
-    fa_index next = 0;
-    for (fa_index t = 0; t < tiles * c->group; t++)
-        whole_tile(c, w, w->packed, c->nonfinite + worker * c->blocks, &next, b, hk * c->group + t / tiles, t % tiles);
+    const fa_index head = i / c->runs, b = c->order[head / c->a->Hk].batch, hk = head % c->a->Hk;
+    packed_blocks packed = {w->packed, c->nonfinite + worker * c->blocks, 0, 0};
+    fa_index first, tiles, end;
+    tiles_of_run(c, b, i % c->runs, &first, &tiles, &packed.first, &end);
+    packed.end = packed.first;
+    for (fa_index t = 0; t < tiles * c->group; t++) whole_tile(c, w, &packed, b, hk * c->group + t / tiles, first + t % tiles);
 }
 
 /* Third way, first round: task i is a block of one of the kv heads in hand. */
@@ -101,11 +128,11 @@ static void shared_tile(void *context, fa_index i, int worker)
     const fa_index per_head = c->tiles * c->group, n = i / per_head, t = per_head - 1 - i % per_head;
     const fa_index head = c->first_head + n, b = c->order[head / c->a->Hk].batch;
     if (t / c->group >= batch_tiles(c, b)) return;
-    whole_tile(c, &c->worker[worker], c->packed + n * c->blocks * block_size(c), c->nonfinite + n * c->blocks, NULL, b,
-               head % c->a->Hk * c->group + t % c->group, t / c->group);
+    packed_blocks packed = {c->packed + n * c->blocks * block_size(c), c->nonfinite + n * c->blocks, 0, c->blocks};
+    whole_tile(c, &c->worker[worker], &packed, b, head % c->a->Hk * c->group + t % c->group, t / c->group);
 }
 
-typedef enum { PASSING_BLOCKS, PACKED_HEADS, SHARED_HEADS } attention_way;
+typedef enum { PASSING_BLOCKS, PACKED_RUNS, SHARED_HEADS } attention_way;
 
 /* Pairs of a query and a key in a head of batch b, about. */
 static double pairs_of(const fa_attention_arguments *a, fa_index b)
@@ -141,19 +168,41 @@ static void order_batches(const attention_call *c)
     if (a->q_lengths || a->k_lengths) qsort(c->order, (size_t)a->B, sizeof *c->order, by_work);
 }
 
+/* A window keeps the keys of neighbouring tiles together. Where runs meet, both pack the keys of a window, so runs are not shorter. */
+static fa_index count_runs(const fa_attention_arguments *a, fa_index block)
+{
+    if (a->left == FA_UNBOUNDED || a->right == FA_UNBOUNDED) return 1;
+    const fa_index least = fa_max(RUN_BLOCKS * block, fa_min(a->Lk, a->left) + fa_min(a->Lk, a->right));
+    return fa_max(1, a->Lq / least);
+}
+
+/* The most blocks in a run. */
+static fa_index blocks_of_runs(const attention_call *c)
+{
+    fa_index most = 0;
+    if (c->runs == 1) return c->blocks;
+    for (fa_index i = 0; i < (c->a->q_lengths || c->a->k_lengths ? c->a->B : 1) * c->runs; i++) {
+        fa_index first, tiles, first_block, end_block;
+        tiles_of_run(c, i / c->runs, i % c->runs, &first, &tiles, &first_block, &end_block);
+        most = fa_max(most, end_block - first_block);
+    }
+    return most;
+}
+
 /* `share`: heads as large as the largest that would make up all the work. */
 static attention_way choose_way(const attention_call *c, double share, int members)
 {
     if (c->tiles * c->group <= FEW_TILES) return PASSING_BLOCKS;
-    const fa_index head_bytes = c->blocks * block_size(c) * (fa_index)sizeof(real);
-    if (members == 1 || (share >= HEADS_PER_THREAD * members && head_bytes * members <= PACKED_BYTES)) return PACKED_HEADS;
+    const fa_index run_bytes = c->run_blocks * block_size(c) * (fa_index)sizeof(real);
+    const int even = share * (double)c->runs >= TASKS_PER_THREAD * members;
+    if (members == 1 || (even && run_bytes * members <= PACKED_BYTES)) return PACKED_RUNS;
     return SHARED_HEADS;
 }
 
 /* Gives out the scratch of a call from `plan`; called twice, see arena. */
 static void plan_scratch(attention_call *c, arena *plan, attention_way way, int members)
 {
-    const fa_index stride = c->kernels->sizes.attention_stride, head = c->blocks * block_size(c);
+    const fa_index stride = c->kernels->sizes.attention_stride;
     const fa_index rows = c->a->strategy == FA_ATTENTION_BLAS ? QUERY_TILE : c->group_rows;
     const fa_index queries = c->a->strategy == FA_ATTENTION_BLAS
                                  ? QUERY_TILE * c->a->D
@@ -172,10 +221,11 @@ static void plan_scratch(attention_call *c, arena *plan, attention_way way, int 
             w->state[t].reference = arena_take(plan, QUERY_TILE, sizeof(real));
             w->state[t].queries = arena_take(plan, queries, sizeof(real));
         }
-        w->packed = way == SHARED_HEADS ? NULL : arena_take(plan, way == PACKED_HEADS ? head : block_size(c), sizeof(real));
+        w->packed =
+            way == SHARED_HEADS ? NULL : arena_take(plan, (way == PACKED_RUNS ? c->run_blocks : 1) * block_size(c), sizeof(real));
     }
     c->nonfinite = arena_take(plan, c->blocks * fa_max(members, c->heads), sizeof(int));
-    c->packed = way == SHARED_HEADS ? arena_take(plan, head * c->heads, sizeof(real)) : NULL;
+    c->packed = way == SHARED_HEADS ? arena_take(plan, c->blocks * block_size(c) * c->heads, sizeof(real)) : NULL;
 }
 
 /* BLAS multiplies reals: not the set whose packed operands are pairs, but the one below it. */
@@ -204,6 +254,8 @@ fa_status OP(attention_forward)(const fa_attention_arguments *a)
     c.query_slice = QUERY_TILE * k->sizes.query_stride;
     c.key_size = c.block * padded;
     c.value_size = c.block / packed * c.ldo;
+    c.runs = count_runs(a, c.block);
+    c.run_blocks = blocks_of_runs(&c);
     query_scale(a, &c.scale_high, &c.scale_low);
 
     double largest;
@@ -223,8 +275,8 @@ fa_status OP(attention_forward)(const fa_attention_arguments *a)
     order_batches(&c);
     if (way == PASSING_BLOCKS) {
         fa_parallel_for(heads, members, passing_blocks, &c);
-    } else if (way == PACKED_HEADS) {
-        fa_parallel_for(heads, members, packed_head, &c);
+    } else if (way == PACKED_RUNS) {
+        fa_parallel_for(heads * c.runs, members, packed_run, &c);
     } else {
         const fa_index at_once = c.heads;
         for (c.first_head = 0; c.first_head < heads; c.first_head += at_once) {

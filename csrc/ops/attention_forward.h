@@ -22,7 +22,7 @@ typedef struct {
 typedef struct {
     real *scores, *unmasked, *mask; /* of a group, or of a tile for BLAS */
     tile_state state[FEW_TILES];
-    real *packed; /* of one block, or of one head */
+    real *packed; /* of one block, or of a run */
 } worker_scratch;
 
 typedef struct {
@@ -40,6 +40,7 @@ typedef struct {
     fa_index group;                /* query heads per kv head */
     fa_index ldo, query_slice;     /* row stride of O; size of a slice of the scaled queries */
     fa_index key_size, value_size; /* packed sizes of a block */
+    fa_index runs, run_blocks;     /* second way: runs per head, most blocks in one */
     real scale_high, scale_low;
     worker_scratch *worker;
     /* third way: */
