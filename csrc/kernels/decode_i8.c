@@ -68,9 +68,11 @@ FA_INLINE void store_scores(real *s, const vint sums[DIGITS], const decode_digit
 
 #if FA_BYTE_TILES
 #define TILE_QUERIES (VL / DIGITS) /* a column of a tile is a digit */
-#define KEYS_AT_ONCE (4 * T_ROWS)
-#define STEP (4 * T_K)   /* dimensions */
-#define SLICE (8 * STEP) /* of a query as an operand */
+#define STEP (4 * T_K)             /* dimensions */
+#define SLICE (8 * STEP)           /* of a query as an operand */
+#define KEPT (2 * STEP)            /* dimensions of queries that stay in tiles */
+#define NEAR_KEYS 64               /* so far ahead keys are asked for */
+#define LAG 3                      /* so many products are on their way before one is looked at */
 
 /* A slice of the digits as the right operand: [4 dimensions][digit of a query], zeros for those that are missing. */
 FA_INLINE void turn_digits(int32_t *dst, const decode_digits *q, fa_index first, fa_index rows, fa_index d, fa_index size)
@@ -91,64 +93,101 @@ FA_INLINE void gather_slice(int8_t *dst, const void *const *row, fa_index d, fa_
     }
 }
 
-/* For at most TILE_QUERIES rows from `first` on. Keys, as they lie in memory, are rows of the left operand. */
+/* The products of VL keys, [keys][digits of queries], and the scales of the keys. */
+typedef struct {
+    int32_t product[LAG + 1][VL * VL] FA_ALIGN(64);
+    real copied[LAG + 1][VL];
+    const real *scale[LAG + 1];
+} key_products;
+
+/* Of the keys from j on, as they lie in memory: rows of the left operand. words: the digits as the right one, in tiles already if they
+   take `kept` steps, or none of them. */
+FA_INLINE void multiply_keys(key_products *to, fa_index place, int32_t *words, const int kept, const decode_digits *q,
+                             fa_index first, fa_index rows, const decode_rows *k, const decode_rows *scales, fa_index j,
+                             fa_index end, fa_index D)
+{
+    const fa_index places = fa_round_up(D, STEP);
+    real *product = (real *)to->product[place];
+    const void *row[VL], *scale_row[VL];
+    int8_t gathered[VL * SLICE] FA_ALIGN(64);
+    fa_index together;
+    const int8_t *at = find_row(k, j, &together);
+    to->scale[place] = find_row(scales, j, &together);
+    const int in_place = fa_min(together, end - j) >= VL && D % STEP == 0;
+    if (k->table) prefetch_values(k, j + rows_ahead(D), VL, D);
+    if (!in_place) {
+        const fa_index count = fa_min(VL, end - j);
+        find_rows(row, k, j, count);
+        find_rows(scale_row, scales, j, count);
+        for (fa_index i = 0; i < VL; i++) { /* lanes that nobody reads repeat the last key */
+            if (i >= count) row[i] = row[count - 1], scale_row[i] = scale_row[count - 1];
+            memcpy(to->copied[place] + i, scale_row[i], sizeof **to->copied);
+        }
+        to->scale[place] = to->copied[place];
+    }
+    if (kept && in_place) {
+        for (fa_index i = 0; i < VL && !k->table; i++)
+            for (int line = 0; line < kept; line++) FA_PREFETCH(at + (NEAR_KEYS + i) * k->ld + line * FA_CACHE_LINE);
+        t_product_kept(T_SIGNED, product, at, k->ld, kept);
+        return;
+    }
+    for (fa_index d = 0; d == 0 || d < places; d += SLICE) {
+        const fa_index size = fa_min(SLICE, places - d);
+        if (places > SLICE) turn_digits(words, q, first, rows, d, size);
+        if (!in_place) gather_slice(gathered, row, d, fa_min(size, D - d), size);
+        if (kept)
+            t_product_kept(T_SIGNED, product, gathered, size, kept);
+        else
+            t_product_rows(T_SIGNED, product, 1, d > 0, in_place ? at + d : gathered, in_place ? k->ld : size,
+                           (const real *)words, size / 4, NULL);
+    }
+}
+
+/* Scores from products. */
+FA_INLINE void store_products(real *s, const int32_t *product, vreal scales, const decode_digits *q, fa_index first,
+                              fa_index rows)
+{
+    if (rows == 1) {
+        vint sums[4];
+        v_load_columns(sums, product, VL);
+        store_scores(s, sums, q, first, scales);
+        return;
+    }
+    vreal t[VL];
+    FA_UNROLL
+    for (int c = 0; c < VL; c++) t[c] = v_load((const real *)product + c * VL);
+    v_transpose(t);
+    for (fa_index r = 0; r < rows; r++) {
+        const vint sums[DIGITS] = {v_int_bits(t[r * DIGITS]), v_int_bits(t[r * DIGITS + 1]), v_int_bits(t[r * DIGITS + 2])};
+        store_scores(s + r * ATTENTION_STRIDE, sums, q, first + r, scales);
+    }
+}
+
+/* For at most TILE_QUERIES rows from `first` on. */
 FA_INLINE void few_scores(real *s, const decode_digits *q, fa_index first, fa_index rows, const decode_rows *k,
                           const decode_rows *scales, fa_index begin, fa_index end, fa_index D)
 {
-    int32_t words[SLICE / 4 * VL] FA_ALIGN(64), product[KEYS_AT_ONCE * VL] FA_ALIGN(64);
-    int8_t gathered[VL * SLICE] FA_ALIGN(64);
-    const fa_index places = fa_round_up(D, STEP);
+    int32_t words[SLICE / 4 * VL] FA_ALIGN(64);
+    key_products products;
+    const fa_index places = fa_round_up(D, STEP), groups = fa_ceil_div(end - begin, VL);
     if (places <= SLICE) turn_digits(words, q, first, rows, 0, places);
     t_configure(2 * T_ROWS);
-    for (fa_index j = begin, n; j < end; j += n) {
-        const void *row[VL], *scale_row[VL];
-        real part[VL];
-        fa_index together;
-        const int8_t *at = find_row(k, j, &together);
-        const real *scale = find_row(scales, j, &together);
-        together = fa_min(together, end - j);
-        const int in_place = together >= VL && D % STEP == 0;
-        n = in_place && together >= KEYS_AT_ONCE ? KEYS_AT_ONCE : VL;
-        if (k->table) prefetch_values(k, j + rows_ahead(D), n, D);
-        if (!in_place) {
-            const fa_index count = fa_min(VL, end - j);
-            find_rows(row, k, j, count);
-            find_rows(scale_row, scales, j, count);
-            for (fa_index i = 0; i < VL; i++) { /* lanes that nobody reads repeat the last key */
-                if (i >= count) row[i] = row[count - 1], scale_row[i] = scale_row[count - 1];
-                memcpy(part + i, scale_row[i], sizeof *part);
-            }
-            scale = part;
-        }
-        for (fa_index d = 0; d == 0 || d < places; d += SLICE) {
-            const fa_index size = fa_min(SLICE, places - d);
-            if (places > SLICE) turn_digits(words, q, first, rows, d, size);
-            if (!in_place) gather_slice(gathered, row, d, fa_min(size, D - d), size);
-            const int8_t *from = in_place ? at + d : gathered;
-            const fa_index ld = in_place ? k->ld : size;
-            if (n > VL)
-                t_product_rows(T_SIGNED, (real *)product, 4, d > 0, from, ld, (const real *)words, size / 4,
-                               k->table ? NULL : (const char *)from + rows_ahead(D) * ld);
-            else
-                t_product_rows(T_SIGNED, (real *)product, 1, d > 0, from, ld, (const real *)words, size / 4, NULL);
-        }
-        for (fa_index i = 0; i < n; i += VL) {
-            vreal t[VL];
-            FA_UNROLL
-            for (int c = 0; c < VL; c++) t[c] = v_load((const real *)product + (i + c) * VL);
-            v_transpose(t);
-            for (fa_index r = 0; r < rows; r++) {
-                const vint sums[DIGITS] = {v_int_bits(t[r * DIGITS]), v_int_bits(t[r * DIGITS + 1]),
-                                           v_int_bits(t[r * DIGITS + 2])};
-                store_scores(s + r * ATTENTION_STRIDE + j + i, sums, q, first + r, v_load(scale + i));
-            }
-        }
+    if (places == STEP)
+        t_keep((const real *)words, 1);
+    else if (places == KEPT)
+        t_keep((const real *)words, 2);
+    for (fa_index g = 0; g < groups + LAG; g++) {
+        const fa_index place = g % (LAG + 1), oldest = (g + 1) % (LAG + 1), j = begin + g * VL;
+        if (g < groups && places == KEPT)
+            multiply_keys(&products, place, words, 2, q, first, rows, k, scales, j, end, D);
+        else if (g < groups)
+            multiply_keys(&products, place, words, places == STEP, q, first, rows, k, scales, j, end, D);
+        if (g >= LAG) store_products(s + j - LAG * VL, products.product[oldest], v_load(products.scale[oldest]), q, first, rows);
     }
     t_release();
 }
 
-#endif
-
+#else
 /* Scores of one tile of rows and VL keys, ld apart. */
 FA_INLINE void score_tile(real *s, const decode_digits *q, fa_index first, const int mr, const int8_t *k, fa_index ld, fa_index D,
                           vreal scales, const int8_t *ahead)
@@ -188,6 +227,7 @@ FA_INLINE void score_tile(real *s, const decode_digits *q, fa_index first, const
 }
 
 #define SCORE_TILE(mr, ahead) score_tile(s + r * ATTENTION_STRIDE + j, q, r, mr, row, ld, D, v_load(scale), ahead)
+#endif
 
 /* The scores of `rows` rows and the keys [begin, end), begin a multiple of VL; whole vectors of s are written. buffer: as in
    decode_scores. */
@@ -195,12 +235,10 @@ void KERNEL(decode_scores_i8)(real *s, const decode_digits *q, fa_index rows, co
                               fa_index begin, fa_index end, fa_index D, void *buffer)
 {
 #if FA_BYTE_TILES
-    if (rows > 1) { /* vectors are 1.15 times as fast for one */
-        for (fa_index r = 0; r < rows; r += TILE_QUERIES)
-            few_scores(s + r * ATTENTION_STRIDE, q, r, fa_min(TILE_QUERIES, rows - r), k, scales, begin, end, D);
-        return;
-    }
-#endif
+    (void)buffer;
+    for (fa_index r = 0; r < rows; r += TILE_QUERIES)
+        few_scores(s + r * ATTENTION_STRIDE, q, r, fa_min(TILE_QUERIES, rows - r), k, scales, begin, end, D);
+#else
     const tile_deal deal = deal_rows(rows, SCORE_ROWS);
     const fa_index distance = fa_max(1, AHEAD_BYTES / (fa_max(1, D) * VL)) * VL;
     for (fa_index j = begin; j < end; j += VL) {
@@ -226,13 +264,10 @@ void KERNEL(decode_scores_i8)(real *s, const decode_digits *q, fa_index rows, co
         }
         for (fa_index t = 0, r = 0, mr; t < deal.tiles; t++, r += mr) {
             mr = rows_of_tile(deal, t);
-#if FA_BYTE_TILES
-            SCORE_TILE(1, ahead);
-#else
             TILE_SWITCH_4(mr, SCORE_TILE, ahead)
-#endif
         }
     }
+#endif
 }
 
 /* NaN for the rows that attend to a key whose scale is not finite: those whose score s (before the softmax) is not -inf. */

@@ -34,13 +34,13 @@ FA_NOINLINE int scale_weights(real *p, fa_index rows, const decode_rows *scales,
 #define WEIGHT_BYTES (ATTENTION_KEYS + 64) /* of a digit of a row; no power of two */
 #define WIDTH (4 * VL)                     /* columns that pass together */
 #define WORD_KEYS 4                        /* whose bytes are a word */
-#define AHEAD_KEYS 64                      /* rows of pages that are asked for together */
+#define SUM_KEYS 16 /* in a round of sum_columns: the compiler copies sums from register to register in each */
 #if FA_BYTE_TILES
 #define VALUE_ROWS (T_ROWS / DIGITS)
 #define STEP (4 * T_K) /* keys */
 #else
 #define VALUE_ROWS 2
-#define STEP WORD_KEYS
+#define STEP SUM_KEYS
 #endif
 
 typedef struct {
@@ -67,43 +67,93 @@ FA_INLINE void weigh(weights *w, const real *p, fa_index rows, fa_index keys)
     }
 }
 
-/* Words of the columns [column, column + WIDTH) of four rows, of which `columns` are there. */
-FA_INLINE void load_words(vint words[4], const void *const *row, fa_index column, fa_index columns)
+/* Of `columns` bytes. Compilers that know where it comes from make two loops, with branches between them. */
+FA_INLINE uint64_t mask_of(fa_index columns)
+{
+    uint64_t mask = v_first_bytes(columns);
+    FA_OPAQUE(mask);
+    return mask;
+}
+
+/* Words of the columns [column, column + WIDTH) of four rows, of which those are there that the mask has. What is `next`, so many bytes
+   further, is asked for: the hardware does not see that the other half of what it skips comes next. */
+FA_INLINE void load_words(vint words[4], const void *const *row, fa_index column, uint64_t there, fa_index next)
 {
     vreal x[4];
     FA_UNROLL
     for (int i = 0; i < 4; i++) {
         const int8_t *from = (const int8_t *)row[i] + column;
-        x[i] = FA_LIKELY(columns >= WIDTH) ? v_load_bytes(from) : v_load_bytes_n(from, columns);
+        FA_PREFETCH(from + next);
+        x[i] = v_load_bytes_of(from, there);
     }
     v_weave_bytes(words, x);
 }
 
 /* Columns of a row of part from the sums of its digits. */
-FA_INLINE void store_values(real *part, const vint sums[DIGITS][4], const weights *w, fa_index row, fa_index columns)
+FA_INLINE void store_values(real *part, const int32_t *sums, const weights *w, fa_index row, fa_index columns)
 {
     vreal x[4];
+    sums += row * DIGITS * WIDTH;
     FA_UNROLL
-    for (int u = 0; u < 4; u++)
-        x[u] = v_fma(v_real_of(sums[2][u]), v_set1(65536), v_fma(v_real_of(sums[1][u]), v_set1(256), v_real_of(sums[0][u])));
+    for (int u = 0; u < 4; u++) {
+        vreal digit[DIGITS];
+        FA_UNROLL
+        for (int i = 0; i < DIGITS; i++) digit[i] = v_real_of(v_load_int(sums + i * WIDTH + u * VL));
+        x[u] = v_fma(digit[2], v_set1(65536), v_fma(digit[1], v_set1(256), digit[0]));
+    }
     v_unweave_bytes(x);
     for (int u = 0; u < 4 && u * VL < columns; u++)
         v_store(part + u * VL, v_add(v_scale(x[u], v_set1(w->exponent[row])), v_set1(w->poison[row])));
 }
 
-#if FA_BYTE_TILES
-/* part = w v for WIDTH columns from `column` on. `row` is padded to a multiple of STEP; rows `ahead`, of as many bytes as there are
-   columns, are asked for meanwhile. */
-FA_INLINE void tile_columns(real *part, fa_index ld, const weights *w, fa_index rows, const void *const *row, fa_index column,
-                            fa_index keys, fa_index columns, const decode_rows *ahead)
+/* part = w v for WIDTH columns from `column` on, in vectors, for one row or two. `row` is padded to a multiple of STEP. The columns that
+   come `next`, so many bytes further, are asked for meanwhile. */
+FA_INLINE void sum_columns(real *part, fa_index ld, const weights *w, const int mr, const void *const *row, fa_index column,
+                           fa_index keys, fa_index columns, fa_index next)
 {
-    int32_t words[T_K * WIDTH] FA_ALIGN(64), sums[T_ROWS][WIDTH] FA_ALIGN(64);
+    const uint64_t there = mask_of(columns);
+    int32_t sums[2 * DIGITS * WIDTH] FA_ALIGN(64);
+    vint acc[2 * DIGITS][4];
+    FA_UNROLL
+    for (int i = 0; i < mr * DIGITS; i++) {
+        FA_UNROLL
+        for (int u = 0; u < 4; u++) acc[i][u] = v_int_bits(v_zero());
+    }
+    for (fa_index j = 0; j < keys; j += SUM_KEYS) {
+        FA_UNROLL
+        for (int n = 0; n < SUM_KEYS; n += WORD_KEYS) {
+            vint words[4];
+            load_words(words, row + j + n, column, there, next);
+            FA_UNROLL
+            for (int i = 0; i < mr * DIGITS; i++) {
+                int32_t digits;
+                memcpy(&digits, w->digits[i] + j + n, sizeof digits);
+                const vint weight = v_broadcast_int(&digits);
+                FA_UNROLL
+                for (int u = 0; u < 4; u++) acc[i][u] = v_dot_bytes(weight, words[u], acc[i][u]);
+            }
+        }
+    }
+    FA_UNROLL
+    for (int i = 0; i < mr * DIGITS; i++) {
+        FA_UNROLL
+        for (int u = 0; u < 4; u++) v_store_int(sums + i * WIDTH + u * VL, acc[i][u]);
+    }
+    for (int r = 0; r < mr; r++) store_values(part + r * ld + column, sums, w, r, columns);
+}
+
+#if FA_BYTE_TILES
+/* The same in tiles. */
+FA_INLINE void tile_columns(real *part, fa_index ld, const weights *w, fa_index rows, const void *const *row, fa_index column,
+                            fa_index keys, fa_index columns, fa_index next)
+{
+    const uint64_t there = mask_of(columns);
+    int32_t words[T_K * WIDTH] FA_ALIGN(64), sums[T_ROWS * WIDTH] FA_ALIGN(64);
     t_sums_zero();
     for (fa_index j = 0; j < keys; j += STEP) {
-        if (ahead && j % AHEAD_KEYS == 0) prefetch_values(ahead, j, AHEAD_KEYS, columns);
         for (int i = 0; i < T_K; i++) {
             vint x[4];
-            load_words(x, row + j + 4 * i, column, columns);
+            load_words(x, row + j + WORD_KEYS * i, column, there, next);
             FA_UNROLL
             for (int u = 0; u < 4; u++) v_store_int(words + i * WIDTH + u * VL, x[u]);
         }
@@ -111,62 +161,21 @@ FA_INLINE void tile_columns(real *part, fa_index ld, const weights *w, fa_index 
                    WIDTH);
     }
     t_sums_store(4, (real *)sums, WIDTH);
-    for (fa_index r = 0; r < rows; r++) {
-        vint x[DIGITS][4];
-        FA_UNROLL
-        for (int i = 0; i < DIGITS; i++) {
-            FA_UNROLL
-            for (int u = 0; u < 4; u++) x[i][u] = v_load_int(sums[r * DIGITS + i] + u * VL);
-        }
-        store_values(part + r * ld + column, x, w, r, columns);
-    }
+    for (fa_index r = 0; r < rows; r++) store_values(part + r * ld + column, sums, w, r, columns);
 }
 #endif
 
-/* The same in vectors for one row or two. */
-FA_INLINE void value_sums(real *part, fa_index ld, const weights *w, const int mr, const void *const *row, fa_index column,
-                          fa_index keys, fa_index columns, const decode_rows *ahead)
-{
-    vint acc[2][DIGITS][4];
-    FA_UNROLL
-    for (int r = 0; r < mr; r++) {
-        FA_UNROLL
-        for (int i = 0; i < DIGITS; i++) {
-            FA_UNROLL
-            for (int u = 0; u < 4; u++) acc[r][i][u] = v_int_bits(v_zero());
-        }
-    }
-    for (fa_index j = 0; j < keys; j += WORD_KEYS) {
-        if (ahead && j % AHEAD_KEYS == 0) prefetch_values(ahead, j, AHEAD_KEYS, columns);
-        vint words[4];
-        load_words(words, row + j, column, columns);
-        FA_UNROLL
-        for (int r = 0; r < mr; r++) {
-            FA_UNROLL
-            for (int i = 0; i < DIGITS; i++) {
-                int32_t digits;
-                memcpy(&digits, w->digits[r * DIGITS + i] + j, sizeof digits);
-                const vint weight = v_broadcast_int(&digits);
-                FA_UNROLL
-                for (int u = 0; u < 4; u++) acc[r][i][u] = v_dot_bytes(weight, words[u], acc[r][i][u]);
-            }
-        }
-    }
-    FA_UNROLL
-    for (int r = 0; r < mr; r++) store_values(part + r * ld + column, acc[r], w, r, columns);
-}
-
 /* The same for as many rows as pass together. */
 FA_INLINE void value_columns(real *part, fa_index ld, const weights *w, fa_index rows, const void *const *row, fa_index column,
-                             fa_index keys, fa_index columns, const decode_rows *ahead)
+                             fa_index keys, fa_index columns, fa_index next)
 {
     if (rows == 1)
-        value_sums(part, ld, w, 1, row, column, keys, columns, ahead);
+        sum_columns(part, ld, w, 1, row, column, keys, columns, next);
     else
 #if FA_BYTE_TILES
-        tile_columns(part, ld, w, rows, row, column, keys, columns, ahead);
+        tile_columns(part, ld, w, rows, row, column, keys, columns, next);
 #else
-        value_sums(part, ld, w, 2, row, column, keys, columns, ahead);
+        sum_columns(part, ld, w, 2, row, column, keys, columns, next);
 #endif
 }
 
@@ -175,14 +184,12 @@ FA_INLINE void value_columns(real *part, fa_index ld, const weights *w, fa_index
 void KERNEL(decode_values_i8)(real *part, fa_index ld, real *p, fa_index rows, const decode_rows *v, const decode_rows *scales,
                               fa_index begin, fa_index end, fa_index D, int *nonfinite)
 {
-    const fa_index keys = end - begin, skipped = begin + rows_ahead(D);
+    const fa_index keys = end - begin;
     const void *row[ATTENTION_KEYS + STEP];
-    decode_rows ahead = *v;
     weights w;
-    ahead.first += skipped;
-    ahead.keys -= skipped;
     *nonfinite = scale_weights(p, rows, scales, begin, end);
     if (keys > 0) find_rows(row, v, begin, keys);
+    if (v->table) prefetch_values(v, begin + rows_ahead(D), keys, D);
     for (fa_index j = keys; j < fa_round_up(keys, STEP); j++) row[j] = row[keys - 1]; /* times digits that are 0 */
     for (fa_index r = 0; r < rows; r += VALUE_ROWS) {
         const fa_index n = fa_min(VALUE_ROWS, rows - r);
@@ -190,8 +197,10 @@ void KERNEL(decode_values_i8)(real *part, fa_index ld, real *p, fa_index rows, c
 #if FA_BYTE_TILES
         if (n > 1) t_configure(n * DIGITS);
 #endif
-        for (fa_index column = 0; column < D; column += WIDTH)
-            value_columns(part + r * ld, ld, &w, n, row, column, keys, D - column, r + column == 0 && v->table ? &ahead : NULL);
+        for (fa_index column = 0; column < D; column += WIDTH) {
+            const fa_index rest = D - column, next = r == 0 && rest > WIDTH ? WIDTH : 0;
+            value_columns(part + r * ld, ld, &w, n, row, column, keys, fa_min(WIDTH, rest), next);
+        }
 #if FA_BYTE_TILES
         if (n > 1) t_release();
 #endif

@@ -131,9 +131,7 @@ FA_INLINE void t_product_1(real *c, fa_index ldc, const int nv, const real *a, f
 FA_INLINE void t_product_rows(const t_type type, real *c, const int tiles, const int more, const void *a, fa_index row_bytes,
                               const real *b, fa_index k_size, const char *ahead)
 {
-    const fa_index lines = k_size / T_K;
     const char *row = a;
-    fa_index line = 0;
     T_MEMORY(b);
     if (more)
         _tile_loadd(0, c, VL * (fa_index)sizeof(real));
@@ -150,9 +148,10 @@ FA_INLINE void t_product_rows(const t_type type, real *c, const int tiles, const
         }
     }
     for (fa_index k = 0; k < k_size; k += T_K, row += T_K * sizeof(real)) {
-        for (int i = 0; ahead && i < tiles * T_ROWS; i++) {
-            FA_PREFETCH_FAR(ahead + line * T_K * (fa_index)sizeof(real));
-            if (++line == lines) line = 0, ahead += row_bytes;
+        if (ahead) {
+            const char *line = ahead + k * (fa_index)sizeof(real);
+#pragma GCC unroll 4
+            for (int i = 0; i < tiles * T_ROWS; i++, line += row_bytes) FA_PREFETCH_FAR(line);
         }
         _tile_loadd(6, b + k * VL, VL * (fa_index)sizeof(real));
         _tile_loadd(4, row, row_bytes);
@@ -172,6 +171,26 @@ FA_INLINE void t_product_rows(const t_type type, real *c, const int tiles, const
         _tile_stored(2, c + 2 * T_ROWS * VL, VL * (fa_index)sizeof(real));
         _tile_stored(3, c + 3 * T_ROWS * VL, VL * (fa_index)sizeof(real));
     }
+}
+
+/* The right operand of one step or two stays in tiles while T_ROWS rows after another are multiplied: c = a b in one tile. */
+FA_INLINE void t_keep(const real *b, const int steps)
+{
+    T_MEMORY(b);
+    _tile_loadd(6, b, VL * (fa_index)sizeof(real));
+    if (steps > 1) _tile_loadd(7, b + T_K * VL, VL * (fa_index)sizeof(real));
+}
+FA_INLINE void t_product_kept(const t_type type, real *c, const void *a, fa_index row_bytes, const int steps)
+{
+    T_MEMORY(a);
+    _tile_zero(0);
+    _tile_loadd(4, a, row_bytes);
+    T_DOT(type, 0, 4, 6);
+    if (steps > 1) {
+        _tile_loadd(5, (const char *)a + T_K * sizeof(real), row_bytes);
+        T_DOT(type, 0, 5, 7);
+    }
+    _tile_stored(0, c, VL * (fa_index)sizeof(real));
 }
 
 /* Vectors round as tiles do, to nearest even and with 0 for subnormal operands and results, until they get back what this returns.

@@ -119,11 +119,12 @@ FA_INLINE vreal v_load_i8(const int8_t *p)
 }
 typedef __m512i vint;
 FA_INLINE vreal v_load_bytes(const int8_t *p) { return _mm512_castsi512_ps(_mm512_loadu_si512(p)); }
-FA_INLINE vreal v_load_bytes_n(const int8_t *p, fa_index n)
+FA_INLINE uint64_t v_first_bytes(fa_index n) { return n >= 4 * VL ? ~UINT64_C(0) : n <= 0 ? 0 : (UINT64_C(1) << n) - 1; }
+FA_INLINE vreal v_load_bytes_of(const int8_t *p, uint64_t which)
 {
-    const __mmask64 first = n >= 4 * VL ? ~UINT64_C(0) : n <= 0 ? 0 : (UINT64_C(1) << n) - 1;
-    return _mm512_castsi512_ps(_mm512_maskz_loadu_epi8(first, p));
+    return _mm512_castsi512_ps(_mm512_maskz_loadu_epi8(which, p));
 }
+FA_INLINE vreal v_load_bytes_n(const int8_t *p, fa_index n) { return v_load_bytes_of(p, v_first_bytes(n)); }
 FA_INLINE vreal v_load_i8_n(const int8_t *p, fa_index n)
 {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(v_first(n), p)));
@@ -162,6 +163,23 @@ FA_INLINE void v_weave_bytes(vint w[4], const vreal a[4])
     const __m512i l1 = _mm512_unpacklo_epi8(x2, x3), h1 = _mm512_unpackhi_epi8(x2, x3);
     w[0] = _mm512_unpacklo_epi16(l0, l1), w[1] = _mm512_unpackhi_epi16(l0, l1);
     w[2] = _mm512_unpacklo_epi16(h0, h1), w[3] = _mm512_unpackhi_epi16(h0, h1);
+}
+/* The first four numbers of VL rows, one of each in a vector. */
+FA_INLINE void v_load_columns(vint column[4], const int32_t *row, fa_index ld)
+{
+    __m512i t[4];
+    FA_UNROLL
+    for (int i = 0; i < 4; i++) {
+        const int32_t *p = row + i * ld;
+        t[i] = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)p));
+        t[i] = _mm512_inserti32x4(t[i], _mm_loadu_si128((const __m128i *)(p + 4 * ld)), 1);
+        t[i] = _mm512_inserti32x4(t[i], _mm_loadu_si128((const __m128i *)(p + 8 * ld)), 2);
+        t[i] = _mm512_inserti32x4(t[i], _mm_loadu_si128((const __m128i *)(p + 12 * ld)), 3);
+    }
+    const __m512i l0 = _mm512_unpacklo_epi32(t[0], t[1]), h0 = _mm512_unpackhi_epi32(t[0], t[1]);
+    const __m512i l1 = _mm512_unpacklo_epi32(t[2], t[3]), h1 = _mm512_unpackhi_epi32(t[2], t[3]);
+    column[0] = _mm512_unpacklo_epi64(l0, l1), column[1] = _mm512_unpackhi_epi64(l0, l1);
+    column[2] = _mm512_unpacklo_epi64(h0, h1), column[3] = _mm512_unpackhi_epi64(h0, h1);
 }
 FA_INLINE void v_unweave_bytes(vreal x[4])
 {

@@ -31,6 +31,8 @@
                v_broadcast_int(p) v_real_of(a)
                with FA_BYTE_DOTS only:
                v_load_int(p) v_store_int(p, a) v_int_bits(a): of reals that hold integers
+               v_load_columns(column, row, ld)   4 vectors: of VL rows the first 4 numbers
+               v_load_bytes_of(p, which)         v_load_bytes of those that the bits of `which` name; v_first_bytes(n): the first n
                v_store_digits(p, ld, a)          whole numbers in [0, 2^24), rounded: their lowest bytes at p, the next at p + ld, ...
                v_weave_bytes(w, a)               4 vectors of bytes to words of 4: those of a column; in an order in which
                                                  v_unweave_bytes(x) puts what became of the 4 vectors of words into the usual one
@@ -46,7 +48,7 @@
                v_pack_lanes(a, b)                likewise, lane by lane: the pairs a[i], b[i]
                v_pair_first(a) v_pair_second(a)  the real that is the first, or the second, of each pair
                v_pair_of_ones()
-   tiles       t_configure t_product_1 t_product_2 t_product_rows t_sums_... t_release t_round_like_tiles t_round_as_before t_probe: amx.h
+   tiles       t_configure t_product_1 t_product_2 t_product_rows t_product_kept t_keep t_sums_... t_release t_round_like_tiles t_round_as_before t_probe: amx.h
    arithmetic  v_add v_sub v_mul v_div v_sqrt    IEEE, round to nearest even
                v_fma(a, b, c)  = a b + c         one rounding where FA_HAS_FMA, else two
                v_fnma(a, b, c) = c - a b
