@@ -1,6 +1,7 @@
 """Keys and values of what has been read so far, for attention of new tokens to all of it."""
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from fastattn.functional.attention import attention
 _DTYPES = ("float32", "float64", "bfloat16", "float16", "int8")
 _FIRST_ROOM = 64  # tokens, where the capacity is open
 _INT8_LARGEST = 127
+_CACHE_LINE = 64  # bytes
 
 
 class KVCache:
@@ -184,8 +186,8 @@ class KVCache:
 
     def _new_part(self, width: int, rows: int, room: int) -> tuple[Array, Array | None]:
         shape = (rows, self._heads, room)
-        scales = np.zeros(shape, np.float32) if self._dtype == np.int8 else None
-        return np.zeros((*shape, width), self._dtype), scales
+        scales = _zeros(shape, np.dtype(np.float32)) if self._dtype == np.int8 else None
+        return _zeros((*shape, width), self._dtype), scales
 
     def _make_room(self, chosen: Array, after: Array) -> None:
         """Room for the chosen sequences to have `after` tokens. Changes nothing if memory cannot be had."""
@@ -297,6 +299,14 @@ def _dtype(value: DTypeLike) -> np.dtype[Any]:
     if dtype.name not in _DTYPES or not dtype.isnative:
         raise TypeError(f"KVCache: dtype must be one of {', '.join(_DTYPES)}, got {dtype}")
     return dtype
+
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Zeros that begin with a cache line: vectors of a row that begin elsewhere, as NumPy's do, lie in two lines."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.zeros(size + _CACHE_LINE, np.uint8)
+    first = -memory.__array_interface__["data"][0] % _CACHE_LINE
+    return memory[first : first + size].view(dtype).reshape(shape)
 
 
 def _quantised(x: Array) -> tuple[Array, Array]:

@@ -264,6 +264,17 @@ def test_selected_sequences_go_on_as_if_they_had_been_alone(dtype, page_size, ch
     assert same_bits(cache.attend(q), before)
 
 
+@pytest.mark.parametrize("page_size", [None, 16])
+def test_memory_begins_with_a_cache_line_however_it_grew(dtype, page_size, rng):
+    cache = fa.KVCache(2, 3, 8, dtype=dtype, page_size=page_size)
+    taken = np.float32 if dtype == "int8" else dtype
+    for _ in range(9):
+        tokens = rng.standard_normal((2, 3, 20, 8)).astype(taken)
+        cache.append(tokens, tokens)
+        for part in (*cache._parts, *cache.select([1])._parts):
+            assert all(array.ctypes.data % 64 == 0 for array in part if array is not None)
+
+
 @pytest.mark.parametrize("page_size", [None, 4])
 def test_a_selected_cache_keeps_capacity_and_pages(page_size):
     cache = fa.KVCache(1, 1, 4, dtype="float32", capacity=3, page_size=page_size)
