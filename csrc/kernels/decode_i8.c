@@ -70,8 +70,6 @@ FA_INLINE void store_scores(real *s, const vint sums[DIGITS], const decode_digit
 #define TILE_QUERIES (VL / DIGITS) /* a column of a tile is a digit */
 #define STEP (4 * T_K)             /* dimensions */
 #define SLICE (8 * STEP)           /* of a query as an operand */
-#define KEPT (2 * STEP)            /* dimensions of queries that stay in tiles */
-#define NEAR_KEYS 64               /* so far ahead keys are asked for */
 #define LAG 3                      /* so many products are on their way before one is looked at */
 
 /* A slice of the digits as the right operand: [4 dimensions][digit of a query], zeros for those that are missing. */
@@ -102,7 +100,7 @@ typedef struct {
 
 /* Of the keys from j on, as they lie in memory: rows of the left operand. words: the digits as the right one, in tiles already if they
    take `kept` steps, or none of them. */
-FA_INLINE void multiply_keys(key_products *to, fa_index place, int32_t *words, const int kept, const decode_digits *q,
+FA_INLINE void multiply_keys(key_products *to, fa_index place, int32_t *words, fa_index kept, const decode_digits *q,
                              fa_index first, fa_index rows, const decode_rows *k, const decode_rows *scales, fa_index j,
                              fa_index end, fa_index D)
 {
@@ -126,8 +124,6 @@ FA_INLINE void multiply_keys(key_products *to, fa_index place, int32_t *words, c
         to->scale[place] = to->copied[place];
     }
     if (kept && in_place) {
-        for (fa_index i = 0; i < VL && !k->table; i++)
-            for (int line = 0; line < kept; line++) FA_PREFETCH(at + (NEAR_KEYS + i) * k->ld + line * FA_CACHE_LINE);
         t_product_kept(T_SIGNED, product, at, k->ld, kept);
         return;
     }
@@ -138,8 +134,8 @@ FA_INLINE void multiply_keys(key_products *to, fa_index place, int32_t *words, c
         if (kept)
             t_product_kept(T_SIGNED, product, gathered, size, kept);
         else
-            t_product_rows(T_SIGNED, product, 1, d > 0, in_place ? at + d : gathered, in_place ? k->ld : size,
-                           (const real *)words, size / 4, NULL);
+            t_product_rows(T_SIGNED, product, d > 0, in_place ? at + d : gathered, in_place ? k->ld : size, (const real *)words,
+                           size / 4);
     }
 }
 
@@ -148,8 +144,9 @@ FA_INLINE void store_products(real *s, const int32_t *product, vreal scales, con
                               fa_index rows)
 {
     if (rows == 1) {
-        vint sums[4];
-        v_load_columns(sums, product, VL);
+        vreal x[4];
+        v_load_columns(x, (const real *)product, VL);
+        const vint sums[DIGITS] = {v_int_bits(x[0]), v_int_bits(x[1]), v_int_bits(x[2])};
         store_scores(s, sums, q, first, scales);
         return;
     }
@@ -170,18 +167,13 @@ FA_INLINE void few_scores(real *s, const decode_digits *q, fa_index first, fa_in
     int32_t words[SLICE / 4 * VL] FA_ALIGN(64);
     key_products products;
     const fa_index places = fa_round_up(D, STEP), groups = fa_ceil_div(end - begin, VL);
+    const fa_index kept = places <= T_KEPT * STEP ? places / STEP : 0;
     if (places <= SLICE) turn_digits(words, q, first, rows, 0, places);
     t_configure(2 * T_ROWS);
-    if (places == STEP)
-        t_keep((const real *)words, 1);
-    else if (places == KEPT)
-        t_keep((const real *)words, 2);
+    if (kept) t_keep((const real *)words, kept);
     for (fa_index g = 0; g < groups + LAG; g++) {
         const fa_index place = g % (LAG + 1), oldest = (g + 1) % (LAG + 1), j = begin + g * VL;
-        if (g < groups && places == KEPT)
-            multiply_keys(&products, place, words, 2, q, first, rows, k, scales, j, end, D);
-        else if (g < groups)
-            multiply_keys(&products, place, words, places == STEP, q, first, rows, k, scales, j, end, D);
+        if (g < groups) multiply_keys(&products, place, words, kept, q, first, rows, k, scales, j, end, D);
         if (g >= LAG) store_products(s + j - LAG * VL, products.product[oldest], v_load(products.scale[oldest]), q, first, rows);
     }
     t_release();

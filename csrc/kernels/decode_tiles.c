@@ -5,18 +5,19 @@
 
    Where a step of 16 pairs is not all there, or not in one piece, it is put together with zeros, which change no sum.
 
-   A single row, unless its head has no whole steps, takes vectors that add up in the same order: its keys and values are read once and
-   used once, and vectors keep more of their lines on the way than tiles. */
+   Products of keys are looked at some steps later, when they have left the tiles. The values of a single row, unless its head has no
+   whole steps, take vectors that add up in the same order: they are used once, and vectors keep more of their lines on the way. */
 #include "attention_tile.h"
 #include "common.h"
 
 #include <string.h>
 
 #if FA_TILES
-#define KEYS_AT_ONCE (4 * T_ROWS)
+#define LAG 3       /* so many products are on their way before one is looked at */
 #define ROW_PAIRS 4 /* pairs of vectors of columns that pass together for a single row */
-/* Rows of pages are asked for at once, those of arrays in between, as they are used, which made up to 1.3 times as many bytes a second
-   as the hardware's own prefetch, where asking for all at once made fewer. */
+/* Rows of pages are asked for at once; values of arrays in between, as they are used, which made up to 1.3 times as many bytes a
+   second as the hardware's own prefetch, where asking for all at once made fewer; keys of arrays not at all, which are a stream that
+   the hardware keeps up with. */
 
 /* A slice of the queries as the right operand: [pair of dimensions][query], zeros for those that are missing. */
 FA_INLINE void turn_queries(real *dst, const real *q, fa_index rows, fa_index places)
@@ -40,6 +41,12 @@ FA_INLINE vreal scaled_scores(vreal sums, const real *q)
 /* Scores of VL keys, [key][query], to rows of s. */
 FA_INLINE void store_turned(real *s, const real *product, const real *q, fa_index rows)
 {
+    if (rows <= 4) {
+        vreal t[4];
+        v_load_columns(t, product, VL);
+        for (fa_index r = 0; r < rows; r++) v_store(s + r * ATTENTION_STRIDE, scaled_scores(t[r], q + r * QUERY_STRIDE));
+        return;
+    }
     vreal t[VL];
     FA_UNROLL
     for (int i = 0; i < VL; i++) t[i] = v_load(product + i * VL);
@@ -59,83 +66,47 @@ FA_INLINE void gather_slice(stored *dst, const decode_rows *k, fa_index j, fa_in
     }
 }
 
-/* The sums of one row with the keys [begin, end), not yet scaled; first and second: the reals of its pairs. */
-FA_NOINLINE void row_scores(real *s, const real *first, const real *second, const decode_rows *k, fa_index begin, fa_index end,
-                            fa_index D)
+/* The products of the VL keys from j on, as they lie in memory, with queries: those are in tiles already if they take `kept` steps. */
+FA_INLINE void multiply_keys(real *product, real *queries, fa_index kept, const real *q, fa_index slice, fa_index rows,
+                             const decode_rows *k, fa_index j, fa_index end, fa_index D)
 {
-    const fa_index bytes = D * (fa_index)sizeof(stored), ahead = k->table ? 0 : rows_ahead(bytes) * k->ld;
-    for (fa_index j = begin; j < end; j += VL) {
-        const void *row[VL];
-        const fa_index n = fa_min(VL, end - j);
-        vreal sum = v_zero();
-        find_rows(row, k, j, n);
-        for (fa_index i = n; i < VL; i++) row[i] = row[n - 1];
-        if (k->table) prefetch_values(k, j + rows_ahead(bytes), n, bytes);
-        for (fa_index d = 0; d < D; d += STEP) {
-            vreal t[VL], even = v_zero(), odd = v_zero();
-            FA_UNROLL
-            for (int i = 0; i < VL; i++) {
-                const stored *p = (const stored *)row[i] + d;
-                FA_PREFETCH_FAR((const char *)p + ahead);
-                t[i] = v_load_pairs(p);
-            }
-            v_transpose(t);
-            FA_UNROLL
-            for (int i = 0; i < T_K; i++) {
-                even = v_fma(v_pair_first(t[i]), v_broadcast(first + d / FA_PACKED + i), even);
-                odd = v_fma(v_pair_second(t[i]), v_broadcast(second + d / FA_PACKED + i), odd);
-            }
-            sum = v_add(sum, v_add(even, odd));
-        }
-        v_store(s + j, sum);
+    const fa_index places = packed_size(D), bytes = D * (fa_index)sizeof(stored);
+    stored gathered[VL * QUERY_SLICE * FA_PACKED] FA_ALIGN(64);
+    fa_index together;
+    const stored *row = find_row(k, j, &together);
+    const int in_place = fa_min(together, end - j) >= VL && D % STEP == 0;
+    if (k->table) prefetch_values(k, j + rows_ahead(bytes), VL, bytes);
+    if (kept && in_place) {
+        t_product_kept(T_PAIRS, product, row, k->ld, kept);
+        return;
     }
-}
-
-FA_INLINE void one_score_row(real *s, const real *q, const decode_rows *k, fa_index begin, fa_index end, fa_index D)
-{
-    real first[QUERY_SLICE], second[QUERY_SLICE];
-    for (fa_index d = 0; d < D / FA_PACKED; d += VL) {
-        v_store(first + d, v_pair_first(v_load(q + d)));
-        v_store(second + d, v_pair_second(v_load(q + d)));
+    for (fa_index d = 0; d == 0 || d < places; d += QUERY_SLICE) {
+        const fa_index size = fa_min(QUERY_SLICE, places - d), first = d * FA_PACKED, padded = size * FA_PACKED;
+        const stored *from = in_place ? row + first : gathered;
+        const fa_index row_bytes = in_place ? k->ld : padded * (fa_index)sizeof(stored);
+        if (places > QUERY_SLICE) turn_queries(queries, q + d / QUERY_SLICE * slice, rows, size);
+        if (!in_place) gather_slice(gathered, k, j, fa_min(VL, end - j), first, fa_min(padded, D - first), padded);
+        if (kept)
+            t_product_kept(T_PAIRS, product, from, row_bytes, kept);
+        else
+            t_product_rows(T_PAIRS, product, d > 0, from, row_bytes, queries, size);
     }
-    const unsigned before = t_round_like_tiles();
-    row_scores(s, first, second, k, begin, end, D);
-    t_round_as_before(before);
-    for (fa_index j = begin; j < end; j += VL) v_store(s + j, scaled_scores(v_load(s + j), q));
 }
 
 /* For at most T_ROWS rows. */
 FA_INLINE void few_scores(real *s, const real *q, fa_index slice, fa_index rows, const decode_rows *k, fa_index begin,
                           fa_index end, fa_index D)
 {
-    real queries[QUERY_SLICE * VL] FA_ALIGN(64), product[KEYS_AT_ONCE * VL] FA_ALIGN(64);
-    stored gathered[VL * QUERY_SLICE * FA_PACKED] FA_ALIGN(64);
-    const fa_index places = packed_size(D), bytes = D * (fa_index)sizeof(stored);
+    real queries[QUERY_SLICE * VL] FA_ALIGN(64), product[LAG + 1][VL * VL] FA_ALIGN(64);
+    const fa_index places = packed_size(D), kept = places <= T_KEPT * T_K ? places / T_K : 0,
+                   groups = fa_ceil_div(end - begin, VL);
     if (places <= QUERY_SLICE) turn_queries(queries, q, rows, places);
     t_configure(2 * T_ROWS);
-    for (fa_index j = begin, n; j < end; j += n) {
-        fa_index together;
-        const stored *row = find_row(k, j, &together);
-        together = fa_min(together, end - j);
-        n = together >= KEYS_AT_ONCE && D % STEP == 0 ? KEYS_AT_ONCE : VL;
-        if (k->table) prefetch_values(k, j + rows_ahead(bytes), n, bytes);
-        for (fa_index d = 0; d == 0 || d < places; d += QUERY_SLICE) {
-            const fa_index size = fa_min(QUERY_SLICE, places - d), first = d * FA_PACKED, padded = size * FA_PACKED;
-            const stored *from = row + first;
-            fa_index row_bytes = k->ld;
-            if (places > QUERY_SLICE) turn_queries(queries, q + d / QUERY_SLICE * slice, rows, size);
-            if (together < VL || D % STEP != 0) {
-                gather_slice(gathered, k, j, fa_min(VL, end - j), first, fa_min(padded, D - first), padded);
-                from = gathered;
-                row_bytes = padded * (fa_index)sizeof(stored);
-            }
-            if (n > VL)
-                t_product_rows(T_PAIRS, product, 4, d > 0, from, row_bytes, queries, size,
-                               k->table ? NULL : (const char *)from + rows_ahead(bytes) * row_bytes);
-            else
-                t_product_rows(T_PAIRS, product, 1, d > 0, from, row_bytes, queries, size, NULL);
-        }
-        for (fa_index i = 0; i < n; i += VL) store_turned(s + j + i, product + i * VL, q, rows);
+    if (kept) t_keep(queries, kept);
+    for (fa_index g = 0; g < groups + LAG; g++) {
+        const fa_index j = begin + g * VL;
+        if (g < groups) multiply_keys(product[g % (LAG + 1)], queries, kept, q, slice, rows, k, j, end, D);
+        if (g >= LAG) store_turned(s + j - LAG * VL, product[(g + 1) % (LAG + 1)], q, rows);
     }
     t_release();
 }
@@ -147,10 +118,6 @@ void KERNEL(decode_scores)(real *s, const real *q, fa_index slice, fa_index rows
     (void)buffer;
     if (D == 0) { /* no slice of queries, hence no scale */
         for (fa_index r = 0; r < rows; r++) fill(s + r * ATTENTION_STRIDE, begin, fa_round_up(end, VL));
-        return;
-    }
-    if (rows == 1 && D % STEP == 0 && D <= QUERY_SLICE * FA_PACKED) {
-        one_score_row(s, q, k, begin, end, D);
         return;
     }
     for (fa_index r = 0; r < rows; r += T_ROWS)

@@ -125,11 +125,10 @@ FA_INLINE void t_product_1(real *c, fa_index ldc, const int nv, const real *a, f
     t_sums_store(nv, c, ldc);
 }
 
-/* c[i][j] = a b, or with `more` c + a b, for `tiles` (1 or 4) times T_ROWS rows of a, which lie row_bytes apart in memory, and VL
-   columns of b, [k_size][VL]; sums of pairs as in t_product_2. Unless `ahead` is NULL, as many rows from there on, row_bytes apart too,
-   are asked for in between: loads of tiles alone keep too few lines on their way. */
-FA_INLINE void t_product_rows(const t_type type, real *c, const int tiles, const int more, const void *a, fa_index row_bytes,
-                              const real *b, fa_index k_size, const char *ahead)
+/* c[i][j] = a b, or with `more` c + a b, for T_ROWS rows of a, which lie row_bytes apart in memory, and VL columns of b, [k_size][VL];
+   sums of pairs as in t_product_2. */
+FA_INLINE void t_product_rows(const t_type type, real *c, const int more, const void *a, fa_index row_bytes, const real *b,
+                              fa_index k_size)
 {
     const char *row = a;
     T_MEMORY(b);
@@ -137,58 +136,42 @@ FA_INLINE void t_product_rows(const t_type type, real *c, const int tiles, const
         _tile_loadd(0, c, VL * (fa_index)sizeof(real));
     else
         _tile_zero(0);
-    if (tiles > 1) {
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-        if (more) {
-            _tile_loadd(1, c + T_ROWS * VL, VL * (fa_index)sizeof(real));
-            _tile_loadd(2, c + 2 * T_ROWS * VL, VL * (fa_index)sizeof(real));
-            _tile_loadd(3, c + 3 * T_ROWS * VL, VL * (fa_index)sizeof(real));
-        }
-    }
     for (fa_index k = 0; k < k_size; k += T_K, row += T_K * sizeof(real)) {
-        if (ahead) {
-            const char *line = ahead + k * (fa_index)sizeof(real);
-#pragma GCC unroll 4
-            for (int i = 0; i < tiles * T_ROWS; i++, line += row_bytes) FA_PREFETCH_FAR(line);
-        }
         _tile_loadd(6, b + k * VL, VL * (fa_index)sizeof(real));
         _tile_loadd(4, row, row_bytes);
         T_DOT(type, 0, 4, 6);
-        if (tiles > 1) {
-            _tile_loadd(5, row + T_ROWS * row_bytes, row_bytes);
-            T_DOT(type, 1, 5, 6);
-            _tile_loadd(4, row + 2 * T_ROWS * row_bytes, row_bytes);
-            T_DOT(type, 2, 4, 6);
-            _tile_loadd(5, row + 3 * T_ROWS * row_bytes, row_bytes);
-            T_DOT(type, 3, 5, 6);
-        }
     }
     _tile_stored(0, c, VL * (fa_index)sizeof(real));
-    if (tiles > 1) {
-        _tile_stored(1, c + T_ROWS * VL, VL * (fa_index)sizeof(real));
-        _tile_stored(2, c + 2 * T_ROWS * VL, VL * (fa_index)sizeof(real));
-        _tile_stored(3, c + 3 * T_ROWS * VL, VL * (fa_index)sizeof(real));
-    }
 }
 
-/* The right operand of one step or two stays in tiles while T_ROWS rows after another are multiplied: c = a b in one tile. */
-FA_INLINE void t_keep(const real *b, const int steps)
+/* The right operand of up to T_KEPT steps stays in tiles while T_ROWS rows after another are multiplied: c = a b in one tile. */
+#define T_KEPT 4
+FA_INLINE void t_keep(const real *b, fa_index steps)
 {
     T_MEMORY(b);
-    _tile_loadd(6, b, VL * (fa_index)sizeof(real));
-    if (steps > 1) _tile_loadd(7, b + T_K * VL, VL * (fa_index)sizeof(real));
+    _tile_loadd(4, b, VL * (fa_index)sizeof(real));
+    if (steps > 1) _tile_loadd(5, b + T_K * VL, VL * (fa_index)sizeof(real));
+    if (steps > 2) _tile_loadd(6, b + 2 * T_K * VL, VL * (fa_index)sizeof(real));
+    if (steps > 3) _tile_loadd(7, b + 3 * T_K * VL, VL * (fa_index)sizeof(real));
 }
-FA_INLINE void t_product_kept(const t_type type, real *c, const void *a, fa_index row_bytes, const int steps)
+FA_INLINE void t_product_kept(const t_type type, real *c, const void *a, fa_index row_bytes, fa_index steps)
 {
+    const char *row = a;
     T_MEMORY(a);
     _tile_zero(0);
-    _tile_loadd(4, a, row_bytes);
-    T_DOT(type, 0, 4, 6);
+    _tile_loadd(2, row, row_bytes);
+    T_DOT(type, 0, 2, 4);
     if (steps > 1) {
-        _tile_loadd(5, (const char *)a + T_K * sizeof(real), row_bytes);
-        T_DOT(type, 0, 5, 7);
+        _tile_loadd(3, row + T_K * sizeof(real), row_bytes);
+        T_DOT(type, 0, 3, 5);
+    }
+    if (steps > 2) {
+        _tile_loadd(2, row + 2 * T_K * sizeof(real), row_bytes);
+        T_DOT(type, 0, 2, 6);
+    }
+    if (steps > 3) {
+        _tile_loadd(3, row + 3 * T_K * sizeof(real), row_bytes);
+        T_DOT(type, 0, 3, 7);
     }
     _tile_stored(0, c, VL * (fa_index)sizeof(real));
 }

@@ -164,29 +164,31 @@ FA_INLINE void v_weave_bytes(vint w[4], const vreal a[4])
     w[0] = _mm512_unpacklo_epi16(l0, l1), w[1] = _mm512_unpackhi_epi16(l0, l1);
     w[2] = _mm512_unpacklo_epi16(h0, h1), w[3] = _mm512_unpackhi_epi16(h0, h1);
 }
-/* The first four numbers of VL rows, one of each in a vector. */
-FA_INLINE void v_load_columns(vint column[4], const int32_t *row, fa_index ld)
-{
-    __m512i t[4];
-    FA_UNROLL
-    for (int i = 0; i < 4; i++) {
-        const int32_t *p = row + i * ld;
-        t[i] = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)p));
-        t[i] = _mm512_inserti32x4(t[i], _mm_loadu_si128((const __m128i *)(p + 4 * ld)), 1);
-        t[i] = _mm512_inserti32x4(t[i], _mm_loadu_si128((const __m128i *)(p + 8 * ld)), 2);
-        t[i] = _mm512_inserti32x4(t[i], _mm_loadu_si128((const __m128i *)(p + 12 * ld)), 3);
-    }
-    const __m512i l0 = _mm512_unpacklo_epi32(t[0], t[1]), h0 = _mm512_unpackhi_epi32(t[0], t[1]);
-    const __m512i l1 = _mm512_unpacklo_epi32(t[2], t[3]), h1 = _mm512_unpackhi_epi32(t[2], t[3]);
-    column[0] = _mm512_unpacklo_epi64(l0, l1), column[1] = _mm512_unpackhi_epi64(l0, l1);
-    column[2] = _mm512_unpacklo_epi64(h0, h1), column[3] = _mm512_unpackhi_epi64(h0, h1);
-}
 FA_INLINE void v_unweave_bytes(vreal x[4])
 {
     const __m512 l0 = _mm512_shuffle_f32x4(x[0], x[1], 0x44), h0 = _mm512_shuffle_f32x4(x[0], x[1], 0xee);
     const __m512 l1 = _mm512_shuffle_f32x4(x[2], x[3], 0x44), h1 = _mm512_shuffle_f32x4(x[2], x[3], 0xee);
     x[0] = _mm512_shuffle_f32x4(l0, l1, 0x88), x[1] = _mm512_shuffle_f32x4(l0, l1, 0xdd);
     x[2] = _mm512_shuffle_f32x4(h0, h1, 0x88), x[3] = _mm512_shuffle_f32x4(h0, h1, 0xdd);
+}
+#endif
+#if FA_PAIRS || FA_BYTE_DOTS
+/* The first four numbers of VL rows, one of each in a vector. */
+FA_INLINE void v_load_columns(vreal column[4], const real *row, fa_index ld)
+{
+    __m512 t[4];
+    FA_UNROLL
+    for (int i = 0; i < 4; i++) {
+        const real *p = row + i * ld;
+        t[i] = _mm512_castps128_ps512(_mm_loadu_ps(p));
+        t[i] = _mm512_insertf32x4(t[i], _mm_loadu_ps(p + 4 * ld), 1);
+        t[i] = _mm512_insertf32x4(t[i], _mm_loadu_ps(p + 8 * ld), 2);
+        t[i] = _mm512_insertf32x4(t[i], _mm_loadu_ps(p + 12 * ld), 3);
+    }
+    const __m512d l0 = _mm512_castps_pd(_mm512_unpacklo_ps(t[0], t[1])), h0 = _mm512_castps_pd(_mm512_unpackhi_ps(t[0], t[1]));
+    const __m512d l1 = _mm512_castps_pd(_mm512_unpacklo_ps(t[2], t[3])), h1 = _mm512_castps_pd(_mm512_unpackhi_ps(t[2], t[3]));
+    column[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(l0, l1)), column[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(l0, l1));
+    column[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(h0, h1)), column[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(h0, h1));
 }
 #endif
 FA_INLINE void v_load_bf16_pairs(const uint16_t *p, vreal *even, vreal *odd)
@@ -249,11 +251,6 @@ FA_INLINE vreal v_pack_lanes(vreal a, vreal b)
                          _mm512_mullo_epi32(_mm512_set1_epi32(0x00010001),
                                             _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)));
     return _mm512_castsi512_ps(_mm512_permutexvar_epi16(zip, _mm512_castps_si512(v_pack(a, b))));
-}
-FA_INLINE vreal v_pair_first(vreal a) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 16)); }
-FA_INLINE vreal v_pair_second(vreal a)
-{
-    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32((int)0xffff0000)));
 }
 FA_INLINE vreal v_pair_of_ones(void) { return _mm512_castsi512_ps(_mm512_set1_epi32(0x3f803f80)); }
 #endif

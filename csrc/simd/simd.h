@@ -46,7 +46,6 @@
                v_zip(low, high)                  lane by lane, of reals that are bfloat16
                v_pack(a, b)                      a, then b, rounded to nearest even; subnormals become 0
                v_pack_lanes(a, b)                likewise, lane by lane: the pairs a[i], b[i]
-               v_pair_first(a) v_pair_second(a)  the real that is the first, or the second, of each pair
                v_pair_of_ones()
    tiles       t_configure t_product_1 t_product_2 t_product_rows t_product_kept t_keep t_sums_... t_release t_round_like_tiles t_round_as_before t_probe: amx.h
    arithmetic  v_add v_sub v_mul v_div v_sqrt    IEEE, round to nearest even
@@ -69,6 +68,7 @@
                v_and v_or v_and_not(m, n) = m and not n;  v_any(m)
    reduction   v_reduce_add v_reduce_max         in a fixed tree: halves, quarters, ...
    transpose   v_transpose(a)                    a[VL], in place
+               v_load_columns(column, row, ld)   with FA_PAIRS or FA_BYTE_DOTS: 4 vectors, of VL rows the first 4 numbers
                v_swap_pairs(a)                   a1 a0 a3 a2 ...
 
    Adding an op: first portable.h, then every other header, then this list. */
