@@ -132,16 +132,22 @@ def main():
     ):
         print(f"---- {bits} bits ----")
         half_ln2 = mp.log(2) / 2
-        table(
-            "exp2_coefficient",
-            "(2^x - 1) / x on [-1/2, 1/2]",
-            series_safe(exp2_quotient, mp.log(2)),
-            lambda x: abs(x) / mp.mpf(2) ** x + mp.mpf(10) ** -9,
-            exp2_degree,
-            mp.mpf(-1) / 2,
-            mp.mpf(1) / 2,
-            bits,
-        )
+        for name, degree, rounded_to in (
+            ("exp2_coefficient", exp2_degree, ""),
+            ("exp2_coefficient_bf16", 2, ", for bfloat16"),
+        ):
+            if rounded_to and bits != 24:
+                continue
+            table(
+                name,
+                "(2^x - 1) / x on [-1/2, 1/2]" + rounded_to,
+                series_safe(exp2_quotient, mp.log(2)),
+                lambda x: abs(x) / mp.mpf(2) ** x + mp.mpf(10) ** -9,
+                degree,
+                mp.mpf(-1) / 2,
+                mp.mpf(1) / 2,
+                bits,
+            )
         table(
             "exp_coefficient",
             "(e^x - 1 - x) / x^2 on [-ln 2 / 2, ln 2 / 2]",

@@ -48,12 +48,18 @@ FA_INLINE void fill(real *row, fa_index first, fa_index end)
 }
 
 /* 2^(x - R) for magic = V_MAGIC - R and lowest = R + V_EXPONENT_FLOOR, where the result is exactly 0. A degree-5 (float)
-   polynomial: off by 2^-23.4, half of what the score itself is off by. */
+   polynomial: off by 2^-23.4, half of what the score itself is off by. With FA_PAIRS one of degree 3, off by 2^-13.3: the
+   result is rounded to bfloat16, which is off by up to 2^-9. */
+#if FA_PAIRS
+#define EXP2_COEFFICIENT exp2_coefficient_bf16
+#else
+#define EXP2_COEFFICIENT exp2_coefficient
+#endif
 FA_INLINE vreal exp2_shifted(vreal x, vreal magic, vreal lowest)
 {
     const vreal y = v_max(lowest, x);
     const vreal t = v_add(y, magic), r = v_sub(y, v_sub(t, magic));
-    return v_add_exponent(v_fma(POLYNOMIAL(r, exp2_coefficient), r, v_set1(1)), t);
+    return v_add_exponent(v_fma(POLYNOMIAL(r, EXP2_COEFFICIENT), r, v_set1(1)), t);
 }
 
 #endif

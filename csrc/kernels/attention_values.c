@@ -14,8 +14,17 @@
 /* -0 becomes +0. A sum that underflows to -0 would stay so, or not, by how many masked keys follow. */
 FA_INLINE vreal unsigned_zero(vreal x) { return v_add(x, v_zero()); }
 
-/* A row that attended to nothing has the sum 0, and O = 0. */
-FA_INLINE vreal divisor_of(real sum) { return v_set1(sum == 0 ? 1 : sum); }
+/* What O is divided by; a row that attended to nothing has the sum 0, and O = 0. With FA_PAIRS O is multiplied instead, by the rounded
+   inverse: the result is rounded to bfloat16, and a division takes as long as 16 products. */
+FA_INLINE vreal divisor_of(real sum)
+{
+    const vreal divisor = v_set1(sum == 0 ? 1 : sum);
+    return FA_PAIRS ? v_div(v_set1(1), divisor) : divisor;
+}
+FA_INLINE vreal divided(vreal x, vreal divisor)
+{
+    return FA_PAIRS ? v_mul(unsigned_zero(x), divisor) : v_div(unsigned_zero(x), divisor);
+}
 
 /* What becomes of the products of a tile: acc, plus alpha o unless o is NULL, goes to dst, or divided by sum, if that is given, to
    out. */
@@ -32,7 +41,7 @@ FA_INLINE void store_values(real *dst, stored *out, fa_index ld, const real *o, 
         if (sum) {
             const vreal divisor = divisor_of(sum[r]);
             FA_UNROLL
-            for (int v = 0; v < nv; v++) acc[r][v] = v_div(unsigned_zero(acc[r][v]), divisor);
+            for (int v = 0; v < nv; v++) acc[r][v] = divided(acc[r][v], divisor);
         }
         FA_UNROLL
         for (int v = 0; v < nv; v++) {
@@ -64,6 +73,25 @@ FA_INLINE void add_part(tile_acc acc, const real *part, const int mr, const int 
         for (int v = 0; v < nv; v++) acc[r][v] = v_add(v_load(part + (r * nv + v) * VL), acc[r][v]);
     }
 }
+
+#if FA_TILES
+/* store_values of one row whose products are in memory. */
+FA_INLINE void store_row(real *dst, stored *out, const real *o, const real *products, fa_index nv, fa_index columns,
+                         const real *alpha, const real *sum)
+{
+    if (nv == FA_NV && columns >= PANEL) {
+        tile_acc acc;
+        FA_UNROLL
+        for (int v = 0; v < FA_NV; v++) acc[0][v] = v_load(products + v * VL);
+        store_values(dst, out, 0, o, 0, acc, 1, FA_NV, PANEL, alpha, sum);
+        return;
+    }
+    for (fa_index d = 0; d < nv * VL; d += VL) {
+        tile_acc acc = {{v_load(products + d)}};
+        store_values(dst ? dst + d : NULL, out ? out + d : NULL, 0, o ? o + d : NULL, 0, acc, 1, 1, columns - d, alpha, sum);
+    }
+}
+#endif
 
 #define VALUE_TILE(mr, nv)                                                                                            \
     for (fa_index j = range.begin, next = chain_end, more = 0;; more = 1, j = next) {                                 \
@@ -100,12 +128,15 @@ void KERNEL(attention_values)(void *dst, fa_index lddst, const real *o, fa_index
             real part[TILE * PANEL] FA_ALIGN(64);
             matrix_product(part, PANEL, mr, nv, p + r * ATTENTION_STRIDE + from, ATTENTION_STRIDE, 0, fa_max(TILE_K, k_size),
                            v + first * padded + from * nv * VL, nv, k_size);
-            for (fa_index i = r; i < r + mr; i++)
-                for (fa_index d = first; d < first + nv * VL; d += VL) {
-                    tile_acc acc = {{v_load(part + (i - r) * PANEL + d - first)}};
-                    store_values(sum ? NULL : (real *)dst + i * lddst + d, sum ? (stored *)dst + i * lddst + d : NULL, lddst,
-                                 o ? o + i * ldo + d : NULL, ldo, acc, 1, 1, D - d, alpha + i, sum ? sum + i : NULL);
-                }
+            for (fa_index i = r; i < r + mr; i++) {
+                const real *row = part + (i - r) * PANEL;
+                if (sum)
+                    store_row(NULL, (stored *)dst + i * lddst + first, o ? o + i * ldo + first : NULL, row, nv, D - first,
+                              alpha + i, sum + i);
+                else
+                    store_row((real *)dst + i * lddst + first, NULL, o ? o + i * ldo + first : NULL, row, nv, D - first,
+                              alpha + i, NULL);
+            }
         }
         t_release();
     }
@@ -186,7 +217,7 @@ void KERNEL(attention_finish)(stored *out, fa_index ldout, const real *o, fa_ind
     for (fa_index r = 0; out && r < rows; r++) {
         const vreal divisor = divisor_of(sum[r]);
         for (fa_index d = 0; d < D; d += VL) {
-            const vreal y = sum[r] == 0 ? v_zero() : v_div(unsigned_zero(v_load(o + r * ldo + d)), divisor);
+            const vreal y = sum[r] == 0 ? v_zero() : divided(v_load(o + r * ldo + d), divisor);
             if (D - d >= VL)
                 v_store_stored(out + r * ldout + d, y);
             else

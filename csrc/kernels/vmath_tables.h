@@ -9,6 +9,9 @@
 /* (2^x - 1) / x on [-1/2, 1/2]; off by 1.82 2^-24 */
 static const real exp2_coefficient[] = {0x1.62e42ap-1f, 0x1.ebf9bcp-3f, 0x1.c6b752p-5f, 0x1.3cea88p-7f, 0x1.5bba22p-10f};
 
+/* (2^x - 1) / x on [-1/2, 1/2], for bfloat16; off by 1.7e+3 2^-24 */
+static const real exp2_coefficient_bf16[] = {0x1.62f5fap-1f, 0x1.f00c5p-3f, 0x1.c2a25cp-5f};
+
 /* (e^x - 1 - x) / x^2 on [-ln 2 / 2, ln 2 / 2]; off by 0.063 2^-24 */
 static const real exp_coefficient[] = {0x1.fffffcp-2f, 0x1.555492p-3f, 0x1.5558fp-5f, 0x1.1239d4p-7f, 0x1.6a246ep-10f};
 
