@@ -84,10 +84,8 @@ static void whole_tile(const attention_call *c, const worker_scratch *w, packed_
 static void tiles_of_run(const attention_call *c, fa_index b, fa_index run, fa_index *first, fa_index *tiles,
                          fa_index *first_block, fa_index *end_block)
 {
-    const fa_index all = batch_tiles(c, b), base = all / c->runs, larger = all % c->runs;
     fa_index row, rows, last, last_rows;
-    *first = run * base + fa_min(run, larger);
-    *tiles = base + (run < larger);
+    deal_parts(batch_tiles(c, b), c->runs, run, first, tiles);
     *first_block = *end_block = 0;
     if (*tiles == 0) return;
     rows_of_tile(c->a, b, *first, &row, &rows);
@@ -134,6 +132,9 @@ static void shared_tile(void *context, fa_index i, int worker)
 
 typedef enum { PASSING_BLOCKS, PACKED_RUNS, SHARED_HEADS } attention_way;
 
+/* Batches from the first on that may differ in their lengths. */
+static fa_index different_batches(const fa_attention_arguments *a) { return a->q_lengths || a->k_lengths ? a->B : 1; }
+
 /* Pairs of a query and a key in a head of batch b, about. */
 static double pairs_of(const fa_attention_arguments *a, fa_index b)
 {
@@ -143,7 +144,7 @@ static double pairs_of(const fa_attention_arguments *a, fa_index b)
 /* Of all heads together, and of the largest. */
 static double count_pairs(const fa_attention_arguments *a, double *largest)
 {
-    const fa_index different = a->q_lengths || a->k_lengths ? a->B : 1;
+    const fa_index different = different_batches(a);
     double total = 0;
     *largest = 0;
     for (fa_index b = 0; b < different; b++) {
@@ -165,7 +166,7 @@ static void order_batches(const attention_call *c)
 {
     const fa_attention_arguments *a = c->a;
     for (fa_index b = 0; b < a->B; b++) c->order[b] = (batch_work){pairs_of(a, b), b};
-    if (a->q_lengths || a->k_lengths) qsort(c->order, (size_t)a->B, sizeof *c->order, by_work);
+    if (different_batches(a) > 1) qsort(c->order, (size_t)a->B, sizeof *c->order, by_work);
 }
 
 /* A window keeps the keys of neighbouring tiles together. Where runs meet, both pack the keys of a window, so runs are not shorter. */
@@ -181,7 +182,7 @@ static fa_index blocks_of_runs(const attention_call *c)
 {
     fa_index most = 0;
     if (c->runs == 1) return c->blocks;
-    for (fa_index i = 0; i < (c->a->q_lengths || c->a->k_lengths ? c->a->B : 1) * c->runs; i++) {
+    for (fa_index i = 0; i < different_batches(c->a) * c->runs; i++) {
         fa_index first, tiles, first_block, end_block;
         tiles_of_run(c, i / c->runs, i % c->runs, &first, &tiles, &first_block, &end_block);
         most = fa_max(most, end_block - first_block);

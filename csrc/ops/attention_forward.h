@@ -49,12 +49,16 @@ typedef struct {
     int *nonfinite;
 } attention_call;
 
-/* Rows [*first, *first + *rows) of part `i` when `size` is cut evenly into parts of at most `most`. */
-FA_INLINE void deal(fa_index size, fa_index most, fa_index i, fa_index *first, fa_index *rows)
+/* Part `i`, [*first, *first + *part), when `size` is cut evenly into so many parts; or into parts of at most `most`. */
+FA_INLINE void deal_parts(fa_index size, fa_index parts, fa_index i, fa_index *first, fa_index *part)
 {
-    const fa_index parts = fa_max(1, fa_ceil_div(size, most)), base = size / parts, larger = size % parts;
+    const fa_index base = size / parts, larger = size % parts;
     *first = i * base + fa_min(i, larger);
-    *rows = base + (i < larger);
+    *part = base + (i < larger);
+}
+FA_INLINE void deal(fa_index size, fa_index most, fa_index i, fa_index *first, fa_index *part)
+{
+    deal_parts(size, fa_max(1, fa_ceil_div(size, most)), i, first, part);
 }
 
 /* BLAS gets tiles at fixed places: OpenBLAS gives the rows of a tile different kernels by their place in it, so a row has the

@@ -31,7 +31,6 @@
                v_broadcast_int(p) v_real_of(a)
                with FA_BYTE_DOTS only:
                v_load_int(p) v_store_int(p, a) v_int_bits(a): of reals that hold integers
-               v_load_columns(column, row, ld)   4 vectors: of VL rows the first 4 numbers
                v_load_bytes_of(p, which)         v_load_bytes of those that the bits of `which` name; v_first_bytes(n): the first n
                v_store_digits(p, ld, a)          whole numbers in [0, 2^24), rounded: their lowest bytes at p, the next at p + ld, ...
                v_weave_bytes(w, a)               4 vectors of bytes to words of 4: those of a column; in an order in which
