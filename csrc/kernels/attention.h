@@ -2,6 +2,8 @@
 #ifndef FA_ATTENTION_H
 #define FA_ATTENTION_H
 
+#include "../base.h"
+
 /* Row stride of a block of scores, a compile-time constant so that tiles address its rows without arithmetic: the most keys in a
    block, and 16 to keep rows from falling on the same cache sets. */
 #define ATTENTION_KEYS 512
@@ -13,5 +15,11 @@
 /* Scaled queries lie in slices of so many dimensions, rows of a constant stride for the same reason. */
 #define QUERY_SLICE 128
 #define QUERY_STRIDE (QUERY_SLICE + 16)
+
+/* Rows in memory, of so many bytes and so many bytes apart, that somebody needs next: a product asks for them while it multiplies. */
+typedef struct {
+    const void *first;
+    fa_index step, bytes, count;
+} next_rows;
 
 #endif

@@ -155,8 +155,15 @@ void KERNEL(attention_pair_gradients)(real *p_pairs, real *ds_pairs, const real 
 
 #endif
 
-/* dst += scale acc, never -0: a sum that underflows to -0 would stay so, or not, by how many masked pairs follow. */
-FA_INLINE void add_gradients(real *dst, fa_index ld, tile_acc acc, const int mr, const int nv, fa_index columns, vreal scale)
+/* dst += scale acc, or with `scaled` 0 dst += acc, never -0: a sum that underflows to -0 would stay so, or not, by how many masked
+   pairs follow. Sums without a product do not underflow. */
+FA_INLINE vreal sum_of_gradients(vreal sum, vreal x, const int scaled, vreal scale)
+{
+    return scaled ? v_add(v_fma(x, scale, sum), v_zero()) : v_add(sum, x);
+}
+
+FA_INLINE void add_gradients(real *dst, fa_index ld, tile_acc acc, const int mr, const int nv, fa_index columns, const int scaled,
+                             vreal scale)
 {
     FA_UNROLL
     for (int r = 0; r < mr; r++) {
@@ -164,31 +171,41 @@ FA_INLINE void add_gradients(real *dst, fa_index ld, tile_acc acc, const int mr,
         for (int v = 0; v < nv; v++) {
             const fa_index count = columns - v * VL;
             real *to = dst + r * ld + v * VL;
-            if (count >= VL)
-                v_store(to, v_add(v_fma(acc[r][v], scale, v_load(to)), v_zero()));
+            if (v + 1 < nv || count >= VL)
+                v_store(to, sum_of_gradients(v_load(to), acc[r][v], scaled, scale));
             else
-                v_store_n(to, v_add(v_fma(acc[r][v], scale, v_load_n(to, count)), v_zero()), count);
+                v_store_n(to, sum_of_gradients(v_load_n(to, count), acc[r][v], scaled, scale), count);
         }
     }
 }
 
+/* Asks for part `i` of `parts` of the rows: a few at a time, spread over a product, where all at once would stand in its way. */
+FA_INLINE void ask_ahead(next_rows x, fa_index i, fa_index parts)
+{
+    for (fa_index r = x.count * i / parts; r < x.count * (i + 1) / parts; r++)
+        for (fa_index at = 0; at < x.bytes; at += FA_CACHE_LINE) FA_PREFETCH_FAR((const char *)x.first + r * x.step + at);
+}
+
 /* Terms in a chain of the last three products; chains are added up in memory. One chain over a block of 256 keys has 1.7 times the
    median error of NumPy, whose products of such sizes have several sums for each element; chains of 32 have at most 1.1 times.
-   Beside the rounding to 16 bits neither shows. */
+   Beside the rounding to 16 bits neither shows. A tile of dq meets so many keys in a row: its rows stay in the first-level cache. */
 #if FA_STORED_16
 #define GRADIENT_CHAIN ATTENTION_KEYS
+#define GRADIENT_PASS ATTENTION_KEYS
 #else
 #define GRADIENT_CHAIN 32
+#define GRADIENT_PASS 128
 #endif
 
 #if FA_TILES
 /* Rows of products, nv vectors each, added to dst. */
-FA_INLINE void add_products(real *dst, fa_index ld, const real *part, fa_index rows, fa_index nv, fa_index columns, vreal scale)
+FA_INLINE void add_products(real *dst, fa_index ld, const real *part, fa_index rows, fa_index nv, fa_index columns,
+                            const int scaled, vreal scale)
 {
     for (fa_index r = 0; r < rows; r++)
         for (fa_index v = 0; v < nv; v++) {
             tile_acc acc = {{v_load(part + r * PANEL + v * VL)}};
-            add_gradients(dst + r * ld + v * VL, ld, acc, 1, 1, columns - v * VL, scale);
+            add_gradients(dst + r * ld + v * VL, ld, acc, 1, 1, columns - v * VL, scaled, scale);
         }
 }
 #endif
@@ -196,12 +213,12 @@ FA_INLINE void add_products(real *dst, fa_index ld, const real *part, fa_index r
 #define QUERY_GRADIENT_TILE(mr, nv)                                                              \
     tile_product(acc, mr, nv, ds + r * ATTENTION_STRIDE + from / FA_PACKED, ATTENTION_STRIDE, 1, \
                  panel + from / FA_PACKED * (nv) * VL, (to - from) / FA_PACKED);                 \
-    add_gradients(dq + r * lddq + first, lddq, acc, mr, nv, D - first, factor)
+    add_gradients(dq + r * lddq + first, lddq, acc, mr, nv, D - first, 1, factor)
 #define QUERY_GRADIENT_PANEL(nv) TILE_SWITCH_6(mr, QUERY_GRADIENT_TILE, nv)
 
 /* dq += scale ds k; k in panels of columns; with FA_PAIRS ds in pairs along its rows. */
 void KERNEL(attention_query_gradients)(real *dq, fa_index lddq, const real *ds, fa_index rows, const real *k, fa_index keys,
-                                       const fa_index *begin, const fa_index *end, fa_index D, real scale)
+                                       const fa_index *begin, const fa_index *end, fa_index D, real scale, next_rows next)
 {
     const fa_index padded = packed_size(keys);
     const tile_deal deal = deal_rows(rows, TILE);
@@ -211,6 +228,7 @@ void KERNEL(attention_query_gradients)(real *dq, fa_index lddq, const real *ds, 
         mr = rows_of_tile(deal, t);
         const key_range range = tile_keys(begin + r, end + r, mr);
         const fa_index from = range.begin / FA_PACKED, k_size = (range.end - range.begin) / FA_PACKED;
+        ask_ahead(next, t, deal.tiles);
         if (k_size == 0) continue;
         t_configure(mr);
         for (fa_index first = 0; first < D; first += PANEL) {
@@ -218,7 +236,7 @@ void KERNEL(attention_query_gradients)(real *dq, fa_index lddq, const real *ds, 
             real part[TILE * PANEL] FA_ALIGN(64);
             matrix_product(part, PANEL, mr, nv, ds + r * ATTENTION_STRIDE + from, ATTENTION_STRIDE, 0, k_size,
                            k + first * padded + from * nv * VL, nv, k_size);
-            add_products(dq + r * lddq + first, lddq, part, mr, nv, D - first, factor);
+            add_products(dq + r * lddq + first, lddq, part, mr, nv, D - first, 1, factor);
         }
         t_release();
     }
@@ -226,20 +244,24 @@ void KERNEL(attention_query_gradients)(real *dq, fa_index lddq, const real *ds, 
     for (fa_index first = 0; first < D; first += PANEL) {
         const fa_index nv = panel_vectors(D, first);
         const real *panel = k + first * padded;
-        for (fa_index part = 0; part < keys; part += GRADIENT_CHAIN)
+        for (fa_index pass = 0, asked = 0; pass < keys; pass += GRADIENT_PASS)
             for (fa_index t = 0, r = 0, mr; t < deal.tiles; t++, r += mr) {
                 mr = rows_of_tile(deal, t);
                 const key_range range = tile_keys(begin + r, end + r, mr);
-                const fa_index from = fa_max(range.begin, part), to = fa_min(range.end, part + GRADIENT_CHAIN);
-                if (from >= to) continue;
-                tile_acc acc;
-                switch (nv) {
-                case 1: QUERY_GRADIENT_PANEL(1) break;
+                const fa_index pass_end = fa_min(range.end, pass + GRADIENT_PASS);
+                if (first == 0) ask_ahead(next, asked++, fa_ceil_div(keys, GRADIENT_PASS) * deal.tiles);
+                for (fa_index part = pass; part < pass_end; part += GRADIENT_CHAIN) {
+                    const fa_index from = fa_max(range.begin, part), to = fa_min(range.end, part + GRADIENT_CHAIN);
+                    if (from >= to) continue;
+                    tile_acc acc;
+                    switch (nv) {
+                    case 1: QUERY_GRADIENT_PANEL(1) break;
 #if FA_NV == 4
-                case 2: QUERY_GRADIENT_PANEL(2) break;
-                case 3: QUERY_GRADIENT_PANEL(3) break;
+                    case 2: QUERY_GRADIENT_PANEL(2) break;
+                    case 3: QUERY_GRADIENT_PANEL(3) break;
 #endif
-                default: QUERY_GRADIENT_PANEL(FA_NV)
+                    default: QUERY_GRADIENT_PANEL(FA_NV)
+                    }
                 }
             }
     }
@@ -258,7 +280,7 @@ FA_INLINE key_range tile_rows(const fa_index *begin, const fa_index *end, fa_ind
 #define KEY_GRADIENT_TILE(mr, nv)                                                               \
     tile_product(acc, mr, nv, p + j + from / FA_PACKED * ATTENTION_STRIDE, 1, ATTENTION_STRIDE, \
                  panel + from / FA_PACKED * (nv) * VL, (to - from) / FA_PACKED);                \
-    add_gradients(dst + j * ld + first, ld, acc, mr, nv, PANEL, one)
+    add_gradients(dst + j * ld + first, ld, acc, mr, nv, PANEL, 0, v_zero())
 #define KEY_GRADIENT_PANEL(nv) TILE_SWITCH_6(mr, KEY_GRADIENT_TILE, nv)
 
 #if FA_TILES
@@ -281,17 +303,17 @@ FA_INLINE void transpose_places(real *dst, const real *p, fa_index keys, fa_inde
 
 /* dst += p' x for the keys of the block, x in panels of columns, with FA_PAIRS p in pairs of rows; rows of dst are whole vectors. */
 void KERNEL(attention_key_gradients)(real *dst, fa_index ld, const real *p, fa_index rows, const real *x, fa_index keys,
-                                     const fa_index *begin, const fa_index *end, fa_index D)
+                                     const fa_index *begin, const fa_index *end, fa_index D, next_rows next)
 {
     const fa_index padded = packed_size(rows);
     const tile_deal deal = deal_rows(keys, TILE);
-    const vreal one = v_set1(1);
 #if FA_TILES
     for (fa_index t = 0, j = 0, mr; t < deal.tiles; t++, j += mr) {
         mr = rows_of_tile(deal, t);
         const key_range range = tile_rows(begin, end, rows, j, mr);
         const fa_index from = range.begin / FA_PACKED, k_size = (range.end - range.begin) / FA_PACKED;
         real keys_first[TILE * GRADIENT_PLACES] FA_ALIGN(64);
+        ask_ahead(next, t, deal.tiles);
         if (k_size == 0) continue;
         transpose_places(keys_first, p + j + from * ATTENTION_STRIDE, mr, k_size);
         t_configure(mr);
@@ -300,7 +322,7 @@ void KERNEL(attention_key_gradients)(real *dst, fa_index ld, const real *p, fa_i
             real part[TILE * PANEL] FA_ALIGN(64);
             matrix_product(part, PANEL, mr, nv, keys_first, GRADIENT_PLACES, 0, k_size, x + first * padded + from * nv * VL, nv,
                            k_size);
-            add_products(dst + j * ld + first, ld, part, mr, nv, PANEL, one);
+            add_products(dst + j * ld + first, ld, part, mr, nv, PANEL, 0, v_zero());
         }
         t_release();
     }
@@ -311,6 +333,7 @@ void KERNEL(attention_key_gradients)(real *dst, fa_index ld, const real *p, fa_i
         for (fa_index t = 0, j = 0, mr; t < deal.tiles; t++, j += mr) {
             mr = rows_of_tile(deal, t);
             const key_range range = tile_rows(begin, end, rows, j, mr);
+            if (first == 0) ask_ahead(next, t, deal.tiles);
             for (fa_index part = range.begin / GRADIENT_CHAIN * GRADIENT_CHAIN; part < range.end; part += GRADIENT_CHAIN) {
                 const fa_index from = fa_max(range.begin, part), to = fa_min(range.end, part + GRADIENT_CHAIN);
                 tile_acc acc;

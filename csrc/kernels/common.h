@@ -3,6 +3,7 @@
 #define FA_KERNELS_COMMON_H
 
 #include "../simd/simd.h"
+#include "attention.h"
 #include "decode.h"
 #include "vmath.h"
 

@@ -4,6 +4,7 @@
 #define FA_KERNELS_H
 
 #include "../base.h"
+#include "attention.h"
 #include "decode.h"
 
 /* Sizes that a kernel fixes for its ISA and type, and that ops need for buffers. */

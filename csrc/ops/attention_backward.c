@@ -1,6 +1,6 @@
 /* Attention backward (kernels/attention_backward.c has the inside of a block).
 
-   A task is a key block of one kv head. It packs its keys and values, then meets the query tiles of all heads of its group:
+   A key block of one kv head packs its keys and values, then meets the query tiles of all heads of its group:
 
      for each tile that attends to the block, for each query head
          S, masks, P, dS                   a few register tiles of rows at a time
@@ -8,10 +8,13 @@
          dv += P' dO,  dk += scale dS' Q   sums of the task, in its scratch
 
    So there are five products, and no partial sums beyond those of a block. Each sum is split at constant places, multiples of
-   GRADIENT_TILE queries or of a block of keys, and its parts are added in ascending order: dk and dv within a task, dq from task to
-   task, in a chain. Tasks are dealt out block by block, the heads of a block side by side: the task before in a chain was begun one
-   round of heads earlier, and with as many heads as threads nobody waits. With fewer, tasks of one head follow each other one tile
-   apart.
+   GRADIENT_TILE queries or of a block of keys, and its parts are added in ascending order: dk and dv within a block, dq from block
+   to block, in a chain. The first of a chain finds delta too.
+
+   A worker takes the blocks of a head one after another, as what a head reads again and again may fit its second-level cache. Of the
+   last heads, one for each worker, blocks are tasks of their own: dealt out block by block, the heads side by side, so that the one
+   before in a chain was begun a round of heads earlier, and with as many heads as threads nobody waits. With fewer, tasks of one head
+   follow each other one tile apart. What the next tile reads is asked for during the products of a tile.
 
    Where arrays are no reals, dq is summed up in scratch, for some heads at a time, and rounded when the last block of a head has
    added to it. */
@@ -45,18 +48,24 @@ static real *summed_row(const backward_call *c, fa_index b, fa_index h, fa_index
 #endif
 }
 
+static void find_delta(const backward_call *c, const gradient_tile *t)
+{
+    const fa_attention_backward_arguments *g = c->arguments;
+    const fa_attention_arguments *a = c->a;
+    c->kernels->attention_delta(c->delta + state_row(a, t->b, t->h, t->i0), gradient_row(g, t->b, t->h, t->i0), g->dout_stride[2],
+                                output_row(a, t->b, t->h, t->i0), a->out_stride[2], t->rows, a->Dv);
+}
+
 static void pack_tile(const backward_call *c, const gradient_scratch *w, gradient_tile *t)
 {
     const fa_attention_backward_arguments *g = c->arguments;
     const fa_attention_arguments *a = c->a;
     const fa_kernels *k = c->kernels;
-    const stored *q = query_row(a, t->b, t->h, t->i0), *out = output_row(a, t->b, t->h, t->i0);
-    const stored *dout = gradient_row(g, t->b, t->h, t->i0);
+    const stored *q = query_row(a, t->b, t->h, t->i0), *dout = gradient_row(g, t->b, t->h, t->i0);
     k->attention_scale_queries(w->queries, c->slice, q, a->q_stride[2], t->rows, a->D, c->scale_high, c->scale_low);
     k->attention_pack_values(w->query_columns, q, a->q_stride[2], t->rows, a->D, &t->nonfinite_q);
     k->attention_scale_queries(w->gradients, c->slice, dout, g->dout_stride[2], t->rows, a->Dv, 1, 0);
     k->attention_pack_values(w->gradient_columns, dout, g->dout_stride[2], t->rows, a->Dv, &t->nonfinite_g);
-    k->attention_delta(w->delta, dout, g->dout_stride[2], out, a->out_stride[2], t->rows, a->Dv);
 }
 
 /* 0 where row r of the tile attends to keys outside the block; otherwise 1, or 2 with a sink, which is outside too. */
@@ -118,7 +127,7 @@ static void probabilities(const backward_call *c, const gradient_scratch *w, con
                                    (const real *)a->sum + row + r);
         k->attention_scores(ds, w->gradients + r * query_stride, c->slice, rows, w->values, t->keys, begin, end, a->Dv);
         for (fa_index i = 0; i < rows; i++) whole[i] = whole_row(c, t, r + i);
-        k->attention_score_gradients(ds, p, rows, begin, end, t->keys, w->delta + r, whole);
+        k->attention_score_gradients(ds, p, rows, begin, end, t->keys, c->delta + row + r, whole);
         OP(attention_add_slopes)(c, w, t, r, rows);
         if (!c->arguments->dmask) finish_scores(c, w, t, r, rows);
     }
@@ -132,9 +141,30 @@ static void clear_rows(const backward_call *c, real *p, fa_index rows)
     memset(p + filled * stride, 0, (size_t)(missing * stride) * sizeof(real));
 }
 
+/* What the tile of a later step reads first. */
+typedef struct {
+    next_rows q, dout, dq;
+} tile_ahead;
+
+static tile_ahead step_ahead(const backward_call *c, fa_index b, fa_index hk, fa_index step)
+{
+    const fa_attention_backward_arguments *g = c->arguments;
+    const fa_attention_arguments *a = c->a;
+    const fa_index h = hk * c->group + step % c->group, i0 = step / c->group * GRADIENT_TILE;
+    const fa_index rows = fa_min(GRADIENT_TILE, query_rows(a, b) - i0), size = (fa_index)sizeof(stored);
+    tile_ahead ahead = {{0}};
+    fa_index ld;
+    if (rows <= 0) return ahead;
+    ahead.q = (next_rows){query_row(a, b, h, i0), a->q_stride[2] * size, a->D * size, rows};
+    ahead.dout = (next_rows){gradient_row(g, b, h, i0), g->dout_stride[2] * size, a->Dv * size, rows};
+    const real *dq = summed_row(c, b, h, i0, &ld);
+    ahead.dq = (next_rows){dq, ld * (fa_index)sizeof(real), a->D * (fa_index)sizeof(real), rows};
+    return ahead;
+}
+
 /* The rows of dq of a tile. The first block begins with zeros. */
 static void add_query_gradients(const backward_call *c, const gradient_scratch *w, const gradient_tile *t, int attends,
-                                int begins, int nonfinite_k)
+                                int begins, int nonfinite_k, next_rows next)
 {
     const fa_attention_arguments *a = c->a;
     const fa_kernels *k = c->kernels;
@@ -142,19 +172,19 @@ static void add_query_gradients(const backward_call *c, const gradient_scratch *
     real *dq = summed_row(c, t->b, t->h, t->i0, &ld);
     for (fa_index r = 0; begins && r < t->rows; r++) memset(dq + r * ld, 0, (size_t)a->D * sizeof(real));
     if (!attends) return;
-    k->attention_query_gradients(dq, ld, w->ds, t->rows, w->columns, t->keys, t->begin, t->end, a->D, c->scale);
+    k->attention_query_gradients(dq, ld, w->ds, t->rows, w->columns, t->keys, t->begin, t->end, a->D, c->scale, next);
     if (nonfinite_k)
         k->attention_patch_gradients(dq, ld, w->ds_pairs, w->p, t->rows, t->keys, key_row(a, t->b, t->hk, t->j0), a->k_stride[2],
                                      a->D, c->scale, 0);
 }
 
-static void add_key_gradients(const backward_call *c, const gradient_scratch *w, const gradient_tile *t)
+static void add_key_gradients(const backward_call *c, const gradient_scratch *w, const gradient_tile *t, const tile_ahead *next)
 {
     const fa_attention_backward_arguments *g = c->arguments;
     const fa_attention_arguments *a = c->a;
     const fa_kernels *k = c->kernels;
-    k->attention_key_gradients(w->dv, c->ldv, w->p, t->rows, w->gradient_columns, t->keys, t->begin, t->end, a->Dv);
-    k->attention_key_gradients(w->dk, c->ldk, w->ds_pairs, t->rows, w->query_columns, t->keys, t->begin, t->end, a->D);
+    k->attention_key_gradients(w->dv, c->ldv, w->p, t->rows, w->gradient_columns, t->keys, t->begin, t->end, a->Dv, next->dout);
+    k->attention_key_gradients(w->dk, c->ldk, w->ds_pairs, t->rows, w->query_columns, t->keys, t->begin, t->end, a->D, next->q);
     if (t->nonfinite_q)
         k->attention_patch_gradients(w->dk, c->ldk, w->ds_pairs, w->p, t->rows, t->keys, query_row(a, t->b, t->h, t->i0),
                                      a->q_stride[2], a->D, 1, 1);
@@ -198,14 +228,12 @@ static void store_gradients(const backward_call *c, const gradient_scratch *w, f
     }
 }
 
-/* Task i of the heads in hand. */
-static void key_block(void *context, fa_index i, int worker)
+/* Block j of one of the heads in hand. */
+static void key_block(const backward_call *c, const gradient_scratch *w, fa_index j, fa_index in_hand)
 {
-    const backward_call *c = context;
     const fa_attention_arguments *a = c->a;
     const fa_kernels *k = c->kernels;
-    const gradient_scratch *w = &c->worker[worker];
-    const fa_index j = i / c->heads, head = c->first_head + i % c->heads, b = head / a->Hk, hk = head % a->Hk;
+    const fa_index head = c->first_head + in_hand, b = head / a->Hk, hk = head % a->Hk, i = j * c->heads + in_hand;
     const fa_index j0 = j * c->block, keys = fa_max(0, fa_min(c->block, (a->k_starts ? key_length(a, b) : a->Lk) - j0)),
                    steps = c->group * c->tiles;
     fa_index first, end;
@@ -213,6 +241,7 @@ static void key_block(void *context, fa_index i, int worker)
     if (first == end) first = 0; /* somebody has to write the zeros of dq */
     const int meets = j >= first && (j < end || j == first);
     fa_progress *mine = c->progress + i, *before = j > first ? mine - c->heads : NULL;
+    fa_progress *begun = j > first ? mine - (j - first) * c->heads : NULL; /* by the first block, which finds delta */
 
     memset(w->dk, 0, (size_t)(keys * c->ldk) * sizeof(real));
     memset(w->dv, 0, (size_t)(keys * c->ldv) * sizeof(real));
@@ -234,16 +263,31 @@ static void key_block(void *context, fa_index i, int worker)
         if (attends && a->mask_kind != FA_MASK_NONE)
             attends = OP(attention_narrow)(a, b, t.h, t.i0, j0, t.rows, t.begin, t.end) > 0;
         if (!attends && j > first) continue;
+        if (begun)
+            fa_progress_wait(begun, step + 1);
+        else
+            find_delta(c, &t);
         meet_tile(c, w, &t, i, (tile + 1) * c->group, attends);
+        const tile_ahead ahead = step_ahead(c, b, hk, step + 1);
         if (before) fa_progress_wait(before, step + 1);
-        add_query_gradients(c, w, &t, attends, j == first, nonfinite_k);
+        add_query_gradients(c, w, &t, attends, j == first, nonfinite_k, ahead.dq);
         fa_progress_publish(mine, step + 1);
-        if (attends) add_key_gradients(c, w, &t);
+        if (attends) add_key_gradients(c, w, &t, &ahead);
     }
     if (before) fa_progress_wait(before, steps);
     OP(attention_end_options)(c, w, i, b, hk, j, keys);
     fa_progress_publish(mine, steps + 1);
     store_gradients(c, w, b, hk, j0, keys, meets && j + 1 >= end);
+}
+
+/* Task i of the heads in hand: a whole head, or a block of one of the others. */
+static void head_or_block(void *context, fa_index i, int worker)
+{
+    const backward_call *c = context;
+    const gradient_scratch *w = &c->worker[worker];
+    const fa_index part = i - c->whole, others = c->heads - c->whole;
+    for (fa_index j = 0; part < 0 && j < c->blocks; j++) key_block(c, w, j, i);
+    if (part >= 0) key_block(c, w, part / others, c->whole + part % others);
 }
 
 /* Gives out the scratch of a call from `plan`; called twice, see arena. */
@@ -263,7 +307,6 @@ static void plan_scratch(backward_call *c, arena *plan, int members)
         w.dv = arena_take(plan, c->block * c->ldv, sizeof(real));
         w.queries = arena_take(plan, slices_q * c->slice, sizeof(real));
         w.gradients = arena_take(plan, slices_g * c->slice, sizeof(real));
-        w.delta = arena_take(plan, GRADIENT_TILE, sizeof(real));
         w.query_columns = arena_take(plan, GRADIENT_TILE * c->ldk, sizeof(real));
         w.gradient_columns = arena_take(plan, GRADIENT_TILE * c->ldv, sizeof(real));
         w.p = arena_take(plan, scores, sizeof(real));
@@ -275,6 +318,7 @@ static void plan_scratch(backward_call *c, arena *plan, int members)
         if (plan->base) c->worker[m] = w;
     }
     c->row_keys = a->mask_kind == FA_MASK_NONE ? NULL : arena_take(plan, 2 * a->B * a->H * a->Lq, sizeof *c->row_keys);
+    c->delta = arena_take(plan, a->q_starts ? a->H * a->lse_stride : a->B * a->H * a->Lq, sizeof(real));
     c->progress = arena_take(plan, c->heads * c->blocks, sizeof *c->progress);
     c->dq = FA_CONVERTS ? arena_take(plan, c->heads * c->group * a->Lq * a->D, sizeof(real)) : NULL;
     OP(attention_plan_options)(c, plan);
@@ -322,7 +366,8 @@ fa_status OP(attention_backward)(const fa_attention_backward_arguments *argument
     for (; c.first_head < heads; c.first_head += at_once) {
         c.heads = fa_min(at_once, heads - c.first_head);
         memset(c.progress, 0, (size_t)(c.heads * c.blocks) * sizeof *c.progress);
-        fa_parallel_for(c.heads * c.blocks, members, key_block, &c);
+        c.whole = arguments->dmask ? 0 : members == 1 ? c.heads : fa_max(0, c.heads - members);
+        fa_parallel_for(c.whole + (c.heads - c.whole) * c.blocks, members, head_or_block, &c);
     }
     OP(attention_finish_options)(&c, members);
     fa_scratch_give(&scratch);

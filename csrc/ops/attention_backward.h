@@ -9,7 +9,7 @@
 typedef struct {
     real *keys, *values, *columns;          /* of the block: panels of keys of k and v, panels of columns of k */
     real *dk, *dv;                          /* [block, ldk], [block, ldv] */
-    real *queries, *gradients, *delta;      /* of a tile: scaled q and dout in slices, delta */
+    real *queries, *gradients;              /* of a tile: scaled q and dout in slices */
     real *query_columns, *gradient_columns; /* q and dout in panels of columns */
     real *p, *ds, *ds_pairs, *products;     /* [GRADIENT_TILE, attention_stride]; products q k before a softcap */
     real *mask;                             /* a part of a mask whose keys are not contiguous */
@@ -28,7 +28,9 @@ typedef struct {
     gradient_scratch *worker;
     fa_index *row_keys;         /* [B, H, Lq, 2] where there is a mask: find_row_keys */
     fa_index first_head, heads; /* kv heads of all batches, taken so many at a time */
+    fa_index whole;             /* the first of these are tasks of their own */
     real *dq;                   /* [heads, group, Lq, D] where arrays are no reals */
+    real *delta;                /* of each row, as in lse */
     fa_progress *progress;      /* [blocks, heads]: how many steps a task has done, an extra one at its end */
     int mask_in_order;          /* elements of dmask are sums over several tasks: each task adds after the one before */
     real *slope_parts;          /* [B, H, blocks] */

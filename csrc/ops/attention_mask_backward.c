@@ -89,12 +89,10 @@ static void head_sink(void *context, fa_index i, int worker)
 {
     const backward_call *c = context;
     const fa_attention_arguments *a = c->a;
-    const fa_attention_backward_arguments *g = c->arguments;
     const fa_index b = i / a->H, h = i % a->H;
     (void)worker;
     real total = 0;
     for (fa_index i0 = 0, rows; i0 < query_rows(a, b); i0 += rows) {
-        real delta[GRADIENT_TILE];
         unsigned char attends[GRADIENT_TILE];
         rows = fa_min(GRADIENT_TILE, query_rows(a, b) - i0);
         const fa_index row = state_row(a, b, h, i0);
@@ -103,10 +101,8 @@ static void head_sink(void *context, fa_index i, int worker)
             attended_keys(c, b, h, i0 + r, &begin, &end);
             attends[r] = begin < end;
         }
-        c->kernels->attention_delta(delta, gradient_row(g, b, h, i0), g->dout_stride[2], output_row(a, b, h, i0),
-                                    a->out_stride[2], rows, a->Dv);
-        c->kernels->attention_sink_gradients(&total, ((const real *)a->sinks)[h], delta, (const real *)a->reference + row,
-                                             (const real *)a->sum + row, attends, rows);
+        c->kernels->attention_sink_gradients(&total, ((const real *)a->sinks)[h], c->delta + row,
+                                             (const real *)a->reference + row, (const real *)a->sum + row, attends, rows);
     }
     c->sink_parts[i] = total;
 }
