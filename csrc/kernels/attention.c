@@ -58,7 +58,7 @@ FA_INLINE void scale_scores(real *s, fa_index rows, fa_index columns, vreal scal
 
 /* The products of a tile's rows with the keys of its range, times the scale: of each panel while the tiles multiply the next. */
 FA_INLINE void score_rows(real *s, const real *q, fa_index slice, fa_index mr, const real *k, fa_index keys, key_range range,
-                          fa_index padded)
+                          fa_index padded, rows_to_come *next)
 {
     const vreal scale = v_broadcast(q + QUERY_SLICE);
     real *before = s;
@@ -69,6 +69,7 @@ FA_INLINE void score_rows(real *s, const real *q, fa_index slice, fa_index mr, c
         const fa_index nv = panel_vectors(keys, first), skipped = fa_max(0, range.begin - first) / VL;
         const fa_index part = fa_min(nv, fa_ceil_div(range.end - first, VL)) - skipped;
         real *to = s + first + skipped * VL;
+        ask_for_lines(next);
         matrix_product(to, ATTENTION_STRIDE, mr, part, q, QUERY_STRIDE, slice, QUERY_SLICE, k + first * padded + skipped * VL, nv,
                        padded);
         scale_scores(before, mr, unscaled, scale);
@@ -92,7 +93,7 @@ FA_INLINE void score_rows(real *s, const real *q, fa_index slice, fa_index mr, c
 #define PART_PANEL(nv) TILE_SWITCH_6(mr, PART_TILE, nv)
 
 void KERNEL(attention_scores)(real *s, const real *q, fa_index slice, fa_index rows, const real *k, fa_index keys,
-                              const fa_index *begin, const fa_index *end, fa_index D)
+                              const fa_index *begin, const fa_index *end, fa_index D, rows_to_come *next)
 {
     const fa_index padded = packed_size(D);
     const tile_deal deal = deal_rows(rows, TILE);
@@ -105,7 +106,8 @@ void KERNEL(attention_scores)(real *s, const real *q, fa_index slice, fa_index r
 #if FA_TILES
     for (fa_index t = 0, r = 0, mr; t < deal.tiles; t++, r += mr) {
         mr = rows_of_tile(deal, t);
-        score_rows(s + r * ATTENTION_STRIDE, q + r * QUERY_STRIDE, slice, mr, k, keys, tile_keys(begin + r, end + r, mr), padded);
+        score_rows(s + r * ATTENTION_STRIDE, q + r * QUERY_STRIDE, slice, mr, k, keys, tile_keys(begin + r, end + r, mr), padded,
+                   next);
     }
 #else
     for (fa_index t0 = 0, r0 = 0; t0 < deal.tiles; t0 += PANEL_TILES) {
@@ -126,6 +128,7 @@ void KERNEL(attention_scores)(real *s, const real *q, fa_index slice, fa_index r
                 const real *q_tile = q + row[t] * QUERY_STRIDE;
                 real *s_tile = s + row[t] * ATTENTION_STRIDE;
                 tile_acc acc;
+                ask_for_lines(next);
                 /* Of a whole panel only the vectors that the tile attends to: under a causal mask that is half of its last one. */
                 const fa_index before = nv == FA_NV ? fa_max(0, range[t].begin - first) / VL : 0, column = first + before * VL;
                 const fa_index part = nv == FA_NV ? fa_min(FA_NV, fa_ceil_div(range[t].end - first, VL)) - before : FA_NV;

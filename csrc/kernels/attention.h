@@ -22,4 +22,11 @@ typedef struct {
     fa_index step, bytes, count;
 } next_rows;
 
+/* Queries, keys and values that come after those in hand, asked for line by line. */
+typedef struct {
+    next_rows rows[3];
+    fa_index lines; /* with each register tile */
+    fa_index at;    /* bytes of the row in hand that have been asked for */
+} rows_to_come;
+
 #endif

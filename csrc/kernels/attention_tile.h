@@ -40,6 +40,21 @@ FA_INLINE key_range tile_keys(const fa_index *begin, const fa_index *end, fa_ind
     return (key_range){range.begin / STEP * STEP, fa_round_up(range.end, STEP)};
 }
 
+/* Asks for the next lines of x, which may be NULL. */
+FA_INLINE void ask_for_lines(rows_to_come *x)
+{
+    fa_index lines = x ? x->lines : 0;
+    for (int i = 0; i < 3 && lines > 0; i++)
+        for (next_rows *rows = &x->rows[i]; rows->count > 0; rows->count--) {
+            for (; x->at < rows->bytes; x->at += FA_CACHE_LINE) {
+                if (lines-- == 0) return;
+                FA_PREFETCH_FAR((const char *)rows->first + x->at);
+            }
+            rows->first = (const char *)rows->first + rows->step;
+            x->at = 0;
+        }
+}
+
 FA_INLINE vreal finite_or_zero(vreal x) { return v_select(v_is_nan(v_sub(x, x)), v_zero(), x); }
 
 FA_INLINE void fill(real *row, fa_index first, fa_index end)

@@ -112,7 +112,7 @@ FA_INLINE void store_row(real *dst, stored *out, const real *o, const real *prod
    dst is `stored`. dst and o may be the same. Without sum, whole vectors of dst are written. */
 void KERNEL(attention_values)(void *dst, fa_index lddst, const real *o, fa_index ldo, const real *p, fa_index rows, const real *v,
                               fa_index keys, const fa_index *begin, const fa_index *end, fa_index D, const real *alpha,
-                              const real *sum)
+                              const real *sum, rows_to_come *next)
 {
     const fa_index padded = packed_size(keys);
     const tile_deal deal = deal_rows(rows, TILE);
@@ -121,6 +121,7 @@ void KERNEL(attention_values)(void *dst, fa_index lddst, const real *o, fa_index
         mr = rows_of_tile(deal, t);
         const key_range range = tile_keys(begin + r, end + r, mr);
         const fa_index from = range.begin / FA_PACKED, k_size = (range.end - range.begin) / FA_PACKED;
+        ask_for_lines(next);
         if (range.end == 0 && o && !sum) continue;
         t_configure(mr);
         for (fa_index first = 0; first < D; first += PANEL) {
@@ -149,6 +150,7 @@ void KERNEL(attention_values)(void *dst, fa_index lddst, const real *o, fa_index
             const key_range range = tile_keys(begin + r, end + r, mr);
             const fa_index chain_end = fa_min(range.end, (range.begin / CHAIN_KEYS + 1) * CHAIN_KEYS);
             const real *p_tile = p + r * ATTENTION_STRIDE + range.begin / FA_PACKED;
+            ask_for_lines(next);
             if (range.end == 0 && o && !sum) continue;
             real part[TILE_ROWS(FA_NV) * PANEL];
             tile_acc acc;

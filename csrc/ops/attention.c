@@ -16,7 +16,8 @@
                                                      it walks them and packs as it comes to new blocks
      few kv heads                                    two rounds: blocks are packed by all, then tiles are taken by all
 
-   The fewest queries are decode.c's, which packs nothing. */
+   In the first way the products of a task ask for what the next one of its thread begins with: such batches are read once, and go by
+   too quickly for the hardware to find out. The fewest queries are decode.c's, which packs nothing. */
 #include "attention_forward.h"
 
 #include <stdlib.h>
@@ -34,6 +35,25 @@ static key_block packed_block(const attention_call *c, real *packed, int nonfini
     return (key_block){packed, packed + c->key_size, nonfinite};
 }
 
+/* What task i begins with, if there is one: asked for while `rows` rows of another attend to `keys` keys in so many blocks. */
+static rows_to_come next_task(const attention_call *c, fa_index i, fa_index rows, fa_index keys, fa_index blocks)
+{
+    const fa_attention_arguments *a = c->a;
+    const fa_kernel_sizes *sizes = &c->kernels->sizes;
+    const fa_index panel = sizes->panel_vectors * sizes->lanes, tiles = fa_ceil_div(rows, sizes->tile_rows[sizes->panel_vectors]);
+    rows_to_come next = {0};
+    if (i >= a->B * a->Hk) return next;
+    const fa_index b = c->order[i / a->Hk].batch, hk = i % a->Hk, first_keys = fa_min(c->block, key_length(a, b));
+    const fa_index size = (fa_index)sizeof(stored);
+    next.rows[0] = (next_rows){query_row(a, b, hk * c->group, 0), a->q_stride[2] * size, a->D * size, query_rows(a, b)};
+    next.rows[1] = (next_rows){key_row(a, b, hk, 0), a->k_stride[2] * size, a->D * size, first_keys};
+    next.rows[2] = (next_rows){value_row(a, b, hk, 0), a->v_stride[2] * size, a->Dv * size, first_keys};
+    fa_index lines = 0;
+    for (int n = 0; n < 3; n++) lines += next.rows[n].count * fa_ceil_div(next.rows[n].bytes, FA_CACHE_LINE);
+    next.lines = fa_ceil_div(lines, fa_max(1, tiles * (fa_ceil_div(keys, panel) + blocks)));
+    return next;
+}
+
 /* First way: task i is kv head i; its tiles keep their state while the blocks pass by. */
 static void passing_blocks(void *context, fa_index i, int worker)
 {
@@ -42,12 +62,13 @@ static void passing_blocks(void *context, fa_index i, int worker)
     const fa_index b = c->order[i / c->a->Hk].batch, hk = i % c->a->Hk, tiles = batch_tiles(c, b), n = tiles * c->group;
     fa_index first, end;
     head_blocks(c->a, c->block, b, &first, &end);
+    rows_to_come next = next_task(c, i + c->members, query_rows(c->a, b) * c->group, key_length(c->a, b), end - first);
     for (fa_index t = 0; t < n; t++) OP(attention_start_tile)(c, &w->state[t], b, hk * c->group + t / tiles, t % tiles);
     for (fa_index j = first; j < end; j++) {
         key_block block = packed_block(c, w->packed, 0);
         OP(attention_pack_block)(c, b, hk, j, w->packed, &block.nonfinite);
         for (fa_index t = 0; t < n; t++)
-            OP(attention_attend)(c, w, &w->state[t], &block, j + 1 == end, b, hk * c->group + t / tiles, t % tiles, j);
+            OP(attention_attend)(c, w, &w->state[t], &block, j + 1 == end, b, hk * c->group + t / tiles, t % tiles, j, &next);
     }
     for (fa_index t = 0; t < n; t++) OP(attention_finish_tile)(c, &w->state[t], b, hk * c->group + t / tiles, t % tiles);
 }
@@ -75,7 +96,7 @@ static void whole_tile(const attention_call *c, const worker_scratch *w, packed_
             p->end = j + 1;
         }
         const key_block block = packed_block(c, packed, *nonfinite);
-        OP(attention_attend)(c, w, &state, &block, j + 1 == end, b, h, tile, j);
+        OP(attention_attend)(c, w, &state, &block, j + 1 == end, b, h, tile, j, NULL);
     }
     OP(attention_finish_tile)(c, &state, b, h, tile);
 }
@@ -273,6 +294,7 @@ fa_status OP(attention_forward)(const fa_attention_arguments *a)
     plan = (arena){.base = scratch.base};
     plan_scratch(&c, &plan, way, members);
 
+    c.members = members;
     order_batches(&c);
     if (way == PASSING_BLOCKS) {
         fa_parallel_for(heads, members, passing_blocks, &c);

@@ -120,12 +120,12 @@ static void probabilities(const backward_call *c, const gradient_scratch *w, con
     for (fa_index r = 0; r < t->rows; r += c->group_rows) {
         const fa_index rows = fa_min(c->group_rows, t->rows - r), *begin = t->begin + r, *end = t->end + r;
         real *p = w->p + r * stride, *ds = w->ds + r * stride;
-        k->attention_scores(p, w->queries + r * query_stride, c->slice, rows, w->keys, t->keys, begin, end, a->D);
+        k->attention_scores(p, w->queries + r * query_stride, c->slice, rows, w->keys, t->keys, begin, end, a->D, NULL);
         if (a->softcap > 0) memcpy(w->products + r * stride, p, (size_t)(rows * stride) * sizeof(real));
         OP(attention_adjust_scores)(a, k, p, w->mask, t->b, t->h, t->i0 + r, t->j0, rows, begin, end);
         k->attention_probabilities(p, rows, begin, end, t->keys, (const real *)a->reference + row + r,
                                    (const real *)a->sum + row + r);
-        k->attention_scores(ds, w->gradients + r * query_stride, c->slice, rows, w->values, t->keys, begin, end, a->Dv);
+        k->attention_scores(ds, w->gradients + r * query_stride, c->slice, rows, w->values, t->keys, begin, end, a->Dv, NULL);
         for (fa_index i = 0; i < rows; i++) whole[i] = whole_row(c, t, r + i);
         k->attention_score_gradients(ds, p, rows, begin, end, t->keys, c->delta + row + r, whole);
         OP(attention_add_slopes)(c, w, t, r, rows);

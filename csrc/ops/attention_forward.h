@@ -41,6 +41,7 @@ typedef struct {
     fa_index ldo, query_slice;     /* row stride of O; size of a slice of the scaled queries */
     fa_index key_size, value_size; /* packed sizes of a block */
     fa_index runs, run_blocks;     /* second way: runs per head, most blocks in one */
+    int members;                   /* threads: task i + members comes after task i, about */
     real scale_high, scale_low;
     worker_scratch *worker;
     /* third way: */
@@ -78,7 +79,7 @@ FA_INLINE void rows_of_tile(const fa_attention_arguments *a, fa_index b, fa_inde
 void OP(attention_pack_block)(const attention_call *c, fa_index b, fa_index hk, fa_index j, real *dst, int *nonfinite);
 void OP(attention_start_tile)(const attention_call *c, tile_state *s, fa_index b, fa_index h, fa_index tile);
 void OP(attention_attend)(const attention_call *c, const worker_scratch *w, tile_state *s, const key_block *block, int last,
-                          fa_index b, fa_index h, fa_index tile, fa_index j);
+                          fa_index b, fa_index h, fa_index tile, fa_index j, rows_to_come *next);
 void OP(attention_finish_tile)(const attention_call *c, const tile_state *s, fa_index b, fa_index h, fa_index tile);
 
 #endif

@@ -47,7 +47,7 @@ static void weights_tile(void *context, fa_index task, int worker)
             const fa_index rows = fa_min(most, n - g);
             if (attended)
                 k->attention_scores(scratch->scores, scratch->queries + g * k->sizes.query_stride, c->query_slice, rows,
-                                    scratch->keys, keys, begin + g, end + g, a->D);
+                                    scratch->keys, keys, begin + g, end + g, a->D, NULL);
             for (fa_index r = 0; attended && r < rows; r++)
                 OP(attention_adjust_scores)(a, k, scratch->scores + r * stride, scratch->copy, b, h, row[g + r], j0, 1,
                                             begin + g + r, end + g + r);

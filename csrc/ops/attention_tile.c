@@ -77,7 +77,7 @@ void OP(attention_finish_tile)(const attention_call *c, const tile_state *s, fa_
 
 /* One tile and one key block, the `last` one of the tile or another. */
 void OP(attention_attend)(const attention_call *c, const worker_scratch *w, tile_state *s, const key_block *block, int last,
-                          fa_index b, fa_index h, fa_index tile, fa_index j)
+                          fa_index b, fa_index h, fa_index tile, fa_index j, rows_to_come *next)
 {
     const fa_attention_arguments *a = c->a;
     const fa_kernels *k = c->kernels;
@@ -98,7 +98,7 @@ void OP(attention_attend)(const attention_call *c, const worker_scratch *w, tile
                       w->scores, stride);
         else
             k->attention_scores(w->scores, s->queries + first * k->sizes.query_stride, c->query_slice, rows, block->keys, keys,
-                                begin, end, a->D);
+                                begin, end, a->D, next);
         if (blas) k->attention_plain_scores(w->scores, rows, begin, end, c->scale_high == 0 ? 0 : c->scale_low / c->scale_high);
         OP(attention_adjust_scores)(a, k, w->scores, w->mask, b, h, tile_first + first, j0, rows, begin, end);
         if (block->nonfinite) memcpy(w->unmasked, w->scores, (size_t)(rows * stride) * sizeof(real));
@@ -112,7 +112,7 @@ void OP(attention_attend)(const attention_call *c, const worker_scratch *w, tile
             const int finish = last && !block->nonfinite;
             k->attention_values(finish ? (void *)output_row(a, b, h, tile_first + first) : o, finish ? a->out_stride[2] : c->ldo,
                                 before, c->ldo, w->scores, rows, block->values, keys, begin, end, a->Dv, alpha,
-                                finish ? s->sum + first : NULL);
+                                finish ? s->sum + first : NULL, next);
             s->progress[g] = finish ? FINISHED : BEGUN;
         }
         if (block->nonfinite)
