@@ -56,11 +56,13 @@ FA_INLINE void scale_scores(real *s, fa_index rows, fa_index columns, vreal scal
         for (fa_index j = 0; j < columns; j += VL) v_store(s + j, v_mul(v_load(s + j), scale));
 }
 
-/* The products of a tile's rows with the keys of its range, times the scale: of each panel while the tiles multiply the next. */
+/* The products of a tile's rows with the keys of its range, times the scale, if it is not 1: of each panel while the tiles multiply the
+   next. */
 FA_INLINE void score_rows(real *s, const real *q, fa_index slice, fa_index mr, const real *k, fa_index keys, key_range range,
                           fa_index padded, rows_to_come *next)
 {
     const vreal scale = v_broadcast(q + QUERY_SLICE);
+    const fa_index scaled = q[QUERY_SLICE] == 1 ? 0 : mr;
     real *before = s;
     fa_index unscaled = 0;
     if (range.end <= range.begin) return;
@@ -72,12 +74,12 @@ FA_INLINE void score_rows(real *s, const real *q, fa_index slice, fa_index mr, c
         ask_for_lines(next);
         matrix_product(to, ATTENTION_STRIDE, mr, part, q, QUERY_STRIDE, slice, QUERY_SLICE, k + first * padded + skipped * VL, nv,
                        padded);
-        scale_scores(before, mr, unscaled, scale);
+        scale_scores(before, scaled, unscaled, scale);
         before = to;
         unscaled = part * VL;
     }
     t_release();
-    scale_scores(before, mr, unscaled, scale);
+    scale_scores(before, scaled, unscaled, scale);
 }
 #endif
 
@@ -190,9 +192,12 @@ FA_INLINE vreal row_maxima(real *row, fa_index begin, fa_index end)
 DEFINE_REDUCE_ROWS(maxima_of_rows, v_max)
 DEFINE_REDUCE_ROWS(sums_of_rows, v_add)
 
-/* One row: p = 2^(s - R) over whole steps; returns the sum in VL parts. Pairs of p take the first half of the row, behind the scores
+/* What scores are multiplied with in the softmax: nothing, where that has been done. */
+FA_INLINE vreal scaled_late(vreal x, vreal scale) { return FA_TILES ? v_mul(x, scale) : x; }
+
+/* One row: p = 2^(scale s - R) over whole steps; returns the sum in VL parts. Pairs of p take the first half of the row, behind the scores
    that are still to be read. */
-FA_INLINE vreal row_powers(real *row, fa_index first, fa_index end, real R)
+FA_INLINE vreal row_powers(real *row, fa_index first, fa_index end, real R, vreal scale)
 {
     const vreal magic = v_set1(V_MAGIC - R), lowest = v_set1(R + V_EXPONENT_FLOOR);
     vreal total = v_zero();
@@ -200,7 +205,8 @@ FA_INLINE vreal row_powers(real *row, fa_index first, fa_index end, real R)
     const vreal one = v_pair_of_ones();
 #pragma GCC unroll 2
     for (fa_index j = first; j < end; j += SCORES) {
-        const vreal p = v_pack(exp2_shifted(v_load(row + j), magic, lowest), exp2_shifted(v_load(row + j + VL), magic, lowest));
+        const vreal x = scaled_late(v_load(row + j), scale), y = scaled_late(v_load(row + j + VL), scale);
+        const vreal p = v_pack(exp2_shifted(x, magic, lowest), exp2_shifted(y, magic, lowest));
         v_store(row + j / FA_PACKED, p);
         total = v_multiply_add(p, one, total);
     }
@@ -208,7 +214,7 @@ FA_INLINE vreal row_powers(real *row, fa_index first, fa_index end, real R)
 #else
 #pragma GCC unroll 2
     for (fa_index j = first; j < end; j += VL) {
-        const vreal p = exp2_shifted(v_load(row + j), magic, lowest);
+        const vreal p = exp2_shifted(scaled_late(v_load(row + j), scale), magic, lowest);
         v_store(row + j, p);
         total = v_add(total, p);
     }
@@ -227,12 +233,13 @@ FA_NOINLINE vreal row_nans(const real *row, fa_index first, fa_index end)
     return total;
 }
 
-/* Scores to probabilities, and the state of the rows. `fill_keys` > 0: rows are zero up to there; 0: as far as attention_values
+/* Scores to probabilities, and the state of the rows. With FA_TILES scores are multiplied with `scale` > 0 first. `fill_keys` > 0: rows are zero up to there; 0: as far as attention_values
    reads. A row that attends to nothing keeps its state, with alpha = 1. NaN and +inf scores make the sum NaN. VL rows at a time:
    what is done once per row then takes a vector operation for all of them. */
 void KERNEL(attention_softmax)(real *s, fa_index rows, const fa_index *begin, const fa_index *end, fa_index fill_keys,
-                               real *reference, real *sum, real *alpha)
+                               real *reference, real *sum, real *alpha, real scale)
 {
+    const vreal late = v_set1(scale), one = v_set1(1);
     const vreal nothing = v_set1(-REAL_INFINITY), limit = v_set1(REFERENCE_LIMIT);
     const tile_deal deal = deal_rows(rows, TILE);
     fa_index tile = 0, tile_end = 0;
@@ -244,7 +251,7 @@ void KERNEL(attention_softmax)(real *s, fa_index rows, const fa_index *begin, co
             const fa_index r = r0 + i;
             part[i] = i < n && end[r] > begin[r] ? row_maxima(s + r * ATTENTION_STRIDE, begin[r], end[r]) : nothing;
         }
-        const vreal top = maxima_of_rows(part), before = v_load_n(reference + r0, n);
+        const vreal top = scaled_late(maxima_of_rows(part), late), before = v_load_n(reference + r0, n);
         const vmask small = v_and(v_lt(v_abs(top), limit), v_lt(before, limit));
         const vreal R = v_max(v_round(top), before);
         real reference_of[VL], taken_off[VL];
@@ -266,10 +273,11 @@ void KERNEL(attention_softmax)(real *s, fa_index rows, const fa_index *begin, co
                 part[i] = row_nans(row, first, last);
                 first = last = range.end;
             } else if (FA_UNLIKELY(taken_off[i] != 0)) {
-                for (fa_index j = first; j < last; j += VL) v_store(row + j, v_sub(v_load(row + j), v_set1(taken_off[i])));
-                part[i] = row_powers(row, first, last, 0);
+                for (fa_index j = first; j < last; j += VL)
+                    v_store(row + j, v_sub(scaled_late(v_load(row + j), late), v_set1(taken_off[i])));
+                part[i] = row_powers(row, first, last, 0, one);
             } else {
-                part[i] = row_powers(row, first, last, reference_of[i]);
+                part[i] = row_powers(row, first, last, reference_of[i], late);
             }
             fill(row, range.begin / FA_PACKED, first / FA_PACKED);
             fill(row, last / FA_PACKED, range.end / FA_PACKED);

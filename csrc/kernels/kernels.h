@@ -9,15 +9,16 @@
 
 /* Sizes that a kernel fixes for its ISA and type, and that ops need for buffers. */
 typedef struct {
-    const char *suffix;        /* type and ISA, "f32_avx2" */
-    fa_index lanes;            /* VL */
-    fa_index panel_vectors;    /* FA_NV: vectors in a panel of linear and attention */
-    fa_index tile_rows[5];     /* [nv], rows that share a packed tile of a */
-    fa_index packed;           /* FA_PACKED: elements in a packed operand's place of one real */
-    fa_index tile_k;           /* TILE_K: multiples that k is padded to */
-    fa_index k_block[5];       /* [nv], k per pass over a panel: sums are split here, whatever the sizes */
-    fa_index step_rows;        /* fewer sequences in a recurrent step take their products with w_ih in chunks of steps */
-    fa_index attention_rows;   /* rows of a tile of queries */
+    const char *suffix;      /* type and ISA, "f32_avx2" */
+    fa_index lanes;          /* VL */
+    fa_index panel_vectors;  /* FA_NV: vectors in a panel of linear and attention */
+    fa_index tile_rows[5];   /* [nv], rows that share a packed tile of a */
+    fa_index packed;         /* FA_PACKED: elements in a packed operand's place of one real */
+    fa_index tile_k;         /* TILE_K: multiples that k is padded to */
+    fa_index k_block[5];     /* [nv], k per pass over a panel: sums are split here, whatever the sizes */
+    fa_index step_rows;      /* fewer sequences in a recurrent step take their products with w_ih in chunks of steps */
+    fa_index attention_rows; /* rows of a tile of queries */
+    fa_index late_scale;     /* 1: attention_scores are cheaper without a scale, and attention_softmax with one costs as little */
     fa_index attention_stride; /* row stride of a block of scores */
     fa_index attention_keys;   /* most keys in a block */
     fa_index query_slice;      /* dimensions in a slice of scaled queries */

@@ -63,6 +63,7 @@ TABLE(TYPE, FA_SUFFIX) = {
               .k_block = {0, 0, K_BLOCK(2), K_BLOCK(3), K_BLOCK(4)},
               .step_rows = STEP_ROWS,
               .attention_rows = ATTENTION_ROWS,
+              .late_scale = FA_TILES,
               .attention_stride = ATTENTION_STRIDE,
               .attention_keys = ATTENTION_KEYS,
               .query_slice = QUERY_SLICE,

@@ -257,6 +257,12 @@ static const fa_kernels *attention_kernels(fa_attention_strategy strategy)
     return strategy == FA_ATTENTION_BLAS && k->sizes.packed > 1 ? kernels_for(FA_ISA_LEVEL_AVX512) : k;
 }
 
+/* Whether scores stay as they are, or become -inf, between products and softmax. */
+static int only_excludes(const fa_attention_arguments *a)
+{
+    return !(a->softcap > 0) && !a->alibi_slopes && a->mask_kind != FA_MASK_ADD;
+}
+
 fa_status OP(attention_forward)(const fa_attention_arguments *a)
 {
     const fa_kernels *k = attention_kernels(a->strategy);
@@ -279,6 +285,11 @@ fa_status OP(attention_forward)(const fa_attention_arguments *a)
     c.runs = count_runs(a, c.block);
     c.run_blocks = blocks_of_runs(&c);
     query_scale(a, &c.scale_high, &c.scale_low);
+    c.late_scale = 1;
+    if (k->sizes.late_scale && only_excludes(a) && c.scale_high > 0 && isfinite(c.scale_high)) {
+        c.late_scale = c.scale_high;
+        c.scale_high = 1;
+    }
 
     double largest;
     const double pairs = count_pairs(a, &largest);

@@ -42,7 +42,8 @@ typedef struct {
     fa_index key_size, value_size; /* packed sizes of a block */
     fa_index runs, run_blocks;     /* second way: runs per head, most blocks in one */
     int members;                   /* threads: task i + members comes after task i, about */
-    real scale_high, scale_low;
+    real scale_high, scale_low;    /* of queries */
+    real late_scale;               /* of scores, in the softmax */
     worker_scratch *worker;
     /* third way: */
     fa_index first_head, heads;

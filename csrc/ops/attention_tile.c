@@ -102,7 +102,8 @@ void OP(attention_attend)(const attention_call *c, const worker_scratch *w, tile
         if (blas) k->attention_plain_scores(w->scores, rows, begin, end, c->scale_high == 0 ? 0 : c->scale_low / c->scale_high);
         OP(attention_adjust_scores)(a, k, w->scores, w->mask, b, h, tile_first + first, j0, rows, begin, end);
         if (block->nonfinite) memcpy(w->unmasked, w->scores, (size_t)(rows * stride) * sizeof(real));
-        k->attention_softmax(w->scores, rows, begin, end, blas ? c->block : 0, s->reference + first, s->sum + first, alpha);
+        k->attention_softmax(w->scores, rows, begin, end, blas ? c->block : 0, s->reference + first, s->sum + first, alpha,
+                             c->late_scale);
         if (blas) {
             k->attention_scale_rows(o, c->ldo, rows, a->Dv, alpha);
             blas_gemm(0, QUERY_TILE, c->ldo, c->block, 1, w->scores, stride, block->values, c->ldo, 1, o, c->ldo);

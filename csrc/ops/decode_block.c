@@ -102,6 +102,6 @@ void OP(decode_block_results)(const decode_call *c, const part_state *s, const b
 {
     for (fa_index r = 0; r < at->rows; r++) block->sum[r] = 0;
     c->kernels->attention_softmax(block->scores, at->rows, begin, end, fa_round_up(last, c->kernels->sizes.packed),
-                                  block->reference, block->sum, block->alpha);
+                                  block->reference, block->sum, block->alpha, 1);
     block_values(c, s, block, worker, at, j, begin, end, first, last);
 }
