@@ -13,7 +13,7 @@
 
      few tiles per kv head (short batches)           a task is a kv head: it packs one block at a time, for all its tiles
      many kv heads, or a window                      a task is a kv head, or a run of its tiles if a window keeps their keys together:
-                                                     it walks them and packs as it comes to new blocks
+                                                     it walks them and packs as it comes to new blocks, over those that a window left
      few kv heads                                    two rounds: blocks are packed by all, then tiles are taken by all
 
    In the first way the products of a task ask for what the next one of its thread begins with: such batches are read once, and go by
@@ -23,7 +23,7 @@
 #include <stdlib.h>
 
 #define TASKS_PER_THREAD 4                /* so many are an even load */
-#define RUN_BLOCKS 3                      /* a run of tiles has queries for so many blocks, whose packing stays in a cache */
+#define RUN_BLOCKS 3                      /* a run of tiles has queries for so many blocks, at least */
 #define PACKED_BYTES ((fa_index)24 << 20) /* packed keys and values at a time in the third way, at least one head's */
 
 static fa_index batch_tiles(const attention_call *c, fa_index b) { return fa_ceil_div(query_rows(c->a, b), QUERY_TILE); }
@@ -73,11 +73,11 @@ static void passing_blocks(void *context, fa_index i, int worker)
     for (fa_index t = 0; t < n; t++) OP(attention_finish_tile)(c, &w->state[t], b, hk * c->group + t / tiles, t % tiles);
 }
 
-/* Blocks [first, end) of a head, packed one after another. */
+/* Blocks of a head up to `end`, packed: the last `kept` of them, block j at place j % kept. */
 typedef struct {
     real *data;
     int *nonfinite;
-    fa_index first, end;
+    fa_index kept, end;
 } packed_blocks;
 
 /* All blocks of a tile; those from p->end on are packed now, when the tile comes to them. */
@@ -89,8 +89,8 @@ static void whole_tile(const attention_call *c, const worker_scratch *w, packed_
     row_blocks(c->a, c->block, b, row, rows, &first, &end);
     OP(attention_start_tile)(c, &state, b, h, tile);
     for (fa_index j = first; j < end; j++) {
-        real *packed = p->data + (j - p->first) * block_size(c);
-        int *nonfinite = p->nonfinite + j - p->first;
+        real *packed = p->data + j % p->kept * block_size(c);
+        int *nonfinite = p->nonfinite + j % p->kept;
         if (j >= p->end) {
             OP(attention_pack_block)(c, b, h / c->group, j, packed, nonfinite);
             p->end = j + 1;
@@ -101,19 +101,6 @@ static void whole_tile(const attention_call *c, const worker_scratch *w, packed_
     OP(attention_finish_tile)(c, &state, b, h, tile);
 }
 
-/* Tiles [*first, *first + *tiles) are run `run` of a head of batch b, whose keys are in the blocks from *first_block to *end_block. */
-static void tiles_of_run(const attention_call *c, fa_index b, fa_index run, fa_index *first, fa_index *tiles,
-                         fa_index *first_block, fa_index *end_block)
-{
-    fa_index row, rows, last, last_rows;
-    deal_parts(batch_tiles(c, b), c->runs, run, first, tiles);
-    *first_block = *end_block = 0;
-    if (*tiles == 0) return;
-    rows_of_tile(c->a, b, *first, &row, &rows);
-    rows_of_tile(c->a, b, *first + *tiles - 1, &last, &last_rows);
-    row_blocks(c->a, c->block, b, row, last + last_rows - row, first_block, end_block);
-}
-
 /* Second way: task i is a run of tiles of a kv head, or all of them; they follow one another, and blocks are packed when the first of
    them comes to them: under a causal mask or a window they are then still in the second-level cache. */
 static void packed_run(void *context, fa_index i, int worker)
@@ -121,11 +108,11 @@ static void packed_run(void *context, fa_index i, int worker)
     const attention_call *c = context;
     const worker_scratch *w = &c->worker[worker];
     const fa_index head = i / c->runs, b = c->order[head / c->a->Hk].batch, hk = head % c->a->Hk;
-    packed_blocks packed = {w->packed, c->nonfinite + worker * c->blocks, 0, 0};
-    fa_index first, tiles, end;
-    tiles_of_run(c, b, i % c->runs, &first, &tiles, &packed.first, &end);
-    packed.end = packed.first;
-    for (fa_index t = 0; t < tiles * c->group; t++) whole_tile(c, w, &packed, b, hk * c->group + t / tiles, first + t % tiles);
+    packed_blocks packed = {w->packed, c->nonfinite + worker * c->kept, c->kept, 0};
+    fa_index first, tiles;
+    deal_parts(batch_tiles(c, b), c->runs, i % c->runs, &first, &tiles);
+    for (fa_index t = 0; t < tiles * c->group; t++)
+        whole_tile(c, w, &packed, b, hk * c->group + t % c->group, first + t / c->group);
 }
 
 /* Third way, first round: task i is a block of one of the kv heads in hand. */
@@ -147,7 +134,7 @@ static void shared_tile(void *context, fa_index i, int worker)
     const fa_index per_head = c->tiles * c->group, n = i / per_head, t = per_head - 1 - i % per_head;
     const fa_index head = c->first_head + n, b = c->order[head / c->a->Hk].batch;
     if (t / c->group >= batch_tiles(c, b)) return;
-    packed_blocks packed = {c->packed + n * c->blocks * block_size(c), c->nonfinite + n * c->blocks, 0, c->blocks};
+    packed_blocks packed = {c->packed + n * c->blocks * block_size(c), c->nonfinite + n * c->blocks, c->blocks, c->blocks};
     whole_tile(c, &c->worker[worker], &packed, b, head % c->a->Hk * c->group + t % c->group, t / c->group);
 }
 
@@ -190,32 +177,29 @@ static void order_batches(const attention_call *c)
     if (different_batches(a) > 1) qsort(c->order, (size_t)a->B, sizeof *c->order, by_work);
 }
 
-/* A window keeps the keys of neighbouring tiles together. Where runs meet, both pack the keys of a window, so runs are not shorter. */
-static fa_index count_runs(const fa_attention_arguments *a, fa_index block)
+/* A window keeps the keys of neighbouring tiles together, so that heads can be cut into runs of tiles for threads that have none. Where
+   runs meet, both pack the keys of a window: they are no shorter than that, nor than RUN_BLOCKS. `share`: heads as large as the largest
+   that would make up all the work. */
+static fa_index count_runs(const fa_attention_arguments *a, fa_index block, double share, int members)
 {
-    if (a->left == FA_UNBOUNDED || a->right == FA_UNBOUNDED) return 1;
+    if (members == 1 || a->left == FA_UNBOUNDED || a->right == FA_UNBOUNDED) return 1;
     const fa_index least = fa_max(RUN_BLOCKS * block, fa_min(a->Lk, a->left) + fa_min(a->Lk, a->right));
-    return fa_max(1, a->Lq / least);
+    return fa_max(1, fa_min(a->Lq / least, (fa_index)ceil(TASKS_PER_THREAD * members / share)));
 }
 
-/* The most blocks in a run. */
-static fa_index blocks_of_runs(const attention_call *c)
+/* Packed blocks that are kept: all of a head, or as many as a tile may come to under a window. */
+static fa_index kept_blocks(const attention_call *c)
 {
-    fa_index most = 0;
-    if (c->runs == 1) return c->blocks;
-    for (fa_index i = 0; i < different_batches(c->a) * c->runs; i++) {
-        fa_index first, tiles, first_block, end_block;
-        tiles_of_run(c, i / c->runs, i % c->runs, &first, &tiles, &first_block, &end_block);
-        most = fa_max(most, end_block - first_block);
-    }
-    return most;
+    const fa_attention_arguments *a = c->a;
+    if (a->left == FA_UNBOUNDED || a->right == FA_UNBOUNDED) return c->blocks;
+    const fa_index keys = fa_min(a->Lk, a->left) + fa_min(a->Lk, a->right) + QUERY_TILE;
+    return fa_min(c->blocks, fa_ceil_div(keys, c->block) + 1);
 }
 
-/* `share`: heads as large as the largest that would make up all the work. */
 static attention_way choose_way(const attention_call *c, double share, int members)
 {
     if (c->tiles * c->group <= FEW_TILES) return PASSING_BLOCKS;
-    const fa_index run_bytes = c->run_blocks * block_size(c) * (fa_index)sizeof(real);
+    const fa_index run_bytes = c->kept * block_size(c) * (fa_index)sizeof(real);
     const int even = share * (double)c->runs >= TASKS_PER_THREAD * members;
     if (members == 1 || (even && run_bytes * members <= PACKED_BYTES)) return PACKED_RUNS;
     return SHARED_HEADS;
@@ -244,7 +228,7 @@ static void plan_scratch(attention_call *c, arena *plan, attention_way way, int 
             w->state[t].queries = arena_take(plan, queries, sizeof(real));
         }
         w->packed =
-            way == SHARED_HEADS ? NULL : arena_take(plan, (way == PACKED_RUNS ? c->run_blocks : 1) * block_size(c), sizeof(real));
+            way == SHARED_HEADS ? NULL : arena_take(plan, (way == PACKED_RUNS ? c->kept : 1) * block_size(c), sizeof(real));
     }
     c->nonfinite = arena_take(plan, c->blocks * fa_max(members, c->heads), sizeof(int));
     c->packed = way == SHARED_HEADS ? arena_take(plan, c->blocks * block_size(c) * c->heads, sizeof(real)) : NULL;
@@ -282,8 +266,7 @@ fa_status OP(attention_forward)(const fa_attention_arguments *a)
     c.query_slice = QUERY_TILE * k->sizes.query_stride;
     c.key_size = c.block * padded;
     c.value_size = c.block / packed * c.ldo;
-    c.runs = count_runs(a, c.block);
-    c.run_blocks = blocks_of_runs(&c);
+    c.kept = kept_blocks(&c);
     query_scale(a, &c.scale_high, &c.scale_low);
     c.late_scale = 1;
     if (k->sizes.late_scale && only_excludes(a) && c.scale_high > 0 && isfinite(c.scale_high)) {
@@ -294,7 +277,9 @@ fa_status OP(attention_forward)(const fa_attention_arguments *a)
     double largest;
     const double pairs = count_pairs(a, &largest);
     const int members = fa_members_for(pairs * (double)(a->D + a->Dv));
-    const attention_way way = choose_way(&c, largest > 0 ? pairs / (double)c.group / largest : 0, members);
+    const double share = largest > 0 ? pairs / (double)c.group / largest : 1;
+    c.runs = count_runs(a, c.block, share, members);
+    const attention_way way = choose_way(&c, share, members);
     const fa_index head_bytes = fa_max(1, c.blocks * block_size(&c) * (fa_index)sizeof(real));
     c.heads = way == SHARED_HEADS ? fa_min(heads, fa_max(1, PACKED_BYTES / head_bytes)) : 0;
 

@@ -40,7 +40,7 @@ typedef struct {
     fa_index group;                /* query heads per kv head */
     fa_index ldo, query_slice;     /* row stride of O; size of a slice of the scaled queries */
     fa_index key_size, value_size; /* packed sizes of a block */
-    fa_index runs, run_blocks;     /* second way: runs per head, most blocks in one */
+    fa_index runs, kept;           /* second way: runs per head, packed blocks that are kept */
     int members;                   /* threads: task i + members comes after task i, about */
     real scale_high, scale_low;    /* of queries */
     real late_scale;               /* of scores, in the softmax */
