@@ -10,6 +10,7 @@
 #include "attention.h"
 
 #include <math.h>
+#include <string.h>
 
 #if defined(FA_REAL_F32)
 #define MASK_LIMIT 0x1.62e42ep+127f
@@ -29,20 +30,29 @@ void KERNEL(attention_plain_scores)(real *s, fa_index rows, const fa_index *begi
         }
 }
 
-/* s = -inf where the mask is 0. */
+#define MASKED_VECTORS 4 /* at a time */
+
+FA_INLINE void mask_scores(real *s, const uint8_t *mask)
+{
+    v_store(s, v_select(v_mask_bytes(mask), v_load(s), v_set1(-REAL_INFINITY)));
+}
+
+/* s = -inf where the mask is 0. The mask of the block after is asked for: rows are too short for the hardware to look that far. */
 void KERNEL(attention_mask_bool)(real *s, fa_index rows, const fa_index *begin, const fa_index *end, const uint8_t *mask,
                                  fa_index ldmask)
 {
-    const vreal excluded = v_set1(-REAL_INFINITY);
     for (fa_index r = 0; r < rows; r++, s += ATTENTION_STRIDE, mask += ldmask) {
-        for (fa_index j = begin[r] / VL * VL; j < end[r]; j += VL) {
+        fa_index j = begin[r] / VL * VL;
+        for (; j + MASKED_VECTORS * VL <= end[r]; j += MASKED_VECTORS * VL) {
+            FA_PREFETCH_FAR(mask + j + ATTENTION_KEYS);
+            FA_UNROLL
+            for (int u = 0; u < MASKED_VECTORS; u++) mask_scores(s + j + u * VL, mask + j + u * VL);
+        }
+        for (; j + VL <= end[r]; j += VL) mask_scores(s + j, mask + j);
+        if (j < end[r]) {
             uint8_t last[VL] = {0};
-            const uint8_t *bytes = mask + j;
-            if (end[r] - j < VL) {
-                for (fa_index i = 0; i < end[r] - j; i++) last[i] = bytes[i];
-                bytes = last;
-            }
-            v_store(s + j, v_select(v_mask_bytes(bytes), v_load(s + j), excluded));
+            memcpy(last, mask + j, (size_t)(end[r] - j));
+            mask_scores(s + j, last);
         }
     }
 }
