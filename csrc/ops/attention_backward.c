@@ -152,7 +152,8 @@ static tile_ahead step_ahead(const backward_call *c, fa_index b, fa_index hk, fa
     const fa_attention_arguments *a = c->a;
     const fa_index h = hk * c->group + step % c->group, i0 = step / c->group * GRADIENT_TILE;
     const fa_index rows = fa_min(GRADIENT_TILE, query_rows(a, b) - i0), size = (fa_index)sizeof(stored);
-    tile_ahead ahead = {{0}};
+    const next_rows none = {.count = 0};
+    tile_ahead ahead = {none, none, none};
     fa_index ld;
     if (rows <= 0) return ahead;
     ahead.q = (next_rows){query_row(a, b, h, i0), a->q_stride[2] * size, a->D * size, rows};
