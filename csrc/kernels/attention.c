@@ -195,8 +195,8 @@ DEFINE_REDUCE_ROWS(sums_of_rows, v_add)
 /* What scores are multiplied with in the softmax: nothing, where that has been done. */
 FA_INLINE vreal scaled_late(vreal x, vreal scale) { return FA_TILES ? v_mul(x, scale) : x; }
 
-/* One row: p = 2^(scale s - R) over whole steps; returns the sum in VL parts. Pairs of p take the first half of the row, behind the scores
-   that are still to be read. */
+/* One row: p = 2^(scale s - R) over whole steps; returns the sum in VL parts. Pairs of p take the first half of the row, behind the
+   scores that are still to be read. */
 FA_INLINE vreal row_powers(real *row, fa_index first, fa_index end, real R, vreal scale)
 {
     const vreal magic = v_set1(V_MAGIC - R), lowest = v_set1(R + V_EXPONENT_FLOOR);
@@ -233,9 +233,9 @@ FA_NOINLINE vreal row_nans(const real *row, fa_index first, fa_index end)
     return total;
 }
 
-/* Scores to probabilities, and the state of the rows. With FA_TILES scores are multiplied with `scale` > 0 first. `fill_keys` > 0: rows are zero up to there; 0: as far as attention_values
-   reads. A row that attends to nothing keeps its state, with alpha = 1. NaN and +inf scores make the sum NaN. VL rows at a time:
-   what is done once per row then takes a vector operation for all of them. */
+/* Scores to probabilities, and the state of the rows. With FA_TILES scores are multiplied with `scale` > 0 first. `fill_keys` > 0: rows
+   are zero up to there; 0: as far as attention_values reads. A row that attends to nothing keeps its state, with alpha = 1. NaN and
+   +inf scores make the sum NaN. VL rows at a time: what is done once per row then takes a vector operation for all of them. */
 void KERNEL(attention_softmax)(real *s, fa_index rows, const fa_index *begin, const fa_index *end, fa_index fill_keys,
                                real *reference, real *sum, real *alpha, real scale)
 {

@@ -1,4 +1,4 @@
-/* Sizes of the blocks of attention; ops/attention.c makes its buffers by them. */
+/* Sizes of the blocks of attention, by which ops/attention.c makes its buffers, and what its products ask for in advance. */
 #ifndef FA_ATTENTION_H
 #define FA_ATTENTION_H
 

@@ -188,7 +188,8 @@ FA_INLINE void ask_ahead(next_rows x, fa_index i, fa_index parts)
 
 /* Terms in a chain of the last three products; chains are added up in memory. One chain over a block of 256 keys has 1.7 times the
    median error of NumPy, whose products of such sizes have several sums for each element; chains of 32 have at most 1.1 times.
-   Beside the rounding to 16 bits neither shows. A tile of dq meets so many keys in a row: its rows stay in the first-level cache. */
+   Beside the rounding to 16 bits neither shows. A tile of dq
+   meets GRADIENT_PASS keys before the next one does: its rows stay in the first-level cache. */
 #if FA_STORED_16
 #define GRADIENT_CHAIN ATTENTION_KEYS
 #define GRADIENT_PASS ATTENTION_KEYS

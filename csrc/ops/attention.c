@@ -177,13 +177,17 @@ static void order_batches(const attention_call *c)
     if (different_batches(a) > 1) qsort(c->order, (size_t)a->B, sizeof *c->order, by_work);
 }
 
+/* Whether rows attend to keys on both sides of theirs within a window, and how many beside that one. */
+static int has_window(const fa_attention_arguments *a) { return a->left != FA_UNBOUNDED && a->right != FA_UNBOUNDED; }
+static fa_index window_keys(const fa_attention_arguments *a) { return fa_min(a->Lk, a->left) + fa_min(a->Lk, a->right); }
+
 /* A window keeps the keys of neighbouring tiles together, so that heads can be cut into runs of tiles for threads that have none. Where
    runs meet, both pack the keys of a window: they are no shorter than that, nor than RUN_BLOCKS. `share`: heads as large as the largest
    that would make up all the work. */
 static fa_index count_runs(const fa_attention_arguments *a, fa_index block, double share, int members)
 {
-    if (members == 1 || a->left == FA_UNBOUNDED || a->right == FA_UNBOUNDED) return 1;
-    const fa_index least = fa_max(RUN_BLOCKS * block, fa_min(a->Lk, a->left) + fa_min(a->Lk, a->right));
+    if (members == 1 || !has_window(a)) return 1;
+    const fa_index least = fa_max(RUN_BLOCKS * block, window_keys(a));
     return fa_max(1, fa_min(a->Lq / least, (fa_index)ceil(TASKS_PER_THREAD * members / share)));
 }
 
@@ -191,9 +195,8 @@ static fa_index count_runs(const fa_attention_arguments *a, fa_index block, doub
 static fa_index kept_blocks(const attention_call *c)
 {
     const fa_attention_arguments *a = c->a;
-    if (a->left == FA_UNBOUNDED || a->right == FA_UNBOUNDED) return c->blocks;
-    const fa_index keys = fa_min(a->Lk, a->left) + fa_min(a->Lk, a->right) + QUERY_TILE;
-    return fa_min(c->blocks, fa_ceil_div(keys, c->block) + 1);
+    if (!has_window(a)) return c->blocks;
+    return fa_min(c->blocks, fa_ceil_div(window_keys(a) + QUERY_TILE, c->block) + 1);
 }
 
 static attention_way choose_way(const attention_call *c, double share, int members)
