@@ -31,14 +31,81 @@
     default: CALL(4); break; \
     }
 
+/* ---- tanh ---- */
+
+/* Two vectors of columns side by side. Their tanh share a division, which takes as long as all the rest of one; both are of the same
+   query and key, so that no value depends on other queries or keys. */
+typedef struct {
+    vreal at[2];
+} columns_pair;
+
+/* The first `count` columns of 2 VL; the others are 0. */
+FA_INLINE columns_pair load_pair(const real *p, fa_index count)
+{
+    if (count >= 2 * VL) return (columns_pair){{v_load(p), v_load(p + VL)}};
+    return (columns_pair){{load_some(p, count), count > VL ? load_some(p + VL, count - VL) : v_zero()}};
+}
+FA_INLINE void store_pair(real *p, columns_pair a, fa_index count)
+{
+    store_some(p, a.at[0], count);
+    if (count > VL) store_some(p + VL, a.at[1], count - VL);
+}
+
+/* Of x = q + k: n = e^2|x| - 1, sum = n + 2 and d = 1 / sum, so that |tanh x| = n d; and (1 - tanh^2 x) / 4 = d - d^2: 1 - tanh^2 of a
+   rounded tanh has few digits where tanh is near 1, and here an error of d hardly counts where tanh is near 0, as gradients of scores,
+   which add up to 0, need it. */
+typedef struct {
+    vreal x[TILE * 2], n[TILE * 2], sum[TILE * 2], d[TILE * 2]; /* [query or key][vector] */
+} tanh_parts;
+
+FA_INLINE void parts_of_tanh(tanh_parts *p, const real *q, fa_index ldq, const int mr, columns_pair k, fa_index count)
+{
+    FA_UNROLL
+    for (int r = 0; r < mr; r++) {
+        const columns_pair query = load_pair(q + r * ldq, count);
+        FA_UNROLL
+        for (int i = 0; i < 2; i++) {
+            const vreal x = v_add(query.at[i], k.at[i]), a = v_min(v_set1(GATE_TANH_END), v_abs(x));
+            p->x[r * 2 + i] = x;
+            p->n[r * 2 + i] = v_add(a, a);
+        }
+    }
+    gate_exps(p->n, mr * 2, 1);
+    FA_UNROLL
+    for (int i = 0; i < mr * 2; i++) p->sum[i] = v_add(p->n[i], v_set1(2));
+    FA_UNROLL
+    for (int i = 0; i < mr * 2; i += 2) {
+        const vreal inverse = v_div(v_set1(1), v_mul(p->sum[i], p->sum[i + 1]));
+        p->d[i] = v_mul(p->sum[i + 1], inverse);
+        p->d[i + 1] = v_mul(p->sum[i], inverse);
+    }
+}
+
+FA_INLINE vreal tanh_from(const tanh_parts *p, const int i) { return v_copysign(v_mul(p->n[i], p->d[i]), p->x[i]); }
+
+FA_INLINE vreal slope_from(const tanh_parts *p, const int i) { return v_fnma(p->d[i], p->d[i], p->d[i]); } /* a quarter of it */
+
+/* To the last bit but for the rounding of n: scores add up hundreds of them, and weights magnify the errors of scores. */
+FA_INLINE vreal careful_tanh_from(const tanh_parts *p, const int i)
+{
+    const vreal n = p->n[i], sum = p->sum[i], sum_low = v_sub(n, v_sub(sum, v_set1(2))), t = v_mul(n, p->d[i]);
+    const vreal rest = v_fnma(t, sum_low, residual(t, sum, n));
+    return v_copysign(v_fma(rest, p->d[i], t), p->x[i]);
+}
+
 /* ---- scores ---- */
 
 FA_INLINE void score_step(vreal sum[TILE], const int mr, const real *q, fa_index ldq, const real *k, const real *v,
                           fa_index count)
 {
-    const vreal key = load_some(k, count), weight = load_some(v, count);
+    const columns_pair weight = load_pair(v, count);
+    tanh_parts p;
+    parts_of_tanh(&p, q, ldq, mr, load_pair(k, count), count);
     FA_UNROLL
-    for (int r = 0; r < mr; r++) sum[r] = v_fma(weight, v_tanh(v_add(load_some(q + r * ldq, count), key)), sum[r]);
+    for (int r = 0; r < mr; r++) {
+        FA_UNROLL
+        for (int i = 0; i < 2; i++) sum[r] = v_fma(weight.at[i], careful_tanh_from(&p, r * 2 + i), sum[r]);
+    }
 }
 
 FA_INLINE void score_tile(real *e, fa_index lde, const real *q, fa_index ldq, const int mr, const real *k, fa_index ldk,
@@ -53,9 +120,7 @@ FA_INLINE void score_tile(real *e, fa_index lde, const real *q, fa_index ldq, co
             vreal sum[TILE];
             FA_UNROLL
             for (int r = 0; r < mr; r++) sum[r] = v_zero();
-            fa_index a = first;
-            for (; a + VL <= end; a += VL) score_step(sum, mr, q + a, ldq, k + a, v + a, VL);
-            if (a < end) score_step(sum, mr, q + a, ldq, k + a, v + a, end - a);
+            for (fa_index a = first; a < end; a += 2 * VL) score_step(sum, mr, q + a, ldq, k + a, v + a, end - a);
             FA_UNROLL
             for (int r = 0; r < mr; r++) add_block(&total[r], sum[r]);
         }
@@ -68,9 +133,16 @@ void KERNEL(additive_scores)(real *e, fa_index lde, const real *q, fa_index ldq,
                              fa_index keys, const real *v, fa_index A)
 {
     for (fa_index t = 0; t < rows; t += TILE, e += TILE * lde, q += TILE * ldq) {
-#define CALL(mr) score_tile(e, lde, q, ldq, mr, k, ldk, keys, v, A)
-        TILE_OF(rows - t, CALL)
-#undef CALL
+        if (rows - t >= TILE) {
+            score_tile(e, lde, q, ldq, TILE, k, ldk, keys, v, A);
+            continue;
+        }
+        /* Few queries, as in a step of a decoder: keys side by side, each query with a tile of them. */
+        for (fa_index r = 0; r < rows - t; r++) {
+            fa_index s = 0;
+            for (; s + TILE <= keys; s += TILE) score_tile(e + r * lde + s, 1, k + s * ldk, ldk, TILE, q + r * ldq, ldq, 1, v, A);
+            score_tile(e + r * lde + s, lde, q + r * ldq, ldq, 1, k + s * ldk, ldk, keys - s, v, A);
+        }
     }
 }
 
@@ -263,114 +335,156 @@ void KERNEL(additive_score_gradients)(real *de, fa_index ldde, const real *w, fa
     for (fa_index t = 0; t < rows; t++) score_gradients_of_row(de + t * ldde, w + t * ldw, keys);
 }
 
-typedef struct {
-    vreal tanh, slope;
-} tanh_pair;
-
-/* tanh x and (1 - tanh^2 x) / 4 = d - d^2 with d = 1 / (e^2|x| + 1): 1 - tanh^2 of a rounded tanh has few digits where tanh is near 1,
-   and here an error of d hardly counts where tanh is near 0, as gradients of scores, which add up to 0, need it. */
-FA_INLINE tanh_pair tanh_of(vreal x)
+/* 4 v, which the sums of u lack. */
+FA_INLINE columns_pair load_weight(const real *v, fa_index count)
 {
-    const vreal a = v_min(v_set1(GATE_TANH_END), v_abs(x));
-    const vreal n = gate_exp(v_add(a, a), 1), d = v_div(v_set1(1), v_add(n, v_set1(2)));
-    return (tanh_pair){v_copysign(v_mul(n, d), x), v_fnma(d, d, d)};
+    const columns_pair a = load_pair(v, count);
+    return (columns_pair){{v_mul(v_set1(4), a.at[0]), v_mul(v_set1(4), a.at[1])}};
 }
 
-/* One vector of columns of a tile of queries: their dq; to dk is added what lacks the factor 4 v, and the new sum of dv is returned. */
-FA_INLINE vreal tanh_gradient_tile(real *dq, fa_index lddq, real *dk, fa_index lddk, vreal dv, const real *de, fa_index ldde,
-                                   const real *q, fa_index ldq, const int mr, const real *k, fa_index ldk, vreal v, fa_index keys,
-                                   fa_index count)
+FA_INLINE columns_pair plus(columns_pair a, columns_pair b)
 {
-    vreal query[TILE], total[TILE];
+    return (columns_pair){{v_add(a.at[0], b.at[0]), v_add(a.at[1], b.at[1])}};
+}
+
+FA_INLINE columns_pair multiply(columns_pair a, columns_pair b)
+{
+    return (columns_pair){{v_mul(a.at[0], b.at[0]), v_mul(a.at[1], b.at[1])}};
+}
+
+/* Whether none of a tile's pairs is masked. */
+FA_INLINE int all_weigh(const real *de, fa_index ldde)
+{
+    int all = 1;
     FA_UNROLL
-    for (int r = 0; r < mr; r++) query[r] = load_some(q + r * ldq, count), total[r] = v_zero();
+    for (int r = 0; r < TILE; r++) all &= de[r * ldde] != 0;
+    return all;
+}
+
+typedef struct {
+    columns_pair dq[TILE], dk, dv;
+} gradient_sums;
+
+/* Of one key and mr queries of weight. */
+FA_INLINE void add_gradients(gradient_sums *sum, const int first, const int mr, const real *de, fa_index ldde, const real *q,
+                             fa_index ldq, columns_pair key, fa_index count)
+{
+    tanh_parts p;
+    parts_of_tanh(&p, q, ldq, mr, key, count);
+    FA_UNROLL
+    for (int r = 0; r < mr; r++) {
+        const vreal d = v_broadcast(de + r * ldde);
+        FA_UNROLL
+        for (int i = 0; i < 2; i++) {
+            const vreal slope = slope_from(&p, r * 2 + i);
+            sum->dq[first + r].at[i] = v_fma(d, slope, sum->dq[first + r].at[i]);
+            sum->dk.at[i] = v_fma(d, slope, sum->dk.at[i]);
+            sum->dv.at[i] = v_fma(d, tanh_from(&p, r * 2 + i), sum->dv.at[i]);
+        }
+    }
+}
+
+/* Two vectors of columns of TILE queries, or of the last of them: their dq; to dk is added what lacks the factor 4 v, and to dv its
+   sum. */
+FA_INLINE void tanh_gradient_tile(real *dq, fa_index lddq, real *dk, fa_index lddk, columns_pair *dv, const real *de,
+                                  fa_index ldde, const real *q, fa_index ldq, fa_index rows, const real *k, fa_index ldk,
+                                  columns_pair v, fa_index keys, fa_index count)
+{
+    const columns_pair zero = {{v_zero(), v_zero()}};
+    columns_pair total[TILE];
+    FA_UNROLL
+    for (int r = 0; r < TILE; r++) total[r] = zero;
     for (fa_index first = 0; first < keys; first += SUM_LENGTH) {
         const fa_index end = fa_min(keys, first + SUM_LENGTH);
-        vreal sum[TILE], sum_v = v_zero();
+        gradient_sums sum = {.dv = zero};
         FA_UNROLL
-        for (int r = 0; r < mr; r++) sum[r] = v_zero();
+        for (int r = 0; r < TILE; r++) sum.dq[r] = zero;
         for (fa_index s = first; s < end; s++) {
-            const vreal key = load_some(k + s * ldk, count);
-            vreal along = v_zero();
-            FA_UNROLL
-            for (int r = 0; r < mr; r++) {
-                if (de[r * ldde + s] == 0) continue;
-                const vreal d = v_broadcast(de + r * ldde + s);
-                const tanh_pair p = tanh_of(v_add(query[r], key));
-                const vreal u = v_mul(d, p.slope);
-                sum[r] = v_add(sum[r], u);
-                along = v_add(along, u);
-                sum_v = v_fma(d, p.tanh, sum_v);
+            const columns_pair key = load_pair(k + s * ldk, count);
+            sum.dk = zero;
+            if (rows >= TILE && all_weigh(de + s, ldde)) {
+                add_gradients(&sum, 0, TILE, de + s, ldde, q, ldq, key, count);
+            } else {
+                FA_UNROLL
+                for (int r = 0; r < TILE; r++)
+                    if (r < rows && de[r * ldde + s] != 0)
+                        add_gradients(&sum, r, 1, de + r * ldde + s, ldde, q + r * ldq, ldq, key, count);
             }
-            store_some(dk + s * lddk, v_add(load_some(dk + s * lddk, count), along), count);
+            store_pair(dk + s * lddk, plus(load_pair(dk + s * lddk, count), sum.dk), count);
         }
         FA_UNROLL
-        for (int r = 0; r < mr; r++) total[r] = v_add(total[r], sum[r]);
-        dv = v_add(dv, sum_v);
+        for (int r = 0; r < TILE; r++) total[r] = plus(total[r], sum.dq[r]);
+        *dv = plus(*dv, sum.dv);
     }
-    FA_UNROLL
-    for (int r = 0; r < mr; r++) store_some(dq + r * lddq, v_mul(v, total[r]), count);
-    return dv;
+    for (fa_index r = 0; r < fa_min(rows, TILE); r++) store_pair(dq + r * lddq, multiply(v, total[r]), count);
 }
 
 FA_INLINE void tanh_gradient_columns(real *dq, fa_index lddq, real *dk, fa_index lddk, real *dv, const real *de, fa_index ldde,
                                      const real *q, fa_index ldq, fa_index rows, const real *k, fa_index ldk, const real *v,
                                      fa_index keys, fa_index count)
 {
-    const vreal weight = v_mul(v_set1(4), load_some(v, count));
-    vreal sum = v_zero();
-    for (fa_index s = 0; s < keys; s++) store_some(dk + s * lddk, v_zero(), count);
-    for (fa_index t = 0; t < rows; t += TILE, dq += TILE * lddq, de += TILE * ldde, q += TILE * ldq) {
-#define CALL(mr) sum = tanh_gradient_tile(dq, lddq, dk, lddk, sum, de, ldde, q, ldq, mr, k, ldk, weight, keys, count)
-        TILE_OF(rows - t, CALL)
-#undef CALL
+    const columns_pair zero = {{v_zero(), v_zero()}}, weight = load_weight(v, count);
+    columns_pair sum = zero;
+    for (fa_index s = 0; s < keys; s++) store_pair(dk + s * lddk, zero, count);
+    for (fa_index t = 0; t < rows; t += TILE, dq += TILE * lddq, de += TILE * ldde, q += TILE * ldq)
+        tanh_gradient_tile(dq, lddq, dk, lddk, &sum, de, ldde, q, ldq, rows - t, k, ldk, weight, keys, count);
+    for (fa_index s = 0; s < keys; s++) store_pair(dk + s * lddk, multiply(weight, load_pair(dk + s * lddk, count)), count);
+    store_pair(dv, sum, count);
+}
+
+/* n keys of weight side by side. */
+FA_INLINE void add_query_gradient(columns_pair *sum, const int n, const real *de, columns_pair query, const real *k, fa_index ldk,
+                                  fa_index count)
+{
+    tanh_parts p;
+    parts_of_tanh(&p, k, ldk, n, query, count);
+    FA_UNROLL
+    for (int s = 0; s < n; s++) {
+        FA_UNROLL
+        for (int i = 0; i < 2; i++) sum->at[i] = v_fma(v_broadcast(de + s), slope_from(&p, s * 2 + i), sum->at[i]);
     }
-    for (fa_index s = 0; s < keys; s++) store_some(dk + s * lddk, v_mul(weight, load_some(dk + s * lddk, count)), count);
-    store_some(dv, sum, count);
 }
 
 /* dq alone: of SUM_LENGTH keys, the sums of one query's columns, added to those of the keys before, which wait in dq. */
 FA_INLINE void query_gradient_block(real *dq, const real *de, const real *q, const real *k, fa_index ldk, fa_index keys, int add,
                                     fa_index count)
 {
-    const vreal query = load_some(q, count);
-    vreal sum = v_zero();
-    for (fa_index s = 0; s < keys; s++) {
-        if (de[s] == 0) continue;
-        const tanh_pair p = tanh_of(v_add(query, load_some(k + s * ldk, count)));
-        sum = v_add(sum, v_mul(v_broadcast(de + s), p.slope));
+    const columns_pair query = load_pair(q, count);
+    columns_pair sum = {{v_zero(), v_zero()}};
+    for (fa_index s = 0; s < keys; s += TILE) {
+        const fa_index some = fa_min(TILE, keys - s);
+        if (some == TILE && all_weigh(de + s, 1)) {
+            add_query_gradient(&sum, TILE, de + s, query, k + s * ldk, ldk, count);
+        } else {
+            for (fa_index i = s; i < s + some; i++)
+                if (de[i] != 0) add_query_gradient(&sum, 1, de + i, query, k + i * ldk, ldk, count);
+        }
     }
-    store_some(dq, v_add(add ? load_some(dq, count) : v_zero(), sum), count);
+    store_pair(dq, add ? plus(load_pair(dq, count), sum) : sum, count);
 }
 
-/* A step of a decoder: few queries, so that keys are read along their rows, not again for each vector of columns. The sums are those
-   of tanh_gradient_tile. */
+/* A step of a decoder: few queries, so that keys are read along their rows, not again for each two vectors of columns. The sums are
+   those of tanh_gradient_tile. */
 static void query_gradients(real *dq, const real *de, const real *q, const real *k, fa_index ldk, const real *v, fa_index keys,
                             fa_index columns)
 {
     for (fa_index s = 0; s == 0 || s < keys; s += SUM_LENGTH) {
         const fa_index some = fa_min(SUM_LENGTH, keys - s);
-        fa_index a = 0;
-        for (; a + VL <= columns; a += VL) query_gradient_block(dq + a, de + s, q + a, k + s * ldk + a, ldk, some, s > 0, VL);
-        if (a < columns) query_gradient_block(dq + a, de + s, q + a, k + s * ldk + a, ldk, some, s > 0, columns - a);
+        for (fa_index a = 0; a < columns; a += 2 * VL)
+            query_gradient_block(dq + a, de + s, q + a, k + s * ldk + a, ldk, some, s > 0, columns - a);
     }
-    for (fa_index a = 0; a < columns; a += VL) {
-        const vreal weight = v_mul(v_set1(4), load_some(v + a, columns - a));
-        store_some(dq + a, v_mul(weight, load_some(dq + a, columns - a)), columns - a);
-    }
+    for (fa_index a = 0; a < columns; a += 2 * VL)
+        store_pair(dq + a, multiply(load_weight(v + a, columns - a), load_pair(dq + a, columns - a)), columns - a);
 }
 
 void KERNEL(additive_tanh_gradients)(real *dq, fa_index lddq, real *dk, fa_index lddk, real *dv, const real *de, fa_index ldde,
                                      const real *q, fa_index ldq, fa_index rows, const real *k, fa_index ldk, const real *v,
                                      fa_index keys, fa_index columns)
 {
-    fa_index a = 0;
     for (fa_index t = 0; t < rows && !dk; t++)
         query_gradients(dq + t * lddq, de + t * ldde, q + t * ldq, k, ldk, v, keys, columns);
     if (!dk) return;
-    for (; a + VL <= columns; a += VL)
-        tanh_gradient_columns(dq + a, lddq, dk + a, lddk, dv + a, de, ldde, q + a, ldq, rows, k + a, ldk, v + a, keys, VL);
-    if (a < columns)
+    for (fa_index a = 0; a < columns; a += 2 * VL)
         tanh_gradient_columns(dq + a, lddq, dk + a, lddk, dv + a, de, ldde, q + a, ldq, rows, k + a, ldk, v + a, keys,
                               columns - a);
 }

@@ -308,6 +308,8 @@ FA_INLINE vreal v_gelu(vreal x)
    Beside the rounding of the sums that go into a gate, 3 ULP are nothing, and a step has five of these per unit: no subnormals, no
    double length, divisions left to the caller, who can share one between two gates. */
 
+#define MOST_ABREAST 8 /* numbers of gate_exps */
+
 #if defined(FA_REAL_F32)
 #define GATE_LOWEST (-69.0f) /* e^69 e^20 does not overflow: the quotient of two gates at their worst */
 #define GATE_TANH_END 10.0f  /* tanh(10) rounds to 1 */
@@ -316,14 +318,31 @@ FA_INLINE vreal v_gelu(vreal x)
 #define GATE_TANH_END 20.0
 #endif
 
-/* 2^n (1 + (e^r - 1)) - less for x = n ln 2 + r. */
-FA_INLINE vreal gate_exp(vreal x, const real less)
+/* x[i] = n ln 2 + r becomes 2^n (1 + (e^r - 1)) - less. Numbers advance abreast, a few steps of each in turn: one after the other, each
+   would wait for itself, as a processor looks ahead no further than the steps of one or two. */
+FA_INLINE void gate_exps(vreal *x, const int count, const real less)
 {
     const vreal magic = v_set1(V_MAGIC);
-    const vreal t = v_fma(x, v_set1(LOG2_E), magic), n = v_sub(t, magic);
-    const vreal r = v_fnma(n, v_set1(LN2_LOW), v_fnma(n, v_set1(LN2_HIGH), x));
-    const vreal p = v_fma(v_mul(r, r), POLYNOMIAL(r, exp_coefficient), r), scale = power_of_two(t);
-    return v_fma(p, scale, less == 0 ? scale : v_sub(scale, v_set1(less)));
+    vreal t[MOST_ABREAST], p[MOST_ABREAST];
+    FA_UNROLL
+    for (int i = 0; i < count; i++) {
+        t[i] = v_fma(x[i], v_set1(LOG2_E), magic);
+        const vreal n = v_sub(t[i], magic);
+        x[i] = v_fnma(n, v_set1(LN2_LOW), v_fnma(n, v_set1(LN2_HIGH), x[i]));
+    }
+    FA_UNROLL
+    for (int i = 0; i < count; i++) p[i] = v_fma(v_mul(x[i], x[i]), POLYNOMIAL(x[i], exp_coefficient), x[i]);
+    FA_UNROLL
+    for (int i = 0; i < count; i++) {
+        const vreal scale = power_of_two(t[i]);
+        x[i] = v_fma(p[i], scale, less == 0 ? scale : v_sub(scale, v_set1(less)));
+    }
+}
+
+FA_INLINE vreal gate_exp(vreal x, const real less)
+{
+    gate_exps(&x, 1, less);
+    return x;
 }
 
 /* sigmoid(x) = 1 / gate_sigmoid(x) = 1 / (1 + e^-x); e^GATE_LOWEST for smaller x. */

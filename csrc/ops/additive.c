@@ -7,7 +7,7 @@
 #include "ops.h"
 
 #define TASK_ROWS 16
-#define TASK_VECTORS 2   /* columns of a task of the backward's last loop */
+#define TASK_VECTORS 2   /* columns of a task of the backward's last loop: the pair whose tanh share a division */
 #define WORK_PER_TANH 10 /* multiply-adds */
 
 typedef struct {
