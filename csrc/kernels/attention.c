@@ -170,8 +170,8 @@ FA_INLINE vreal row_maxima(real *row, fa_index begin, fa_index end)
     vreal top0 = v_load(row + first), top1 = top0;
     fa_index j = first + VL;
     for (; j + 3 * VL <= last; j += 4 * VL) {
-        top0 = v_max(v_max(top0, v_load(row + j)), v_load(row + j + VL));
-        top1 = v_max(v_max(top1, v_load(row + j + 2 * VL)), v_load(row + j + 3 * VL));
+        top0 = v_max(top0, v_max(v_load(row + j), v_load(row + j + VL)));
+        top1 = v_max(top1, v_max(v_load(row + j + 2 * VL), v_load(row + j + 3 * VL)));
     }
     for (; j <= last; j += VL) top0 = v_max(top0, v_load(row + j));
     return v_max(top0, top1);

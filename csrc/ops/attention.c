@@ -85,7 +85,7 @@ static void whole_tile(const attention_call *c, const worker_scratch *w, packed_
 {
     tile_state state = w->state[0];
     fa_index row, rows, first, end;
-    rows_of_tile(c->a, b, tile, &row, &rows);
+    rows_of_tile(c, b, tile, &row, &rows);
     row_blocks(c->a, c->block, b, row, rows, &first, &end);
     OP(attention_start_tile)(c, &state, b, h, tile);
     for (fa_index j = first; j < end; j++) {
@@ -212,7 +212,7 @@ static attention_way choose_way(const attention_call *c, double share, int membe
 static void plan_scratch(attention_call *c, arena *plan, attention_way way, int members)
 {
     const fa_index stride = c->kernels->sizes.attention_stride;
-    const fa_index rows = c->a->strategy == FA_ATTENTION_BLAS ? QUERY_TILE : c->group_rows;
+    const fa_index rows = c->group_rows;
     const fa_index queries = c->a->strategy == FA_ATTENTION_BLAS
                                  ? QUERY_TILE * c->a->D
                                  : fa_ceil_div(c->a->D, c->kernels->sizes.query_slice) * c->query_slice;
@@ -264,7 +264,7 @@ fa_status OP(attention_forward)(const fa_attention_arguments *a)
     c.block = k->sizes.attention_keys / (fa_max(a->D, a->Dv) > WIDE_HEAD ? 2 : 1);
     c.blocks = fa_ceil_div(a->Lk, c.block);
     c.tiles = fa_ceil_div(a->Lq, QUERY_TILE);
-    c.group_rows = GROUP_TILES * k->sizes.attention_rows;
+    c.group_rows = a->strategy == FA_ATTENTION_BLAS ? QUERY_TILE : GROUP_TILES * k->sizes.attention_rows;
     c.ldo = fa_max(lanes, fa_round_up(a->Dv, lanes));
     c.query_slice = QUERY_TILE * k->sizes.query_stride;
     c.key_size = c.block * padded;

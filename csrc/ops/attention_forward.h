@@ -36,7 +36,7 @@ typedef struct {
     batch_work *order;             /* [B], the longest first: what is left to the end is short */
     fa_index block, blocks;        /* keys per block, blocks per head */
     fa_index tiles;                /* tiles per head */
-    fa_index group_rows;           /* most rows in a group */
+    fa_index group_rows;           /* most rows in a group; of BLAS a tile is one */
     fa_index group;                /* query heads per kv head */
     fa_index ldo, query_slice;     /* row stride of O; size of a slice of the scaled queries */
     fa_index key_size, value_size; /* packed sizes of a block */
@@ -63,16 +63,15 @@ FA_INLINE void deal(fa_index size, fa_index most, fa_index i, fa_index *first, f
     deal_parts(size, fa_max(1, fa_ceil_div(size, most)), i, first, part);
 }
 
-/* BLAS gets tiles at fixed places: OpenBLAS gives the rows of a tile different kernels by their place in it, so a row has the
-   same bits only at the same index. */
-FA_INLINE void rows_of_tile(const fa_attention_arguments *a, fa_index b, fa_index tile, fa_index *first, fa_index *rows)
+/* Tiles are whole groups, dealt out evenly: but for a head's last one, no group then wastes a part of its products. BLAS gets tiles at
+   fixed places: OpenBLAS gives the rows of a tile different kernels by their place in it, so a row has the same bits only at the same
+   index. */
+FA_INLINE void rows_of_tile(const attention_call *c, fa_index b, fa_index tile, fa_index *first, fa_index *rows)
 {
-    if (a->strategy == FA_ATTENTION_BLAS) {
-        *first = tile * QUERY_TILE;
-        *rows = fa_min(QUERY_TILE, query_rows(a, b) - *first);
-    } else {
-        deal(query_rows(a, b), QUERY_TILE, tile, first, rows);
-    }
+    const fa_index all = query_rows(c->a, b);
+    deal(fa_ceil_div(all, c->group_rows), QUERY_TILE / c->group_rows, tile, first, rows);
+    *first *= c->group_rows;
+    *rows = fa_min(*rows * c->group_rows, all - *first);
 }
 
 /* attention_tile.c: a block of keys and values packed; a tile begun, brought together with a block (the `last` one of the tile or

@@ -9,11 +9,6 @@
 /* A group has met no keys yet and its O is undefined; or its sums are in O; or its result is out. */
 typedef enum { NOT_BEGUN = 0, BEGUN, FINISHED } group_progress;
 
-static fa_index rows_of_group(const attention_call *c)
-{
-    return c->a->strategy == FA_ATTENTION_BLAS ? QUERY_TILE : c->group_rows;
-}
-
 void OP(attention_pack_block)(const attention_call *c, fa_index b, fa_index hk, fa_index j, real *dst, int *nonfinite)
 {
     const fa_attention_arguments *a = c->a;
@@ -34,7 +29,7 @@ void OP(attention_start_tile)(const attention_call *c, tile_state *s, fa_index b
 {
     const fa_attention_arguments *a = c->a;
     fa_index first, rows;
-    rows_of_tile(a, b, tile, &first, &rows);
+    rows_of_tile(c, b, tile, &first, &rows);
     for (fa_index r = 0; r < rows; r++) {
         s->sum[r] = 0;
         s->reference[r] = -REAL_INFINITY;
@@ -58,11 +53,10 @@ void OP(attention_finish_tile)(const attention_call *c, const tile_state *s, fa_
 {
     const fa_attention_arguments *a = c->a;
     fa_index first, rows;
-    rows_of_tile(a, b, tile, &first, &rows);
-    const fa_index most = rows_of_group(c);
-    for (fa_index g = 0; g * most < rows; g++) {
+    rows_of_tile(c, b, tile, &first, &rows);
+    for (fa_index g = 0; g * c->group_rows < rows; g++) {
         fa_index r, n;
-        deal(rows, most, g, &r, &n);
+        deal(rows, c->group_rows, g, &r, &n);
         if (s->progress[g] == NOT_BEGUN && a->sinks) /* a sum, but nothing to divide by it */
             memset(s->o + r * c->ldo, 0, (size_t)(n * c->ldo) * sizeof(real));
         stored *out = s->progress[g] == FINISHED ? NULL : output_row(a, b, h, first + r);
@@ -83,13 +77,12 @@ void OP(attention_attend)(const attention_call *c, const worker_scratch *w, tile
     const fa_kernels *k = c->kernels;
     const int blas = a->strategy == FA_ATTENTION_BLAS;
     const fa_index stride = k->sizes.attention_stride, j0 = j * c->block, keys = fa_min(c->block, key_length(a, b) - j0);
-    const fa_index most = rows_of_group(c);
     fa_index tile_first, tile_rows;
-    rows_of_tile(a, b, tile, &tile_first, &tile_rows);
-    for (fa_index g = 0; g * most < tile_rows; g++) {
+    rows_of_tile(c, b, tile, &tile_first, &tile_rows);
+    for (fa_index g = 0; g * c->group_rows < tile_rows; g++) {
         fa_index begin[QUERY_TILE], end[QUERY_TILE], first, rows;
         real alpha[QUERY_TILE];
-        deal(tile_rows, most, g, &first, &rows);
+        deal(tile_rows, c->group_rows, g, &first, &rows);
         if (!block_ranges(a, b, tile_first + first, rows, j0, keys, begin, end)) continue;
         if (a->mask_kind != FA_MASK_NONE && !OP(attention_narrow)(a, b, h, tile_first + first, j0, rows, begin, end)) continue;
         real *o = s->o + first * c->ldo;
