@@ -17,6 +17,10 @@ enum {
     IS_INTEL = 128,
 };
 
+/* simd/amx.h */
+extern FA_HIDDEN _Thread_local fa_index fa_rows_of_tiles;
+_Thread_local fa_index fa_rows_of_tiles;
+
 static pthread_once_t detected = PTHREAD_ONCE_INIT;
 static unsigned features;
 static char feature_text[80];

@@ -78,7 +78,6 @@ FA_INLINE void score_rows(real *s, const real *q, fa_index slice, fa_index mr, c
         before = to;
         unscaled = part * VL;
     }
-    t_release();
     scale_scores(before, scaled, unscaled, scale);
 }
 #endif
@@ -152,6 +151,14 @@ void KERNEL(attention_scores)(real *s, const real *q, fa_index slice, fa_index r
 #endif
 }
 
+/* Matrix tiles stay configured from one product of attention to the next: a task ends with this. */
+void KERNEL(attention_end)(void)
+{
+#if FA_TILES
+    t_release();
+#endif
+}
+
 /* 2^n of integers n <= 0; 0 below the normal range. */
 FA_INLINE vreal exact_power(vreal n)
 {
@@ -195,31 +202,49 @@ DEFINE_REDUCE_ROWS(sums_of_rows, v_add)
 /* What scores are multiplied with in the softmax: nothing, where that has been done. */
 FA_INLINE vreal scaled_late(vreal x, vreal scale) { return FA_TILES ? v_mul(x, scale) : x; }
 
+#if FA_PAIRS
+/* `count` vectors of scores become pairs of p in half as many; returns what they and `total` come to. */
+FA_INLINE vreal store_powers(real *p, const real *s, const int count, vreal magic, vreal lowest, vreal scale, vreal total)
+{
+    vreal x[MOST_ABREAST];
+    FA_UNROLL
+    for (int i = 0; i < count; i++) x[i] = scaled_late(v_load(s + i * VL), scale);
+    exp2_of_all(x, count, magic, lowest);
+    FA_UNROLL
+    for (int i = 0; i < count; i += 2) {
+        x[i] = v_pack(x[i], x[i + 1]);
+        v_store(p + i / 2 * VL, x[i]);
+    }
+    FA_UNROLL
+    for (int i = 0; i < count; i += 2) {
+        vreal even, odd; /* added up as by v_multiply_add with ones, which takes up to 15 cycles */
+        v_unpack(x[i], &even, &odd);
+        total = v_add(v_add(total, odd), even);
+    }
+    return total;
+}
+#endif
+
 /* One row: p = 2^(scale s - R) over whole steps; returns the sum in VL parts. Pairs of p take the first half of the row, behind the
    scores that are still to be read. */
 FA_INLINE vreal row_powers(real *row, fa_index first, fa_index end, real R, vreal scale)
 {
     const vreal magic = v_set1(V_MAGIC - R), lowest = v_set1(R + V_EXPONENT_FLOOR);
     vreal total = v_zero();
+    fa_index j = first;
 #if FA_PAIRS
-    const vreal one = v_pair_of_ones();
-#pragma GCC unroll 2
-    for (fa_index j = first; j < end; j += SCORES) {
-        const vreal x = scaled_late(v_load(row + j), scale), y = scaled_late(v_load(row + j + VL), scale);
-        const vreal p = v_pack(exp2_shifted(x, magic, lowest), exp2_shifted(y, magic, lowest));
-        v_store(row + j / FA_PACKED, p);
-        total = v_multiply_add(p, one, total);
-    }
-    return total;
+    for (; j + MOST_ABREAST * VL <= end; j += MOST_ABREAST * VL)
+        total = store_powers(row + j / 2, row + j, MOST_ABREAST, magic, lowest, scale, total);
+    for (; j < end; j += SCORES) total = store_powers(row + j / 2, row + j, 2, magic, lowest, scale, total);
 #else
 #pragma GCC unroll 2
-    for (fa_index j = first; j < end; j += VL) {
+    for (; j < end; j += VL) {
         const vreal p = exp2_shifted(scaled_late(v_load(row + j), scale), magic, lowest);
         v_store(row + j, p);
         total = v_add(total, p);
     }
-    return total;
 #endif
+    return total;
 }
 
 /* The NaNs of a row whose other scores are all -inf, and zeros: v_max may have lost them. */

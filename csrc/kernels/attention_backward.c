@@ -239,7 +239,6 @@ void KERNEL(attention_query_gradients)(real *dq, fa_index lddq, const real *ds, 
                            k + first * padded + from * nv * VL, nv, k_size);
             add_products(dq + r * lddq + first, lddq, part, mr, nv, D - first, 1, factor);
         }
-        t_release();
     }
 #else
     for (fa_index first = 0; first < D; first += PANEL) {
@@ -325,7 +324,6 @@ void KERNEL(attention_key_gradients)(real *dst, fa_index ld, const real *p, fa_i
                            k_size);
             add_products(dst + j * ld + first, ld, part, mr, nv, PANEL, 0, v_zero());
         }
-        t_release();
     }
 #else
     for (fa_index first = 0; first < D; first += PANEL) {

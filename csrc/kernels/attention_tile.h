@@ -64,17 +64,30 @@ FA_INLINE void fill(real *row, fa_index first, fa_index end)
 
 /* 2^(x - R) for magic = V_MAGIC - R and lowest = R + V_EXPONENT_FLOOR, where the result is exactly 0. A degree-5 (float)
    polynomial: off by 2^-23.4, half of what the score itself is off by. With FA_PAIRS one of degree 3, off by 2^-13.3: the
-   result is rounded to bfloat16, which is off by up to 2^-9. */
+   result is rounded to bfloat16, which is off by up to 2^-9. Numbers advance abreast, as in gate_exps. */
 #if FA_PAIRS
 #define EXP2_COEFFICIENT exp2_coefficient_bf16
 #else
 #define EXP2_COEFFICIENT exp2_coefficient
 #endif
+FA_INLINE void exp2_of_all(vreal *x, const int count, vreal magic, vreal lowest)
+{
+    vreal t[MOST_ABREAST];
+    FA_UNROLL
+    for (int i = 0; i < count; i++) {
+        const vreal y = v_max(lowest, x[i]);
+        t[i] = v_add(y, magic);
+        x[i] = v_sub(y, v_sub(t[i], magic));
+    }
+    FA_UNROLL
+    for (int i = 0; i < count; i++) x[i] = v_fma(POLYNOMIAL(x[i], EXP2_COEFFICIENT), x[i], v_set1(1));
+    FA_UNROLL
+    for (int i = 0; i < count; i++) x[i] = v_add_exponent(x[i], t[i]);
+}
 FA_INLINE vreal exp2_shifted(vreal x, vreal magic, vreal lowest)
 {
-    const vreal y = v_max(lowest, x);
-    const vreal t = v_add(y, magic), r = v_sub(y, v_sub(t, magic));
-    return v_add_exponent(v_fma(POLYNOMIAL(r, EXP2_COEFFICIENT), r, v_set1(1)), t);
+    exp2_of_all(&x, 1, magic, lowest);
+    return x;
 }
 
 #endif

@@ -139,7 +139,6 @@ void KERNEL(attention_values)(void *dst, fa_index lddst, const real *o, fa_index
                               alpha + i, NULL);
             }
         }
-        t_release();
     }
 #else
     for (fa_index first = 0; first < D; first += PANEL) {

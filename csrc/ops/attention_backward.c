@@ -289,6 +289,7 @@ static void head_or_block(void *context, fa_index i, int worker)
     const fa_index part = i - c->whole, others = c->heads - c->whole;
     for (fa_index j = 0; part < 0 && j < c->blocks; j++) key_block(c, w, j, i);
     if (part >= 0) key_block(c, w, part / others, c->whole + part % others);
+    c->kernels->attention_end();
 }
 
 /* Gives out the scratch of a call from `plan`; called twice, see arena. */

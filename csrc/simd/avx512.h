@@ -191,11 +191,15 @@ FA_INLINE void v_load_columns(vreal column[4], const real *row, fa_index ld)
     column[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(h0, h1)), column[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(h0, h1));
 }
 #endif
-FA_INLINE void v_load_bf16_pairs(const uint16_t *p, vreal *even, vreal *odd)
+FA_INLINE void v_unpack(vreal pairs, vreal *even, vreal *odd)
 {
-    const __m512i x = _mm512_loadu_si512(p);
+    const __m512i x = _mm512_castps_si512(pairs);
     *even = _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
     *odd = _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32((int)0xffff0000)));
+}
+FA_INLINE void v_load_bf16_pairs(const uint16_t *p, vreal *even, vreal *odd)
+{
+    v_unpack(_mm512_castsi512_ps(_mm512_loadu_si512(p)), even, odd);
 }
 FA_INLINE vreal v_load_bf16(const uint16_t *p) { return v_widen_bf16(_mm256_loadu_si256((const __m256i *)p)); }
 FA_INLINE vreal v_load_bf16_n(const uint16_t *p, fa_index n) { return v_widen_bf16(_mm256_maskz_loadu_epi16(v_first(n), p)); }
@@ -252,7 +256,6 @@ FA_INLINE vreal v_pack_lanes(vreal a, vreal b)
                                             _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)));
     return _mm512_castsi512_ps(_mm512_permutexvar_epi16(zip, _mm512_castps_si512(v_pack(a, b))));
 }
-FA_INLINE vreal v_pair_of_ones(void) { return _mm512_castsi512_ps(_mm512_set1_epi32(0x3f803f80)); }
 #endif
 
 #else

@@ -45,7 +45,7 @@
                v_zip(low, high)                  lane by lane, of reals that are bfloat16
                v_pack(a, b)                      a, then b, rounded to nearest even; subnormals become 0
                v_pack_lanes(a, b)                likewise, lane by lane: the pairs a[i], b[i]
-               v_pair_of_ones()
+               v_unpack(a, &even, &odd)          the first and the second numbers of pairs, exactly
    tiles       t_configure t_product_1 t_product_2 t_product_rows t_product_kept t_keep t_sums_... t_release t_round_like_tiles t_round_as_before t_probe: amx.h
    arithmetic  v_add v_sub v_mul v_div v_sqrt    IEEE, round to nearest even
                v_fma(a, b, c)  = a b + c         one rounding where FA_HAS_FMA, else two
