@@ -286,43 +286,45 @@ FA_INLINE key_range tile_rows(const fa_index *begin, const fa_index *end, fa_ind
 #if FA_TILES
 #define GRADIENT_PLACES ((fa_index)48) /* pairs of rows in a call, at most: half of GRADIENT_TILE in ops/attention_backward.h */
 
-/* Rows of pairs, a key in each lane, to rows of keys: matrix tiles take the one operand by rows. */
-FA_INLINE void transpose_places(real *dst, const real *p, fa_index keys, fa_index places)
+/* A panel of nv vectors of columns, of places of pairs each, to rows of columns: matrix tiles take the one operand by rows. */
+FA_INLINE void transpose_columns(real *dst, const real *x, fa_index nv, fa_index places)
 {
-    for (fa_index j = 0; j < keys; j += VL)
+    for (fa_index v = 0; v < nv; v++)
         for (fa_index i = 0; i < places; i += VL) {
             vreal t[VL];
             FA_UNROLL
-            for (int u = 0; u < VL; u++) t[u] = v_load(p + (i + u) * ATTENTION_STRIDE + j);
+            for (int u = 0; u < VL; u++) t[u] = v_load(x + ((i + u) * nv + v) * VL);
             v_transpose(t);
             FA_UNROLL
-            for (int u = 0; u < VL; u++) v_store(dst + (j + u) * GRADIENT_PLACES + i, t[u]);
+            for (int u = 0; u < VL; u++) v_store(dst + (v * VL + u) * GRADIENT_PLACES + i, t[u]);
         }
 }
 #endif
 
-/* dst += p' x for the keys of the block, x in panels of columns, with FA_PAIRS p in pairs of rows; rows of dst are whole vectors. */
+/* dst += p' x for the keys of the block, x in panels of columns, with FA_PAIRS p in pairs of rows; rows of dst are whole vectors.
+   With FA_TILES dst += x' p: a row for each column of x, which has as many keys as p. P and dS are then right operands as they are, and
+   it is the far smaller x that is transposed. */
 void KERNEL(attention_key_gradients)(real *dst, fa_index ld, const real *p, fa_index rows, const real *x, fa_index keys,
                                      const fa_index *begin, const fa_index *end, fa_index D, next_rows next)
 {
     const fa_index padded = packed_size(rows);
     const tile_deal deal = deal_rows(keys, TILE);
 #if FA_TILES
-    for (fa_index t = 0, j = 0, mr; t < deal.tiles; t++, j += mr) {
-        mr = rows_of_tile(deal, t);
-        const key_range range = tile_rows(begin, end, rows, j, mr);
-        const fa_index from = range.begin / FA_PACKED, k_size = (range.end - range.begin) / FA_PACKED;
-        real keys_first[TILE * GRADIENT_PLACES] FA_ALIGN(64);
-        ask_ahead(next, t, deal.tiles);
-        if (k_size == 0) continue;
-        transpose_places(keys_first, p + j + from * ATTENTION_STRIDE, mr, k_size);
-        t_configure(mr);
-        for (fa_index first = 0; first < D; first += PANEL) {
-            const fa_index nv = panel_vectors(D, first);
-            real part[TILE * PANEL] FA_ALIGN(64);
-            matrix_product(part, PANEL, mr, nv, keys_first, GRADIENT_PLACES, 0, k_size, x + first * padded + from * nv * VL, nv,
-                           k_size);
-            add_products(dst + j * ld + first, ld, part, mr, nv, PANEL, 0, v_zero());
+    (void)deal;
+    for (fa_index first = 0; first < D; first += PANEL) {
+        const fa_index nv = panel_vectors(D, first);
+        real columns[PANEL * GRADIENT_PLACES] FA_ALIGN(64);
+        transpose_columns(columns, x + first * padded, nv, padded);
+        for (fa_index j = 0; j < keys; j += 2 * VL) {
+            const key_range range = tile_rows(begin, end, rows, j, 2 * VL);
+            const fa_index from = range.begin / FA_PACKED, k_size = (range.end - range.begin) / FA_PACKED;
+            if (first == 0) ask_ahead(next, j / (2 * VL), fa_ceil_div(keys, 2 * VL));
+            for (fa_index d = 0, mr; k_size > 0 && d < nv * VL; d += mr) {
+                mr = fa_min(2 * T_ROWS, nv * VL - d);
+                t_configure(mr);
+                t_product_onto(dst + (first + d) * ld + j, ld, mr, columns + d * GRADIENT_PLACES + from, GRADIENT_PLACES,
+                               p + j + from * ATTENTION_STRIDE, ATTENTION_STRIDE, k_size);
+            }
         }
     }
 #else
@@ -350,11 +352,27 @@ void KERNEL(attention_key_gradients)(real *dst, fa_index ld, const real *p, fa_i
 #endif
 }
 
-/* dst = scale src, D columns of each row. */
+/* dst = scale src, D columns of each row. With `turned`, what attention_key_gradients made with FA_TILES: a row of src for each
+   column. */
 void KERNEL(attention_scale_gradients)(stored *dst, fa_index lddst, const real *src, fa_index ldsrc, fa_index rows, fa_index D,
-                                       real scale)
+                                       real scale, int turned)
 {
     const vreal factor = v_set1(scale);
+#if FA_TILES
+    for (fa_index r = 0; turned && r < rows; r += VL)
+        for (fa_index d = 0; d < D; d += VL) {
+            vreal t[VL];
+            FA_UNROLL
+            for (int u = 0; u < VL; u++) t[u] = v_load(src + (d + u) * ldsrc + r);
+            v_transpose(t);
+            /* Tiles make 0 of sums that underflow, with a sign that would depend on how many masked pairs follow. */
+            for (int u = 0; u < VL && r + u < rows; u++)
+                store_some(dst + (r + u) * lddst + d, v_add(v_mul(t[u], factor), v_zero()), D - d);
+        }
+    if (turned) return;
+#else
+    (void)turned;
+#endif
     for (fa_index r = 0; r < rows; r++)
         for (fa_index d = 0; d < D; d += VL) {
             const vreal y = v_mul(v_load_n(src + r * ldsrc + d, D - d), factor);
@@ -375,9 +393,10 @@ FA_INLINE real element(const real *p, fa_index i, fa_index j)
 }
 
 /* What x that is not finite adds to dst = weight x (rows of x are keys), or to dst = weight' x (`of_keys`: rows of x are queries), where
-   p is not 0. Rare, so plain: the sums are NaN or infinite whatever the order. */
-void KERNEL(attention_patch_gradients)(real *dst, fa_index lddst, const real *weight, const real *p, fa_index rows, fa_index keys,
-                                       const stored *x, fa_index ldx, fa_index D, real scale, int of_keys)
+   p is not 0; element d of row i of dst is at dst[i * row + d * column]. Rare, so plain: the sums are NaN or infinite whatever the
+   order. */
+void KERNEL(attention_patch_gradients)(real *dst, fa_index row, fa_index column, const real *weight, const real *p, fa_index rows,
+                                       fa_index keys, const stored *x, fa_index ldx, fa_index D, real scale, int of_keys)
 {
     const fa_index I = of_keys ? keys : rows, J = of_keys ? rows : keys;
     for (fa_index j = 0; j < J; j++)
@@ -386,7 +405,7 @@ void KERNEL(attention_patch_gradients)(real *dst, fa_index lddst, const real *we
             if (isfinite(value)) continue;
             for (fa_index i = 0; i < I; i++) {
                 const fa_index query = of_keys ? j : i, key = of_keys ? i : j;
-                if (element(p, query, key) != 0) dst[i * lddst + d] += scale * element(weight, query, key) * value;
+                if (element(p, query, key) != 0) dst[i * row + d * column] += scale * element(weight, query, key) * value;
             }
         }
 }

@@ -64,6 +64,7 @@ TABLE(TYPE, FA_SUFFIX) = {
               .step_rows = STEP_ROWS,
               .attention_rows = ATTENTION_ROWS,
               .late_scale = FA_TILES,
+              .turned_gradients = FA_TILES,
               .attention_stride = ATTENTION_STRIDE,
               .attention_keys = ATTENTION_KEYS,
               .query_slice = QUERY_SLICE,

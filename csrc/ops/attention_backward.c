@@ -25,6 +25,7 @@
 #define GROUP_TILES 4                    /* register tiles whose scores stay in the first-level cache between their passes */
 #define BLOCK_KEYS 256                   /* keys in a block; so many bytes of a row of keys or values: */
 #define BLOCK_ROW_BYTES 512              /* larger rows take half as many */
+#define TURNED_PADDING 16                /* keeps rows of gradients from falling on the same cache sets */
 #define ROUND_BYTES ((fa_index)16 << 20) /* of dq in scratch, for the kv heads at a time; but at least one with its group */
 
 static stored *written_row(void *base, const fa_index *stride, fa_index b, fa_index h, fa_index i)
@@ -175,23 +176,27 @@ static void add_query_gradients(const backward_call *c, const gradient_scratch *
     if (!attends) return;
     k->attention_query_gradients(dq, ld, w->ds, t->rows, w->columns, t->keys, t->begin, t->end, a->D, c->scale, next);
     if (nonfinite_k)
-        k->attention_patch_gradients(dq, ld, w->ds_pairs, w->p, t->rows, t->keys, key_row(a, t->b, t->hk, t->j0), a->k_stride[2],
-                                     a->D, c->scale, 0);
+        k->attention_patch_gradients(dq, ld, 1, w->ds_pairs, w->p, t->rows, t->keys, key_row(a, t->b, t->hk, t->j0),
+                                     a->k_stride[2], a->D, c->scale, 0);
 }
+
+/* What dk and dv of a block take, of rows of ld. */
+static fa_index gradient_size(const backward_call *c, fa_index keys, fa_index ld) { return ld * (c->turned ? c->turned : keys); }
 
 static void add_key_gradients(const backward_call *c, const gradient_scratch *w, const gradient_tile *t, const tile_ahead *next)
 {
     const fa_attention_backward_arguments *g = c->arguments;
     const fa_attention_arguments *a = c->a;
     const fa_kernels *k = c->kernels;
-    k->attention_key_gradients(w->dv, c->ldv, w->p, t->rows, w->gradient_columns, t->keys, t->begin, t->end, a->Dv, next->dout);
-    k->attention_key_gradients(w->dk, c->ldk, w->ds_pairs, t->rows, w->query_columns, t->keys, t->begin, t->end, a->D, next->q);
+    const fa_index ldk = c->turned ? c->turned : c->ldk, ldv = c->turned ? c->turned : c->ldv;
+    k->attention_key_gradients(w->dv, ldv, w->p, t->rows, w->gradient_columns, t->keys, t->begin, t->end, a->Dv, next->dout);
+    k->attention_key_gradients(w->dk, ldk, w->ds_pairs, t->rows, w->query_columns, t->keys, t->begin, t->end, a->D, next->q);
     if (t->nonfinite_q)
-        k->attention_patch_gradients(w->dk, c->ldk, w->ds_pairs, w->p, t->rows, t->keys, query_row(a, t->b, t->h, t->i0),
-                                     a->q_stride[2], a->D, 1, 1);
+        k->attention_patch_gradients(w->dk, c->turned ? 1 : ldk, c->turned ? ldk : 1, w->ds_pairs, w->p, t->rows, t->keys,
+                                     query_row(a, t->b, t->h, t->i0), a->q_stride[2], a->D, 1, 1);
     if (t->nonfinite_g)
-        k->attention_patch_gradients(w->dv, c->ldv, w->p, w->p, t->rows, t->keys, gradient_row(g, t->b, t->h, t->i0),
-                                     g->dout_stride[2], a->Dv, 1, 1);
+        k->attention_patch_gradients(w->dv, c->turned ? 1 : ldv, c->turned ? ldv : 1, w->p, w->p, t->rows, t->keys,
+                                     gradient_row(g, t->b, t->h, t->i0), g->dout_stride[2], a->Dv, 1, 1);
 }
 
 /* A tile and the block of the task, up to its dq. */
@@ -219,13 +224,14 @@ static void store_gradients(const backward_call *c, const gradient_scratch *w, f
     const fa_kernels *k = c->kernels;
     stored *dk = written_row(g->dk, g->dk_stride, b, hk, key_start(a, b) + j0);
     stored *dv = written_row(g->dv, g->dv_stride, b, hk, key_start(a, b) + j0);
-    k->attention_scale_gradients(dk, g->dk_stride[2], w->dk, c->ldk, keys, a->D, c->scale);
-    k->attention_scale_gradients(dv, g->dv_stride[2], w->dv, c->ldv, keys, a->Dv, 1);
+    const int turned = c->turned > 0;
+    k->attention_scale_gradients(dk, g->dk_stride[2], w->dk, turned ? c->turned : c->ldk, keys, a->D, c->scale, turned);
+    k->attention_scale_gradients(dv, g->dv_stride[2], w->dv, turned ? c->turned : c->ldv, keys, a->Dv, 1, turned);
     for (fa_index h = hk * c->group; FA_CONVERTS && last && h < (hk + 1) * c->group; h++) {
         fa_index ld;
         const real *dq = summed_row(c, b, h, 0, &ld);
         k->attention_scale_gradients(written_row(g->dq, g->dq_stride, b, h, query_start(a, b)), g->dq_stride[2], dq, ld,
-                                     query_rows(a, b), a->D, 1);
+                                     query_rows(a, b), a->D, 1, 0);
     }
 }
 
@@ -244,8 +250,8 @@ static void key_block(const backward_call *c, const gradient_scratch *w, fa_inde
     fa_progress *mine = c->progress + i, *before = j > first ? mine - c->heads : NULL;
     fa_progress *begun = j > first ? mine - (j - first) * c->heads : NULL; /* by the first block, which finds delta */
 
-    memset(w->dk, 0, (size_t)(keys * c->ldk) * sizeof(real));
-    memset(w->dv, 0, (size_t)(keys * c->ldv) * sizeof(real));
+    memset(w->dk, 0, (size_t)gradient_size(c, keys, c->ldk) * sizeof(real));
+    memset(w->dv, 0, (size_t)gradient_size(c, keys, c->ldv) * sizeof(real));
     OP(attention_begin_options)(c, w);
     int nonfinite_k = 0;
     if (j >= first && j < end) {
@@ -305,8 +311,8 @@ static void plan_scratch(backward_call *c, arena *plan, int members)
         w.keys = arena_take(plan, c->block * fa_round_up(a->D, sizes->tile_k), sizeof(real));
         w.values = arena_take(plan, c->block * fa_round_up(a->Dv, sizes->tile_k), sizeof(real));
         w.columns = arena_take(plan, c->block * c->ldk, sizeof(real));
-        w.dk = arena_take(plan, c->block * c->ldk, sizeof(real));
-        w.dv = arena_take(plan, c->block * c->ldv, sizeof(real));
+        w.dk = arena_take(plan, gradient_size(c, c->block, c->ldk), sizeof(real));
+        w.dv = arena_take(plan, gradient_size(c, c->block, c->ldv), sizeof(real));
         w.queries = arena_take(plan, slices_q * c->slice, sizeof(real));
         w.gradients = arena_take(plan, slices_g * c->slice, sizeof(real));
         w.query_columns = arena_take(plan, GRADIENT_TILE * c->ldk, sizeof(real));
@@ -349,6 +355,7 @@ fa_status OP(attention_backward)(const fa_attention_backward_arguments *argument
     c.group_rows = GROUP_TILES * k->sizes.attention_rows;
     c.ldk = fa_max(lanes, fa_round_up(a->D, lanes));
     c.ldv = fa_max(lanes, fa_round_up(a->Dv, lanes));
+    c.turned = k->sizes.turned_gradients ? c.block + TURNED_PADDING : 0;
     c.slice = GRADIENT_TILE * k->sizes.query_stride;
     c.scale = (real)a->scale;
     c.heads = heads_at_once(&c, heads);

@@ -88,6 +88,38 @@ FA_INLINE void t_product_2(real *c, fa_index ldc, const int two, const real *a, 
     }
 }
 
+/* c += a b for `rows` rows, T_ROWS or twice as many, and two vectors of b; sums of pairs as in t_product_2, which begin with c. */
+FA_INLINE void t_product_onto(real *c, fa_index ldc, fa_index rows, const real *a, fa_index lda, const real *b, fa_index ldb,
+                              fa_index k_size)
+{
+    const int two = rows > T_ROWS;
+    T_MEMORY(a);
+    _tile_loadd(0, c, ldc * (fa_index)sizeof(real));
+    _tile_loadd(1, c + VL, ldc * (fa_index)sizeof(real));
+    if (two) {
+        _tile_loadd(2, c + T_ROWS * ldc, ldc * (fa_index)sizeof(real));
+        _tile_loadd(3, c + T_ROWS * ldc + VL, ldc * (fa_index)sizeof(real));
+    }
+    for (; k_size > 0; k_size -= T_K, a += T_K, b += T_K * ldb) {
+        _tile_loadd(6, b, ldb * (fa_index)sizeof(real));
+        _tile_loadd(4, a, lda * (fa_index)sizeof(real));
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, b + VL, ldb * (fa_index)sizeof(real));
+        _tile_dpbf16ps(1, 4, 7);
+        if (two) {
+            _tile_loadd(5, a + T_ROWS * lda, lda * (fa_index)sizeof(real));
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    _tile_stored(0, c, ldc * (fa_index)sizeof(real));
+    _tile_stored(1, c + VL, ldc * (fa_index)sizeof(real));
+    if (two) {
+        _tile_stored(2, c + T_ROWS * ldc, ldc * (fa_index)sizeof(real));
+        _tile_stored(3, c + T_ROWS * ldc + VL, ldc * (fa_index)sizeof(real));
+    }
+}
+
 /* Sums that stay in tiles over many steps of k: at most T_ROWS rows by nv vectors of b, 1 to 4. */
 FA_INLINE void t_sums_zero(void)
 {
