@@ -17,9 +17,15 @@ enum {
     IS_INTEL = 128,
 };
 
-/* simd/amx.h */
-extern FA_HIDDEN _Thread_local fa_index fa_rows_of_tiles;
 _Thread_local fa_index fa_rows_of_tiles;
+
+void fa_release_tiles(void)
+{
+#if defined(__x86_64__)
+    if (fa_rows_of_tiles) __asm__ volatile(".byte 0xc4, 0xe2, 0x78, 0x49, 0xc0"); /* tilerelease: not every assembler knows it */
+#endif
+    fa_rows_of_tiles = 0;
+}
 
 static pthread_once_t detected = PTHREAD_ONCE_INIT;
 static unsigned features;

@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "threads.h"
+#include "cpu.h"
 
 #include <pthread.h>
 #include <sched.h>
@@ -275,6 +276,7 @@ static void loop_member(void *context, int member, int members)
     (void)members;
     for (fa_index i; (i = atomic_fetch_add_explicit(&loop->next, 1, memory_order_relaxed)) < loop->n;)
         loop->body(loop->context, i, member);
+    fa_release_tiles();
 }
 
 void fa_parallel_for(fa_index n, int max_members, fa_loop_body *body, void *context)

@@ -151,14 +151,6 @@ void KERNEL(attention_scores)(real *s, const real *q, fa_index slice, fa_index r
 #endif
 }
 
-/* Matrix tiles stay configured from one product of attention to the next: a task ends with this. */
-void KERNEL(attention_end)(void)
-{
-#if FA_TILES
-    t_release();
-#endif
-}
-
 /* 2^n of integers n <= 0; 0 below the normal range. */
 FA_INLINE vreal exact_power(vreal n)
 {

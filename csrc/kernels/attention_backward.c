@@ -303,14 +303,12 @@ FA_INLINE void transpose_columns(real *dst, const real *x, fa_index nv, fa_index
 
 /* dst += p' x for the keys of the block, x in panels of columns, with FA_PAIRS p in pairs of rows; rows of dst are whole vectors.
    With FA_TILES dst += x' p: a row for each column of x, which has as many keys as p. P and dS are then right operands as they are, and
-   it is the far smaller x that is transposed. */
+   it is the far smaller x that is transposed; and without `more` dst = x' p. */
 void KERNEL(attention_key_gradients)(real *dst, fa_index ld, const real *p, fa_index rows, const real *x, fa_index keys,
-                                     const fa_index *begin, const fa_index *end, fa_index D, next_rows next)
+                                     const fa_index *begin, const fa_index *end, fa_index D, int more, next_rows next)
 {
     const fa_index padded = packed_size(rows);
-    const tile_deal deal = deal_rows(keys, TILE);
 #if FA_TILES
-    (void)deal;
     for (fa_index first = 0; first < D; first += PANEL) {
         const fa_index nv = panel_vectors(D, first);
         real columns[PANEL * GRADIENT_PLACES] FA_ALIGN(64);
@@ -319,15 +317,17 @@ void KERNEL(attention_key_gradients)(real *dst, fa_index ld, const real *p, fa_i
             const key_range range = tile_rows(begin, end, rows, j, 2 * VL);
             const fa_index from = range.begin / FA_PACKED, k_size = (range.end - range.begin) / FA_PACKED;
             if (first == 0) ask_ahead(next, j / (2 * VL), fa_ceil_div(keys, 2 * VL));
-            for (fa_index d = 0, mr; k_size > 0 && d < nv * VL; d += mr) {
+            for (fa_index d = 0, mr; (k_size > 0 || !more) && d < nv * VL; d += mr) {
                 mr = fa_min(2 * T_ROWS, nv * VL - d);
                 t_configure(mr);
-                t_product_onto(dst + (first + d) * ld + j, ld, mr, columns + d * GRADIENT_PLACES + from, GRADIENT_PLACES,
+                t_product_onto(dst + (first + d) * ld + j, ld, more, mr, columns + d * GRADIENT_PLACES + from, GRADIENT_PLACES,
                                p + j + from * ATTENTION_STRIDE, ATTENTION_STRIDE, k_size);
             }
         }
     }
 #else
+    const tile_deal deal = deal_rows(keys, TILE);
+    (void)more;
     for (fa_index first = 0; first < D; first += PANEL) {
         const fa_index nv = panel_vectors(D, first);
         const real *panel = x + first * padded;
@@ -366,8 +366,9 @@ void KERNEL(attention_scale_gradients)(stored *dst, fa_index lddst, const real *
             for (int u = 0; u < VL; u++) t[u] = v_load(src + (d + u) * ldsrc + r);
             v_transpose(t);
             /* Tiles make 0 of sums that underflow, with a sign that would depend on how many masked pairs follow. */
-            for (int u = 0; u < VL && r + u < rows; u++)
-                store_some(dst + (r + u) * lddst + d, v_add(v_mul(t[u], factor), v_zero()), D - d);
+            FA_UNROLL
+            for (int u = 0; u < VL; u++)
+                if (r + u < rows) store_some(dst + (r + u) * lddst + d, v_add(v_mul(t[u], factor), v_zero()), D - d);
         }
     if (turned) return;
 #else

@@ -176,7 +176,6 @@ FA_INLINE void few_scores(real *s, const decode_digits *q, fa_index first, fa_in
         if (g < groups) multiply_keys(&products, place, words, kept, q, first, rows, k, scales, j, end, D);
         if (g >= LAG) store_products(s + j - LAG * VL, products.product[oldest], v_load(products.scale[oldest]), q, first, rows);
     }
-    t_release();
 }
 
 #else

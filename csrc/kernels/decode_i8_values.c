@@ -201,9 +201,6 @@ void KERNEL(decode_values_i8)(real *part, fa_index ld, real *p, fa_index rows, c
             const fa_index rest = D - column, next = r == 0 && rest > WIDTH ? WIDTH : 0;
             value_columns(part + r * ld, ld, &w, n, row, column, keys, fa_min(WIDTH, rest), next);
         }
-#if FA_BYTE_TILES
-        if (n > 1) t_release();
-#endif
     }
 }
 #else

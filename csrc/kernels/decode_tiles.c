@@ -108,7 +108,6 @@ FA_INLINE void few_scores(real *s, const real *q, fa_index slice, fa_index rows,
         if (g < groups) multiply_keys(product[g % (LAG + 1)], queries, kept, q, slice, rows, k, j, end, D);
         if (g >= LAG) store_turned(s + j - LAG * VL, product[(g + 1) % (LAG + 1)], q, rows);
     }
-    t_release();
 }
 
 /* decode.c has the contract; `buffer` is not needed. */
@@ -284,7 +283,6 @@ FA_INLINE void few_values(real *part, fa_index ld, const real *p, fa_index rows,
         else
             value_columns(part + column, ld, p, rows, v, begin, end, column, 1, columns, bytes, clean);
     }
-    t_release();
 }
 
 /* decode.c has the contract. The keys lie in one block, and its sums are one chain. */

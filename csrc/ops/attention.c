@@ -71,7 +71,6 @@ static void passing_blocks(void *context, fa_index i, int worker)
             OP(attention_attend)(c, w, &w->state[t], &block, j + 1 == end, b, hk * c->group + t / tiles, t % tiles, j, &next);
     }
     for (fa_index t = 0; t < n; t++) OP(attention_finish_tile)(c, &w->state[t], b, hk * c->group + t / tiles, t % tiles);
-    c->kernels->attention_end();
 }
 
 /* Blocks of a head up to `end`, packed: the last `kept` of them, block j at place j % kept. */
@@ -114,7 +113,6 @@ static void packed_run(void *context, fa_index i, int worker)
     deal_parts(batch_tiles(c, b), c->runs, i % c->runs, &first, &tiles);
     for (fa_index t = 0; t < tiles * c->group; t++)
         whole_tile(c, w, &packed, b, hk * c->group + t % c->group, first + t / c->group);
-    c->kernels->attention_end();
 }
 
 /* Third way, first round: task i is a block of one of the kv heads in hand. */
@@ -138,7 +136,6 @@ static void shared_tile(void *context, fa_index i, int worker)
     if (t / c->group >= batch_tiles(c, b)) return;
     packed_blocks packed = {c->packed + n * c->blocks * block_size(c), c->nonfinite + n * c->blocks, c->blocks, c->blocks};
     whole_tile(c, &c->worker[worker], &packed, b, head % c->a->Hk * c->group + t % c->group, t / c->group);
-    c->kernels->attention_end();
 }
 
 typedef enum { PASSING_BLOCKS, PACKED_RUNS, SHARED_HEADS } attention_way;

@@ -180,22 +180,42 @@ static void add_query_gradients(const backward_call *c, const gradient_scratch *
                                      a->k_stride[2], a->D, c->scale, 0);
 }
 
-/* What dk and dv of a block take, of rows of ld. */
-static fa_index gradient_size(const backward_call *c, fa_index keys, fa_index ld) { return ld * (c->turned ? c->turned : keys); }
+/* The rows of dk or dv of a block, of ld columns each; or turned, ld rows of so many keys. */
+static fa_index gradient_stride(const backward_call *c, fa_index keys, fa_index ld)
+{
+    const fa_kernel_sizes *sizes = &c->kernels->sizes;
+    return sizes->turned_gradients ? fa_round_up(keys, sizes->packed * sizes->lanes) + TURNED_PADDING : ld;
+}
 
-static void add_key_gradients(const backward_call *c, const gradient_scratch *w, const gradient_tile *t, const tile_ahead *next)
+static fa_index gradient_size(const backward_call *c, fa_index keys, fa_index ld)
+{
+    return c->kernels->sizes.turned_gradients ? ld * gradient_stride(c, keys, ld) : keys * ld;
+}
+
+static void clear_key_gradients(const backward_call *c, const gradient_scratch *w, fa_index keys)
+{
+    memset(w->dk, 0, (size_t)gradient_size(c, keys, c->ldk) * sizeof(real));
+    memset(w->dv, 0, (size_t)gradient_size(c, keys, c->ldv) * sizeof(real));
+}
+
+/* Without `more` the first ones of a block. */
+static void add_key_gradients(const backward_call *c, const gradient_scratch *w, const gradient_tile *t, int more,
+                              const tile_ahead *next)
 {
     const fa_attention_backward_arguments *g = c->arguments;
     const fa_attention_arguments *a = c->a;
     const fa_kernels *k = c->kernels;
-    const fa_index ldk = c->turned ? c->turned : c->ldk, ldv = c->turned ? c->turned : c->ldv;
-    k->attention_key_gradients(w->dv, ldv, w->p, t->rows, w->gradient_columns, t->keys, t->begin, t->end, a->Dv, next->dout);
-    k->attention_key_gradients(w->dk, ldk, w->ds_pairs, t->rows, w->query_columns, t->keys, t->begin, t->end, a->D, next->q);
+    const int turned = k->sizes.turned_gradients != 0;
+    const fa_index ldk = gradient_stride(c, t->keys, c->ldk), ldv = gradient_stride(c, t->keys, c->ldv);
+    k->attention_key_gradients(w->dv, ldv, w->p, t->rows, w->gradient_columns, t->keys, t->begin, t->end, a->Dv, more,
+                               next->dout);
+    k->attention_key_gradients(w->dk, ldk, w->ds_pairs, t->rows, w->query_columns, t->keys, t->begin, t->end, a->D, more,
+                               next->q);
     if (t->nonfinite_q)
-        k->attention_patch_gradients(w->dk, c->turned ? 1 : ldk, c->turned ? ldk : 1, w->ds_pairs, w->p, t->rows, t->keys,
+        k->attention_patch_gradients(w->dk, turned ? 1 : ldk, turned ? ldk : 1, w->ds_pairs, w->p, t->rows, t->keys,
                                      query_row(a, t->b, t->h, t->i0), a->q_stride[2], a->D, 1, 1);
     if (t->nonfinite_g)
-        k->attention_patch_gradients(w->dv, c->turned ? 1 : ldv, c->turned ? ldv : 1, w->p, w->p, t->rows, t->keys,
+        k->attention_patch_gradients(w->dv, turned ? 1 : ldv, turned ? ldv : 1, w->p, w->p, t->rows, t->keys,
                                      gradient_row(g, t->b, t->h, t->i0), g->dout_stride[2], a->Dv, 1, 1);
 }
 
@@ -224,9 +244,10 @@ static void store_gradients(const backward_call *c, const gradient_scratch *w, f
     const fa_kernels *k = c->kernels;
     stored *dk = written_row(g->dk, g->dk_stride, b, hk, key_start(a, b) + j0);
     stored *dv = written_row(g->dv, g->dv_stride, b, hk, key_start(a, b) + j0);
-    const int turned = c->turned > 0;
-    k->attention_scale_gradients(dk, g->dk_stride[2], w->dk, turned ? c->turned : c->ldk, keys, a->D, c->scale, turned);
-    k->attention_scale_gradients(dv, g->dv_stride[2], w->dv, turned ? c->turned : c->ldv, keys, a->Dv, 1, turned);
+    const int turned = k->sizes.turned_gradients != 0;
+    const fa_index ldk = gradient_stride(c, keys, c->ldk), ldv = gradient_stride(c, keys, c->ldv);
+    k->attention_scale_gradients(dk, g->dk_stride[2], w->dk, ldk, keys, a->D, c->scale, turned);
+    k->attention_scale_gradients(dv, g->dv_stride[2], w->dv, ldv, keys, a->Dv, 1, turned);
     for (fa_index h = hk * c->group; FA_CONVERTS && last && h < (hk + 1) * c->group; h++) {
         fa_index ld;
         const real *dq = summed_row(c, b, h, 0, &ld);
@@ -250,8 +271,9 @@ static void key_block(const backward_call *c, const gradient_scratch *w, fa_inde
     fa_progress *mine = c->progress + i, *before = j > first ? mine - c->heads : NULL;
     fa_progress *begun = j > first ? mine - (j - first) * c->heads : NULL; /* by the first block, which finds delta */
 
-    memset(w->dk, 0, (size_t)gradient_size(c, keys, c->ldk) * sizeof(real));
-    memset(w->dv, 0, (size_t)gradient_size(c, keys, c->ldv) * sizeof(real));
+    /* Where they are turned, the first tile that attends writes all of them. */
+    int more = !k->sizes.turned_gradients;
+    if (more) clear_key_gradients(c, w, keys);
     OP(attention_begin_options)(c, w);
     int nonfinite_k = 0;
     if (j >= first && j < end) {
@@ -279,8 +301,10 @@ static void key_block(const backward_call *c, const gradient_scratch *w, fa_inde
         if (before) fa_progress_wait(before, step + 1);
         add_query_gradients(c, w, &t, attends, j == first, nonfinite_k, ahead.dq);
         fa_progress_publish(mine, step + 1);
-        if (attends) add_key_gradients(c, w, &t, &ahead);
+        if (attends) add_key_gradients(c, w, &t, more, &ahead);
+        more |= attends;
     }
+    if (!more) clear_key_gradients(c, w, keys);
     if (before) fa_progress_wait(before, steps);
     OP(attention_end_options)(c, w, i, b, hk, j, keys);
     fa_progress_publish(mine, steps + 1);
@@ -295,7 +319,6 @@ static void head_or_block(void *context, fa_index i, int worker)
     const fa_index part = i - c->whole, others = c->heads - c->whole;
     for (fa_index j = 0; part < 0 && j < c->blocks; j++) key_block(c, w, j, i);
     if (part >= 0) key_block(c, w, part / others, c->whole + part % others);
-    c->kernels->attention_end();
 }
 
 /* Gives out the scratch of a call from `plan`; called twice, see arena. */
@@ -355,7 +378,6 @@ fa_status OP(attention_backward)(const fa_attention_backward_arguments *argument
     c.group_rows = GROUP_TILES * k->sizes.attention_rows;
     c.ldk = fa_max(lanes, fa_round_up(a->D, lanes));
     c.ldv = fa_max(lanes, fa_round_up(a->Dv, lanes));
-    c.turned = k->sizes.turned_gradients ? c.block + TURNED_PADDING : 0;
     c.slice = GRADIENT_TILE * k->sizes.query_stride;
     c.scale = (real)a->scale;
     c.heads = heads_at_once(&c, heads);

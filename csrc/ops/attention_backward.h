@@ -8,7 +8,7 @@
 
 typedef struct {
     real *keys, *values, *columns;          /* of the block: panels of keys of k and v, panels of columns of k */
-    real *dk, *dv;                          /* [block, ldk], [block, ldv]; or turned, [ldk, turned], [ldv, turned] */
+    real *dk, *dv;                          /* [block, ldk], [block, ldv]; or turned: gradient_stride */
     real *queries, *gradients;              /* of a tile: scaled q and dout in slices */
     real *query_columns, *gradient_columns; /* q and dout in panels of columns */
     real *p, *ds, *ds_pairs, *products;     /* [GRADIENT_TILE, attention_stride]; products q k before a softcap */
@@ -23,7 +23,6 @@ typedef struct {
     fa_index block, blocks, tiles, group;
     fa_index group_rows; /* rows of a few register tiles */
     fa_index ldk, ldv;   /* rows of dk and dv: whole vectors */
-    fa_index turned;     /* rows of theirs where they have one for each column, otherwise 0 */
     fa_index slice;      /* size of a slice of queries or dout */
     real scale, scale_high, scale_low;
     gradient_scratch *worker;

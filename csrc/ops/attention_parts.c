@@ -55,7 +55,6 @@ static void weights_tile(void *context, fa_index task, int worker)
             k->attention_weights(dst, w->stride[2], scratch->scores, rows, begin + g, end + g, places, lse + g);
         }
     }
-    k->attention_end();
 }
 
 static void plan_weights(weights_call *c, arena *plan, int members)

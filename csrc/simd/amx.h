@@ -25,10 +25,7 @@ typedef enum { T_PAIRS, T_SIGNED, T_UNSIGNED } t_type;
             _tile_dpbusd(c, a, b);   \
     } while (0)
 
-/* What this thread's tiles are configured for; 0: for nothing. To configure them takes 200 cycles. */
-extern FA_HIDDEN _Thread_local fa_index fa_rows_of_tiles;
-
-/* For blocks of `rows` rows, 1 to 2 T_ROWS. Until t_release, and for this thread alone. */
+/* For blocks of `rows` rows, 1 to 2 T_ROWS. For this thread alone, until the loop ends of which the product is a part, or t_release. */
 FA_INLINE void t_configure(fa_index rows)
 {
     if (fa_rows_of_tiles == rows) return;
@@ -49,7 +46,7 @@ FA_INLINE void t_configure(fa_index rows)
 }
 FA_INLINE void t_release(void)
 {
-    if (fa_rows_of_tiles) _tile_release();
+    _tile_release();
     fa_rows_of_tiles = 0;
 }
 
@@ -84,38 +81,6 @@ FA_INLINE void t_product_2(real *c, fa_index ldc, const int two, const real *a, 
     _tile_stored(2, c + T_ROWS * ldc, ldc * (fa_index)sizeof(real));
     if (two) {
         _tile_stored(1, c + VL, ldc * (fa_index)sizeof(real));
-        _tile_stored(3, c + T_ROWS * ldc + VL, ldc * (fa_index)sizeof(real));
-    }
-}
-
-/* c += a b for `rows` rows, T_ROWS or twice as many, and two vectors of b; sums of pairs as in t_product_2, which begin with c. */
-FA_INLINE void t_product_onto(real *c, fa_index ldc, fa_index rows, const real *a, fa_index lda, const real *b, fa_index ldb,
-                              fa_index k_size)
-{
-    const int two = rows > T_ROWS;
-    T_MEMORY(a);
-    _tile_loadd(0, c, ldc * (fa_index)sizeof(real));
-    _tile_loadd(1, c + VL, ldc * (fa_index)sizeof(real));
-    if (two) {
-        _tile_loadd(2, c + T_ROWS * ldc, ldc * (fa_index)sizeof(real));
-        _tile_loadd(3, c + T_ROWS * ldc + VL, ldc * (fa_index)sizeof(real));
-    }
-    for (; k_size > 0; k_size -= T_K, a += T_K, b += T_K * ldb) {
-        _tile_loadd(6, b, ldb * (fa_index)sizeof(real));
-        _tile_loadd(4, a, lda * (fa_index)sizeof(real));
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, b + VL, ldb * (fa_index)sizeof(real));
-        _tile_dpbf16ps(1, 4, 7);
-        if (two) {
-            _tile_loadd(5, a + T_ROWS * lda, lda * (fa_index)sizeof(real));
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
-        }
-    }
-    _tile_stored(0, c, ldc * (fa_index)sizeof(real));
-    _tile_stored(1, c + VL, ldc * (fa_index)sizeof(real));
-    if (two) {
-        _tile_stored(2, c + T_ROWS * ldc, ldc * (fa_index)sizeof(real));
         _tile_stored(3, c + T_ROWS * ldc + VL, ldc * (fa_index)sizeof(real));
     }
 }
@@ -164,6 +129,43 @@ FA_INLINE void t_product_1(real *c, fa_index ldc, const int nv, const real *a, f
         for (const real *ak = a, *end = a + fa_min(k_size, slice_k); ak != end; ak += T_K, b += T_K * ldb)
             t_sums_add(T_PAIRS, nv, ak, lda, b, ldb);
     t_sums_store(nv, c, ldc);
+}
+
+/* c = a b, or with `more` c += a b, for `rows` rows, T_ROWS or twice as many, and two vectors of b; sums of pairs as in t_product_2,
+   which begin with c. */
+FA_INLINE void t_product_onto(real *c, fa_index ldc, int more, fa_index rows, const real *a, fa_index lda, const real *b,
+                              fa_index ldb, fa_index k_size)
+{
+    const int two = rows > T_ROWS;
+    T_MEMORY(a);
+    if (!more) {
+        t_sums_zero();
+    } else {
+        _tile_loadd(0, c, ldc * (fa_index)sizeof(real));
+        _tile_loadd(1, c + VL, ldc * (fa_index)sizeof(real));
+        if (two) {
+            _tile_loadd(2, c + T_ROWS * ldc, ldc * (fa_index)sizeof(real));
+            _tile_loadd(3, c + T_ROWS * ldc + VL, ldc * (fa_index)sizeof(real));
+        }
+    }
+    for (; k_size > 0; k_size -= T_K, a += T_K, b += T_K * ldb) {
+        _tile_loadd(6, b, ldb * (fa_index)sizeof(real));
+        _tile_loadd(4, a, lda * (fa_index)sizeof(real));
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, b + VL, ldb * (fa_index)sizeof(real));
+        _tile_dpbf16ps(1, 4, 7);
+        if (two) {
+            _tile_loadd(5, a + T_ROWS * lda, lda * (fa_index)sizeof(real));
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    _tile_stored(0, c, ldc * (fa_index)sizeof(real));
+    _tile_stored(1, c + VL, ldc * (fa_index)sizeof(real));
+    if (two) {
+        _tile_stored(2, c + T_ROWS * ldc, ldc * (fa_index)sizeof(real));
+        _tile_stored(3, c + T_ROWS * ldc + VL, ldc * (fa_index)sizeof(real));
+    }
 }
 
 /* c[i][j] = a b, or with `more` c + a b, for T_ROWS rows of a, which lie row_bytes apart in memory, and VL columns of b, [k_size][VL];

@@ -75,6 +75,7 @@
 #define FA_SIMD_H
 
 #include "../base.h"
+#include "../cpu.h"
 
 #if defined(FA_REAL_F32)
 typedef float real;
