@@ -18,7 +18,8 @@
 #if defined(FA_REAL_F32)
 
 #define LARGEST 8290176 /* the largest whole number whose digits are at most 127, the lower two being the lowest they can */
-#define SCORE_ROWS 4    /* rows that pass over keys together */
+#define DIGITS_OF_128 0x808080u
+#define SCORE_ROWS 4               /* rows that pass over keys together */
 #define BLOCK_LINES (VL * VL / 16) /* of VL rows by VL words */
 
 /* q[rows, D] to digits, with the scale of scores, in two pieces, in the factor. A row with NaN or infinity has the factor NaN. */
@@ -27,13 +28,14 @@ void KERNEL(decode_digits_of)(const decode_digits *dst, const real *q, fa_index 
 {
     for (fa_index r = 0; r < rows; r++, q += ldq) {
         int32_t *words = dst->words + r * dst->ld, *start = dst->start + r * DIGITS;
-        real largest = 0;
-        int finite = 1;
-        for (fa_index d = 0; d < D; d++) {
-            const real x = fabsf(q[d]);
-            largest = x > largest ? x : largest;
-            finite &= x < REAL_INFINITY;
+        vreal top = v_zero(), bad = v_zero();
+        for (fa_index d = 0; d < D; d += VL) {
+            const vreal x = v_load_n(q + d, D - d);
+            top = v_max(v_abs(x), top);
+            bad = v_fma(x, v_zero(), bad); /* 0 inf and 0 NaN are NaN */
         }
+        const real largest = v_reduce_max(top);
+        const int finite = !v_any(v_is_nan(bad));
         memset(words, 0, (size_t)dst->ld * sizeof *words);
         memset(start, 0, DIGITS * sizeof *start);
         const double unit = (double)largest / LARGEST, factor = unit * ((double)scale_high + (double)scale_low);
@@ -43,14 +45,14 @@ void KERNEL(decode_digits_of)(const decode_digits *dst, const real *q, fa_index 
         const double inverse = 1 / unit;
         int32_t sum[DIGITS] = {0};
         for (fa_index d = 0; d < D; d++) {
-            int32_t rest = (int32_t)lrint((double)q[d] * inverse);
+            /* A whole number and 128 of each digit: bytes that are none of them negative; then 128 off each byte. */
+            const uint32_t word = ((uint32_t)lrint((double)q[d] * inverse) + DIGITS_OF_128) ^ DIGITS_OF_128;
             int8_t *digits = (int8_t *)(words + d / 4 * DIGITS) + d % 4;
             FA_UNROLL
             for (int i = 0; i < DIGITS; i++) {
-                const int8_t digit = (int8_t)(uint8_t)rest;
+                const int8_t digit = (int8_t)(uint8_t)(word >> 8 * i);
                 digits[i * 4] = digit;
                 sum[i] += digit;
-                rest = (rest - digit) / 256;
             }
         }
         for (int i = 0; i < DIGITS; i++) start[i] = -128 * sum[i];

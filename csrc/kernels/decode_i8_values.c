@@ -12,22 +12,27 @@
 
 #if defined(FA_REAL_F32)
 
-/* p[r][j] times the scale of j. A scale that is not finite counts as 0; returns whether there is one. */
-FA_NOINLINE int scale_weights(real *p, fa_index rows, const decode_rows *scales, fa_index begin, fa_index end)
+/* The scales of keys side by side, and zeros up to a whole vector. One that is not finite counts as 0; returns whether there is one. */
+FA_NOINLINE int gather_scales(real *dst, const decode_rows *scales, fa_index begin, fa_index end)
 {
     vreal bad = v_zero();
     for (fa_index j = begin, n; j < end; j += n) {
         fa_index together;
         const real *scale = find_row(scales, j, &together);
         n = fa_min(fa_min(together, end - j), VL);
-        const vreal x = v_load_n(scale, n), finite = v_select(v_is_nan(v_sub(x, x)), v_zero(), x);
+        const vreal x = v_load_n(scale, n);
+        v_store(dst + j - begin, v_select(v_is_nan(v_sub(x, x)), v_zero(), x));
         bad = v_fma(x, v_zero(), bad);
-        for (fa_index r = 0; r < rows; r++) {
-            real *row = p + r * ATTENTION_STRIDE + j;
-            v_store_n(row, v_mul(v_load_n(row, n), finite), n);
-        }
     }
     return v_any(v_is_nan(bad));
+}
+
+/* p[j] times the scale of j, in place. */
+FA_INLINE vreal scaled_weights(real *p, const real *scale, fa_index count)
+{
+    const vreal x = v_mul(v_load_n(p, count), v_load(scale));
+    v_store_n(p, x, count);
+    return x;
 }
 
 #if FA_BYTE_DOTS
@@ -37,24 +42,26 @@ FA_NOINLINE int scale_weights(real *p, fa_index rows, const decode_rows *scales,
 #define SUM_KEYS 16 /* in a round of sum_columns: the compiler copies sums from register to register in each */
 #if FA_BYTE_TILES
 #define VALUE_ROWS (T_ROWS / DIGITS)
-#define STEP (4 * T_K) /* keys */
+#define DIGIT_ROWS T_ROWS /* read whatever the rows are, as tiles are configured alike for keys and values */
+#define STEP (4 * T_K)    /* keys */
 #else
 #define VALUE_ROWS 2
+#define DIGIT_ROWS (VALUE_ROWS * DIGITS)
 #define STEP SUM_KEYS
 #endif
 
 typedef struct {
-    uint8_t digits[VALUE_ROWS * DIGITS][WEIGHT_BYTES];
+    uint8_t digits[DIGIT_ROWS][WEIGHT_BYTES];
     real exponent[VALUE_ROWS], poison[VALUE_ROWS]; /* what a row's sums are scaled by; NaN if it has one, else 0 */
 } weights;
 
-FA_INLINE void weigh(weights *w, const real *p, fa_index rows, fa_index keys)
+FA_INLINE void weigh(weights *w, real *p, const real *scale, fa_index rows, fa_index keys)
 {
     for (fa_index r = 0; r < rows; r++, p += ATTENTION_STRIDE) {
         vreal largest = v_zero(), bad = v_zero();
         int exponent;
         for (fa_index j = 0; j < keys; j += VL) {
-            const vreal x = v_load_n(p + j, keys - j);
+            const vreal x = scaled_weights(p + j, scale + j, keys - j);
             largest = v_max(x, largest);
             bad = v_fma(x, v_zero(), bad);
         }
@@ -186,16 +193,17 @@ void KERNEL(decode_values_i8)(real *part, fa_index ld, real *p, fa_index rows, c
 {
     const fa_index keys = end - begin;
     const void *row[ATTENTION_KEYS + STEP];
+    real scale[ATTENTION_KEYS + VL];
     weights w;
-    *nonfinite = scale_weights(p, rows, scales, begin, end);
+    *nonfinite = gather_scales(scale, scales, begin, end);
     if (keys > 0) find_rows(row, v, begin, keys);
     if (v->table) prefetch_values(v, begin + rows_ahead(D), keys, D);
     for (fa_index j = keys; j < fa_round_up(keys, STEP); j++) row[j] = row[keys - 1]; /* times digits that are 0 */
     for (fa_index r = 0; r < rows; r += VALUE_ROWS) {
         const fa_index n = fa_min(VALUE_ROWS, rows - r);
-        weigh(&w, p + r * ATTENTION_STRIDE + begin, n, keys);
+        weigh(&w, p + r * ATTENTION_STRIDE + begin, scale, n, keys);
 #if FA_BYTE_TILES
-        if (n > 1) t_configure(n * DIGITS);
+        if (n > 1) t_configure(2 * T_ROWS);
 #endif
         for (fa_index column = 0; column < D; column += WIDTH) {
             const fa_index rest = D - column, next = r == 0 && rest > WIDTH ? WIDTH : 0;
@@ -270,8 +278,10 @@ void KERNEL(decode_values_i8)(real *part, fa_index ld, real *p, fa_index rows, c
                               fa_index begin, fa_index end, fa_index D, int *nonfinite)
 {
     const fa_index most = fa_max(1, fa_min(CHUNK_KEYS, CHUNK_BYTES / fa_max(1, D)));
-    real *next = part + rows * ld;
-    *nonfinite = scale_weights(p, rows, scales, begin, end);
+    real *next = part + rows * ld, scale[ATTENTION_KEYS + VL];
+    *nonfinite = gather_scales(scale, scales, begin, end);
+    for (fa_index r = 0; r < rows; r++)
+        for (fa_index j = begin; j < end; j += VL) scaled_weights(p + r * ATTENTION_STRIDE + j, scale + j - begin, end - j);
     for (fa_index j0 = begin, last; j0 < end; j0 = last) {
         last = fa_min(end, (j0 / CHAIN_KEYS + 1) * CHAIN_KEYS);
         for (fa_index j = j0, keys; j < last; j += keys) {
