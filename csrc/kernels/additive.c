@@ -33,6 +33,8 @@
 
 /* ---- tanh ---- */
 
+_Static_assert(TILE * 2 <= MOST_ABREAST, "two vectors of columns of a tile advance abreast");
+
 /* Two vectors of columns side by side. Their tanh share a division, which takes as long as all the rest of one; both are of the same
    query and key, so that no value depends on other queries or keys. */
 typedef struct {

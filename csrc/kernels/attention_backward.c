@@ -199,14 +199,13 @@ FA_INLINE void ask_ahead(next_rows x, fa_index i, fa_index parts)
 #endif
 
 #if FA_TILES
-/* Rows of products, nv vectors each, added to dst. */
-FA_INLINE void add_products(real *dst, fa_index ld, const real *part, fa_index rows, fa_index nv, fa_index columns,
-                            const int scaled, vreal scale)
+/* Rows of products, nv vectors each, times the scale, added to dst. */
+FA_INLINE void add_products(real *dst, fa_index ld, const real *part, fa_index rows, fa_index nv, fa_index columns, vreal scale)
 {
     for (fa_index r = 0; r < rows; r++)
         for (fa_index v = 0; v < nv; v++) {
             tile_acc acc = {{v_load(part + r * PANEL + v * VL)}};
-            add_gradients(dst + r * ld + v * VL, ld, acc, 1, 1, columns - v * VL, scaled, scale);
+            add_gradients(dst + r * ld + v * VL, ld, acc, 1, 1, columns - v * VL, 1, scale);
         }
 }
 #endif
@@ -237,7 +236,7 @@ void KERNEL(attention_query_gradients)(real *dq, fa_index lddq, const real *ds, 
             real part[TILE * PANEL] FA_ALIGN(64);
             matrix_product(part, PANEL, mr, nv, ds + r * ATTENTION_STRIDE + from, ATTENTION_STRIDE, 0, k_size,
                            k + first * padded + from * nv * VL, nv, k_size);
-            add_products(dq + r * lddq + first, lddq, part, mr, nv, D - first, 1, factor);
+            add_products(dq + r * lddq + first, lddq, part, mr, nv, D - first, factor);
         }
     }
 #else

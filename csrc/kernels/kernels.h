@@ -19,8 +19,8 @@ typedef struct {
     fa_index step_rows;      /* fewer sequences in a recurrent step take their products with w_ih in chunks of steps */
     fa_index attention_rows; /* rows of a tile of queries */
     fa_index late_scale;     /* 1: attention_scores are cheaper without a scale, and attention_softmax with one costs as little */
-    fa_index
-        turned_gradients; /* 1: attention_key_gradients have a row for each column, as attention_scale_gradients takes them */
+    fa_index turned_gradients; /* 1: attention_key_gradients has a row for each column,
+                                  as attention_scale_gradients takes them */
     fa_index attention_stride; /* row stride of a block of scores */
     fa_index attention_keys;   /* most keys in a block */
     fa_index query_slice;      /* dimensions in a slice of scaled queries */

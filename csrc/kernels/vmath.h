@@ -308,7 +308,7 @@ FA_INLINE vreal v_gelu(vreal x)
    Beside the rounding of the sums that go into a gate, 3 ULP are nothing, and a step has five of these per unit: no subnormals, no
    double length, divisions left to the caller, who can share one between two gates. */
 
-#define MOST_ABREAST 8 /* numbers of gate_exps */
+#define MOST_ABREAST 8 /* vectors, of gate_exps and what else advances so */
 
 #if defined(FA_REAL_F32)
 #define GATE_LOWEST (-69.0f) /* e^69 e^20 does not overflow: the quotient of two gates at their worst */

@@ -189,7 +189,7 @@ static fa_index gradient_stride(const backward_call *c, fa_index keys, fa_index 
 
 static fa_index gradient_size(const backward_call *c, fa_index keys, fa_index ld)
 {
-    return c->kernels->sizes.turned_gradients ? ld * gradient_stride(c, keys, ld) : keys * ld;
+    return (c->kernels->sizes.turned_gradients ? ld : keys) * gradient_stride(c, keys, ld);
 }
 
 static void clear_key_gradients(const backward_call *c, const gradient_scratch *w, fa_index keys)

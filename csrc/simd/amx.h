@@ -44,11 +44,7 @@ FA_INLINE void t_configure(fa_index rows)
     T_MEMORY(&tiles);
     _tile_loadconfig(&tiles);
 }
-FA_INLINE void t_release(void)
-{
-    _tile_release();
-    fa_rows_of_tiles = 0;
-}
+FA_INLINE void t_release(void) { fa_release_tiles(); }
 
 /* c = a b over k_size pairs of k, a multiple of T_K, in slices: pair k of row r of a at a[k / slice_k * slice + r * lda + k % slice_k],
    vector v of b at b[k * ldb + v * VL]; slice_k is a multiple of T_K. Each sum is c + (even + odd) for T_K pairs after another, even
