@@ -4,6 +4,7 @@ Environment: FASTATTN_BLAS=vendored|system|none (README, "Building"); CC and CFL
 """
 
 import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -21,77 +22,11 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent
-CSRC = ROOT / "csrc"
-# type of the arrays -> macros: the type of the arithmetic, and of the storage where that is another.
-TYPES = {
-    "f32": ("FA_REAL_F32",),
-    "f64": ("FA_REAL_F64",),
-    "bf16": ("FA_REAL_F32", "FA_STORED_BF16"),
-    "f16": ("FA_REAL_F32", "FA_STORED_F16"),
-}
-# The files of kernels/ and ops/ that know 16-bit arrays.
-LOW_PRECISION = {
-    "kernels/activation",
-    "kernels/attention_backward",
-    "kernels/attention_mask",
-    "kernels/attention_pack",
-    "kernels/attention_values",
-    "kernels/cast",
-    "kernels/decode",
-    "kernels/gemm",
-    "kernels/norm",
-    "kernels/probe",
-    "kernels/rope",
-    "kernels/table",
-    "ops/attention",
-    "ops/attention_backward",
-    "ops/attention_mask",
-    "ops/attention_mask_backward",
-    "ops/attention_tile",
-    "ops/cast",
-    "ops/decode",
-    "ops/decode_block",
-    "ops/elementwise",
-    "ops/embedding",
-    "ops/linear",
-    "ops/norm",
-    "ops/probe",
-    "ops/recurrent",
-    "ops/recurrent_stack",
-    "ops/recurrent_state",
-    "ops/recurrent_weights",
-    "ops/rope",
-    "ops/softmax",
-}
-# And those that bfloat16 has of its own where its products take pairs; elsewhere it takes float's.
-PAIRS = LOW_PRECISION | {"kernels/attention", "kernels/decode_tiles"}
-# What float32 has of its own in avx512bf16 and amxbf16.
-BYTE_PRODUCTS = {"kernels/decode_i8", "kernels/decode_i8_values", "kernels/table"}
-COMMON = ["-std=c11", "-O2", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
-COMMON += ["-ffunction-sections"]  # the linker leaves out what no table names
-ALL_FILES = {"f32": None, "f64": None, "bf16": LOW_PRECISION, "f16": LOW_PRECISION}
-AVX2 = ["-mavx2", "-mfma", "-mf16c"]
-AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
-# name of the table -> vocabulary header, flags, types and their files (None: all): a set takes from the one below it
-# the types that it does not name, and of float32 the other files. Only kernels/ gets the flags: detection, ops and
-# Cython must run anywhere.
-INSTRUCTION_SETS = {
-    "baseline": ("PORTABLE", [], ALL_FILES),
-    "avx2": ("AVX2", AVX2, ALL_FILES),
-    "avx512": ("AVX512", AVX512, ALL_FILES),
-    "avx512bf16": (
-        "AVX512",
-        [*AVX512, "-mavx512bf16", "-mavx512vnni"],
-        {"bf16": PAIRS, "f32": BYTE_PRODUCTS},
-    ),
-    "amxbf16": (
-        "AVX512",
-        [*AVX512, "-mavx512bf16", "-mavx512vnni", "-mamx-tile", "-mamx-bf16", "-mamx-int8"],
-        {"bf16": PAIRS, "f32": BYTE_PRODUCTS},
-    ),
-}
+sys.path.insert(0, str(ROOT / "csrc"))  # a build in isolation has not even this folder in its path
+import variants  # noqa: E402
+
 BLAS = os.environ.get("FASTATTN_BLAS", "vendored")
-if BLAS not in ("vendored", "system", "none"):
+if BLAS not in variants.BLAS_PROVIDERS:
     raise SystemExit(f"FASTATTN_BLAS must be vendored, system or none, got {BLAS!r}")
 # The stable ABI has no free-threaded build before CPython 3.15.
 LIMITED_API = not sysconfig.get_config_var("Py_GIL_DISABLED")
@@ -107,10 +42,13 @@ def openblas_package():
     return Path(spec.origin).parent
 
 
-def sources_of(folder, files):
-    """The sources of a folder, or those of them that are in a set of files."""
-    sources = sorted((CSRC / folder).glob("*.c"))
-    return [source for source in sources if files is None or f"{folder}/{source.stem}" in files]
+def is_newer(target, made_of):
+    """Whether an object is newer than the sources that a rule of make names, and than the list of what is compiled."""
+    if not (target.exists() and made_of.exists()):
+        return False
+    _, _, names = made_of.read_text().replace("\\\n", " ").partition(":")
+    sources = [ROOT / name for name in names.split()] + [ROOT / "setup.py", Path(variants.__file__)]
+    return all(source.exists() and source.stat().st_mtime < target.stat().st_mtime for source in sources)
 
 
 def pkg_config(option):
@@ -126,33 +64,11 @@ class BuildExt(build_ext):
 
     def build_extension(self, ext):
         is_x86 = platform.machine().lower() in ("x86_64", "amd64")
-        sets = {
-            name: of_set
-            for name, of_set in INSTRUCTION_SETS.items()
-            if name == "baseline" or (is_x86 and self.accepts(name, of_set[1]))
-        }
-        jobs, real_set = [], ""
-        for name, (header, flags, types) in sets.items():
-            if types is ALL_FILES:
-                real_set = name
-            for kind, files in types.items():
-                macros = [(macro, "1") for macro in (f"FA_ISA_{header}", *TYPES[kind])]
-                macros += [("FA_SUFFIX", f"{kind}_{name}")]
-                if files is not None:
-                    macros += [("FA_REAL_SUFFIX", f"f32_{real_set}")]
-                jobs += [(source, f"{name}_{kind}", macros, flags) for source in sources_of("kernels", files)]
-        for kind, macros in TYPES.items():
-            sources = [source for source in sources_of("ops", ALL_FILES[kind]) if source.stem != "api"]
-            jobs += [(source, f"ops_{kind}", [(macro, "1") for macro in macros], []) for source in sources]
-        macros = [(f"FA_HAVE_{name.upper()}", "1") for name in sets] + [(f"FA_BLAS_{BLAS.upper()}", "1")]
-        plain = [*sorted(CSRC.glob("*.c")), CSRC / "ops" / "api.c"]
-        jobs += [(source, f"core_{BLAS}", macros, []) for source in plain]
-
-        newest_header = max(
-            path.stat().st_mtime for path in (*CSRC.rglob("*.h"), *CSRC.rglob("*.def"), ROOT / "setup.py")
-        )
+        sets = tuple(isa for isa in variants.INSTRUCTION_SETS if not isa.flags or (is_x86 and self.accepts(isa)))
+        units = variants.all_units(sets, BLAS)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(lambda job: self.compile_one(*job, newest_header), jobs))
+            objects = list(pool.map(self.compile_unit, units))
+        self.write_compile_commands(units)
         ext.extra_objects = objects
         ext.depends = objects
         if platform.system() == "Linux":
@@ -163,32 +79,56 @@ class BuildExt(build_ext):
         if BLAS == "vendored":
             self.vendor_blas(Path(self.get_ext_fullpath(ext.name)).parent)
 
-    def accepts(self, name, flags):
+    def accepts(self, isa):
         """Whether the compiler knows the flags of a set, as GCC has those of AMX since 11; if not, it is left out."""
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "empty.c"
             source.write_text("typedef int empty;\n")
             try:
-                self.compiler.compile([str(source)], output_dir=folder, extra_postargs=flags)
+                self.compiler.compile([str(source)], output_dir=folder, extra_postargs=[*isa.flags])
             except CompileError:
-                print(f"fastattn: this compiler knows no {' '.join(flags)}: {name} is left out", file=sys.stderr)
+                print(f"fastattn: this compiler lacks flags of {isa.name}, which is left out", file=sys.stderr)
                 return False
         return True
 
-    def compile_one(self, source, variant, macros, flags, newest_header):
+    def compile_unit(self, unit):
+        """The object of a unit, compiled unless it is newer than all that it was made of."""
         # Not in build_temp, which an editable install throws away: what is up to date is not compiled again. Another
         # compiler, or other flags of the environment, have a folder of their own.
         command = zlib.crc32(" ".join([*self.compiler.compiler_so, *os.environ.get("CFLAGS", "").split()]).encode())
-        folder = ROOT / "build" / f"objects-{sysconfig.get_platform()}-{command:08x}" / variant
-        target = folder / f"{source.stem}.o"
-        if target.exists() and target.stat().st_mtime > max(newest_header, source.stat().st_mtime):
+        folder = ROOT / "build" / f"objects-{sysconfig.get_platform()}-{command:08x}" / unit.variant
+        target = folder / unit.source.relative_to(variants.CSRC).with_suffix(".o")
+        made_of = target.with_suffix(".d")
+        if is_newer(target, made_of):
             return str(target)
-        folder.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         (built,) = self.compiler.compile(
-            [str(source.relative_to(ROOT))], output_dir=str(folder), macros=macros, extra_postargs=COMMON + flags
+            [str(unit.source.relative_to(ROOT))],
+            output_dir=str(folder / "new"),
+            macros=[*unit.macros],
+            extra_postargs=[*variants.COMMON_FLAGS, *unit.flags, "-MMD", "-MF", str(made_of)],
         )
         os.replace(built, target)
         return str(target)
+
+    def write_compile_commands(self, units):
+        """build/compile_commands.json, by which clangd and its like see the sources."""
+        compiler = [*self.compiler.compiler_so, *variants.COMMON_FLAGS]
+        commands = [
+            {
+                "directory": str(ROOT),
+                "file": str(unit.source),
+                "arguments": [
+                    *compiler,
+                    *unit.flags,
+                    *(f"-D{name}={value}" for name, value in unit.macros),
+                    "-c",
+                    str(unit.source),
+                ],
+            }
+            for unit in units
+        ]
+        (ROOT / "build" / "compile_commands.json").write_text(json.dumps(commands, indent=1))
 
     def vendor_blas(self, package):
         """A private copy under another name: no other library shares it, and nobody resizes its threads by name."""

@@ -1,5 +1,5 @@
 /* What the ops share. Each file of this folder but api.c is compiled once per type of array, float32 and float64, and those that
-   setup.py lists for bfloat16 and float16 too: `stored` is what the arrays hold, `real` the type of the arithmetic, OP(name) the
+   variants.py lists for bfloat16 and float16 too: `stored` is what the arrays hold, `real` the type of the arithmetic, OP(name) the
    name of the version. Ops decide blocking, threads, scratch and BLAS; the arithmetic is in kernels. */
 #ifndef FA_OPS_H
 #define FA_OPS_H

@@ -1,0 +1,162 @@
+"""What is compiled, with which macros and flags: the one list that setup.py and scripts/lint read.
+
+kernels/ is compiled once for each instruction set and type of array, ops/ once for each type, everything else once.
+A new file needs no entry, unless it knows 16-bit arrays (LOW_PRECISION). A new instruction set needs a row of
+INSTRUCTION_SETS.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+CSRC = Path(__file__).parent
+
+COMMON_FLAGS = ("-std=c11", "-O2", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden")
+COMMON_FLAGS += ("-ffunction-sections",)  # the linker leaves out what no table names
+
+# Type of the arrays -> macros: the type of the arithmetic, and that of the storage where it is another.
+TYPES = {
+    "f32": ("FA_REAL_F32",),
+    "f64": ("FA_REAL_F64",),
+    "bf16": ("FA_REAL_F32", "FA_STORED_BF16"),
+    "f16": ("FA_REAL_F32", "FA_STORED_F16"),
+}
+
+# The files of kernels/ and ops/ that know 16-bit arrays.
+LOW_PRECISION = {
+    "kernels/activation",
+    "kernels/attention_backward",
+    "kernels/attention_mask",
+    "kernels/attention_pack",
+    "kernels/attention_values",
+    "kernels/cast",
+    "kernels/decode",
+    "kernels/gemm",
+    "kernels/norm",
+    "kernels/probe",
+    "kernels/rope",
+    "kernels/table",
+    "ops/attention",
+    "ops/attention_backward",
+    "ops/attention_mask",
+    "ops/attention_mask_backward",
+    "ops/attention_tile",
+    "ops/cast",
+    "ops/decode",
+    "ops/decode_block",
+    "ops/elementwise",
+    "ops/embedding",
+    "ops/linear",
+    "ops/norm",
+    "ops/probe",
+    "ops/recurrent",
+    "ops/recurrent_stack",
+    "ops/recurrent_state",
+    "ops/recurrent_weights",
+    "ops/rope",
+    "ops/softmax",
+}
+# And those that bfloat16 has of its own where its products take pairs; elsewhere it takes float's.
+PAIRS = LOW_PRECISION | {"kernels/attention", "kernels/decode_tiles"}
+# What float32 has of its own where products of bytes are an instruction.
+BYTE_PRODUCTS = {"kernels/decode_i8", "kernels/decode_i8_values", "kernels/table"}
+
+ALL_TYPES = {"f32": None, "f64": None, "bf16": LOW_PRECISION, "f16": LOW_PRECISION}
+OWN_PRODUCTS = {"bf16": PAIRS, "f32": BYTE_PRODUCTS}
+
+AVX2 = ("-mavx2", "-mfma", "-mf16c")
+AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
+AVX512BF16 = (*AVX512, "-mavx512bf16", "-mavx512vnni")
+AMXBF16 = (*AVX512BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8")
+
+
+@dataclass(frozen=True)
+class InstructionSet:
+    """A table of kernels.
+
+    Attributes
+    ----------
+    name
+        Of the set, as FASTATTN_ISA names it; the suffix of its kernels.
+    header
+        simd/<header>.h, chosen by the macro FA_ISA_<HEADER>.
+    flags
+        Of the compiler, for kernels/ alone: detection, ops and Cython run anywhere.
+    types
+        Type -> its files (None: all). The types that are missing, and of float32 the other files, come from the set
+        before.
+    """
+
+    name: str
+    header: str
+    flags: tuple[str, ...]
+    types: dict[str, set[str] | None]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has kernels of its own for every type."""
+        return self.types is ALL_TYPES
+
+
+# In rising order. The first runs anywhere; the others are for x86-64.
+INSTRUCTION_SETS = (
+    InstructionSet("baseline", "portable", (), ALL_TYPES),
+    InstructionSet("avx2", "avx2", AVX2, ALL_TYPES),
+    InstructionSet("avx512", "avx512", AVX512, ALL_TYPES),
+    InstructionSet("avx512bf16", "avx512", AVX512BF16, OWN_PRODUCTS),
+    InstructionSet("amxbf16", "avx512", AMXBF16, OWN_PRODUCTS),
+)
+
+BLAS_PROVIDERS = ("vendored", "system", "none")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One source to be compiled in one way; `variant` is the folder of its object."""
+
+    source: Path
+    variant: str
+    macros: tuple[tuple[str, str], ...]
+    flags: tuple[str, ...] = ()
+
+
+def sources_of(folder: str, files: set[str] | None) -> list[Path]:
+    """The sources of a folder of csrc/, or those of them that are in a set of files."""
+    sources = sorted((CSRC / folder).rglob("*.c"))
+    return [s for s in sources if files is None or s.relative_to(CSRC).with_suffix("").as_posix() in files]
+
+
+def defined(*names: str) -> tuple[tuple[str, str], ...]:
+    return tuple((name, "1") for name in names)
+
+
+def kernel_units(sets: tuple[InstructionSet, ...]) -> list[Unit]:
+    """kernels/, for each set and type."""
+    units, whole = [], ""
+    for isa in sets:
+        whole = isa.name if isa.is_whole else whole
+        for kind, files in isa.types.items():
+            macros = (*defined(f"FA_ISA_{isa.header.upper()}", *TYPES[kind]), ("FA_SUFFIX", f"{kind}_{isa.name}"))
+            if files is not None:  # the rest is float's, of a whole set
+                macros += (("FA_REAL_SUFFIX", f"f32_{whole}"),)
+            units += [Unit(s, f"{isa.name}_{kind}", macros, isa.flags) for s in sources_of("kernels", files)]
+    return units
+
+
+def op_units() -> list[Unit]:
+    """ops/, for each type."""
+    return [
+        Unit(source, f"ops_{kind}", defined(*macros))
+        for kind, macros in TYPES.items()
+        for source in sources_of("ops", ALL_TYPES[kind])
+        if source.stem != "api"
+    ]
+
+
+def plain_units(sets: tuple[InstructionSet, ...], blas: str) -> list[Unit]:
+    """What is compiled once, and knows the sets and the BLAS of the build."""
+    macros = defined(*(f"FA_HAVE_{isa.name.upper()}" for isa in sets), f"FA_BLAS_{blas.upper()}")
+    return [Unit(s, f"core_{blas}", macros) for s in (*sorted(CSRC.glob("*.c")), CSRC / "ops" / "api.c")]
+
+
+def all_units(sets: tuple[InstructionSet, ...], blas: str) -> list[Unit]:
+    return [*kernel_units(sets), *op_units(), *plain_units(sets, blas)]

@@ -1,0 +1,40 @@
+"""Compiles csrc/ in every way that the build does, for the warnings alone:  python scripts/compiler_warnings.py
+
+CC names another compiler. Exit status 1 when one of the sources has a warning.
+"""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "csrc"))
+import variants  # noqa: E402
+
+WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Werror")
+
+
+def warns(unit: variants.Unit) -> bool:
+    # With -O2, since intrinsics are macros without it, and those warn.
+    macros = [f"-D{name}={value}" for name, value in unit.macros]
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    command = [*compiler, "-fsyntax-only", *variants.COMMON_FLAGS, *WARNINGS, *unit.flags, *macros, str(unit.source)]
+    return subprocess.run(command, check=False).returncode != 0
+
+
+def main() -> int:
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    sets = tuple(isa for isa in variants.INSTRUCTION_SETS if is_x86 or not isa.flags)
+    units = [*variants.kernel_units(sets), *variants.op_units()]
+    for blas in variants.BLAS_PROVIDERS:
+        units += variants.plain_units(sets, blas)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return int(any(list(pool.map(warns, units))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
