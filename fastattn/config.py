@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Literal, overload
 
 import numpy as np
 
@@ -153,10 +154,22 @@ def info() -> dict[str, object]:
     }
 
 
-def show_config() -> None:
-    """Prints version, CPU, instruction sets, threads and BLAS."""
+@overload
+def show_config(mode: Literal["stdout"] = "stdout") -> None: ...
+@overload
+def show_config(mode: Literal["dict"]) -> dict[str, object]: ...
+def show_config(mode: str = "stdout") -> dict[str, object] | None:
+    """Prints version, CPU, instruction sets, threads and BLAS; with mode="dict" returns them as `info` does.
+
+    `python -m fastattn` prints the same. Raises ValueError for another mode.
+    """
+    if mode == "dict":
+        return info()
+    if mode != "stdout":
+        raise ValueError(f"show_config: mode must be 'stdout' or 'dict', got {mode!r}")
     for key, value in info().items():
         print(f"{key + ':':20} {' '.join(value) if isinstance(value, list) else value or '-'}")
+    return None
 
 
 def register_threadpoolctl() -> None:
