@@ -1,5 +1,6 @@
 /* The C API: what the Python extension calls. Callers have checked shapes, types and ranges; functions return FA_OK, or another
-   status with the outputs untouched. Sizes and strides count elements unless said otherwise; every size may be 0. */
+   status with the outputs untouched. Sizes and strides count elements unless said otherwise; every size may be 0. All compute under the
+   default floating-point state and leave the caller's as it was, exception flags included (float_state.h). */
 #ifndef FASTATTN_H
 #define FASTATTN_H
 
@@ -156,6 +157,8 @@ typedef struct {
     fa_attention_strategy strategy;
 } fa_attention_arguments;
 fa_status fa_attention_forward(fa_dtype dtype, const fa_attention_arguments *a);
+/* The scale of calls that name none: 1 / sqrt(D), 1 for D = 0. */
+double fa_attention_scale(fa_index D);
 
 /* The same for at most FA_CACHE_QUERIES queries, strategy FA_ATTENTION_FUSED, without starts, on what a cache holds: in pages, as bytes, or
    both. k_stride and v_stride count elements of keys and values as they are kept. */

@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "threads.h"
 #include "cpu.h"
+#include "float_state.h"
 
 #include <pthread.h>
 #include <sched.h>
@@ -177,6 +178,7 @@ void fastattn_set_num_threads(int n) { fa_set_num_threads(n < 1 ? 1 : n > FA_MAX
 static void *worker_main(void *argument)
 {
     struct worker *self = argument;
+    (void)fa_float_enter(); /* Linux gives a thread the state of the one that starts it */
     for (unsigned seen = 0;; seen++) {
         for (int i = 0; i < SPIN_ROUNDS && atomic_load_explicit(&self->posted, memory_order_acquire) == seen; i++) relax();
         if (atomic_load(&self->posted) == seen) {

@@ -17,7 +17,7 @@ from cpython.buffer cimport (
     PyBuffer_Release,
     PyObject_GetBuffer,
 )
-from libc.math cimport isfinite, sqrt
+from libc.math cimport isfinite
 from libc.stdint cimport INT64_MIN, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp

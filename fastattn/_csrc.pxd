@@ -199,6 +199,7 @@ cdef extern from "fastattn.h" nogil:
         fa_attention_strategy strategy
 
     fa_status fa_attention_forward(fa_dtype dtype, const fa_attention_arguments *a)
+    double fa_attention_scale(fa_index D)
 
     const int FA_CACHE_QUERIES
     const int FA_CACHE_LONGEST_I8

@@ -118,7 +118,7 @@ cdef object acquire_per_head(Array *a, object value, int dtype, fa_index heads, 
 cdef object set_numbers(fa_attention_arguments *a, object scale, object softcap, str op):
     """scale and softcap."""
     if scale is None:
-        a.scale = 1 / sqrt(<double>a.D) if a.D else 1.0
+        a.scale = fa_attention_scale(a.D)
     else:
         a.scale = as_float(scale, op, "scale")
         if not isfinite(a.scale):

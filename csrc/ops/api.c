@@ -1,5 +1,7 @@
-/* The entry points of fastattn.h: each picks the version of its op for the dtype. */
+/* The entry points of fastattn.h: each picks the version of its op for the dtype, and computes under the default floating-point state,
+   whatever the caller's is. */
 #include "../fastattn.h"
+#include "../float_state.h"
 
 #define OP(name) fa_##name##_f32
 #include "declare.h"
@@ -17,15 +19,19 @@
 #undef OP
 
 /* Callers give no other dtype than the op has: the real types, or BY_ANY_DTYPE the 16-bit ones too. */
-#define BY_DTYPE(name, ...) return dtype == FA_F64 ? fa_##name##_f64(__VA_ARGS__) : fa_##name##_f32(__VA_ARGS__)
-#define BY_ANY_DTYPE(name, ...)                         \
-    switch (dtype) {                                    \
-    case FA_F32: return fa_##name##_f32(__VA_ARGS__);   \
-    case FA_F64: return fa_##name##_f64(__VA_ARGS__);   \
-    case FA_BF16: return fa_##name##_bf16(__VA_ARGS__); \
-    case FA_F16: break;                                 \
-    }                                                   \
-    return fa_##name##_f16(__VA_ARGS__)
+#define BY_DTYPE(name, ...) (dtype == FA_F64 ? fa_##name##_f64(__VA_ARGS__) : fa_##name##_f32(__VA_ARGS__))
+#define BY_ANY_DTYPE(name, ...)                        \
+    (dtype == FA_BF16  ? fa_##name##_bf16(__VA_ARGS__) \
+     : dtype == FA_F16 ? fa_##name##_f16(__VA_ARGS__)  \
+                       : BY_DTYPE(name, __VA_ARGS__))
+
+/* Returns what an expression of a type gives under the default floating-point state. Once for each call: the threads of the pool have
+   that state anyway. */
+#define COMPUTE(type, expression)                    \
+    const fa_float_state callers = fa_float_enter(); \
+    const type result = expression;                  \
+    fa_float_leave(&callers);                        \
+    return result
 
 void fa_init(void)
 {
@@ -34,134 +40,180 @@ void fa_init(void)
     fa_set_isa(fa_best_isa());
 }
 
-double fa_probe_multiply_add(fa_dtype dtype, fa_index rounds, int threads) { BY_ANY_DTYPE(probe_multiply_add, rounds, threads); }
+double fa_probe_multiply_add(fa_dtype dtype, fa_index rounds, int threads)
+{
+    COMPUTE(double, BY_ANY_DTYPE(probe_multiply_add, rounds, threads));
+}
 
-void fa_probe_read(fa_dtype dtype, const void *x, fa_index n) { BY_DTYPE(probe_read, x, n); }
+void fa_probe_read(fa_dtype dtype, const void *x, fa_index n)
+{
+    const fa_float_state callers = fa_float_enter();
+    BY_DTYPE(probe_read, x, n);
+    fa_float_leave(&callers);
+}
 
-fa_status fa_map(fa_dtype dtype, fa_activation f, void *y, const void *x, fa_index n) { BY_ANY_DTYPE(map, f, y, x, n); }
+fa_status fa_map(fa_dtype dtype, fa_activation f, void *y, const void *x, fa_index n)
+{
+    COMPUTE(fa_status, BY_ANY_DTYPE(map, f, y, x, n));
+}
 
 fa_status fa_map_backward(fa_dtype dtype, fa_activation f, void *dx, const void *dy, const void *x, fa_index n)
 {
-    BY_DTYPE(map_backward, f, dx, dy, x, n);
+    COMPUTE(fa_status, BY_DTYPE(map_backward, f, dx, dy, x, n));
 }
 
 fa_status fa_silu_gated_forward(fa_dtype dtype, void *y, const void *gate, const void *up, fa_index n)
 {
-    BY_ANY_DTYPE(silu_gated_forward, y, gate, up, n);
+    COMPUTE(fa_status, BY_ANY_DTYPE(silu_gated_forward, y, gate, up, n));
 }
 
 fa_status fa_silu_gated_backward(fa_dtype dtype, void *dgate, void *dup, const void *dy, const void *gate, const void *up,
                                  fa_index n)
 {
-    BY_DTYPE(silu_gated_backward, dgate, dup, dy, gate, up, n);
+    COMPUTE(fa_status, BY_DTYPE(silu_gated_backward, dgate, dup, dy, gate, up, n));
 }
 
-fa_status fa_cast(fa_dtype dtype, void *y, const void *x, fa_index n, int narrow) { BY_ANY_DTYPE(cast, y, x, n, narrow); }
+fa_status fa_cast(fa_dtype dtype, void *y, const void *x, fa_index n, int narrow)
+{
+    COMPUTE(fa_status, BY_ANY_DTYPE(cast, y, x, n, narrow));
+}
 
 fa_status fa_softmax_forward(fa_dtype dtype, int log, void *y, fa_index ldy, const void *x, fa_index ldx, fa_index rows,
                              fa_index n, double scale)
 {
-    BY_ANY_DTYPE(softmax_forward, log, y, ldy, x, ldx, rows, n, scale);
+    COMPUTE(fa_status, BY_ANY_DTYPE(softmax_forward, log, y, ldy, x, ldx, rows, n, scale));
 }
 
 fa_status fa_softmax_backward(fa_dtype dtype, int log, void *dx, const void *dy, const void *y, fa_index rows, fa_index n,
                               double scale)
 {
-    BY_ANY_DTYPE(softmax_backward, log, dx, dy, y, rows, n, scale);
+    COMPUTE(fa_status, BY_ANY_DTYPE(softmax_backward, log, dx, dy, y, rows, n, scale));
 }
 
-fa_status fa_cross_entropy_forward(fa_dtype dtype, const fa_cross_entropy_arguments *a) { BY_DTYPE(cross_entropy_forward, a); }
+fa_status fa_cross_entropy_forward(fa_dtype dtype, const fa_cross_entropy_arguments *a)
+{
+    COMPUTE(fa_status, BY_DTYPE(cross_entropy_forward, a));
+}
 
 fa_status fa_cross_entropy_backward(fa_dtype dtype, const fa_cross_entropy_arguments *a, void *dx, const void *dloss)
 {
-    BY_DTYPE(cross_entropy_backward, a, dx, dloss);
+    COMPUTE(fa_status, BY_DTYPE(cross_entropy_backward, a, dx, dloss));
 }
 
 fa_status fa_embedding_forward(fa_dtype dtype, void *y, const void *w, const fa_index *id, fa_index rows, fa_index n)
 {
-    BY_ANY_DTYPE(embedding_forward, y, w, id, rows, n);
+    COMPUTE(fa_status, BY_ANY_DTYPE(embedding_forward, y, w, id, rows, n));
 }
 
 fa_status fa_embedding_backward(fa_dtype dtype, void *dw, const void *dy, const fa_index *id, fa_index table_rows, fa_index rows,
                                 fa_index n)
 {
-    BY_DTYPE(embedding_backward, dw, dy, id, table_rows, rows, n);
+    COMPUTE(fa_status, BY_DTYPE(embedding_backward, dw, dy, id, table_rows, rows, n));
 }
 
 fa_status fa_rope(fa_dtype dtype, void *y, const void *x, const void *cosine, const void *sine, const fa_index *position,
                   fa_index rows, fa_index n, int interleaved)
 {
-    BY_ANY_DTYPE(rope, y, x, cosine, sine, position, rows, n, interleaved);
+    COMPUTE(fa_status, BY_ANY_DTYPE(rope, y, x, cosine, sine, position, rows, n, interleaved));
 }
 
-fa_status fa_norm_forward(fa_dtype dtype, const fa_norm_arguments *a) { BY_ANY_DTYPE(norm_forward, a); }
+fa_status fa_norm_forward(fa_dtype dtype, const fa_norm_arguments *a) { COMPUTE(fa_status, BY_ANY_DTYPE(norm_forward, a)); }
 
-fa_status fa_norm_backward(fa_dtype dtype, const fa_norm_backward_arguments *a) { BY_ANY_DTYPE(norm_backward, a); }
+fa_status fa_norm_backward(fa_dtype dtype, const fa_norm_backward_arguments *a)
+{
+    COMPUTE(fa_status, BY_ANY_DTYPE(norm_backward, a));
+}
 
 fa_status fa_linear_forward(fa_dtype dtype, void *y, void *z, fa_index ldy, const void *x, fa_index ldx, const void *w,
                             fa_index ldw, const void *bias, fa_index M, fa_index N, fa_index K, fa_activation activation,
                             fa_linear_strategy strategy)
 {
-    BY_ANY_DTYPE(linear_forward, y, z, ldy, x, ldx, w, ldw, bias, M, N, K, activation, strategy);
+    COMPUTE(fa_status, BY_ANY_DTYPE(linear_forward, y, z, ldy, x, ldx, w, ldw, bias, M, N, K, activation, strategy));
 }
 
-fa_status fa_linear_backward(fa_dtype dtype, const fa_linear_backward_arguments *a) { BY_DTYPE(linear_backward, a); }
+fa_status fa_linear_backward(fa_dtype dtype, const fa_linear_backward_arguments *a)
+{
+    COMPUTE(fa_status, BY_DTYPE(linear_backward, a));
+}
 
 size_t fa_linear_packed_bytes(fa_dtype dtype, fa_isa isa, fa_index N, fa_index K)
 {
-    BY_ANY_DTYPE(linear_packed_bytes, isa, N, K);
+    return BY_ANY_DTYPE(linear_packed_bytes, isa, N, K);
 }
 
 fa_status fa_linear_pack(fa_dtype dtype, fa_isa isa, void *packed, const void *w, fa_index ldw, fa_index N, fa_index K)
 {
-    BY_ANY_DTYPE(linear_pack, isa, packed, w, ldw, N, K);
+    COMPUTE(fa_status, BY_ANY_DTYPE(linear_pack, isa, packed, w, ldw, N, K));
 }
 
 fa_status fa_linear_forward_packed(fa_dtype dtype, fa_isa isa, void *y, fa_index ldy, const void *x, fa_index ldx,
                                    const void *packed, const void *bias, fa_index M, fa_index N, fa_index K,
                                    fa_activation activation)
 {
-    BY_ANY_DTYPE(linear_forward_packed, isa, y, ldy, x, ldx, packed, bias, M, N, K, activation);
+    COMPUTE(fa_status, BY_ANY_DTYPE(linear_forward_packed, isa, y, ldy, x, ldx, packed, bias, M, N, K, activation));
 }
 
-fa_status fa_attention_forward(fa_dtype dtype, const fa_attention_arguments *a) { BY_ANY_DTYPE(attention_forward, a); }
+double fa_attention_scale(fa_index D) { COMPUTE(double, fa_attention_scale_f64(D)); }
 
-fa_status fa_cache_attention(fa_dtype dtype, const fa_cache_arguments *c) { BY_ANY_DTYPE(cache_attention, c); }
+fa_status fa_attention_forward(fa_dtype dtype, const fa_attention_arguments *a)
+{
+    COMPUTE(fa_status, BY_ANY_DTYPE(attention_forward, a));
+}
 
-fa_status fa_attention_weights(fa_dtype dtype, const fa_attention_weights_arguments *w) { BY_DTYPE(attention_weights, w); }
+fa_status fa_cache_attention(fa_dtype dtype, const fa_cache_arguments *c)
+{
+    COMPUTE(fa_status, BY_ANY_DTYPE(cache_attention, c));
+}
+
+fa_status fa_attention_weights(fa_dtype dtype, const fa_attention_weights_arguments *w)
+{
+    COMPUTE(fa_status, BY_DTYPE(attention_weights, w));
+}
 
 fa_status fa_attention_merge(fa_dtype dtype, void *out, void *lse, const void *a, const void *lse_a, const void *b,
                              const void *lse_b, fa_index rows, fa_index n)
 {
-    BY_DTYPE(attention_merge, out, lse, a, lse_a, b, lse_b, rows, n);
+    COMPUTE(fa_status, BY_DTYPE(attention_merge, out, lse, a, lse_a, b, lse_b, rows, n));
 }
 
 fa_status fa_attention_backward(fa_dtype dtype, const fa_attention_backward_arguments *arguments)
 {
-    BY_ANY_DTYPE(attention_backward, arguments);
+    COMPUTE(fa_status, BY_ANY_DTYPE(attention_backward, arguments));
 }
 
-fa_status fa_additive_forward(fa_dtype dtype, const fa_additive_arguments *a) { BY_DTYPE(additive_forward, a); }
+fa_status fa_additive_forward(fa_dtype dtype, const fa_additive_arguments *a)
+{
+    COMPUTE(fa_status, BY_DTYPE(additive_forward, a));
+}
 
-fa_status fa_additive_backward(fa_dtype dtype, const fa_additive_gradients *g) { BY_DTYPE(additive_backward, g); }
+fa_status fa_additive_backward(fa_dtype dtype, const fa_additive_gradients *g)
+{
+    COMPUTE(fa_status, BY_DTYPE(additive_backward, g));
+}
 
-fa_status fa_attention_gru_forward(fa_dtype dtype, const fa_attention_gru *a) { BY_DTYPE(attention_gru_forward, a); }
+fa_status fa_attention_gru_forward(fa_dtype dtype, const fa_attention_gru *a)
+{
+    COMPUTE(fa_status, BY_DTYPE(attention_gru_forward, a));
+}
 
-fa_status fa_attention_gru_backward(fa_dtype dtype, const fa_attention_gru_gradients *g) { BY_DTYPE(attention_gru_backward, g); }
+fa_status fa_attention_gru_backward(fa_dtype dtype, const fa_attention_gru_gradients *g)
+{
+    COMPUTE(fa_status, BY_DTYPE(attention_gru_backward, g));
+}
 
 size_t fa_recurrent_packed_bytes(fa_dtype dtype, fa_isa isa, fa_weight_type type, const fa_recurrent_weights *w)
 {
-    BY_ANY_DTYPE(recurrent_packed_bytes, isa, type, w);
+    return BY_ANY_DTYPE(recurrent_packed_bytes, isa, type, w);
 }
 
 fa_status fa_recurrent_pack(fa_dtype dtype, fa_isa isa, fa_weight_type type, void *packed, const fa_recurrent_weights *w)
 {
-    BY_ANY_DTYPE(recurrent_pack, isa, type, packed, w);
+    COMPUTE(fa_status, BY_ANY_DTYPE(recurrent_pack, isa, type, packed, w));
 }
 
 fa_status fa_recurrent_forward(fa_dtype dtype, const fa_recurrent_arguments *a, fa_index layers, fa_index directions)
 {
-    BY_ANY_DTYPE(recurrent_forward, a, layers, directions);
+    COMPUTE(fa_status, BY_ANY_DTYPE(recurrent_forward, a, layers, directions));
 }
 
 fa_index fa_recurrent_saved(const fa_recurrent_weights *w)
@@ -173,5 +225,5 @@ fa_index fa_recurrent_saved(const fa_recurrent_weights *w)
 fa_status fa_recurrent_backward(fa_dtype dtype, const fa_recurrent_arguments *a, const fa_recurrent_gradients *g, fa_index layers,
                                 fa_index directions)
 {
-    BY_DTYPE(recurrent_backward, a, g, layers, directions);
+    COMPUTE(fa_status, BY_DTYPE(recurrent_backward, a, g, layers, directions));
 }

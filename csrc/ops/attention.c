@@ -250,6 +250,8 @@ static int only_excludes(const fa_attention_arguments *a)
     return !(a->softcap > 0) && !a->alibi_slopes && a->mask_kind != FA_MASK_ADD;
 }
 
+double OP(attention_scale)(fa_index D) { return D ? 1 / sqrt((double)D) : 1; }
+
 fa_status OP(attention_forward)(const fa_attention_arguments *a)
 {
     const fa_kernels *k = attention_kernels(a->strategy);

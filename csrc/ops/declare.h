@@ -23,6 +23,7 @@ size_t OP(linear_packed_bytes)(fa_isa isa, fa_index N, fa_index K);
 fa_status OP(linear_pack)(fa_isa isa, void *packed, const void *w, fa_index ldw, fa_index N, fa_index K);
 fa_status OP(linear_forward_packed)(fa_isa isa, void *y, fa_index ldy, const void *x, fa_index ldx, const void *packed,
                                     const void *bias, fa_index M, fa_index N, fa_index K, fa_activation activation);
+double OP(attention_scale)(fa_index D);
 fa_status OP(attention_forward)(const fa_attention_arguments *a);
 fa_status OP(cache_attention)(const fa_cache_arguments *c);
 fa_status OP(attention_weights)(const fa_attention_weights_arguments *w);

@@ -2,6 +2,7 @@
 #include "recurrent_lane.h"
 
 typedef struct {
+    const fa_kernels *kernels;
     real *dx;
     const fa_index *stride;
     fa_index B, P, layer, directions;
@@ -15,8 +16,8 @@ static void drop_row(void *context, fa_index i, int worker)
     (void)worker;
     for (fa_index d = 0; d < c->directions; d++) {
         real *row = c->dx + t * c->stride[0] + b * c->stride[1] + d * c->P;
-        current_kernels()->dropout_row(row, row, 0, c->P, c->rule.seed, c->rule.threshold, c->rule.scale, t, b,
-                                       c->layer * c->directions + d);
+        c->kernels->dropout_row(row, row, 0, c->P, c->rule.seed, c->rule.threshold, c->rule.scale, t, b,
+                                c->layer * c->directions + d);
     }
 }
 
@@ -25,6 +26,6 @@ void OP(recurrent_dropout)(void *dx, const fa_index stride[2], fa_index T, fa_in
 {
     /* A word costs as much as some 10 multiply-adds. */
     const double work = 10 * (double)T * (double)B * (double)(directions * P);
-    dropout_call c = {dx, stride, B, P, layer, directions, rule_of_dropout(dropout, seed)};
+    dropout_call c = {current_kernels(), dx, stride, B, P, layer, directions, rule_of_dropout(dropout, seed)};
     fa_parallel_for(T * B, fa_members_for(work), drop_row, &c);
 }
