@@ -1,6 +1,5 @@
 #include "dispatch.h"
-
-#include <stdatomic.h>
+#include "settings.h"
 
 /* The build says which ISA-specific tables it has compiled (FA_HAVE_AVX2, FA_HAVE_AVX512, FA_HAVE_AVX512BF16, FA_HAVE_AMXBF16). */
 #define DECLARE(isa)                                            \
@@ -46,8 +45,6 @@ static const struct {
 #endif
 };
 
-static _Atomic int in_force = FA_ISA_BASELINE;
-
 int fa_isa_usable(fa_isa isa) { return tables[isa].f32 && fa_cpu_allows(isa); }
 
 fa_isa fa_best_isa(void)
@@ -57,12 +54,12 @@ fa_isa fa_best_isa(void)
     return (fa_isa)isa;
 }
 
-fa_isa fa_get_isa(void) { return (fa_isa)atomic_load_explicit(&in_force, memory_order_relaxed); }
+fa_isa fa_get_isa(void) { return (fa_isa)fa_setting_get(FA_SETTING_ISA); }
 
 int fa_set_isa(fa_isa isa)
 {
     if (!fa_isa_usable(isa)) return 0;
-    atomic_store(&in_force, (int)isa);
+    fa_setting_set(FA_SETTING_ISA, (int)isa);
     return 1;
 }
 

@@ -9,7 +9,9 @@
 #include "blas.h"
 #include "cpu.h"
 #include "dispatch.h"
+#include "float_state.h"
 #include "scratch.h"
+#include "settings.h"
 #include "threads.h"
 
 /* The last two are storage: arithmetic is in float. */

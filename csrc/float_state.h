@@ -8,31 +8,35 @@
 
 #if defined(__x86_64__)
 
-/* MXCSR, and the control and status words of the x87, which computes in long double. An instruction reads each in a few cycles;
-   writing is slower, so only what differs is written. */
+/* MXCSR. What else there is, the words of the x87, is of those who compute in long double: see below. */
 typedef struct {
     uint32_t mxcsr;
-    uint16_t x87_control, x87_status;
 } fa_float_state;
 
 #define FA_MXCSR_DEFAULT 0x1f80u
 #define FA_MXCSR_FLAGS 0x3fu
+
+FA_INLINE void fa_set_mxcsr(uint32_t word) { __asm__ volatile("ldmxcsr %0" ::"m"(word) : "memory"); }
+
+FA_INLINE fa_float_state fa_float_enter(void)
+{
+    fa_float_state before;
+    __asm__ volatile("stmxcsr %0" : "=m"(before.mxcsr)::"memory");
+    if (FA_UNLIKELY((before.mxcsr & ~FA_MXCSR_FLAGS) != FA_MXCSR_DEFAULT)) fa_set_mxcsr(FA_MXCSR_DEFAULT);
+    return before;
+}
+
+/* Without a look at what there is now: to read takes as long as to write, after arithmetic. */
+FA_INLINE void fa_float_leave(const fa_float_state *before) { fa_set_mxcsr(before->mxcsr); }
+
+/* The x87: its control and status words. */
+typedef struct {
+    uint16_t control, status;
+} fa_long_double_state;
+
 #define FA_X87_DEFAULT 0x37fu
 #define FA_X87_FLAGS 0xffu /* with the summary and stack-fault bits */
 
-FA_INLINE uint32_t fa_mxcsr(void)
-{
-    uint32_t word;
-    __asm__ volatile("stmxcsr %0" : "=m"(word)::"memory");
-    return word;
-}
-FA_INLINE void fa_set_mxcsr(uint32_t word) { __asm__ volatile("ldmxcsr %0" ::"m"(word) : "memory"); }
-FA_INLINE uint16_t fa_x87_control(void)
-{
-    uint16_t word;
-    __asm__ volatile("fnstcw %0" : "=m"(word)::"memory");
-    return word;
-}
 FA_INLINE void fa_set_x87_control(uint16_t word) { __asm__ volatile("fldcw %0" ::"m"(word) : "memory"); }
 FA_INLINE uint16_t fa_x87_status(void)
 {
@@ -40,30 +44,27 @@ FA_INLINE uint16_t fa_x87_status(void)
     __asm__ volatile("fnstsw %0" : "=a"(word)::"memory");
     return word;
 }
-/* The flags have no instruction of their own but for clearing them all. */
-FA_INLINE void fa_set_x87_flags(uint16_t status)
+
+FA_INLINE fa_long_double_state fa_long_double_enter(void)
+{
+    fa_long_double_state before = {.status = fa_x87_status()};
+    __asm__ volatile("fnstcw %0" : "=m"(before.control)::"memory");
+    if (FA_UNLIKELY(before.control != FA_X87_DEFAULT)) fa_set_x87_control(FA_X87_DEFAULT);
+    return before;
+}
+
+/* Flags can be written with the whole environment only. */
+FA_INLINE void fa_long_double_leave(const fa_long_double_state *before)
 {
     struct {
         uint16_t control, reserved0, status, reserved1, rest[10];
     } environment;
-    __asm__ volatile("fnstenv %0" : "=m"(environment)::"memory");
-    environment.status = (uint16_t)((environment.status & ~FA_X87_FLAGS) | (status & FA_X87_FLAGS));
-    __asm__ volatile("fldenv %0" ::"m"(environment) : "memory");
-}
-
-FA_INLINE fa_float_state fa_float_enter(void)
-{
-    const fa_float_state before = {fa_mxcsr(), fa_x87_control(), fa_x87_status()};
-    if (FA_UNLIKELY((before.mxcsr & ~FA_MXCSR_FLAGS) != FA_MXCSR_DEFAULT)) fa_set_mxcsr(FA_MXCSR_DEFAULT);
-    if (FA_UNLIKELY(before.x87_control != FA_X87_DEFAULT)) fa_set_x87_control(FA_X87_DEFAULT);
-    return before;
-}
-
-FA_INLINE void fa_float_leave(const fa_float_state *before)
-{
-    if (fa_mxcsr() != before->mxcsr) fa_set_mxcsr(before->mxcsr);
-    if (FA_UNLIKELY((fa_x87_status() ^ before->x87_status) & FA_X87_FLAGS)) fa_set_x87_flags(before->x87_status);
-    if (FA_UNLIKELY(before->x87_control != FA_X87_DEFAULT)) fa_set_x87_control(before->x87_control);
+    if ((fa_x87_status() ^ before->status) & FA_X87_FLAGS) {
+        __asm__ volatile("fnstenv %0" : "=m"(environment)::"memory");
+        environment.status = (uint16_t)((environment.status & ~FA_X87_FLAGS) | (before->status & FA_X87_FLAGS));
+        __asm__ volatile("fldenv %0" ::"m"(environment) : "memory");
+    }
+    if (FA_UNLIKELY(before->control != FA_X87_DEFAULT)) fa_set_x87_control(before->control);
 }
 
 #elif defined(__aarch64__)
@@ -102,6 +103,15 @@ FA_INLINE fa_float_state fa_float_enter(void)
 
 FA_INLINE void fa_float_leave(const fa_float_state *before) { fesetenv(before); }
 
+#endif
+
+#if !defined(__x86_64__)
+/* long double has no state of its own. */
+typedef struct {
+    char none;
+} fa_long_double_state;
+FA_INLINE fa_long_double_state fa_long_double_enter(void) { return (fa_long_double_state){0}; }
+FA_INLINE void fa_long_double_leave(const fa_long_double_state *before) { (void)before; }
 #endif
 
 #endif

@@ -2,6 +2,7 @@
 #include "threads.h"
 #include "cpu.h"
 #include "float_state.h"
+#include "settings.h"
 
 #include <pthread.h>
 #include <sched.h>
@@ -38,8 +39,6 @@ static struct {
     pthread_mutex_t lock;
     pthread_cond_t done;
 } pool = {.busy = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .done = PTHREAD_COND_INITIALIZER};
-
-static _Atomic int num_threads; /* 0: not decided yet */
 
 static void relax(void)
 {
@@ -159,16 +158,11 @@ static int default_num_threads(void)
 
 int fa_get_num_threads(void)
 {
-    int n = atomic_load_explicit(&num_threads, memory_order_relaxed);
-    if (n == 0) {
-        n = default_num_threads();
-        int undecided = 0;
-        if (!atomic_compare_exchange_strong(&num_threads, &undecided, n)) n = undecided;
-    }
-    return n;
+    const int n = fa_setting_get(FA_SETTING_THREADS);
+    return n == FA_UNSET ? fa_setting_default(FA_SETTING_THREADS, default_num_threads()) : n;
 }
 
-void fa_set_num_threads(int n) { atomic_store(&num_threads, n); }
+void fa_set_num_threads(int n) { fa_setting_set(FA_SETTING_THREADS, n); }
 
 int fastattn_get_num_threads(void) { return fa_get_num_threads(); }
 void fastattn_set_num_threads(int n) { fa_set_num_threads(n < 1 ? 1 : n > FA_MAX_THREADS ? FA_MAX_THREADS : n); }
@@ -178,6 +172,7 @@ void fastattn_set_num_threads(int n) { fa_set_num_threads(n < 1 ? 1 : n > FA_MAX
 static void *worker_main(void *argument)
 {
     struct worker *self = argument;
+    (void)fa_long_double_enter();
     (void)fa_float_enter(); /* Linux gives a thread the state of the one that starts it */
     for (unsigned seen = 0;; seen++) {
         for (int i = 0; i < SPIN_ROUNDS && atomic_load_explicit(&self->posted, memory_order_acquire) == seen; i++) relax();

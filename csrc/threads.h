@@ -21,7 +21,8 @@ typedef void fa_team_body(void *context, int member, int members);
 typedef void fa_loop_body(void *context, fa_index i, int worker);
 
 int fa_get_num_threads(void);
-void fa_set_num_threads(int n); /* 1 <= n <= FA_MAX_THREADS */
+void fa_set_num_threads(
+    int n); /* 1 <= n <= FA_MAX_THREADS; of the block that the thread is in, else of the process (settings.h) */
 
 /* The same for threadpoolctl, which finds them by name in the loaded library; any n is clamped into the range. */
 FA_EXPORT int fastattn_get_num_threads(void);

@@ -5,6 +5,7 @@ Private: import fastattn instead. arrays.pxi has the checks and their messages, 
 """
 
 from operator import index
+from threading import get_ident
 
 import numpy as np
 
@@ -33,6 +34,7 @@ cdef extern from *:
 
 include "arrays.pxi"
 include "results.pxi"
+include "float_state.pxi"
 include "settings.pxi"
 include "cast.pxi"
 include "rows.pxi"

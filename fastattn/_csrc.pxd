@@ -43,6 +43,30 @@ cdef extern from "fastattn.h" nogil:
     int fa_isa_usable(fa_isa isa)
     const char *fa_kernel_name(int i)
 
+    ctypedef struct fa_float_state:
+        pass
+
+    ctypedef struct fa_long_double_state:
+        pass
+
+    fa_float_state fa_float_enter()
+    void fa_float_leave(const fa_float_state *before)
+    fa_long_double_state fa_long_double_enter()
+    void fa_long_double_leave(const fa_long_double_state *before)
+
+    ctypedef enum fa_setting:
+        FA_SETTING_THREADS
+        FA_SETTING_ISA
+        FA_SETTING_ATTENTION
+        FA_SETTING_LINEAR
+        FA_SETTINGS
+
+    int FA_UNSET
+    int fa_setting_get(fa_setting setting)
+    void fa_setting_set(fa_setting setting, int value)
+    void fa_setting_of_thread(fa_setting setting, int value)
+    void fa_setting_of_blocks(fa_setting setting, int value)
+
     int FA_MAX_THREADS
     int fa_get_num_threads()
     void fa_set_num_threads(int n)

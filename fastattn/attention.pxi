@@ -177,7 +177,7 @@ cdef tuple acquire_inputs(AttentionInputs *x, fa_attention_arguments *a, int hea
     if kv_lengths is not None:
         kv_lengths = as_lengths(kv_lengths, a.B, a.Lk, op, "kv_lengths")
         a.k_lengths = index_pointer(kv_lengths)
-    a.strategy = FA_ATTENTION_BLAS if attention_strategy == 1 else FA_ATTENTION_FUSED
+    a.strategy = FA_ATTENTION_BLAS if by_blas(FA_SETTING_ATTENTION) else FA_ATTENTION_FUSED
     return q_lengths, kv_lengths
 
 

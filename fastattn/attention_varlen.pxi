@@ -62,7 +62,7 @@ cdef tuple acquire_ragged(AttentionInputs *x, fa_attention_arguments *a, object 
     set_heads(x, a, alibi_slopes, sinks, op)
     full[0], full[1], full[2], full[3] = a.B, a.H, a.Lq, a.Lk
     acquire_mask(&x.mask, mask, x.q.dtype, full, a, op)
-    a.strategy = FA_ATTENTION_BLAS if attention_strategy == 1 else FA_ATTENTION_FUSED
+    a.strategy = FA_ATTENTION_BLAS if by_blas(FA_SETTING_ATTENTION) else FA_ATTENTION_FUSED
     return starts_q, starts_k, lengths_q, lengths_k
 
 

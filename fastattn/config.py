@@ -4,9 +4,9 @@ Environment: FASTATTN_NUM_THREADS (else OMP_NUM_THREADS, else the CPUs that affi
 FASTATTN_ISA, which can
 only lower the instruction set; a name that is unknown or not available is an error at import.
 
-The settings are of the process, not of a thread. A context manager restores what it found, also when two threads nest
-theirs in other orders
-than they leave them: do not use it for that.
+A context manager holds for the thread that enters it, until it leaves. Threads that are in none have what the one
+entered last says, and without any what was set for the process. So each thread can have its own, and they leave nothing
+behind, in whatever order they end.
 """
 
 import os
@@ -65,12 +65,8 @@ def use_isa(name: str) -> Iterator[None]:
     ...     get_isa()
     'baseline'
     """
-    before = _core.get_isa()
-    _core.set_isa(name)
-    try:
+    with _core.Block("isa", _core.isa_number(name)):
         yield
-    finally:
-        _core.set_isa(before)
 
 
 def get_num_threads() -> int:
@@ -79,7 +75,10 @@ def get_num_threads() -> int:
 
 
 def set_num_threads(n: int) -> None:
-    """Sets the most threads that a call uses, 1 to 256. No value changes with it; small calls use fewer."""
+    """Sets the most threads that a call uses, 1 to 256; inside a `with num_threads(...)` block until its end.
+
+    No value changes with it; small calls use fewer.
+    """
     _core.set_num_threads(n)
 
 
@@ -91,12 +90,8 @@ def num_threads(n: int) -> Iterator[None]:
     ...     get_num_threads()
     1
     """
-    before = _core.get_num_threads()
-    _core.set_num_threads(n)
-    try:
+    with _core.Block("threads", _core.thread_number(n, "num_threads")):
         yield
-    finally:
-        _core.set_num_threads(before)
 
 
 @contextmanager
@@ -106,12 +101,8 @@ def attention_strategy(name: str) -> Iterator[None]:
 
     The two round differently. Raises ValueError for another name, and for "blas" in a build without BLAS.
     """
-    before = _core.get_attention_strategy()
-    _core.set_attention_strategy(name)
-    try:
+    with _core.Block("attention", _core.strategy_number("attention", name)):
         yield
-    finally:
-        _core.set_attention_strategy(before)
 
 
 @contextmanager
@@ -121,12 +112,8 @@ def linear_strategy(name: str) -> Iterator[None]:
     The two round differently. Always native are packed weights, and what BLAS has no call for: sums of nothing, and
     sizes beyond a C int. Raises ValueError for another name, and for "blas" in a build without BLAS.
     """
-    before = _core.get_linear_strategy()
-    _core.set_linear_strategy(name)
-    try:
+    with _core.Block("linear", _core.strategy_number("linear", name)):
         yield
-    finally:
-        _core.set_linear_strategy(before)
 
 
 def trim() -> None:

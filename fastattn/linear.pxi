@@ -89,7 +89,7 @@ def linear(object x, object weight, object bias, object activation, object out, 
     cdef PackedLinear packed = None
     cdef fa_status status
     cdef fa_activation f
-    cdef fa_linear_strategy strategy = FA_LINEAR_BLAS if linear_strategy == 1 else FA_LINEAR_NATIVE
+    cdef fa_linear_strategy strategy = FA_LINEAR_BLAS if by_blas(FA_SETTING_LINEAR) else FA_LINEAR_NATIVE
     cdef Py_ssize_t N, K, M, ldy
     cdef object result, sums = None
     cdef char *bias_data = NULL

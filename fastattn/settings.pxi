@@ -1,9 +1,68 @@
 # Threads, instruction sets, strategies, BLAS: what fastattn.config offers.
 
-cdef int attention_strategy = -1  # -1: auto
-cdef int linear_strategy = -1
-cdef tuple ATTENTION_STRATEGIES = ("fused", "blas")
-cdef tuple LINEAR_STRATEGIES = ("native", "blas")
+cdef tuple ATTENTION_STRATEGIES = ("auto", "fused", "blas")  # a setting is the place here
+cdef tuple LINEAR_STRATEGIES = ("auto", "native", "blas")
+cdef int BLAS = 2
+cdef tuple SETTINGS = ("threads", "isa", "attention", "linear")  # in the order of fa_setting
+
+cdef list blocks = [[] for _ in SETTINGS]  # of each setting those in force, by the time they began
+
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class Block:
+    """`with Block(setting, value):` gives the calling thread a setting of its own, as csrc/settings.h says."""
+    cdef fa_setting setting
+    cdef int value
+    cdef object thread
+
+    def __init__(self, str setting, int value):
+        self.setting, self.value = <fa_setting><int>SETTINGS.index(setting), value
+
+    def __enter__(self):
+        cdef list own = blocks[self.setting]
+        self.thread = get_ident()
+        with cython.critical_section(own):
+            own.append(self)
+            publish(self.setting, own, self.thread)
+
+    def __exit__(self, *exception):
+        cdef list own = blocks[self.setting]
+        with cython.critical_section(own):
+            own.remove(self)
+            publish(self.setting, own, self.thread)
+
+
+cdef object publish(fa_setting setting, list of_setting, object thread):
+    """Tells C the latest block, and the latest of a thread, which calls."""
+    cdef Block block
+    cdef int own = FA_UNSET, latest = FA_UNSET
+    for block in of_setting:
+        latest = block.value
+        if block.thread == thread:
+            own = latest
+    fa_setting_of_thread(setting, own)
+    fa_setting_of_blocks(setting, latest)
+
+
+cdef object set_setting(fa_setting setting, int value):
+    """Of the block that the thread is in, else of the process."""
+    cdef Block block, own = None
+    cdef list of_setting = blocks[setting]
+    cdef object thread = get_ident()
+    with cython.critical_section(of_setting):
+        for block in of_setting:
+            if block.thread == thread:
+                own = block
+        if own is None:
+            fa_setting_set(setting, value)
+        else:
+            own.value = value
+            publish(setting, of_setting, thread)
+
+
+cdef bint by_blas(fa_setting setting):
+    return fa_setting_get(setting) == BLAS
 
 
 def isa_names():
@@ -19,12 +78,19 @@ def get_isa():
     return text(fa_isa_name(fa_get_isa()))
 
 
-def set_isa(name):
+def isa_number(name):
+    """The setting for an ISA that is available."""
     names = isa_names()
     if name not in names:
         raise ValueError(f"use_isa: name must be one of {available_isas()}, got {name!r}")
-    if not fa_set_isa(<fa_isa><int>names.index(name)):
+    number = names.index(name)
+    if not fa_isa_usable(<fa_isa><int>number):
         raise ValueError(f"use_isa: name must be available here ({available_isas()}), got {name!r}")
+    return number
+
+
+def set_isa(name):
+    set_setting(FA_SETTING_ISA, isa_number(name))
 
 
 def cpu_features():
@@ -47,13 +113,18 @@ def get_num_threads():
     return fa_get_num_threads()
 
 
-def set_num_threads(n):
+def thread_number(n, op):
+    """The setting for at most n threads."""
     if isinstance(n, bool) or not hasattr(n, "__index__"):
-        raise TypeError(f"set_num_threads: n must be an integer, got {n!r}")
+        raise TypeError(f"{op}: n must be an integer, got {n!r}")
     n = n.__index__()
     if not 1 <= n <= FA_MAX_THREADS:
-        raise ValueError(f"set_num_threads: n must lie in 1..{FA_MAX_THREADS}, got {n}")
-    fa_set_num_threads(n)
+        raise ValueError(f"{op}: n must lie in 1..{FA_MAX_THREADS}, got {n}")
+    return n
+
+
+def set_num_threads(n):
+    set_setting(FA_SETTING_THREADS, thread_number(n, "set_num_threads"))
 
 
 def trim():
@@ -61,33 +132,23 @@ def trim():
     fa_scratch_trim()
 
 
-cdef int find_strategy(object name, tuple names, str what) except -2:
-    if name == "auto":
-        return -1
+def strategy_number(kind, name):
+    """The setting for a strategy of "attention" or "linear"."""
+    cdef tuple names = ATTENTION_STRATEGIES if kind == "attention" else LINEAR_STRATEGIES
     if name not in names:
-        raise ValueError(f"{what}: name must be one of {('auto', *names)}, got {name!r}")
+        raise ValueError(f"{kind}_strategy: name must be one of {names}, got {name!r}")
     if name == "blas" and not fa_blas_load():
-        raise ValueError(f"{what}: 'blas' needs a BLAS, "
+        raise ValueError(f"{kind}_strategy: 'blas' needs a BLAS, "
                          f"and this build ({text(fa_blas_provider())}) has none that loads")
     return names.index(name)
 
 
-def set_attention_strategy(name):
-    global attention_strategy
-    attention_strategy = find_strategy(name, ATTENTION_STRATEGIES, "attention_strategy")
-
-
 def get_attention_strategy():
-    return "auto" if attention_strategy < 0 else ATTENTION_STRATEGIES[attention_strategy]
-
-
-def set_linear_strategy(name):
-    global linear_strategy
-    linear_strategy = find_strategy(name, LINEAR_STRATEGIES, "linear_strategy")
+    return ATTENTION_STRATEGIES[max(0, fa_setting_get(FA_SETTING_ATTENTION))]
 
 
 def get_linear_strategy():
-    return "auto" if linear_strategy < 0 else LINEAR_STRATEGIES[linear_strategy]
+    return LINEAR_STRATEGIES[max(0, fa_setting_get(FA_SETTING_LINEAR))]
 
 
 cdef bytes blas_path_bytes = b""

@@ -4,6 +4,7 @@ process stays as it was."""
 import contextlib
 import ctypes
 import multiprocessing
+import operator
 import os
 import platform
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -59,6 +61,85 @@ def test_settings_are_restored_after_an_exception():
     with pytest.raises(ZeroDivisionError), fa.config.use_isa("baseline"), fa.num_threads(7):
         raise ZeroDivisionError
     assert (fa.config.get_isa(), fa.get_num_threads()) == before
+
+
+INFO = fa.config.info
+SETTINGS = {
+    "num_threads": (fa.get_num_threads, "num_threads", (3, 5, 7)),
+    "use_isa": (fa.config.get_isa, "config.use_isa", fa.config.available_isas()),
+    "attention_strategy": (
+        lambda: INFO()["attention_strategy"],
+        "config.attention_strategy",
+        ("fused", "auto"),
+    ),
+    "linear_strategy": (lambda: INFO()["linear_strategy"], "config.linear_strategy", ("native", "auto")),
+}
+
+
+def block(name, value):
+    function = operator.attrgetter(SETTINGS[name][1])(fa)
+    return function(value)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_blocks_of_two_threads_end_in_any_order_and_leave_nothing_behind(name):
+    read, _, values = SETTINGS[name]
+    before, seen, turns = read(), [], [threading.Event() for _ in range(4)]
+
+    def first():
+        with block(name, values[0]):
+            turns[0].set()
+            turns[1].wait(10)
+            seen.append(read() == values[0])
+        turns[2].set()
+        seen.append(turns[3].wait(10) and read() == values[1])  # of no block: what the last one says
+
+    def second():
+        turns[0].wait(10)
+        with block(name, values[1]):
+            turns[1].set()
+            turns[2].wait(10)
+            seen.append(read() == values[1])
+            turns[3].set()
+            threads[0].join()
+        seen.append(read() == before)
+
+    threads = [threading.Thread(target=f) for f in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [True] * 4
+    assert read() == before
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_blocks_that_interleave_in_one_thread_leave_nothing_behind(name):
+    """As those of two tasks of an event loop do."""
+    read, _, values = SETTINGS[name]
+    before = read()
+    blocks = [block(name, value) for value in values[:2]]
+    blocks[0].__enter__()
+    blocks[1].__enter__()
+    blocks[0].__exit__(None, None, None)
+    assert read() == values[1]
+    blocks[1].__exit__(None, None, None)
+    assert read() == before
+
+
+def test_a_thread_without_a_block_has_the_setting_of_the_one_that_started_it():
+    with fa.num_threads(5), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(fa.get_num_threads).result() == 5
+
+
+def test_what_is_set_inside_a_block_holds_until_its_end():
+    before = fa.get_num_threads()
+    with fa.num_threads(3):
+        fa.set_num_threads(5)
+        with fa.num_threads(7):
+            assert fa.get_num_threads() == 7
+        assert fa.get_num_threads() == 5
+    assert fa.get_num_threads() == before
 
 
 @pytest.mark.parametrize("n", [0, -1, 257, 2**40])

@@ -1,7 +1,6 @@
 /* The entry points of fastattn.h: each picks the version of its op for the dtype, and computes under the default floating-point state,
    whatever the caller's is. */
 #include "../fastattn.h"
-#include "../float_state.h"
 
 #define OP(name) fa_##name##_f32
 #include "declare.h"
@@ -117,7 +116,20 @@ fa_status fa_rope(fa_dtype dtype, void *y, const void *x, const void *cosine, co
     COMPUTE(fa_status, BY_ANY_DTYPE(rope, y, x, cosine, sine, position, rows, n, interleaved));
 }
 
-fa_status fa_norm_forward(fa_dtype dtype, const fa_norm_arguments *a) { COMPUTE(fa_status, BY_ANY_DTYPE(norm_forward, a)); }
+/* The statistics of float64 are long double. */
+fa_status fa_norm_forward(fa_dtype dtype, const fa_norm_arguments *a)
+{
+    if (dtype != FA_F64) {
+        COMPUTE(fa_status, BY_ANY_DTYPE(norm_forward, a));
+    } else {
+        const fa_long_double_state callers_long = fa_long_double_enter();
+        const fa_float_state callers = fa_float_enter();
+        const fa_status status = fa_norm_forward_f64(a);
+        fa_float_leave(&callers);
+        fa_long_double_leave(&callers_long);
+        return status;
+    }
+}
 
 fa_status fa_norm_backward(fa_dtype dtype, const fa_norm_backward_arguments *a)
 {
