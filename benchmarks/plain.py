@@ -1,13 +1,12 @@
-"""The plain NumPy form of every case: in float64 as the reference, in the dtype of the case as the yardstick of error.
+"""The plain form of every case: in float64 as the reference, in the dtype of the case as the yardstick of error.
 
 Only a sample of each result is computed (some heads and query rows, some sequences of the batch, some rows), because
 the large cases would take minutes. Output rows do not depend on each other, so that a sample checks the whole
 computation of its rows.
 
-NumPy multiplies few rows in another order than many (GEMV, small matrices, GEMM), and with smaller rounding errors.
-fastattn treats a row alike in every batch: the yardstick is NumPy's error for rows in a batch, also when the case has
-fewer. The largest of few errors is chance: small results are drawn several times, and the yardstick is the largest
-error of NumPy in all draws.
+The yardstick has the same bits on every machine: arrays of tests/ordered.py, which add in one fixed order without BLAS.
+The largest of few errors is chance: small results are drawn several times, and the yardstick is the largest error of
+the plain form in all draws.
 """
 
 import math
@@ -18,8 +17,8 @@ from numpy.typing import DTypeLike
 from benchmarks import attention
 from benchmarks.cases import GATES, GRADIENTS, STACK, WEIGHTS, Array, Case, Inputs
 from benchmarks.recurrences import stack_suffixes
+from tests.ordered import Ordered
 
-BATCH = 64  # rows of which NumPy's BLAS takes its kernels for matrices, not those for few rows
 FEW = 100_000  # elements of a result: below, the yardstick is pooled over DRAWS inputs
 DRAWS = 8
 
@@ -46,7 +45,7 @@ def sample(case: Case, result: Array) -> Array:
 def expected(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
     """`sample` of the result, computed in `dtype`."""
     if case.op in attention.OPS:
-        return attention.expected(case, inputs, dtype, BATCH if _is_yardstick(case, dtype) else 1)
+        return attention.expected(case, inputs, dtype)
     if case.op == "decode":
         return _decode(case, inputs, dtype)
     if case.op in GATES or case.op in GRADIENTS:
@@ -63,13 +62,12 @@ def expected(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
     if case.op == "softmax":
         return softmax(sample(case, inputs["x"]).astype(dtype))
     rows = _spread(len(inputs["x"]), 64)
-    batch = in_batch(rows, case, dtype)
-    x = inputs["x"][batch].astype(dtype)
+    x = inputs["x"][rows].astype(dtype)
     if case.op == "linear":
         y: Array = x @ inputs["weight"].T.astype(dtype) + inputs["bias"].astype(dtype)
-        return y[: len(rows)]
-    state = tuple(inputs[name][batch].astype(dtype) for name in "hc" if name in inputs)
-    return step(case.op.removesuffix("_cell"), x, state, _weights(inputs, dtype))[0][: len(rows)]
+        return y
+    state = tuple(inputs[name][rows].astype(dtype) for name in "hc" if name in inputs)
+    return step(case.op.removesuffix("_cell"), x, state, _weights(inputs, dtype))[0]
 
 
 ADDITIVE = ("query", "keys", "values", "v", "dcontext")
@@ -116,37 +114,39 @@ def attention_gru(**a: Array) -> Array:
     return dx
 
 
-def in_batch(rows: Array, case: Case, dtype: DTypeLike) -> Array:
-    """The indices, repeated where there are fewer than a batch. The exact result does not need one."""
-    return np.resize(rows, max(len(rows), BATCH)) if _is_yardstick(case, dtype) else rows
-
-
-def _is_yardstick(case: Case, dtype: DTypeLike) -> bool:
-    return np.dtype(dtype) == _arithmetic(case)
-
-
 def errors(case: Case, inputs: Inputs) -> tuple[Array, float]:
     """The reference (float64; extended precision for float64 cases), and the error that the error rule allows.
 
-    The rule: twice the error of plain NumPy in the dtype of the case.
+    The rule: twice the error of the plain form in the dtype of the case.
     Rounding the exact result costs half a unit in the last place already: the yardstick is never below that.
     """
     exact, error = _plain_error(case, inputs)
     if exact.size < FEW:
         error = max(error, *(_plain_error(case, case.inputs(seed))[1] for seed in range(DRAWS)))
-    eps = 2.0**-7 if case.dtype == "bfloat16" else np.finfo(_arithmetic(case)).eps
-    floor = eps / 2 * np.abs(exact).max()
-    return exact.astype(np.float64), 2 * max(error, float(floor))
+    return exact.astype(np.float64), 2 * max(
+        error, rounding(exact, case.dtype if case.dtype == "bfloat16" else _arithmetic(case))
+    )
+
+
+def rounding(exact: Array, dtype: str) -> float:
+    """What rounding the largest result costs."""
+    eps = 2.0**-7 if dtype == "bfloat16" else np.finfo(dtype).eps
+    return float(eps / 2 * np.abs(exact).max())
 
 
 def _plain_error(case: Case, inputs: Inputs) -> tuple[Array, float]:
-    """The exact sample, and the largest error of plain NumPy."""
+    """The exact sample, and the largest error of the plain form."""
     exact = expected(case, inputs, np.longdouble if case.dtype == "float64" else np.float64)
-    return exact, float(np.abs(expected(case, inputs, _arithmetic(case)) - exact).max())
+    return exact, float(np.abs(np.asarray(expected(case, ordered(inputs), _arithmetic(case))) - exact).max())
+
+
+def ordered(inputs: Inputs) -> Inputs:
+    """The same numbers, whose sums have one order on every machine."""
+    return {name: value.view(Ordered) for name, value in inputs.items()}
 
 
 def _arithmetic(case: Case) -> str:
-    """What plain NumPy computes in: float32 where the arrays have fewer bits."""
+    """What the plain form computes in: float32 where the arrays have fewer bits."""
     return "float64" if case.dtype == "float64" else "float32"
 
 
@@ -244,15 +244,14 @@ def _gate_gradients(op: str, from_input: Array, state: tuple[Array, ...], weight
 
 def _sequence(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
     rows = _spread(case.sizes["B"], 2)
-    batch = in_batch(rows, case, dtype)
-    x = inputs["x"][:, batch].astype(dtype)
+    x = inputs["x"][:, rows].astype(dtype)
     # Of a ragged batch, what lies beyond a sequence's end is 0 in the result, and counts nothing in dy.
-    inside = np.arange(len(x))[:, None, None] < inputs["lengths"][batch, None] if case.ragged else True
+    inside = np.arange(len(x))[:, None, None] < inputs["lengths"][rows, None] if case.ragged else True
     if case.op in GRADIENTS:
-        dy = np.where(inside, inputs["dy"][:, batch].astype(dtype), 0)
-        return gradients(GRADIENTS[case.op], x, dy, _weights(inputs, dtype))[:, : len(rows)]
+        dy = np.where(inside, inputs["dy"][:, rows].astype(dtype), 0)
+        return gradients(GRADIENTS[case.op], x, dy, _weights(inputs, dtype))
     y = run(case.op, x, case.sizes["H"], _weights(inputs, dtype))
-    return np.where(inside, y, 0)[:, : len(rows)]
+    return np.where(inside, y, 0)
 
 
 def stack(x: Array, layers: int, hidden: int, weights: Inputs) -> Array:
@@ -266,8 +265,8 @@ def stack(x: Array, layers: int, hidden: int, weights: Inputs) -> Array:
 
 def _stack(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
     rows = _spread(case.sizes["B"], 2)
-    x = inputs["x"][:, in_batch(rows, case, dtype)].astype(dtype)
-    return stack(x, case.sizes["L"], case.sizes["H"], inputs)[:, : len(rows)]
+    x = inputs["x"][:, rows].astype(dtype)
+    return stack(x, case.sizes["L"], case.sizes["H"], inputs)
 
 
 def _norm(x: Array) -> tuple[Array, Array]:

@@ -4,11 +4,12 @@
     python scripts/error_ratios.py [--draws 4] [--write]
 
 A ratio is an error of fastattn divided by that of the plain implementation in the same type on the same numbers
-(float32, float64: tests/plain.py; bfloat16, float16: NumPy that rounds after each op, tests/low_precision.py), both
-against the reference in a wider type. Errors of all shapes and draws of a type and an option make one pool: the largest
-of each, and the medians. Float64 gradients are also compared with complex steps of the forward equation, which share
-no formula with ours. Ratios are judged at the two digits shown: those of medians are samples, too. --write records the
-result in tests/error_ratios.md. Exit code 1 when a promise is broken.
+(float32, float64: tests/plain.py; bfloat16, float16: the same that rounds after each op, tests/low_precision.py), both
+against the reference in a wider type. Neither uses BLAS: sums have the order of tests/ordered.py on every machine.
+Errors of all shapes and draws of a type and an option make one pool: the largest of each, and the medians. Float64
+gradients are also compared with complex steps of the forward equation, which share no formula with ours. Ratios are
+judged at the two digits shown: those of medians are samples, too. --write records the result in tests/error_ratios.md.
+Exit code 1 when a promise is broken.
 """
 
 import argparse
@@ -182,8 +183,9 @@ def main():
             "",
             f"By `scripts/error_ratios.py --draws {arguments.draws}` under {fa.config.get_isa()} "
             f"({fa.config.info()['cpu']}); the script holds the",
-            "corpus and says what a ratio is. Promised: forward largest 2, median 1 (bfloat16, float16: largest 1);",
-            "backward largest 2, median 1.1. The worst of all options:",
+            "corpus and says what a ratio is. The plain implementation has the same bits on every machine.",
+            "Promised of the corpus: forward largest 2, median 1 (bfloat16, float16: largest 1); backward largest 2,",
+            "median 1.1. Of single calls: tests/bounds.py. The worst of all options:",
             "",
         ]
         RECORD.write_text("\n".join([*head, *summary, "", *lines]) + "\n", encoding="utf-8")

@@ -6,6 +6,8 @@ import ml_dtypes
 import numpy as np
 
 from fastattn import reference
+from tests.ordered import exp, matmul, mean, tanh, total
+from tests.plain import total_to
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOAT16 = np.dtype(np.float16)
@@ -30,7 +32,8 @@ def same(x, y):
 
 
 class Rounded:
-    """NumPy in a 16-bit type: each op computes in float32 and rounds its result, as torch does on CPUs."""
+    """NumPy in a 16-bit type: each op computes in float32, in the order of tests/ordered.py, and rounds its result, as
+    torch does on CPUs."""
 
     def __init__(self, dtype):
         self.dtype = dtype
@@ -42,14 +45,14 @@ class Rounded:
         """sink: a last column that takes part in the sum alone."""
         x = x if sink is None else np.concatenate([x, sink], -1)
         top = x.max(-1, keepdims=True, initial=-np.inf)
-        e = self(np.exp(self(x - np.where(top == -np.inf, 0, top))))
-        total = self(e.sum(-1, keepdims=True))
-        return self(e / np.where(total == 0, 1, total))
+        e = self(exp(self(x - np.where(top == -np.inf, 0, top))))
+        sums = self(total(e, -1, keepdims=True))
+        return self(e / np.where(sums == 0, 1, sums))
 
     def normed(self, x):
         """(x - mean) / sqrt(variance + eps)."""
-        d = self(x - self(x.mean(-1, keepdims=True)))
-        return self(d / self(np.sqrt(self(self((d * d).mean(-1, keepdims=True)) + np.float32(1e-5)))))
+        d = self(x - self(mean(x, -1, keepdims=True)))
+        return self(d / self(np.sqrt(self(self(mean(d * d, -1, keepdims=True)) + np.float32(1e-5)))))
 
     def layer_norm(self, x, w, b):
         x, w, b = (a.astype(np.float32) for a in (x, w, b))
@@ -58,20 +61,20 @@ class Rounded:
     def layer_norm_backward(self, dy, x, w):
         """dx, dw, db."""
         dy, x, w = (a.astype(np.float32) for a in (dy, x, w))
-        d = self(x - self(x.mean(-1, keepdims=True)))
-        rstd = self(1 / self(np.sqrt(self(self((d * d).mean(-1, keepdims=True)) + np.float32(1e-5)))))
+        d = self(x - self(mean(x, -1, keepdims=True)))
+        rstd = self(1 / self(np.sqrt(self(self(mean(d * d, -1, keepdims=True)) + np.float32(1e-5)))))
         a, g = self(d * rstd), self(dy * w)
-        slope, level = self(self(g * a).mean(-1, keepdims=True)), self(g.mean(-1, keepdims=True))
+        slope, level = self(mean(self(g * a), -1, keepdims=True)), self(mean(g, -1, keepdims=True))
         dx = self(rstd * self(self(g - level) - self(a * slope)))
-        return tuple(x.astype(self.dtype) for x in (dx, self(self(dy * a).sum(0)), self(dy.sum(0))))
+        return tuple(x.astype(self.dtype) for x in (dx, self(total(self(dy * a), 0)), self(total(dy, 0))))
 
     def _probabilities(self, q, k, mask=None, causal=False, scale=None, window=None, softcap=0.0, alibi_slopes=None,
                        sinks=None, q_lengths=None, kv_lengths=None):  # fmt: skip
         """p, the rounded scale, the slope of the softcap, and the part of each row that its sink takes."""
         scale = self(np.float32(1 / math.sqrt(q.shape[-1]) if scale is None else scale))
-        s, slope = self(scale * self(q @ k.swapaxes(-1, -2))), 1
+        s, slope = self(scale * self(matmul(q, k.swapaxes(-1, -2)))), 1
         if softcap:
-            t = self(np.tanh(self(s / np.float32(softcap))))
+            t = self(tanh(self(s / np.float32(softcap))))
             s, slope = self(np.float32(softcap) * t), self(1 - self(t * t))
         if alibi_slopes is not None:
             distance = reference.alibi_distance(q.shape[0], q.shape[2], k.shape[2], causal, q_lengths, kv_lengths)
@@ -93,7 +96,7 @@ class Rounded:
     def attention(self, q, k, v, **options):
         group = q.shape[1] // k.shape[1]
         q, k, v = (x.astype(np.float32) for x in (q, np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)))
-        return self(self._probabilities(q, k, **options)[0] @ v).astype(self.dtype)
+        return self(matmul(self._probabilities(q, k, **options)[0], v)).astype(self.dtype)
 
     def attention_backward(self, dout, q, k, v, **options):
         """dq, dk, dv."""
@@ -102,12 +105,12 @@ class Rounded:
             x.astype(np.float32) for x in (q, np.repeat(k, group, axis=1), np.repeat(v, group, axis=1), dout)
         )
         p, scale, slope, _ = self._probabilities(q, k, **options)
-        dp = self(dout @ v.swapaxes(-1, -2))
-        ds = self(scale * self(p * self(dp - self(self(dp * p).sum(-1, keepdims=True)))))
+        dp = self(matmul(dout, v.swapaxes(-1, -2)))
+        ds = self(scale * self(p * self(dp - self(total(self(dp * p), -1, keepdims=True)))))
         ds = self(ds * slope)
-        dk, dv = self(ds.swapaxes(-1, -2) @ q), self(p.swapaxes(-1, -2) @ dout)
-        heads = (x.reshape(*shape, x.shape[-1]).sum(2) for x in (dk, dv))
-        return tuple(self(x).astype(self.dtype) for x in (ds @ k, *heads))
+        dk, dv = self(matmul(ds.swapaxes(-1, -2), q)), self(matmul(p.swapaxes(-1, -2), dout))
+        heads = (total(x.reshape(*shape, x.shape[-1]), 2) for x in (dk, dv))
+        return tuple(self(x).astype(self.dtype) for x in (matmul(ds, k), *heads))
 
     def attention_option_gradients(self, dout, q, k, v, **options):
         """dmask, dsinks, dalibi_slopes."""
@@ -116,14 +119,14 @@ class Rounded:
             x.astype(np.float32) for x in (q, np.repeat(k, group, axis=1), np.repeat(v, group, axis=1), dout)
         )
         p, _, _, sink = self._probabilities(q, k, **options)
-        dp = self(dout @ v.swapaxes(-1, -2))
-        delta = self(self(dp * p).sum(-1, keepdims=True))
+        dp = self(matmul(dout, v.swapaxes(-1, -2)))
+        delta = self(total(self(dp * p), -1, keepdims=True))
         ds = self(p * self(dp - delta))
         distance = reference.alibi_distance(q.shape[0], q.shape[2], k.shape[2], options.get("causal", False))
         results = (
-            reference.sum_to(ds, options["mask"].shape),
-            -self(sink * delta).sum((0, 2, 3)),
-            -self(distance.astype(np.float32) * ds).sum((0, 2, 3)),
+            total_to(ds, options["mask"].shape),
+            -total(self(sink * delta), (0, 2, 3)),
+            -total(self(distance.astype(np.float32) * ds), (0, 2, 3)),
         )
         return tuple(self(x).astype(self.dtype) for x in results)
 

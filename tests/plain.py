@@ -1,6 +1,7 @@
 """The plain NumPy implementation of each op, in the dtype of its arguments: the yardstick of the error rule.
 
-Each is what one writes without this library. Options of attention about who attends to whom come from the reference.
+Each is what one writes without this library, in arithmetic that is the same on every machine: tests/ordered.py states
+the order of sums. Options of attention about who attends to whom come from the reference.
 """
 
 import math
@@ -8,31 +9,30 @@ import math
 import numpy as np
 
 from fastattn import reference
-
-_erfc = np.vectorize(math.erfc, otypes=[np.float64])
+from tests.ordered import erfc, exp, log, matmul, mean, tanh, total
 
 
 def sigmoid(x):
     with np.errstate(over="ignore"):
-        return 1 / (1 + np.exp(-x))
+        return 1 / (1 + exp(-x))
 
 
 def silu(x):
     with np.errstate(over="ignore"):
-        return x / (1 + np.exp(-x))
+        return x / (1 + exp(-x))
 
 
 def gelu(x):
-    return x * (_erfc(-x / math.sqrt(2)).astype(x.dtype) / 2)
+    return x * (erfc(-x / math.sqrt(2)) / 2)
 
 
 def gelu_tanh(x):
-    return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + x.dtype.type(0.044715) * x * x * x)))
+    return x / 2 * (1 + tanh(math.sqrt(2 / math.pi) * (x + x.dtype.type(0.044715) * x * x * x)))
 
 
 ACTIVATIONS = {
     None: lambda x: x,
-    "tanh": np.tanh,
+    "tanh": tanh,
     "sigmoid": sigmoid,
     "relu": lambda x: np.maximum(x, 0),
     "silu": silu,
@@ -52,9 +52,9 @@ def activation_backward(name, dy, x):
         s = sigmoid(factor * (x + x.dtype.type(0.044715) * x * x * x))
         return dy * (s + x * s * (1 - s) * factor * (1 + x.dtype.type(3 * 0.044715) * x * x))
     if name == "gelu":
-        density = np.exp(-x * x / 2) * x.dtype.type(1 / math.sqrt(2 * math.pi))
-        return dy * (_erfc(-x / math.sqrt(2)).astype(x.dtype) / 2 + x * density)
-    slope = {"tanh": lambda: 1 - np.tanh(x) ** 2, "sigmoid": lambda: s * (1 - s), "relu": lambda: x > 0,
+        density = exp(-x * x / 2) * x.dtype.type(1 / math.sqrt(2 * math.pi))
+        return dy * (erfc(-x / math.sqrt(2)) / 2 + x * density)
+    slope = {"tanh": lambda: 1 - tanh(x) ** 2, "sigmoid": lambda: s * (1 - s), "relu": lambda: x > 0,
              "silu": lambda: s + x * s * (1 - s), None: lambda: x.dtype.type(1)}[name]()  # fmt: skip
     return dy * slope
 
@@ -65,41 +65,22 @@ def silu_gated_backward(dy, gate, up):
 
 def softmax(x, axis=-1, scale=1.0):
     z = x * x.dtype.type(scale)
-    e = np.exp(z - z.max(axis, keepdims=True))
-    return e / e.sum(axis, keepdims=True)
+    e = exp(z - z.max(axis, keepdims=True))
+    return e / total(e, axis, keepdims=True)
 
 
 def log_softmax(x, axis=-1, scale=1.0):
     z = x * x.dtype.type(scale)
     z = z - z.max(axis, keepdims=True)
-    return z - np.log(np.exp(z).sum(axis, keepdims=True))
+    return z - log(total(exp(z), axis, keepdims=True))
 
 
 def softmax_backward(dy, y, axis=-1, scale=1.0):
-    return y.dtype.type(scale) * y * (dy - (dy * y).sum(axis, keepdims=True))
+    return y.dtype.type(scale) * y * (dy - total(dy * y, axis, keepdims=True))
 
 
 def log_softmax_backward(dy, y, axis=-1, scale=1.0):
-    return y.dtype.type(scale) * (dy - np.exp(y) * dy.sum(axis, keepdims=True))
-
-
-BATCH = 64  # rows and columns from which NumPy's BLAS takes its kernels for matrices
-
-
-def _at_least(x, size, axis):
-    """x, repeated along an axis up to `size`."""
-    n = x.shape[axis]
-    return x if n == 0 or n >= size else np.take(x, np.arange(size) % n, axis)
-
-
-def matmul(a, b):
-    """a b of a[..., m, k] and b[..., k, n].
-
-    NumPy multiplies few rows or columns in another order than many, with several partial sums for each element and
-    smaller errors. Here an element has one yardstick, whatever the batch: the error it has in a large matrix.
-    """
-    m, n = a.shape[-2], b.shape[-1]
-    return (_at_least(a, BATCH, -2) @ _at_least(b, BATCH, -1))[..., :m, :n]
+    return y.dtype.type(scale) * (dy - exp(y) * total(dy, axis, keepdims=True))
 
 
 def product(x, w):
@@ -116,18 +97,19 @@ def linear_backward(dy, x, weight, bias=None, activation=None):
     """dx, dweight, dbias."""
     z = product(x, weight) if bias is None else product(x, weight) + bias
     g = activation_backward(activation, dy, z)
-    return matmul(g, weight), matmul(np.ascontiguousarray(g.T), x), g.sum(0)
+    return matmul(g, weight), matmul(np.ascontiguousarray(g.T), x), total(g, 0)
 
 
 def cross_entropy(logits, targets, label_smoothing=0.0):
-    ly, s = log_softmax(logits), logits.dtype.type(label_smoothing)
-    loss = -(1 - s) * np.take_along_axis(ly, targets[..., None], -1)[..., 0]
-    return loss - s * ly.mean(-1) if label_smoothing else loss
+    ly, s, one = log_softmax(logits), logits.dtype.type(label_smoothing), logits.dtype.type(1)
+    loss = -(one - s) * np.take_along_axis(ly, targets[..., None], -1)[..., 0]
+    return loss - s * mean(ly, -1) if label_smoothing else loss
 
 
 def cross_entropy_backward(dloss, logits, targets, label_smoothing=0.0):
-    s, n = logits.dtype.type(label_smoothing), logits.shape[-1]
-    wanted = (1 - s) * (np.arange(n) == targets[..., None]).astype(logits.dtype) + s / n
+    real, n = logits.dtype.type, logits.shape[-1]
+    s = real(label_smoothing)
+    wanted = (real(1) - s) * (np.arange(n) == targets[..., None]).astype(logits.dtype) + s / real(n)
     return dloss[..., None] * (softmax(logits) - wanted)
 
 
@@ -147,32 +129,36 @@ def rope(x, positions, base=10000.0, interleaved=False):
     return np.stack(turned, -1).reshape(x.shape) if interleaved else np.concatenate(turned, -1)
 
 
+def _rows_total(x):
+    return total(x.reshape(-1, x.shape[-1]), 0)
+
+
 def layer_norm(x, weight=None, bias=None, eps=1e-5):
-    x = x - x.mean(-1, keepdims=True)
-    y = x / np.sqrt((x * x).mean(-1, keepdims=True) + x.dtype.type(eps))
+    x = x - mean(x, -1, keepdims=True)
+    y = x / np.sqrt(mean(x * x, -1, keepdims=True) + x.dtype.type(eps))
     y = y if weight is None else y * weight
     return y if bias is None else y + bias
 
 
 def rms_norm(x, weight=None, eps=1e-5):
-    y = x / np.sqrt((x * x).mean(-1, keepdims=True) + x.dtype.type(eps))
+    y = x / np.sqrt(mean(x * x, -1, keepdims=True) + x.dtype.type(eps))
     return y if weight is None else y * weight
 
 
 def layer_norm_backward(dy, x, weight=None, eps=1e-5):
     """dx, dweight, dbias."""
-    x = x - x.mean(-1, keepdims=True)
-    rstd = 1 / np.sqrt((x * x).mean(-1, keepdims=True) + x.dtype.type(eps))
+    x = x - mean(x, -1, keepdims=True)
+    rstd = 1 / np.sqrt(mean(x * x, -1, keepdims=True) + x.dtype.type(eps))
     y, g = x * rstd, dy if weight is None else dy * weight
-    dx = rstd * (g - g.mean(-1, keepdims=True) - y * (g * y).mean(-1, keepdims=True))
-    return dx, (dy * y).reshape(-1, y.shape[-1]).sum(0), dy.reshape(-1, y.shape[-1]).sum(0)
+    dx = rstd * (g - mean(g, -1, keepdims=True) - y * mean(g * y, -1, keepdims=True))
+    return dx, _rows_total(dy * y), _rows_total(dy)
 
 
 def rms_norm_backward(dy, x, weight=None, eps=1e-5):
     """dx, dweight."""
-    rstd = 1 / np.sqrt((x * x).mean(-1, keepdims=True) + x.dtype.type(eps))
+    rstd = 1 / np.sqrt(mean(x * x, -1, keepdims=True) + x.dtype.type(eps))
     y, g = x * rstd, dy if weight is None else dy * weight
-    return rstd * (g - y * (g * y).mean(-1, keepdims=True)), (dy * y).reshape(-1, y.shape[-1]).sum(0)
+    return rstd * (g - y * mean(g * y, -1, keepdims=True)), _rows_total(dy * y)
 
 
 def _attention_probabilities(q, k, mask=None, causal=False, scale=None, window=None, softcap=0.0, alibi_slopes=None,
@@ -183,7 +169,7 @@ def _attention_probabilities(q, k, mask=None, causal=False, scale=None, window=N
     sizes = q.shape[0], q.shape[2], k.shape[2]
     scores = s = _attention_scale(q, scale) * matmul(q, k.swapaxes(-1, -2))
     if softcap:
-        s = dtype(softcap) * np.tanh(s / dtype(softcap))
+        s = dtype(softcap) * tanh(s / dtype(softcap))
     if alibi_slopes is not None:
         distance = reference.alibi_distance(*sizes, causal, q_lengths, kv_lengths).astype(dtype)
         s = s - alibi_slopes[:, None, None] * distance
@@ -198,11 +184,11 @@ def _attention_probabilities(q, k, mask=None, causal=False, scale=None, window=N
         s = np.concatenate([s, sink], axis=-1)
     top = s.max(-1, keepdims=True, initial=-np.inf)
     top = np.where(top == -np.inf, dtype(0), top)
-    e = np.exp(s - top)
-    total = e.sum(-1, keepdims=True)
+    e = exp(s - top)
+    sums = total(e, -1, keepdims=True)
     with np.errstate(divide="ignore"):
-        lse = (np.log(total) + top)[..., 0]
-    return (e / np.where(total == 0, dtype(1), total))[..., : sizes[2]], lse, scores
+        lse = (log(sums) + top)[..., 0]
+    return (e / np.where(sums == 0, dtype(1), sums))[..., : sizes[2]], lse, scores
 
 
 def _attention_scale(q, scale):
@@ -229,14 +215,20 @@ def attention_backward(dout, q, k, v, **options):
     k, v = _repeated(q, k, v)
     p, _, scores = _attention_probabilities(q, k, **options)
     dp = matmul(dout, v.swapaxes(-1, -2))
-    ds = scale * p * (dp - (dp * p).sum(-1, keepdims=True))
+    ds = scale * p * (dp - total(dp * p, -1, keepdims=True))
     if softcap:
-        ds = ds * (1 - np.tanh(scores / softcap) ** 2)
+        ds = ds * (1 - tanh(scores / softcap) ** 2)
     dk, dv = matmul(ds.swapaxes(-1, -2), q), matmul(p.swapaxes(-1, -2), dout)
     batch, heads, keys = shape_k[:3]
     group = q.shape[1] // heads if heads else 1
-    return (matmul(ds, k), dk.reshape(batch, heads, group, keys, shape_k[-1]).sum(2),
-            dv.reshape(batch, heads, group, keys, shape_v[-1]).sum(2))  # fmt: skip
+    return (matmul(ds, k), total(dk.reshape(batch, heads, group, keys, shape_k[-1]), 2),
+            total(dv.reshape(batch, heads, group, keys, shape_v[-1]), 2))  # fmt: skip
+
+
+def total_to(x, shape):
+    """x summed over the axes along which `shape` was broadcast to it."""
+    x = total(x, tuple(range(x.ndim - len(shape))))
+    return total(x, tuple(axis for axis, size in enumerate(shape) if size == 1), keepdims=True)
 
 
 def attention_option_gradients(dout, q, k, v, **options):
@@ -250,42 +242,42 @@ def attention_option_gradients(dout, q, k, v, **options):
     k, v = _repeated(q, k, v)
     p, lse, _ = _attention_probabilities(q, k, **options)
     dp = matmul(dout, v.swapaxes(-1, -2))
-    delta, of_out = (dp * p).sum(-1, keepdims=True), (dout * matmul(p, v)).sum(-1, keepdims=True)
+    delta, of_out = total(dp * p, -1, keepdims=True), total(dout * matmul(p, v), -1, keepdims=True)
     mask, sinks, slopes = (options.get(name) for name in ("mask", "sinks", "alibi_slopes"))
     dmask = dsinks = dslopes = None
     if mask is not None and mask.dtype != bool:
-        dmask = reference.sum_to(p * (dp - (of_out if mask.shape[-1] < k.shape[2] else delta)), mask.shape)
+        dmask = total_to(p * (dp - (of_out if mask.shape[-1] < k.shape[2] else delta)), mask.shape)
     if sinks is not None:
         exists = lse != -np.inf
-        rows = np.where(exists, np.exp(sinks[:, None] - np.where(exists, lse, 0)), 0).astype(q.dtype)
-        dsinks = -(rows * delta[..., 0]).sum((0, 2))
+        rows = np.where(exists, exp(sinks[:, None] - np.where(exists, lse, 0)), 0).astype(q.dtype)
+        dsinks = -total(rows * delta[..., 0], (0, 2))
     if slopes is not None:
         names = ("causal", "q_lengths", "kv_lengths")
         own = {name: options[name] for name in names if name in options}
         distance = reference.alibi_distance(q.shape[0], q.shape[2], k.shape[2], **own).astype(q.dtype)
-        dslopes = -(distance * (p * (dp - of_out))).sum((0, 2, 3))
+        dslopes = -total(distance * (p * (dp - of_out)), (0, 2, 3))
     return dmask, dsinks, dslopes
 
 
 def additive_attention(query, keys, values, v, lengths=None, mask=None):
     """context, weights."""
-    e = np.tanh(query[:, :, None] + keys[:, None]) @ v
+    e = matmul(tanh(query[:, :, None] + keys[:, None]), v[:, None])[..., 0]
     if mask is not None:
         e = np.where(mask, e, -np.inf).astype(e.dtype) if mask.dtype == bool else e + mask
     if lengths is not None:
         e = np.where(np.arange(e.shape[2]) < np.asarray(lengths)[:, None, None], e, -np.inf).astype(e.dtype)
     with np.errstate(invalid="ignore"):
         weights = np.nan_to_num(softmax(e))
-    return weights @ values, weights
+    return matmul(weights, values), weights
 
 
 def additive_attention_backward(dcontext, query, keys, values, v, lengths=None, mask=None):
     """dquery, dkeys, dvalues, dv."""
     weights = additive_attention(query, keys, values, v, lengths, mask)[1]
-    de = softmax_backward(dcontext @ values.swapaxes(1, 2), weights)[..., None]
-    t = np.tanh(query[:, :, None] + keys[:, None])
+    de = softmax_backward(matmul(dcontext, values.swapaxes(1, 2)), weights)[..., None]
+    t = tanh(query[:, :, None] + keys[:, None])
     u = de * v * (1 - t * t)
-    return u.sum(2), u.sum(1), weights.swapaxes(1, 2) @ dcontext, (de * t).sum((0, 1, 2))
+    return total(u, 2), total(u, 1), matmul(weights.swapaxes(1, 2), dcontext), total(de * t, (0, 1, 2))
 
 
 def _affine(x, w, b):
@@ -304,7 +296,7 @@ def gru_cell(x, h, w_ih, w_hh, b_ih=None, b_hh=None, linear_before_reset=True):
     if not linear_before_reset:
         h_n = _affine(r * h, w_hh[2 * hidden :], None if b_hh is None else b_hh[2 * hidden :])
         r = 1
-    n = np.tanh(x_n + r * h_n)
+    n = tanh(x_n + r * h_n)
     return (1 - z) * n + z * h
 
 
@@ -319,7 +311,7 @@ def _lstm_gates(a, c, peephole, coupled, clip):
         p_i, p_f, p_o = (0, 0, 0) if peephole is None else peephole
         a_i, a_f, a_g, a_o = np.split(a, 4, axis=-1)
         i, f = sigmoid(a_i + p_i * c), sigmoid(a_f + p_f * c)
-    g = np.tanh(a_g)
+    g = tanh(a_g)
     c_next = f * c + i * g
     if clip is not None:
         c_next = np.clip(c_next, -clip, clip)
@@ -328,9 +320,9 @@ def _lstm_gates(a, c, peephole, coupled, clip):
 
 def attention_gru(x, annotations, h, w_ih, w_hh, b_ih, b_hh, query, key, v, lengths=None):
     """h[T, B, H], context[T, B, K], weights[B, T, S] of x[T, B, I] and annotations[B, S, K]."""
-    keys, steps = annotations @ key.T, []
+    keys, steps = product(annotations, key), []
     for x_t in x:
-        context, weights = additive_attention((h @ query.T)[:, None], keys, annotations, v, lengths)
+        context, weights = additive_attention(product(h, query)[:, None], keys, annotations, v, lengths)
         h = gru_cell(np.concatenate([x_t, context[:, 0]], 1), h, w_ih, w_hh, b_ih, b_hh)
         steps.append((h, context[:, 0], weights[:, 0]))
     y, context, weights = (np.stack(part) for part in zip(*steps, strict=True))
@@ -339,7 +331,7 @@ def attention_gru(x, annotations, h, w_ih, w_hh, b_ih, b_hh, query, key, v, leng
 
 def lstm_cell(x, h, c, w_ih, w_hh, b_ih=None, b_hh=None, peephole=None, w_hr=None, coupled=False, clip=None):
     *_, o, c_next = _lstm_gates(_affine(x, w_ih, b_ih) + _affine(h, w_hh, b_hh), c, peephole, coupled, clip)
-    h_next = o * np.tanh(c_next)
+    h_next = o * tanh(c_next)
     return h_next if w_hr is None else product(h_next, w_hr), c_next
 
 
@@ -360,7 +352,7 @@ def sequence(cell, x, state, lengths=None, reverse=False):
 
 
 def _cell_gradients(da_x, da_h, x, h, w_ih, w_hh):
-    dweights = {"w_ih": da_x.T @ x, "w_hh": da_h.T @ h, "b_ih": da_x.sum(0), "b_hh": da_h.sum(0)}
+    dweights = {"w_ih": matmul(da_x.T, x), "w_hh": matmul(da_h.T, h), "b_ih": total(da_x, 0), "b_hh": total(da_h, 0)}
     return product(da_x, w_ih.T), product(da_h, w_hh.T), dweights
 
 
@@ -377,9 +369,9 @@ def gru_cell_backward(grads, x, h, w_ih, w_hh, b_ih=None, b_hh=None, linear_befo
     h_r, h_z, h_n = np.split(_affine(h, w_hh, b_hh), 3, axis=-1)
     r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
     if linear_before_reset:
-        n = np.tanh(x_n + r * h_n)
+        n = tanh(x_n + r * h_n)
     else:
-        n = np.tanh(x_n + _affine(r * h, w_hh[2 * hidden :], None if b_hh is None else b_hh[2 * hidden :]))
+        n = tanh(x_n + _affine(r * h, w_hh[2 * hidden :], None if b_hh is None else b_hh[2 * hidden :]))
     da_n, da_z = d * (1 - z) * (1 - n * n), d * (h - n) * z * (1 - z)
     if linear_before_reset:
         da_r = da_n * h_n * r * (1 - r)
@@ -389,7 +381,7 @@ def gru_cell_backward(grads, x, h, w_ih, w_hh, b_ih=None, b_hh=None, linear_befo
     d_reset = product(da_n, w_hh[2 * hidden :].T)
     da = np.concatenate([d_reset * h * r * (1 - r), da_z, da_n], -1)
     dx, _, dweights = _cell_gradients(da, da, x, h, w_ih, w_hh)
-    dweights["w_hh"] = np.concatenate([dweights["w_hh"][: 2 * hidden], da_n.T @ (r * h)])
+    dweights["w_hh"] = np.concatenate([dweights["w_hh"][: 2 * hidden], matmul(da_n.T, r * h)])
     return dx, (d * z + d_reset * r + product(da[:, : 2 * hidden], w_hh[: 2 * hidden].T),), dweights
 
 
@@ -397,7 +389,7 @@ def lstm_cell_backward(grads, x, h, c, w_ih, w_hh, b_ih=None, b_hh=None, peephol
                        clip=None):  # fmt: skip
     dh, dc = grads
     i, f, g, o, c_next = _lstm_gates(_affine(x, w_ih, b_ih) + _affine(h, w_hh, b_hh), c, peephole, coupled, clip)
-    t, du = np.tanh(c_next), dh if w_hr is None else product(dh, w_hr.T)
+    t, du = tanh(c_next), dh if w_hr is None else product(dh, w_hr.T)
     da_o = du * t * o * (1 - o)
     dc = dc + du * o * (1 - t * t) + (0 if peephole is None else peephole[-1] * da_o)
     if clip is not None:
@@ -412,10 +404,10 @@ def lstm_cell_backward(grads, x, h, c, w_ih, w_hh, b_ih=None, b_hh=None, peephol
     da = np.concatenate(parts, -1)
     dx, dh_before, dweights = _cell_gradients(da, da, x, h, w_ih, w_hh)
     if w_hr is not None:
-        dweights["w_hr"] = dh.T @ (o * t)
+        dweights["w_hr"] = matmul(dh.T, o * t)
     dc_before = dc * f
     if peephole is not None:
-        dweights["peephole"] = np.stack([*((d * c).sum(0) for d in inner), (da_o * c_next).sum(0)])
+        dweights["peephole"] = np.stack([*(total(d * c, 0) for d in inner), total(da_o * c_next, 0)])
         dc_before = dc_before + sum(p * d for p, d in zip(peephole[:-1], inner, strict=True))
     return dx, (dh_before, dc_before), dweights
 

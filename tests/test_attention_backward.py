@@ -46,7 +46,7 @@ class Comparison:
         return got
 
     def check(self):
-        # The baseline has no fused multiply-add, which NumPy's BLAS has: there float64 medians were up to 1.16 times.
+        # The baseline rounds products and sums as the yardstick does; its float64 medians of dv are up to 1.16 times.
         for rule in self.rules:
             rule.check(median=fa.config.get_isa() != "baseline", backward=True)
 
@@ -292,7 +292,7 @@ def test_nan_reaches_the_gradients_of_the_pairs_that_attend(isa, dtype, rng):
 
 
 def test_rows_without_keys_have_no_gradient(isa, dtype, rng):
-    dout, q, k, v = arrays(rng, dtype, Lq=30, Lk=40, D=8)
+    dout, q, k, v = arrays(rng, dtype, B=4, H=8, Lq=30, Lk=40, D=8)
     dout[:, :, :5] = np.nan
     mask = np.ones((30, 40), bool)
     mask[:5] = False
@@ -304,7 +304,7 @@ def test_rows_without_keys_have_no_gradient(isa, dtype, rng):
         rule = ErrorRule()
         rule.add(*values)
         rule.check(median=False, backward=True)
-    assert not any(g.any() for g in gradients(dout, q, k, v, kv_lengths=[0]))
+    assert not any(g.any() for g in gradients(dout, q, k, v, kv_lengths=[0] * 4))
 
 
 @pytest.mark.parametrize("size", [30.0, 1e4, 1e7])
@@ -370,9 +370,12 @@ def test_values_of_gradients_of_sinks_and_slopes(isa, dtype, rng):
     # Many heads and rows, as each head gives one number, a sum of terms that nearly cancel.
     rules = [ErrorRule() for _ in EVERY[1:]]
     for shared in SHARED:
-        args = arrays(rng, dtype, B=2, H=48, Hk=24, Lq=60, Lk=270, D=16)
-        options = {"sinks": rng.standard_normal(48).astype(dtype), "alibi_slopes": (rng.random(48) / 16).astype(dtype)}
-        options |= shared | ({"q_lengths": [60, 20]} if "q_lengths" in shared else {})
+        args = arrays(rng, dtype, B=2, H=320, Hk=160, Lq=17, Lk=131, D=16)
+        options = {
+            "sinks": rng.standard_normal(320).astype(dtype),
+            "alibi_slopes": (rng.random(320) / 16).astype(dtype),
+        }
+        options |= shared | ({"q_lengths": [17, 9]} if "q_lengths" in shared else {})
         results = zip(
             option_gradients(*args, **options),
             *(of.attention_option_gradients(*args, **options)[1:] for of in (plain, exact(dtype))),

@@ -12,7 +12,7 @@ SIZES = [(1, 1, 1), (2, 15, 3), (7, 16, 8), (97, 17, 64), (192, 513, 129), (13, 
 
 
 def median_counts(strategy):
-    """As in test_attention.py: the yardstick has BLAS and multiply-adds, at one size of matrices."""
+    """As in test_attention.py: of the kernels with multiply-adds."""
     return strategy == "fused" and fa.config.get_isa() != "baseline"
 
 

@@ -7,6 +7,7 @@ import fastattn as fa
 from fastattn import reference
 from tests.arrays import LAYOUTS, same_bits
 from tests.errors import ErrorRule, exact
+from tests.ordered import exp, log
 from tests.test_attention_options import drawn_options, every_score_option, inputs
 
 
@@ -30,7 +31,8 @@ def _from_lse(q, k, lse, dtype, options):
     p, exact_lse = reference._attention_probabilities(q, k, **options)
     with np.errstate(divide="ignore"):
         s = (np.log(p) + exact_lse[..., None]).astype(dtype)
-    return np.where(lse[..., None] == -np.inf, 0, np.exp(s - np.where(lse == -np.inf, 0, lse)[..., None])).astype(dtype)
+    empty = lse[..., None] == -np.inf
+    return np.where(empty, dtype.type(0), exp(s - np.where(empty, dtype.type(0), lse[..., None])))
 
 
 def test_chosen_heads_and_rows_are_those_of_all(isa, dtype, rng):
@@ -92,13 +94,13 @@ def test_merged_halves_follow_the_error_rule(with_sinks, isa, dtype, rng):
         q, k, v = inputs(rng, dtype, Lk=600)
         options = {"sinks": rng.standard_normal(4).astype(dtype)} if with_sinks else {}
         parts = halves(q, k, v, cut, **options)
-        weights = [np.exp(x - np.maximum(parts[1], parts[3]))[..., None] for x in (parts[1], parts[3])]
+        weights = [exp(x - np.maximum(parts[1], parts[3]))[..., None] for x in (parts[1], parts[3])]
         total = weights[0] + weights[1]
         yardstick = (weights[0] * parts[0] + weights[1] * parts[2]) / total
         truth, truth_lse = exact(dtype).attention(q, k, v, **options)
         out, lse = fa.merge_attention(*parts)
         of_out.add(out, yardstick, truth)
-        of_lse.add(lse, np.log(total[..., 0]) + np.maximum(parts[1], parts[3]), truth_lse)
+        of_lse.add(lse, log(total[..., 0]) + np.maximum(parts[1], parts[3]), truth_lse)
     of_out.check(median=False)
     of_lse.check(median=False)
 

@@ -13,6 +13,7 @@ import fastattn as fa
 from fastattn import reference
 from tests import plain
 from tests.low_precision import BFLOAT16, LOW, LowPrecisionRule, Rounded, same
+from tests.ordered import tanh
 from tests.test_recurrent import GATES, draw, forms, run, spec, weight_form
 
 SIZES = [(3, 2, 5, 17), (4, 13, 31, 16), (5, 26, 33, 37), (2, 1, 70, 130), (6, 40, 32, 64)]
@@ -41,7 +42,7 @@ class RoundedCells:
         self.q = Rounded(dtype)
 
     def affine(self, x, w, b):
-        y = self.q(x @ w.T)
+        y = self.q(plain.product(x, w))
         return y if b is None else self.q(y + b)
 
     def sigmoid(self, x):
@@ -57,7 +58,7 @@ class RoundedCells:
         h_r, h_z, h_n = np.split(self.affine(h, w_hh, b_hh), 3, axis=-1)
         r, z = self.sigmoid(x_r + h_r), self.sigmoid(x_z + h_z)
         h_n = q(r * h_n) if linear_before_reset else self.affine(q(r * h), w_hh[2 * H :], b_hh[2 * H :])
-        n = q(np.tanh(q(x_n + h_n)))
+        n = q(tanh(q(x_n + h_n)))
         return q(q(q(1 - z) * n) + q(z * h))
 
     def lstm_cell(self, x, h, c, w_ih, w_hh, b_ih, b_hh, peephole=None, w_hr=None, coupled=False, clip=None):
@@ -66,9 +67,9 @@ class RoundedCells:
         p = np.zeros((parts - 1, 1), np.float32) if peephole is None else peephole
         i = self.sigmoid(a[0] + q(p[0] * c))
         f = q(1 - i) if coupled else self.sigmoid(a[1] + q(p[1] * c))
-        c = q(q(f * c) + q(i * q(np.tanh(a[-2]))))
+        c = q(q(f * c) + q(i * q(tanh(a[-2]))))
         c = c if clip is None else np.clip(c, np.float32(-clip), np.float32(clip))
-        h = q(self.sigmoid(a[-1] + q(p[-1] * c)) * q(np.tanh(c)))
+        h = q(self.sigmoid(a[-1] + q(p[-1] * c)) * q(tanh(c)))
         return h if w_hr is None else self.affine(h, w_hr, None), c
 
 

@@ -6,6 +6,7 @@ import pytest
 import fastattn as fa
 from fastattn import reference
 from tests.low_precision import BFLOAT16, LOW, LowPrecisionRule, Rounded, is_nan, same
+from tests.plain import product
 
 # M, N, K: odd sizes, more than a chunk of panels, several slices of K, one row
 SIZES = [(1, 1, 1), (2, 3, 5), (7, 17, 33), (1, 130, 257), (100, 65, 64), (97, 1100, 40), (5, 70, 2500), (1, 64, 4100)]
@@ -24,7 +25,7 @@ def wide(x):
 def rounded_linear(x, w, b, activation=None):
     """Rounds after the product, after the bias and after the activation."""
     round_to = Rounded(x.dtype)
-    y = round_to(wide(x) @ wide(w).T)
+    y = round_to(product(wide(x), wide(w)))
     y = y if b is None else round_to(y + wide(b))
     return (np.maximum(y, 0) if activation == "relu" else y).astype(x.dtype)
 

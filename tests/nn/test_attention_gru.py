@@ -34,7 +34,7 @@ def expected(module, m, x, annotations, state, lengths):
 @pytest.mark.usefixtures("isa")
 def test_the_steps_are_those_of_the_reference(dtype, rng):
     rules = [ErrorRule() for _ in range(3)]
-    for sizes in SIZES:
+    for sizes in 8 * SIZES:
         m, *inputs = decoder(rng, dtype, *sizes)
         got, last = m(*inputs)
         assert same_bits(last, got.y[-1])
