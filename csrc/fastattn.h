@@ -260,7 +260,8 @@ fa_status fa_attention_gru_backward(fa_dtype dtype, const fa_attention_gru_gradi
    a_t = w_ih x_t + w_hh h_{t-1} + bias, then the cell (kernels/recurrent.c has the equations). Gate order as in PyTorch:
    lstm i, f, g, o; gru r, z, n; lstm with coupled gates (f = 1 - i) i, g, o. A projected lstm has h = w_hr (o tanh(c)) of P units;
    everywhere else P is H. x[T, B, I] and y[T, B, P] with strides of time and batch and contiguous last axes; h0, h_out [B, P] and c0,
-   c_out [B, H] contiguous. h0 or c0 NULL: zeros. No output overlaps an input, but h_out may be h0 and c_out c0.
+   c_out [B, H] contiguous, of 16-bit arrays float32 where c0_wide and c_out_wide say so. h0 or c0 NULL: zeros. No output overlaps an
+   input, but h_out may be h0 and c_out c0, of one type.
    lengths NULL: all T. Otherwise sequence b ends after lengths[b] steps: y is zero beyond, h_out the state at its last step. `reverse`
    runs each sequence from its end to its start. */
 typedef enum { FA_RNN = 0, FA_LSTM, FA_LSTM_COUPLED, FA_GRU, FA_GRU_RESET_BEFORE } fa_cell;
@@ -293,6 +294,7 @@ typedef struct {
     fa_index y_stride[2];
     const void *h0, *c0;
     void *h_out, *c_out;
+    int c0_wide, c_out_wide;
     const fa_index *lengths; /* [B] in 0..T, or NULL */
     int reverse;
     void *saved; /* [T, B, fa_recurrent_saved(weights), H] contiguous: what the backward pass needs beside y; NULL: not wanted */

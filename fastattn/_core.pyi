@@ -352,6 +352,8 @@ class RecurrentWeights:
     @property
     def isa(self) -> str | None: ...
     @property
+    def is_current(self) -> bool: ...
+    @property
     def nbytes(self) -> int: ...
 
 def recurrent_weights(
@@ -404,12 +406,12 @@ def recurrent_step(
     w: RecurrentWeights,
     nonlinearity: str,
     clip: float,
-    x: NDArray[Any],
-    h0: NDArray[Any],
-    c0: NDArray[Any] | None,
+    x: ArrayLike,
+    h0: ArrayLike,
+    c0: ArrayLike | None,
     h_out: NDArray[Any],
     c_out: NDArray[Any] | None,
-) -> None: ...
+) -> bool: ...
 def checked_lengths(
     lengths: ArrayLike | None, batch: int, longest: int, op: str, name: str
 ) -> NDArray[np.int64] | None: ...

@@ -370,6 +370,8 @@ cdef extern from "fastattn.h" nogil:
         const void *c0
         void *h_out
         void *c_out
+        int c0_wide
+        int c_out_wide
         const fa_index *lengths
         int reverse
         void *saved

@@ -6,24 +6,33 @@ cdef enum:
     MOST_LANES = 16  # layers times directions whose arguments lie on the stack
 
 
-cdef object acquire_state(Array *a, object value, tuple shape, RecurrentWeights w, str op, str name):
+cdef object acquire_state(Array *a, object value, tuple shape, int dtype, str op, str name):
     """Holds a state [layers * directions, B, H], or nothing for None: zeros."""
     if value is None:
         return
-    acquire_contiguous(a, value, op, name, len(shape), w.dtype_code)
+    acquire_contiguous(a, value, op, name, len(shape), dtype)
     if shape_of(a) != shape:
         raise wrong_shape(op, name, f"have shape {shape}", f"shape {shape_of(a)}")
+
+
+cdef int cell_dtype(object c, RecurrentWeights w, str op) except -1:
+    """fa_dtype of a state c that was given: that of the weights, or beside 16-bit ones float32."""
+    if w.dtype_code < FA_BF16 or c is None:
+        return w.dtype_code
+    return FA_F32 if as_ndarray(c, op, "c").dtype == float32 else w.dtype_code
 
 
 cdef object set_lane(fa_recurrent_arguments *a, RecurrentWeights w, Py_ssize_t i, Array *h0, Array *c0, Array *h,
                      Array *c):
     """The weights and states of lane i, whose states are row i of those of the call."""
-    cdef Py_ssize_t row = i * h.shape[1] * h.view.itemsize
+    cdef Py_ssize_t rows = i * h.shape[1], of_h = rows * w.output_size, of_c = rows * w.hidden_size
     a[0] = w.lane[i]
-    a.h0 = h0.data + row * w.output_size if h0.held else NULL
-    a.c0 = c0.data + row * w.hidden_size if c0.held else NULL
-    a.h_out = h.data + row * w.output_size
-    a.c_out = c.data + row * w.hidden_size if c.held else NULL
+    a.h0 = h0.data + of_h * h0.view.itemsize if h0.held else NULL
+    a.c0 = c0.data + of_c * c0.view.itemsize if c0.held else NULL
+    a.h_out = h.data + of_h * h.view.itemsize
+    a.c_out = c.data + of_c * c.view.itemsize if c.held else NULL
+    a.c0_wide = c0.held and c0.dtype != w.dtype_code
+    a.c_out_wide = c.held and c.dtype != w.dtype_code
 
 
 cdef object acquire_own_output(Array *a, object value):
@@ -38,7 +47,7 @@ def recurrent(str op, RecurrentWeights w, options, object x, object h0, object c
               list dropped=None, list saves=None):
     """Runs x[T, B, I] through all layers; ys are arrays of ours with a contiguous last axis, [T, B, directions * P],
     one for each layer. options: nonlinearity, clip (0: none), dropout, seed. lengths: int64 [B] from checked_lengths,
-    or None. dropped: None, or for each layer but the last an array like its y for what dropout leaves of that. saves:
+    or None. c0 may be float32 beside 16-bit arrays; c is of its dtype. dropped: None, or for each layer but the last an array like its y for what dropout leaves of that. saves:
     None, or for each layer and direction an array from new_saved. Returns (h, c); c is None but for lstm."""
     cdef Array ax, ay, ad, ah, ac, h_out, c_out
     cdef fa_recurrent_arguments few[MOST_LANES]
@@ -47,6 +56,7 @@ def recurrent(str op, RecurrentWeights w, options, object x, object h0, object c
     cdef fa_recurrent_arguments *below
     cdef fa_status status
     cdef Py_ssize_t i, lanes = w.layers * w.directions, at
+    cdef int kind_of_c = cell_dtype(c0, w, op)
     cdef object h, c = None
     ax.held = ay.held = ad.held = ah.held = ac.held = h_out.held = c_out.held = False
     if lanes > MOST_LANES:
@@ -58,11 +68,11 @@ def recurrent(str op, RecurrentWeights w, options, object x, object h0, object c
         if ax.shape[2] != w.input_size:
             raise wrong_shape(op, "x", f"have a last axis of {w.input_size}, the columns of weight_ih",
                               f"shape {shape_of(&ax)}")
-        acquire_state(&ah, h0, (lanes, ax.shape[1], w.output_size), w, op, "h")
-        acquire_state(&ac, c0, (lanes, ax.shape[1], w.hidden_size), w, op, "c")
+        acquire_state(&ah, h0, (lanes, ax.shape[1], w.output_size), w.dtype_code, op, "h")
+        acquire_state(&ac, c0, (lanes, ax.shape[1], w.hidden_size), kind_of_c, op, "c")
         h = new_out(&h_out, (lanes, ax.shape[1], w.output_size), w.dtype_code, op)
         if w.has_cell:
-            c = new_out(&c_out, (lanes, ax.shape[1], w.hidden_size), w.dtype_code, op)
+            c = new_out(&c_out, (lanes, ax.shape[1], w.hidden_size), kind_of_c, op)
         for i in range(lanes):
             a = &lane[i]
             set_lane(a, w, i, &ah, &ac, &h_out, &c_out)

@@ -7,53 +7,82 @@ cdef bint has_shape(const Array *a, int ndim, Py_ssize_t layers, Py_ssize_t batc
             and (ndim == 2 or a.shape[0] == layers))
 
 
-cdef object acquire_own(Array *a, object value, int ndim, Py_ssize_t batch, Py_ssize_t units, RecurrentWeights w,
-                        str op, str name, bint writable):
-    """Holds an array that C takes as it is: nothing is copied in a step. batch < 0: any."""
-    cdef int kind, flags = PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE if writable else PyBUF_STRIDES | PyBUF_FORMAT
-    if not isinstance(value, ndarray):
-        raise wrong_type(op, name, value)
-    if w.dtype_code == FA_BF16 and is_bfloat16(value.dtype):
-        kind = FA_BF16 if hold(a, value.view(uint16), flags) else -1
-    else:
-        kind = format_dtype(a.view.format) if hold(a, value, flags) else -1
-    if not a.held and writable and not value.flags.writeable:
-        raise wrong_shape(op, name, "be writable", "a read-only array")
-    if kind < 0:
-        raise wrong_type(op, name, value, ALL_TYPES)
-    if kind != w.dtype_code:
-        raise TypeError(f"{op}: {name} must be {NAMES[w.dtype_code]} like the weights, got {value.dtype}")
-    if (a.view.ndim != ndim or not fill(a) or not is_contiguous(a)
-            or not has_shape(a, ndim, w.layers, batch, units)):
-        shape = ", ".join(map(str, (w.layers, "batch" if batch < 0 else batch, units)[3 - ndim:]))
-        raise wrong_shape(op, name, f"be aligned and C-contiguous with shape ({shape})", f"shape {value.shape}")
+cdef bint take(Array *a, object array, int ndim, Py_ssize_t batch, Py_ssize_t units, RecurrentWeights w, int dtype,
+               int flags):
+    """Holds an ndarray that C can take as it is; False, and nothing is held, when it cannot."""
+    if dtype != FA_BF16:
+        if hold(a, array, flags):
+            a.dtype = format_dtype(a.view.format)
+    elif is_bfloat16(array.dtype) and hold(a, array.view(uint16), flags):
+        a.dtype = FA_BF16
+    if not a.held:
+        return False
+    if (a.dtype == dtype and a.view.ndim == ndim and fill(a) and is_contiguous(a)
+            and has_shape(a, ndim, w.layers, batch, units)):
+        return True
+    release(a)
+    return False
+
+
+cdef object acquire_input(Array *a, object value, int ndim, Py_ssize_t batch, Py_ssize_t units, RecurrentWeights w,
+                          int dtype, str op, str name):
+    """Holds an input of this shape; batch < 0: any. What C cannot take as it is, is copied."""
+    if type(value) is ndarray and take(a, value, ndim, batch, units, w, dtype, PyBUF_STRIDES | PyBUF_FORMAT):
+        return
+    acquire_contiguous(a, value, op, name, ndim, dtype)
+    if not has_shape(a, ndim, w.layers, batch, units):
+        raise wrong_shape(op, name, f"have shape ({sizes_of(ndim, w.layers, batch, units)})", f"shape {shape_of(a)}")
+
+
+cdef object acquire_result(Array *a, object value, Py_ssize_t batch, Py_ssize_t units, RecurrentWeights w, int dtype,
+                           str op):
+    """Holds an array for a new state, which is written in place."""
+    if not isinstance(value, ndarray) or hasattr(value, "filled"):
+        raise TypeError(f"{op}: out must be a NumPy array, got {type(value).__name__}")
+    if take(a, value, 3, batch, units, w, dtype, PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE):
+        return
+    if not value.flags.writeable:
+        raise wrong_shape(op, "out", "be writable", "a read-only array")
+    if value.dtype != ALL_DTYPES[dtype]:
+        raise TypeError(f"{op}: out must be {NAMES[dtype]} like the state, got {value.dtype}")
+    raise wrong_shape(op, "out", f"be aligned and C-contiguous with shape ({sizes_of(3, w.layers, batch, units)})",
+                      f"shape {value.shape}")
+
+
+cdef str sizes_of(int ndim, Py_ssize_t layers, Py_ssize_t batch, Py_ssize_t units):
+    return ", ".join(map(str, (layers, "batch" if batch < 0 else batch, units)[3 - ndim:]))
 
 
 def recurrent_step(str op, RecurrentWeights w, str nonlinearity, double clip, object x, object h0, object c0,
                    object h_out, object c_out):
-    """One step of x[B, I] from the states h0, c0 to h_out, c_out, all [layers, B, P or H] and C-contiguous; they may be
-    the same arrays. Allocates nothing and takes no lock when there is little work. The output is h_out[-1]."""
+    """One step of x[B, I] from the states h0, c0 to h_out, c_out, all [layers, B, P or H]; they may be the same arrays.
+    Beside 16-bit arrays c0 and c_out may be float32. Copies nothing that is C-contiguous, and takes no lock when there
+    is little work. The output is h_out[-1]. Does nothing and returns False where the instruction set in force is not
+    that of the packed weights."""
     cdef Array ax, ah, ac, ah_out, ac_out
     cdef fa_recurrent_arguments lane[MOST_LANES]
     cdef fa_recurrent_arguments *a
     cdef fa_status status
     cdef Py_ssize_t i, B
     ax.held = ah.held = ac.held = ah_out.held = ac_out.held = False
+    if w.lane[0].isa != fa_get_isa():
+        return False
     if w.directions != 1 or w.layers > MOST_LANES:
         raise ValueError(f"{op}: a step needs one direction and at most {MOST_LANES} layers, "
                          f"got {w.directions} and {w.layers}")
     try:
-        acquire_own(&ax, x, 2, -1, w.input_size, w, op, "x", False)
+        acquire_input(&ax, x, 2, -1, w.input_size, w, w.dtype_code, op, "x")
         B = ax.shape[0]
-        acquire_own(&ah, h0, 3, B, w.output_size, w, op, "h", False)
-        acquire_own(&ah_out, h_out, 3, B, w.output_size, w, op, "out", True)
+        acquire_input(&ah, h0, 3, B, w.output_size, w, w.dtype_code, op, "h")
+        acquire_result(&ah_out, h_out, B, w.output_size, w, w.dtype_code, op)
         if c0 is not None:
-            acquire_own(&ac, c0, 3, B, w.hidden_size, w, op, "c", False)
-            acquire_own(&ac_out, c_out, 3, B, w.hidden_size, w, op, "out", True)
+            acquire_input(&ac, c0, 3, B, w.hidden_size, w, cell_dtype(c0, w, op), op, "c")
+            acquire_result(&ac_out, c_out, B, w.hidden_size, w, cell_dtype(c_out, w, op), op)
         if (overlap(&ax, &ah_out) or (overlap(&ah, &ah_out) and not same_place(&ah, &ah_out))
                 or ac.held and (overlap(&ax, &ac_out) or overlap(&ah, &ac_out) or overlap(&ac, &ah_out)
                                 or overlap(&ah_out, &ac_out)
-                                or overlap(&ac, &ac_out) and not same_place(&ac, &ac_out))):
+                                or overlap(&ac, &ac_out) and not (same_place(&ac, &ac_out)
+                                                                  and ac.dtype == ac_out.dtype))):
             raise wrong_shape(op, "out", "be the state itself or overlap no other array", "arrays that overlap")
         for i in range(w.layers):
             a = &lane[i]
@@ -75,3 +104,4 @@ def recurrent_step(str op, RecurrentWeights w, str nonlinearity, double clip, ob
         release(&ac)
         release(&ah_out)
         release(&ac_out)
+    return True

@@ -47,6 +47,11 @@ cdef class RecurrentWeights:
         return text(fa_isa_name(self.lane[0].isa)) if self.is_packed else None
 
     @property
+    def is_current(self):
+        """Whether they are packed for the instruction set in force."""
+        return self.is_packed and self.lane[0].isa == fa_get_isa()
+
+    @property
     def nbytes(self):
         return sum([array.nbytes for array in self.held])
 

@@ -35,7 +35,8 @@ fa_status OP(lane_start)(recurrent_lane *c)
         if (a->h0) c->g.kernels->widen(c->h[0] + i * ld_h, (const stored *)a->h0 + b * P, P);
         if (!c->g.shape->state_cell) continue;
         memset(c->c + i * ld, 0, (size_t)ld * sizeof(real));
-        if (a->c0) c->g.kernels->widen(c->c + i * ld, (const stored *)a->c0 + b * H, H);
+        if (a->c0 && a->c0_wide) memcpy(c->c + i * ld, (const real *)a->c0 + b * H, (size_t)H * sizeof(real));
+        if (a->c0 && !a->c0_wide) c->g.kernels->widen(c->c + i * ld, (const stored *)a->c0 + b * H, H);
     }
     return a->packed ? FA_OK : OP(recurrent_fill)(&c->g, &c->w, &a->weights);
 }
@@ -46,7 +47,13 @@ void OP(lane_finish)(const recurrent_lane *c, fa_index i)
     const fa_index H = c->g.H, P = c->g.P;
     const size_t row = (size_t)P * sizeof(stored);
     memcpy((stored *)c->a->h_out + s->sequence * P, c->rounded[s->length % 2] + i * c->g.ld_h, row);
-    if (c->g.shape->state_cell) c->g.kernels->narrow((stored *)c->a->c_out + s->sequence * H, c->c + i * c->g.ld, H);
+    if (c->g.shape->state_cell) {
+        const real *last = c->c + i * c->g.ld;
+        if (c->a->c_out_wide)
+            memcpy((real *)c->a->c_out + s->sequence * H, last, (size_t)H * sizeof(real));
+        else
+            c->g.kernels->narrow((stored *)c->a->c_out + s->sequence * H, last, H);
+    }
     for (fa_index t = s->length; t < c->a->T; t++) {
         stored *y = (stored *)c->a->y + t * c->a->y_stride[0] + s->sequence * c->a->y_stride[1];
         memset(y, 0, row);

@@ -115,7 +115,8 @@ def rnn(x: ArrayLike, state: ArrayLike | None, weights: Weights, *, nonlinearity
         [B] integers in 0..T: outputs beyond are zero, the final state of a sequence is that at its last step.
 
     All arrays are of one dtype: float32, float64, bfloat16 or float16. 16-bit arrays are storage: the sums, gates and c
-    (of an LSTM) are float32 within a call; h is rounded at each step, and the steps go on from what y has.
+    (of an LSTM) are float32 within a call; h is rounded at each step, and the steps go on from what y has. The c of an
+    LSTM may be float32 beside 16-bit arrays: then so is the final c, and a stream in several calls rounds it nowhere.
 
     Returns y[T, B, directions * H] (or [B, T, ...]) and the final state, shaped like `state`.
 
@@ -272,6 +273,7 @@ def _run(op: str, cell: str, options: Options, x: Any, state: tuple[Any, ...], w
     y = _core.new_array((batch, steps, width) if batch_first else (steps, batch, width), x.dtype, op)
     ys.append(y.swapaxes(0, 1) if batch_first else y)
     h0, c0 = (*state, None)[:2]
+    c0 = None if c0 is None else _core.checked_floats(c0, op, "c", 3)
     lanes = range(stack.layers * stack.directions) if save else ()
     activations = [_core.new_saved(stack, steps, batch, op) for _ in lanes]
     dropped = [_core.new_array((steps, batch, width), x.dtype, op) for _ in ys[:-1]] if options.dropout else []

@@ -289,7 +289,7 @@ def _cell_backward(op: str, dh: Any, dc: Any, saved: RecurrentSaved) -> tuple[Ar
     _check_saved(op, saved)
     batch = saved.x.shape[1]
     dh = _gradient(f"{op}_backward", "dh", dh, (batch, saved.weights.output_size), saved.x.dtype)
-    dc = _gradient(f"{op}_backward", "dc", dc, (batch, saved.weights.hidden_size), saved.x.dtype)
+    dc = _gradient(f"{op}_backward", "dc", dc, (batch, saved.weights.hidden_size), _cell_dtype(saved))
     dx, state, dweights = _layers_backward(
         f"{op}_backward", saved, None, None if dh is None else dh[None], None if dc is None else dc[None]
     )
@@ -306,11 +306,16 @@ def _sequence_backward(
     dy = _gradient(name, "dy", dy, (batch, steps, width) if saved.batch_first else (steps, batch, width), dtype)
     lanes = len(saved.activations)
     dh = _gradient(name, "dh", dh, (lanes, batch, saved.weights.output_size), dtype)
-    dc = _gradient(name, "dc", dc, (lanes, batch, saved.weights.hidden_size), dtype)
+    dc = _gradient(name, "dc", dc, (lanes, batch, saved.weights.hidden_size), _cell_dtype(saved))
     dx, dstate, dweights = _layers_backward(
         name, saved, dy.swapaxes(0, 1) if dy is not None and saved.batch_first else dy, dh, dc
     )
     return dx.swapaxes(0, 1) if saved.batch_first else dx, dstate, dweights
+
+
+def _cell_dtype(saved: RecurrentSaved) -> Any:
+    """Of the final c and its gradient: float32 where the initial c was, beside 16-bit arrays."""
+    return saved.x.dtype if saved.c0 is None else saved.c0.dtype
 
 
 def _layers_backward(op: str, saved: RecurrentSaved, dy: Any, dh: Any, dc: Any) -> tuple[Array, Any, dict[str, Array]]:
@@ -320,7 +325,7 @@ def _layers_backward(op: str, saved: RecurrentSaved, dy: Any, dh: Any, dc: Any) 
     dtype, (steps, batch, inputs) = weights.dtype, saved.x.shape
 
     def wide(array: Any) -> Any:
-        return _core.cast(array, np.float32) if low and array is not None else array
+        return _core.cast(array, np.float32) if array is not None and array.dtype.itemsize == _LOW_BYTES else array
 
     def narrow(array: Array) -> Array:
         return _core.cast(array, saved.x.dtype) if low else array
@@ -339,7 +344,8 @@ def _layers_backward(op: str, saved: RecurrentSaved, dy: Any, dh: Any, dc: Any) 
         if part is not None
     }
     dx = narrow(dx)
-    dstate = tuple(narrow(part) for part in (dh0, dc0) if part is not None)
+    wide_cell = low and _cell_dtype(saved) != saved.x.dtype
+    dstate = (narrow(dh0),) if dc0 is None else (narrow(dh0), dc0 if wide_cell else narrow(dc0))
     return dx.swapaxes(0, 1) if saved.batch_first else dx, dstate, dweights
 
 
