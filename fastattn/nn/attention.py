@@ -9,12 +9,15 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from fastattn import _core
 from fastattn.cache import KVCache, check_sequences, unchanged_on_failure
+from fastattn.functional._checks import check_flag
 from fastattn.functional._types import Array
 from fastattn.functional.attention import attention, attention_forward
 from fastattn.functional.attention_backward import attention_backward
 from fastattn.functional.linear import SavedLinear, linear, linear_forward
-from fastattn.nn.layers import Linear, Rng, linear_gradients
-from fastattn.nn.module import Module, prefixed
+from fastattn.nn._arguments import Rng, check_rng, check_room, check_size
+from fastattn.nn._padding import cleared, ragged
+from fastattn.nn.layers import Linear, linear_gradients
+from fastattn.nn.module import Module, Saved, prefixed
 
 
 class Context(NamedTuple):
@@ -45,12 +48,17 @@ class MultiHeadAttention(Module):
     def __init__(self, embed_dim: int, num_heads: int, *, kv_heads: int | None = None, bias: bool = True,
                  dtype: DTypeLike = np.float32, rng: Rng = None) -> None:  # fmt: skip
         super().__init__(dtype)
-        kv_heads = num_heads if kv_heads is None else kv_heads
+        embed_dim, num_heads = (
+            check_size("MultiHeadAttention", name, value)
+            for name, value in (("embed_dim", embed_dim), ("num_heads", num_heads))
+        )
+        kv_heads = num_heads if kv_heads is None else check_size("MultiHeadAttention", "kv_heads", kv_heads)
         if num_heads < 1 or embed_dim % num_heads:
             raise ValueError(f"MultiHeadAttention: num_heads must divide embed_dim, {embed_dim}, got {num_heads}")
         if kv_heads < 1 or num_heads % kv_heads:
             raise ValueError(f"MultiHeadAttention: kv_heads must divide num_heads, {num_heads}, got {kv_heads}")
-        rng = rng or np.random.default_rng()
+        bias, rng = check_flag("MultiHeadAttention", "bias", bias), check_rng("MultiHeadAttention", rng)
+        check_room("MultiHeadAttention", 4 * embed_dim * embed_dim, self.dtype.itemsize, embed_dim=embed_dim)
         self.embed_dim, self.num_heads, self.kv_heads = embed_dim, num_heads, kv_heads
         rows = embed_dim + 2 * kv_heads * (embed_dim // num_heads)
         self._uniform("in_proj_weight", (rows, embed_dim), math.sqrt(6 / max(1, rows + embed_dim)), rng)
@@ -70,30 +78,32 @@ class MultiHeadAttention(Module):
         """
         if cache is not None:
             return self._with_cache(x, cache, causal, context=context, mask=mask, lengths=lengths)
+        x = _three_axes(x, "x")
         if isinstance(context, Context):
             if lengths is not None:
                 raise ValueError("MultiHeadAttention: lengths must be None with a projected context, which has its own")
             queries, keys, values = self._split_queries(self._project_queries(x, linear)), *context[:2]
             lengths = context.lengths
         else:
+            _, lengths, _ = _attended(x, context, lengths)
             queries, keys, values = self._heads(*self._project(x, context, linear))
         out = attention(queries, keys, values, **self._options(context, mask, causal, lengths))
         return self.out_proj(out.reshape(*out.shape[:2], self.embed_dim))
 
     def project(self, context: ArrayLike, lengths: ArrayLike | None = None) -> Context:
         """Keys and values of a context[B, S, E] of these lengths[B], for many calls."""
-        keys, values = self._split_keys_values(self._project_context(context, linear))
-        batch, longest = keys.shape[:2]
-        return Context(keys, values, _core.checked_lengths(lengths, batch, longest, "MultiHeadAttention", "lengths"))
+        array, checked, _ = ragged("MultiHeadAttention.project", context, lengths, "context")
+        return Context(*self._split_keys_values(self._project_context(array, linear)), checked)
 
     def forward(self, x: ArrayLike, context: ArrayLike | None = None, *, mask: ArrayLike | None = None,
-                causal: bool | str = False, lengths: ArrayLike | None = None) -> tuple[Array, Any]:  # fmt: skip
-        """The result, and what backward needs. What x (or the context) holds beyond lengths counts as 0 where it is not
-        finite, so that it reaches no gradient."""
+                causal: bool | str = False, lengths: ArrayLike | None = None) -> tuple[Array, Saved]:  # fmt: skip
+        """The result, and what backward needs. What x (or the context) holds beyond lengths reaches no gradient."""
+        x = _three_axes(x, "x")
+        array, lengths, beyond = _attended(x, context, lengths)
         if context is None:
-            x = finite_padding(x, lengths)
+            x = cleared(array, beyond)
         else:
-            context = finite_padding(context, lengths)
+            context = cleared(array, beyond)
         saved_linear: list[SavedLinear] = []
 
         def project(*arguments: Any) -> Array:
@@ -104,17 +114,18 @@ class MultiHeadAttention(Module):
         heads = self._heads(*self._project(x, context, project))
         out, saved_attention = attention_forward(*heads, **self._options(context, mask, causal, lengths))
         y, saved_out = self.out_proj.forward(out.reshape(*out.shape[:2], self.embed_dim))
-        return y, (saved_linear, saved_attention, saved_out)
+        return y, self._saved(saved_linear, saved_attention, saved_out)
 
     def backward(self, dy: ArrayLike, saved: Any) -> tuple[Any, dict[str, Array]]:
         """dx, or with a context the pair (dx, dcontext), and the gradients of the parameters, by name."""
+        self._parts(saved)
         dx, dcontext, grads = attention_gradients(dy, saved)
         return (dx if dcontext is None else (dx, dcontext)), grads
 
     def _project(self, x: ArrayLike, context: ArrayLike | None, project: Callable[..., Array]) -> tuple[Array, Array]:
         """Queries[B, L, E], and keys beside values [B, S, 2 kv_heads E / num_heads]."""
         if context is None:
-            projected = _three_axes(project(x, self._own["in_proj_weight"], self._own.get("in_proj_bias")))
+            projected = project(x, self._own["in_proj_weight"], self._own.get("in_proj_bias"))
             return projected[..., : self.embed_dim], projected[..., self.embed_dim :]
         return self._project_queries(x, project), self._project_context(context, project)
 
@@ -127,7 +138,7 @@ class MultiHeadAttention(Module):
     def _project_rows(self, x: ArrayLike, rows: slice, project: Callable[..., Array]) -> Array:
         """By some rows of in_proj_weight."""
         bias = self._own.get("in_proj_bias")
-        return _three_axes(project(x, self._own["in_proj_weight"][rows], None if bias is None else bias[rows]))
+        return project(x, self._own["in_proj_weight"][rows], None if bias is None else bias[rows])
 
     def _heads(self, queries: Array, keys_values: Array) -> tuple[Array, Array, Array]:
         """q, k and v in the layout "blhd"."""
@@ -147,12 +158,15 @@ class MultiHeadAttention(Module):
         return {"mask": mask, "causal": causal, "q_lengths": q_lengths, "kv_lengths": lengths, "layout": "blhd"}
 
     def _with_cache(self, x: ArrayLike, cache: KVCache, causal: bool | str, **others: Any) -> Array:
+        if not isinstance(cache, KVCache):
+            raise TypeError(f"MultiHeadAttention: cache must be a KVCache, got {type(cache).__name__}")
         for name, value in others.items():
             if value is not None:
                 raise ValueError(f"MultiHeadAttention: {name} must be None with a cache, which has lengths of its own")
-        if not (isinstance(causal, bool) or causal == "bottom-right"):
+        if not (isinstance(causal, bool | np.bool_) or (isinstance(causal, str) and causal == "bottom-right")):
             raise ValueError(f"MultiHeadAttention: causal must be True with a cache, or left out, got {causal!r}")
-        queries, keys, values = (part.swapaxes(1, 2) for part in self._heads(*self._project(x, None, linear)))
+        heads = self._heads(*self._project(_three_axes(x, "x"), None, linear))
+        queries, keys, values = (part.swapaxes(1, 2) for part in heads)
         with unchanged_on_failure(cache):
             cache.append(keys, values)
             out = cache.attend(queries, causal=True).swapaxes(1, 2)
@@ -160,11 +174,11 @@ class MultiHeadAttention(Module):
 
 
 def attention_gradients(
-    dy: ArrayLike, saved: Any, add_to: Array | None = None, add_context_to: Array | None = None
+    dy: ArrayLike, saved: Saved, add_to: Array | None = None, add_context_to: Array | None = None
 ) -> tuple[Array, Array | None, dict[str, Array]]:
     """dx, dcontext (None in self-attention) and the gradients by name; the first two added to arrays that are given, of
     which add_to may be dy."""
-    saved_linear, saved_attention, saved_out = saved
+    saved_linear, saved_attention, saved_out = saved.parts
     dout, grads_out = linear_gradients(dy, saved_out)
     dheads = attention_backward(dout.reshape(saved_attention.out.shape), saved_attention)
     queries, keys, values = (part.reshape(*part.shape[:2], -1) for part in dheads)
@@ -180,19 +194,13 @@ def attention_gradients(
     return dx, dcontext, {f"in_proj_{name}": part for name, part in grads.items()} | prefixed(out_proj=grads_out)
 
 
-def finite_padding(x: ArrayLike, lengths: ArrayLike | None) -> ArrayLike:
-    """x[B, L, E], or where it holds NaN or infinities beyond lengths[B] a copy with zeros there: 0 times NaN would be a
-    gradient."""
-    array = np.asarray(x)
-    if lengths is None or array.ndim != 3 or np.ndim(lengths) != 1:  # attention names what is wrong
-        return x
-    beyond = np.arange(array.shape[1]) >= np.asarray(lengths)[:, None]
-    if beyond.shape != array.shape[:2] or np.isfinite(array[beyond]).all():
-        return x
-    return np.where(beyond[..., None], array.dtype.type(0), array)
+def _three_axes(x: ArrayLike, name: str) -> Array:
+    array: Array = _core.checked_floats(x, "MultiHeadAttention", name, 3)
+    return array
 
 
-def _three_axes(projected: Array) -> Array:
-    if projected.ndim != 3:
-        raise ValueError(f"MultiHeadAttention: x and context must have 3 axes [B, L, E], got {projected.ndim}")
-    return projected
+def _attended(x: Array, context: ArrayLike | None, lengths: ArrayLike | None) -> tuple[Array, Any, Any]:
+    """`ragged` of what is attended to."""
+    if context is None:
+        return ragged("MultiHeadAttention", x, lengths)
+    return ragged("MultiHeadAttention", context, lengths, "context")

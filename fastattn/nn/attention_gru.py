@@ -15,7 +15,9 @@ from fastattn.functional.additive import (
     additive_attention_forward,
 )
 from fastattn.functional.linear import SavedLinear, linear
-from fastattn.nn.layers import Linear, Rng
+from fastattn.nn._arguments import Rng, check_rng, check_room, check_size
+from fastattn.nn._padding import cleared, ragged
+from fastattn.nn.layers import Linear
 from fastattn.nn.module import Module, prefixed
 
 
@@ -42,13 +44,20 @@ class AdditiveAttention(Module):
     def __init__(self, query_size: int, key_size: int, attention_size: int, *, dtype: DTypeLike = np.float32,
                  rng: Rng = None) -> None:  # fmt: skip
         super().__init__(dtype)
-        rng = rng or np.random.default_rng()
+        query_size, key_size, attention_size = (
+            check_size("AdditiveAttention", name, value)
+            for name, value in (("query_size", query_size), ("key_size", key_size), ("attention_size", attention_size))
+        )
+        check_room("AdditiveAttention", attention_size * (query_size + key_size + 1), self.dtype.itemsize,
+                   query_size=query_size, key_size=key_size, attention_size=attention_size)  # fmt: skip
+        rng = check_rng("AdditiveAttention", rng)
         self.query = Linear(query_size, attention_size, bias=False, dtype=dtype, rng=rng)
         self.key = Linear(key_size, attention_size, bias=False, dtype=dtype, rng=rng)
         self._uniform("v", (attention_size,), 1 / math.sqrt(max(1, attention_size)), rng)
 
     def __call__(self, query: ArrayLike, annotations: ArrayLike, *, lengths: ArrayLike | None = None,
                  mask: ArrayLike | None = None, return_weights: bool = False) -> Any:  # fmt: skip
+        annotations, lengths, _ = ragged("AdditiveAttention", annotations, lengths, "annotations")
         return additive_attention(
             self.query(query), self.key(annotations), annotations, self._own["v"], lengths=lengths, mask=mask,
             return_weights=return_weights,
@@ -56,7 +65,10 @@ class AdditiveAttention(Module):
 
     def forward(self, query: ArrayLike, annotations: ArrayLike, *, lengths: ArrayLike | None = None,
                 mask: ArrayLike | None = None) -> tuple[Array, SavedAdditiveAttention]:  # fmt: skip
-        """The context, and what backward needs; saved.attention.weights are the weights."""
+        """The context, and what backward needs; saved.attention.weights are the weights. What annotations hold beyond
+        lengths reaches no gradient."""
+        annotations, lengths, beyond = ragged("AdditiveAttention", annotations, lengths, "annotations")
+        annotations = cleared(annotations, beyond)
         projected, saved_query = self.query.forward(query)
         keys, saved_key = self.key.forward(annotations)
         context, saved = additive_attention_forward(
@@ -68,6 +80,7 @@ class AdditiveAttention(Module):
         self, dcontext: ArrayLike, saved: SavedAdditiveAttention
     ) -> tuple[tuple[Array, Array], dict[str, Array]]:
         """(dquery, dannotations), and the gradients of the parameters by name."""
+        _check_saved("AdditiveAttention", saved, SavedAdditiveAttention)
         dprojected, dkeys, dvalues, dv = additive_attention_backward(dcontext, saved.attention)
         dquery, query = self.query.backward(dprojected, saved.query)
         dannotations, key = self.key.backward(dkeys, saved.key)
@@ -118,7 +131,14 @@ class AttentionGRU(Module):
     def __init__(self, input_size: int, hidden_size: int, key_size: int, attention_size: int, *,
                  dtype: DTypeLike = np.float32, rng: Rng = None) -> None:  # fmt: skip
         super().__init__(dtype)
-        rng = rng or np.random.default_rng()
+        input_size, hidden_size, key_size, attention_size = (
+            check_size("AttentionGRU", name, value)
+            for name, value in (("input_size", input_size), ("hidden_size", hidden_size), ("key_size", key_size),
+                                ("attention_size", attention_size))
+        )  # fmt: skip
+        check_room("AttentionGRU", 3 * hidden_size * (input_size + key_size + hidden_size), self.dtype.itemsize,
+                   input_size=input_size, key_size=key_size, hidden_size=hidden_size)  # fmt: skip
+        rng = check_rng("AttentionGRU", rng)
         self.input_size, self.hidden_size = input_size, hidden_size
         self.key_size, self.attention_size = key_size, attention_size
         bound = 1 / math.sqrt(max(1, hidden_size))
@@ -130,12 +150,9 @@ class AttentionGRU(Module):
 
     def annotate(self, annotations: ArrayLike, lengths: ArrayLike | None = None) -> Memory:
         """What all steps need of annotations[B, S, K]: for steps in several calls, where the call takes it instead."""
-        array = np.ascontiguousarray(annotations)
-        if array.ndim != 3 or array.shape[2] != self.key_size:
-            raise ValueError(f"AttentionGRU: annotations must have shape [B, S, {self.key_size}], got {array.shape}")
-        ends = _core.checked_lengths(lengths, array.shape[0], array.shape[1], "AttentionGRU", "lengths")
-        if ends is not None:
-            array = np.where(np.arange(array.shape[1])[:, None] < ends[:, None, None], array, self.dtype.type(0))
+        array = self._array(annotations, "", "annotations", ("B", "S", self.key_size))
+        array, ends, beyond = ragged("AttentionGRU", array, lengths, "annotations")
+        array = np.ascontiguousarray(cleared(array, beyond))
         weight = self._own["weight_ih"][:, self.input_size :]
         return Memory(array, self.attention.key(array), linear(array, weight), ends)
 
@@ -143,9 +160,7 @@ class AttentionGRU(Module):
              save: bool) -> tuple[Attended, Array, SavedAttentionGRU]:  # fmt: skip
         op = "AttentionGRU"
         memory = annotations if isinstance(annotations, Memory) else self.annotate(annotations, lengths)
-        inputs = np.asarray(x)
-        if inputs.ndim != 3 or inputs.shape[2] != self.input_size:
-            raise ValueError(f"{op}: x must have shape [T, B, {self.input_size}], got {inputs.shape}")
+        inputs = self._array(x, "", "x", ("T", "B", self.input_size))
         own, H = self._own, self.hidden_size
         if state is None:
             state = np.zeros((inputs.shape[1], H), self.dtype)
@@ -177,6 +192,10 @@ class AttentionGRU(Module):
 
         grads: the gradients of y, of the context and of the final state, each of which may be None.
         """
+        _check_saved("AttentionGRU", saved, SavedAttentionGRU)
+        if not isinstance(grads, tuple | list) or len(grads) != 3:
+            raise ValueError(f"AttentionGRU.backward: grads must be three, of y, context and state, "
+                             f"got {type(grads).__name__}")  # fmt: skip
         dy, dcontext, dstate = grads
         x, memory, arguments, results = saved
         op, own, A, H = "AttentionGRU.backward", self._own, self.attention_size, self.hidden_size
@@ -208,3 +227,8 @@ class AttentionGRU(Module):
             "attention.v": dv,
         }
         return (dx, dannotations), dh0, grads
+
+
+def _check_saved(owner: str, saved: Any, kind: type) -> None:
+    if not isinstance(saved, kind):
+        raise TypeError(f"{owner}.backward: saved must be what {owner}.forward returned, got {type(saved).__name__}")

@@ -8,15 +8,15 @@ from numpy.typing import ArrayLike, DTypeLike
 
 import fastattn.functional.norm as F
 from fastattn import _core
+from fastattn.functional._checks import check_flag, check_integer
 from fastattn.functional._types import Array
 from fastattn.functional.elementwise import silu_gated, silu_gated_backward
 from fastattn.functional.embedding import SavedEmbedding, embedding, embedding_backward, embedding_forward
 from fastattn.functional.linear import SavedLinear, linear, linear_forward
 from fastattn.functional.norm import SavedNorm
 from fastattn.functional.positions import sinusoidal_positions
-from fastattn.nn.module import Module, prefixed
-
-Rng = np.random.Generator | None
+from fastattn.nn._arguments import Rng, check_eps, check_rng, check_room, check_size
+from fastattn.nn.module import Module, Saved, prefixed
 
 
 class Linear(Module):
@@ -29,7 +29,11 @@ class Linear(Module):
     def __init__(self, in_features: int, out_features: int, *, bias: bool = True, dtype: DTypeLike = np.float32,
                  rng: Rng = None) -> None:  # fmt: skip
         super().__init__(dtype)
-        rng = rng or np.random.default_rng()
+        in_features = check_size("Linear", "in_features", in_features)
+        out_features = check_size("Linear", "out_features", out_features)
+        bias, rng = check_flag("Linear", "bias", bias), check_rng("Linear", rng)
+        check_room("Linear", out_features * (in_features + 1), self.dtype.itemsize, in_features=in_features,
+                   out_features=out_features)  # fmt: skip
         bound = 1 / math.sqrt(in_features) if in_features else 0.0
         self._uniform("weight", (out_features, in_features), bound, rng)
         if bias:
@@ -49,6 +53,8 @@ class Linear(Module):
 
 def linear_gradients(dy: ArrayLike, saved: SavedLinear, add_to: Array | None = None) -> tuple[Array, dict[str, Array]]:
     """dx and the gradients by name. With add_to, dx is added to that array, in place, without a pass of its own."""
+    if not isinstance(saved, SavedLinear):
+        raise TypeError(f"Linear.backward: saved must be what Linear.forward returned, got {type(saved).__name__}")
     x, weight, bias, z, activation = saved
     dx, dweight, dbias = _core.linear_backward(dy, x, weight, z, activation, bias, True, add_to, "linear_backward")
     return dx, {"weight": dweight, "bias": dbias} if bias else {"weight": dweight}
@@ -66,8 +72,10 @@ class Embedding(Module):
     def __init__(self, num_embeddings: int, embedding_dim: int, *, dtype: DTypeLike = np.float32,
                  rng: Rng = None) -> None:  # fmt: skip
         super().__init__(dtype)
-        rng = rng or np.random.default_rng()
-        self._own["weight"] = rng.standard_normal((num_embeddings, embedding_dim)).astype(self.dtype)
+        rows = check_size("Embedding", "num_embeddings", num_embeddings)
+        columns = check_size("Embedding", "embedding_dim", embedding_dim)
+        check_room("Embedding", rows * columns, self.dtype.itemsize, num_embeddings=rows, embedding_dim=columns)
+        self._own["weight"] = self._rounded(check_rng("Embedding", rng).standard_normal((rows, columns)))
 
     def __call__(self, ids: ArrayLike) -> Array:
         return embedding(ids, self._own["weight"])
@@ -93,10 +101,14 @@ class SinusoidalPositions(Module):
     def __init__(self, dim: int, *, max_length: int = 5000, base: float = 10000.0,
                  dtype: DTypeLike = np.float32) -> None:  # fmt: skip
         super().__init__(dtype)
+        dim = check_size("SinusoidalPositions", "dim", dim)
+        max_length = check_size("SinusoidalPositions", "max_length", max_length)
+        check_room("SinusoidalPositions", max_length * dim, self.dtype.itemsize, max_length=max_length, dim=dim)
         self.table = sinusoidal_positions(max_length, dim, base=base, dtype=dtype)
 
     def __call__(self, x: ArrayLike, *, offset: int = 0) -> Array:
-        array, (most, dim) = np.asarray(x), self.table.shape
+        array, (most, dim) = _core.checked_array(x, "SinusoidalPositions", "x"), self.table.shape
+        offset = check_integer("SinusoidalPositions", "offset", offset)
         if array.dtype != self.dtype:
             raise TypeError(f"SinusoidalPositions: x must be {self.dtype}, got {array.dtype}")
         if array.ndim < 2 or array.shape[-1] != dim:
@@ -128,9 +140,10 @@ class LayerNorm(Module):
 
     def __init__(self, size: int, *, eps: float = 1e-5, bias: bool = True, dtype: DTypeLike = np.float32) -> None:
         super().__init__(dtype)
-        self.eps = eps
+        size, self.eps = check_size("LayerNorm", "size", size), check_eps("LayerNorm", "eps", eps)
+        check_room("LayerNorm", 2 * size, self.dtype.itemsize, size=size)
         self._constant("weight", (size,), 1)
-        if bias:
+        if check_flag("LayerNorm", "bias", bias):
             self._constant("bias", (size,), 0)
 
     def __call__(self, x: ArrayLike) -> Array:
@@ -160,7 +173,8 @@ class RMSNorm(Module):
 
     def __init__(self, size: int, *, eps: float = 1e-5, dtype: DTypeLike = np.float32) -> None:
         super().__init__(dtype)
-        self.eps = eps
+        size, self.eps = check_size("RMSNorm", "size", size), check_eps("RMSNorm", "eps", eps)
+        check_room("RMSNorm", size, self.dtype.itemsize, size=size)
         self._constant("weight", (size,), 1)
 
     def __call__(self, x: ArrayLike) -> Array:
@@ -189,7 +203,11 @@ class FeedForward(Module):
                  dtype: DTypeLike = np.float32, rng: Rng = None) -> None:  # fmt: skip
         super().__init__(dtype)
         self.activation = check_activation(activation, "FeedForward", gated=True)
-        rng = rng or np.random.default_rng()
+        d_model = check_size("FeedForward", "d_model", d_model)
+        dim_feedforward = check_size("FeedForward", "dim_feedforward", dim_feedforward)
+        bias, rng = check_flag("FeedForward", "bias", bias), check_rng("FeedForward", rng)
+        check_room("FeedForward", 3 * d_model * dim_feedforward, self.dtype.itemsize, d_model=d_model,
+                   dim_feedforward=dim_feedforward)  # fmt: skip
         self.linear1 = Linear(d_model, dim_feedforward, bias=bias, dtype=dtype, rng=rng)
         self.linear2 = Linear(dim_feedforward, d_model, bias=bias, dtype=dtype, rng=rng)
         if activation == "silu_gated":
@@ -201,19 +219,19 @@ class FeedForward(Module):
         hidden = self.linear1(x)
         return self.linear2(silu_gated(self.gate(x), hidden, out=hidden))
 
-    def forward(self, x: ArrayLike) -> tuple[Array, Any]:
+    def forward(self, x: ArrayLike) -> tuple[Array, Saved]:
         """The result, and what backward needs."""
         if self.activation != "silu_gated":
             hidden, saved1 = self.linear1.forward(x, activation=self.activation)
             y, saved2 = self.linear2.forward(hidden)
-            return y, (saved1, saved2)
+            return y, self._saved(saved1, saved2)
         (up, saved1), (gate, saved_gate) = self.linear1.forward(x), self.gate.forward(x)
         y, saved2 = self.linear2.forward(silu_gated(gate, up))
-        return y, (saved1, saved2, saved_gate, gate, up)
+        return y, self._saved(saved1, saved2, saved_gate, gate, up)
 
     def backward(self, dy: ArrayLike, saved: Any) -> tuple[Array, dict[str, Array]]:
         """dx and the gradients of the parameters, by name."""
-        return feed_forward_gradients(dy, saved)
+        return feed_forward_gradients(dy, self._parts(saved))
 
 
 def feed_forward_gradients(dy: ArrayLike, saved: Any, add_to: Array | None = None) -> tuple[Array, dict[str, Array]]:
@@ -232,6 +250,6 @@ def feed_forward_gradients(dy: ArrayLike, saved: Any, add_to: Array | None = Non
 
 def check_activation(name: str, owner: str, *, gated: bool = False) -> str:
     names = ("relu", "gelu", "gelu_tanh", "silu") + (("silu_gated",) if gated else ())
-    if name not in names:
+    if not isinstance(name, str) or name not in names:
         raise ValueError(f"{owner}: activation must be one of {', '.join(names)}, got {name!r}")
     return name

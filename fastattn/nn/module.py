@@ -1,17 +1,29 @@
-"""What all modules share: named parameters, and loading them."""
+"""What all modules share: named parameters, loading and copying them, and what backward is given."""
 
+import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import ArrayLike, DTypeLike
 
+from fastattn import _core
 from fastattn.functional._checks import check_dtype
 from fastattn.functional._types import Array
 
 
+class Saved(NamedTuple):
+    """What backward of a module needs: from forward of a module of the same kind. Private."""
+
+    kind: str
+    parts: tuple[Any, ...]
+
+
 class Module:
-    """Parameters are arrays kept by name; submodules are attributes. Names are joined by dots, as in PyTorch."""
+    """Parameters are arrays kept by name; submodules are attributes. Names are joined by dots, as in PyTorch.
+
+    Copies (copy.copy, copy.deepcopy, pickle) have parameters of their own and give the same bits.
+    """
 
     _dtypes: tuple[str, ...] = ("float32", "float64")  # that the parameters may have
 
@@ -20,7 +32,8 @@ class Module:
         self._own: dict[str, Array] = {}
 
     def parameters(self) -> dict[str, Array]:
-        """The parameters by name: the arrays themselves, which may be changed in place."""
+        """The parameters by name: the arrays themselves, which may be changed in place at any time. The dict is the
+        caller's: what is put into it reaches the module by load_state_dict alone."""
         found = dict(self._own)
         for name, module in self._modules():
             found |= {f"{name}.{key}": value for key, value in module.parameters().items()}
@@ -32,20 +45,34 @@ class Module:
         All names have to be there and no others, with equal shapes: otherwise KeyError or ValueError, and TypeError
         for what holds no floats. Nothing is loaded when anything is wrong. Values are converted to the module's dtype.
         """
-        kind = type(self).__name__
+        op = f"{type(self).__name__}.load_state_dict"
+        if not isinstance(mapping, Mapping):
+            raise TypeError(f"{op}: mapping must be a mapping of names to arrays, got {type(mapping).__name__}")
         own = self.parameters()
-        missing, unknown = sorted(set(own) - set(mapping)), sorted(set(mapping) - set(own))
+        missing, unknown = sorted(set(own) - set(mapping)), sorted(map(str, set(mapping) - set(own)))
         if missing or unknown:
             parts = [f"{label} {', '.join(names)}" for label, names in (("no", missing), ("unknown", unknown)) if names]
-            raise KeyError(
-                f"{kind}.load_state_dict: mapping must hold the names of parameters(), got {'; '.join(parts)}"
-            )
-        values = {name: _as_floats(mapping[name], f"{kind}.load_state_dict: {name}") for name in own}
+            raise KeyError(f"{op}: mapping must hold the names of parameters(), got {'; '.join(parts)}")
+        values = {name: _as_floats(mapping[name], op, name) for name in own}
         for name, value in values.items():
             if value.shape != own[name].shape:
-                raise ValueError(f"{kind}.load_state_dict: {name} must have shape {own[name].shape}, got {value.shape}")
-        for name, value in values.items():
-            own[name][...] = value.astype(own[name].dtype, copy=False)
+                raise ValueError(f"{op}: {name} must have shape {own[name].shape}, got {value.shape}")
+            if not own[name].flags.writeable:
+                raise ValueError(f"{op}: {name} must be writable in the module, got a read-only parameter")
+        # All are copied first: a value may be the parameter of another name.
+        with np.errstate(all="ignore"):
+            copies = {name: np.array(value, own[name].dtype) for name, value in values.items()}
+        for name, value in copies.items():
+            own[name][...] = value
+
+    def __copy__(self) -> Self:
+        return copy.deepcopy(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for name, value in self._own.items():
+            if value.base is not None and value.flags.writeable:  # the memory is that of the pickle
+                self._own[name] = value.copy()
 
     def _modules(self) -> list[tuple[str, "Module"]]:
         found: list[tuple[str, Module]] = []
@@ -58,10 +85,37 @@ class Module:
 
     def _uniform(self, name: str, shape: Sequence[int], bound: float, rng: np.random.Generator) -> None:
         """A parameter drawn uniformly from -bound to bound."""
-        self._own[name] = rng.uniform(-bound, bound, tuple(shape)).astype(self.dtype)
+        self._own[name] = self._rounded(rng.uniform(-bound, bound, tuple(shape)))
 
     def _constant(self, name: str, shape: Sequence[int], value: float) -> None:
         self._own[name] = np.full(tuple(shape), value, self.dtype)
+
+    def _rounded(self, values: Array) -> Array:
+        """values in the dtype of the module; subnormal ones raise nothing."""
+        with np.errstate(all="ignore"):
+            return values.astype(self.dtype)
+
+    def _array(self, value: ArrayLike, method: str, name: str, shape: Sequence[int | str]) -> Array:
+        """value as an ndarray of this shape, in which a letter stands for any size."""
+        op = type(self).__name__ + method
+        array: Array = _core.checked_array(value, op, name)
+        if array.ndim != len(shape) or any(
+            isinstance(size, int) and size != given for size, given in zip(shape, array.shape, strict=True)
+        ):
+            raise ValueError(f"{op}: {name} must have shape [{', '.join(map(str, shape))}], got {array.shape}")
+        return array
+
+    def _saved(self, *parts: Any) -> Saved:
+        return Saved(type(self).__name__, parts)
+
+    def _parts(self, saved: Any) -> tuple[Any, ...]:
+        """What forward of such a module has saved."""
+        kind = type(self).__name__
+        if not isinstance(saved, Saved):
+            raise TypeError(f"{kind}.backward: saved must be what {kind}.forward returned, got {type(saved).__name__}")
+        if saved.kind != kind:
+            raise ValueError(f"{kind}.backward: saved must be what {kind}.forward returned, got that of {saved.kind}")
+        return saved.parts
 
 
 def prefixed(**parts: dict[str, Array]) -> dict[str, Array]:
@@ -69,12 +123,13 @@ def prefixed(**parts: dict[str, Array]) -> dict[str, Array]:
     return {f"{name}.{key}": value for name, grads in parts.items() for key, value in grads.items()}
 
 
-def _as_floats(value: Any, label: str) -> Array:
+def _as_floats(value: Any, op: str, name: str) -> Array:
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         if str(value.dtype) == "torch.bfloat16":
             value = value.float()
-    array = np.asarray(value)
-    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
-        raise TypeError(f"{label} must hold floats, got {array.dtype}")
-    return array if array.dtype.kind == "f" else array.astype(np.float32)
+    array: Array = _core.checked_array(value, op, name)
+    low = array.dtype.name == "bfloat16" and array.dtype.isnative
+    if array.dtype.kind != "f" and not low:
+        raise TypeError(f"{op}: {name} must hold floats, got {array.dtype}")
+    return array.astype(np.float32) if low else array

@@ -6,13 +6,14 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from fastattn import _core
-from fastattn.functional._checks import check_integer
+from fastattn.functional._checks import check_choice, check_flag, check_integer
 from fastattn.functional._types import Array
 from fastattn.functional.cross_entropy import cross_entropy
 from fastattn.functional.rows import log_softmax
+from fastattn.nn._arguments import Rng, check_layers, check_rng, check_room, check_size
 from fastattn.nn.attention_gru import AttentionGRU, Memory
-from fastattn.nn.layers import Embedding, Linear, Rng
-from fastattn.nn.module import Module, prefixed
+from fastattn.nn.layers import Embedding, Linear
+from fastattn.nn.module import Module, Saved, prefixed
 from fastattn.nn.recurrent import GRU, LSTM
 
 # Each of the three: encode(x[S, B, E], lengths) -> (memory, state); decode(x[T, B, E], memory, state) -> (features
@@ -170,12 +171,21 @@ class Seq2Seq(Module):
                  num_layers: int = 1, attention_size: int | None = None, reverse_source: bool = False,
                  dtype: DTypeLike = np.float32, rng: Rng = None) -> None:  # fmt: skip
         super().__init__(dtype)
-        if kind not in ("bahdanau", "cho", "sutskever"):
-            raise ValueError(f"Seq2Seq: kind must be 'bahdanau', 'cho' or 'sutskever', got {kind!r}")
+        check_choice("Seq2Seq", "kind", kind, ("bahdanau", "cho", "sutskever"))
+        source_size, target_size, embed_size, hidden_size = (
+            check_size("Seq2Seq", name, value, least)
+            for name, value, least in (("source_size", source_size, 0), ("target_size", target_size, 0),
+                                       ("embed_size", embed_size, 1), ("hidden_size", hidden_size, 1))
+        )  # fmt: skip
+        num_layers = check_layers("Seq2Seq", num_layers, least=1)
+        attended = hidden_size if attention_size is None else check_size("Seq2Seq", "attention_size", attention_size)
         if num_layers != 1 and kind != "sutskever":
             raise ValueError(f"Seq2Seq: num_layers must be 1 for kind={kind!r}, got {num_layers}")
-        rng = rng or np.random.default_rng()
-        self.kind, self.reverse_source = kind, reverse_source
+        check_room("Seq2Seq", (source_size + target_size + 3 * attended) * (embed_size + hidden_size),
+                   self.dtype.itemsize, source_size=source_size, target_size=target_size, embed_size=embed_size,
+                   hidden_size=hidden_size, attention_size=attended)  # fmt: skip
+        rng = check_rng("Seq2Seq", rng)
+        self.kind, self.reverse_source = kind, check_flag("Seq2Seq", "reverse_source", reverse_source)
         self.source = Embedding(source_size, embed_size, dtype=dtype, rng=rng)
         self.target = Embedding(target_size, embed_size, dtype=dtype, rng=rng)
         if kind == "cho":
@@ -183,14 +193,12 @@ class Seq2Seq(Module):
         elif kind == "sutskever":
             self.core = _Sutskever(embed_size, hidden_size, num_layers, dtype, rng)
         else:
-            self.core = _Bahdanau(embed_size, hidden_size, attention_size or hidden_size, dtype, rng)
+            self.core = _Bahdanau(embed_size, hidden_size, attended, dtype, rng)
         self.output = Linear(self.core.features, target_size, dtype=dtype, rng=rng)
 
     def _ids(self, source: ArrayLike, lengths: ArrayLike | None) -> tuple[Array, Array | None]:
         """source[S, B], read from its end where that is asked for, and lengths."""
-        ids = np.asarray(source)
-        if ids.ndim != 2:
-            raise ValueError(f"Seq2Seq: source must have shape [B, S], got {ids.shape}")
+        ids = self._array(source, "", "source", ("B", "S"))
         checked = _core.checked_lengths(lengths, len(ids), ids.shape[1], "Seq2Seq", "source_lengths")
         if self.reverse_source:
             ends = np.full(len(ids), ids.shape[1]) if checked is None else checked
@@ -199,14 +207,15 @@ class Seq2Seq(Module):
         return np.ascontiguousarray(ids.T), checked
 
     def _target_ids(self, target: ArrayLike, batch: int) -> Array:
-        ids = np.asarray(target)
+        ids: Array = _core.checked_array(target, "Seq2Seq", "target")
         if ids.ndim != 2 or len(ids) != batch:
             raise ValueError(f"Seq2Seq: target must have shape [B, T] with the {batch} rows of source, got {ids.shape}")
         return np.ascontiguousarray(ids.T)
 
     def __call__(self, source: ArrayLike, target: ArrayLike, source_lengths: ArrayLike | None = None, *,
                  return_weights: bool = False) -> Any:  # fmt: skip
-        if return_weights and self.kind != "bahdanau":
+        """Logits, and with return_weights the pair (logits, alignment)."""
+        if check_flag("Seq2Seq", "return_weights", return_weights) and self.kind != "bahdanau":
             raise ValueError(f"Seq2Seq: return_weights needs kind='bahdanau', got {self.kind!r}")
         ids, lengths = self._ids(source, source_lengths)
         words = self._target_ids(target, ids.shape[1])
@@ -216,19 +225,20 @@ class Seq2Seq(Module):
         return (logits, weights) if return_weights else logits
 
     def forward(self, source: ArrayLike, target: ArrayLike,
-                source_lengths: ArrayLike | None = None) -> tuple[Array, Any]:  # fmt: skip
+                source_lengths: ArrayLike | None = None) -> tuple[Array, Saved]:  # fmt: skip
         """The logits, and what backward needs."""
         ids, lengths = self._ids(source, source_lengths)
         x, of_source = self.source.forward(ids)
         y, of_target = self.target.forward(self._target_ids(target, ids.shape[1]))
         features, core = self.core.forward(x, lengths, y)
         logits, output = self.output.forward(features)
-        return logits.swapaxes(0, 1), (of_source, of_target, core, output)
+        return logits.swapaxes(0, 1), self._saved(of_source, of_target, core, output)
 
     def backward(self, dlogits: ArrayLike, saved: Any) -> tuple[None, dict[str, Array]]:
         """None, since tokens have no gradient, and the gradients of the parameters by name."""
-        of_source, of_target, core, output = saved
-        dfeatures, for_output = self.output.backward(np.swapaxes(np.asarray(dlogits), 0, 1), output)
+        of_source, of_target, core, output = self._parts(saved)
+        dlogits = self._array(dlogits, ".backward", "dlogits", ("B", "T", len(self.output.parameters()["weight"])))
+        dfeatures, for_output = self.output.backward(dlogits.swapaxes(0, 1), output)
         dsource, dtarget, for_core = self.core.backward(dfeatures, core)
         source, target = self.source.backward(dsource, of_source)[1], self.target.backward(dtarget, of_target)[1]
         return None, prefixed(source=source, target=target, core=for_core, output=for_output)
@@ -253,15 +263,14 @@ class Seq2Seq(Module):
     def beam(self, source: ArrayLike, source_lengths: ArrayLike | None = None, *, start: int, end: int,
              max_length: int = 100, width: int = 4) -> list[tuple[list[int], float]]:  # fmt: skip
         """greedy with the `width` most probable beginnings kept at each step: the best sentence found."""
-        if width < 1 or max_length < 0:
-            raise ValueError(
-                f"Seq2Seq.beam: width must be at least 1 and max_length at least 0, got {width} and {max_length}"
-            )
-        most = len(self.output.parameters()["weight"]) - 1
-        if not 0 <= check_integer("Seq2Seq", "end", end) <= most:
-            raise ValueError(f"Seq2Seq: end must lie in 0..{most}, got {end}")
+        op, words = "Seq2Seq.beam", len(self.output.parameters()["weight"])
+        width, max_length = check_size(op, "width", width, 1), check_size(op, "max_length", max_length)
+        for name, value in (("start", start), ("end", end)):
+            if not 0 <= check_integer(op, name, value) < words:
+                raise ValueError(f"{op}: {name} must lie in 0..{words - 1}, got {value}")
         ids, lengths = self._ids(source, source_lengths)
         batch = ids.shape[1]
+        check_room(op, batch * width * (words + max_length), 8, width=width, max_length=max_length)
         memory, state = self.core.encode(self.source(ids), lengths)
         memory, state = self.core.take(memory, state, np.repeat(np.arange(batch), width))
         last = np.full((batch, width), start)

@@ -97,7 +97,7 @@ def test_wrong_arguments_are_named(rng):
     attention = m.layers[0].multihead_attn
     with pytest.raises(ValueError, match=r"lengths must be None with a projected context"):
         attention(x, attention.project(memory), lengths=LENGTHS)
-    with pytest.raises(ValueError, match=r"MultiHeadAttention: x and context must have 3 axes"):
+    with pytest.raises(ValueError, match=r"TransformerDecoder\.start: memory must have 3 axes"):
         m.start(memory[0])
     with pytest.raises(ValueError, match=r"lengths must"):
         m.start(memory, memory_lengths=[1, 2])

@@ -128,19 +128,6 @@ def test_peepholes_are_parameters(rng):
     assert not same_bits(m(x)[0], before)
 
 
-def test_loading_and_unpacking_drop_packed_weights(rng):
-    m, other = nn.GRU(3, 4, rng=rng), nn.GRU(3, 4, rng=rng)
-    x = rng.standard_normal((5, 2, 3)).astype(np.float32)
-    m.pack()
-    m.load_state_dict(other.parameters())
-    assert same_bits(m(x)[0], other(x)[0])
-    m.pack()
-    m.parameters()["weight_ih_l0"][...] = 0
-    assert same_bits(m(x)[0], other(x)[0])
-    m.unpack()
-    assert not same_bits(m(x)[0], other(x)[0])
-
-
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
@@ -150,17 +137,26 @@ def test_loading_and_unpacking_drop_packed_weights(rng):
         (lambda: nn.GRU(3, 4, dropout=2), ValueError, "GRU: dropout must lie in 0..1"),
         (lambda: nn.RNN(3, 4, nonlinearity="gelu"), ValueError, "RNN: nonlinearity must be"),
         (lambda: nn.LSTM(3, 4).step(np.zeros((2, 3)), None), TypeError, "LSTM.step: x must be float32"),
-        (lambda: nn.LSTM(3, 4).step(np.zeros((2, 4), np.float32)), ValueError, "LSTM.step: x must be"),
+        (
+            lambda: nn.LSTM(3, 4).step(np.zeros((2, 4), np.float32)),
+            ValueError,
+            r"LSTM.step: x must have shape \(batch, 3\)",
+        ),
         (lambda: nn.LSTM(3, 4).step(np.zeros((2, 3), np.float32), np.zeros(3)), ValueError, "LSTM.step: state must"),
         (
             lambda: nn.GRU(3, 4).step(np.zeros((2, 3), np.float32), np.zeros((1,) * 20 + (2, 4), np.float32)),
             ValueError,
-            r"GRU.step: h must be aligned and C-contiguous with shape \(1, 2, 4\)",
+            r"GRU.step: h must have 3 axes",
         ),
         (
             lambda: nn.GRU(3, 4).step(np.zeros((2, 3), np.float32), np.zeros((1, 2, 5), np.float32)),
             ValueError,
-            r"GRU.step: h must be aligned and C-contiguous with shape \(1, 2, 4\)",
+            r"GRU.step: h must have shape \(1, 2, 4\)",
+        ),
+        (
+            lambda: nn.GRU(3, 4).step(np.zeros((2, 3), np.float32), out=np.zeros((1, 2, 8), np.float32)[..., ::2]),
+            ValueError,
+            r"GRU.step: out must be aligned and C-contiguous with shape \(1, 2, 4\)",
         ),
         (lambda: nn.GRU(3, 4, bidirectional=True).step(np.zeros((2, 3), np.float32)), ValueError, "one direction"),
     ],
@@ -168,3 +164,115 @@ def test_loading_and_unpacking_drop_packed_weights(rng):
 def test_wrong_input_is_named(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+# ---- 16-bit modules: c stays float32 in a stream ----
+
+LOW = pytest.mark.parametrize("low", ["bfloat16", "float16"])
+
+
+def low_dtype(name):
+    return np.dtype(getattr(pytest.importorskip("ml_dtypes", reason="bfloat16 needs ml_dtypes"), name, name))
+
+
+@LOW
+def test_a_counter_in_the_cell_of_a_stream_goes_on_beyond_the_integers_of_the_type(low):
+    m = nn.LSTM(1, 1, dtype=low_dtype(low))
+    for name, value in m.parameters().items():
+        value[...] = 20 if name == "bias_ih_l0" else 0  # all gates open: c grows by 1
+    x, state = np.zeros((1, 1), m.dtype), None
+    for _ in range(4100):
+        _, state = m.step(x, state, out=state)
+    assert state[1].dtype == np.float32
+    assert state[1].item() == 4100
+
+
+@LOW
+@pytest.mark.parametrize("form", [{}, {"proj_size": 3, "peephole": True, "clip": 0.5}])
+def test_low_precision_streams_have_the_bits_of_the_whole_sequence(low, form, rng):
+    m = nn.LSTM(5, 7, 2, dtype=low_dtype(low), rng=rng, **form)
+    x = rng.standard_normal((9, 3, 5)).astype(m.dtype)
+    y, (h, c) = m(x)
+    state, in_place = None, None
+    for t, row in enumerate(x):
+        got, state = m.step(row, state)
+        assert same_bits(got, y[t])
+        assert same_bits(m.step(row, in_place, out=in_place)[0], y[t]) if in_place else True
+        in_place = tuple(part.copy() for part in state)
+    assert c.dtype == m.dtype
+    assert same_bits(state[0], h)
+    assert same_bits(state[1].astype(m.dtype), c)
+    state = (np.zeros_like(h), np.zeros(c.shape, np.float32))
+    for part in (x[:2], x[2:3], x[3:]):  # calls that go on from one another
+        got, state = m(part, state)
+    assert same_bits(got, y[3:])
+    (got, again), _ = m.forward(x, (np.zeros_like(h), np.zeros(c.shape, np.float32)))
+    assert same_bits(got, y)
+    assert same_bits(again[1], state[1])
+
+
+@LOW
+def test_a_cell_state_of_the_type_of_the_module_is_rounded_where_it_is_asked_for(low, rng):
+    m = nn.LSTM(3, 4, dtype=low_dtype(low), rng=rng)
+    x = rng.standard_normal((2, 3)).astype(m.dtype)
+    exact = m.step(x)[1][1]
+    out = (np.zeros((1, 2, 4), m.dtype), np.zeros((1, 2, 4), m.dtype))
+    assert same_bits(m.step(x, out=out)[1][1], exact.astype(m.dtype))
+    again, wide = m.step(x, out)[1], m.step(x, (out[0], out[1].astype(np.float32)))[1]
+    assert all(map(same_bits, again, wide))
+    with pytest.raises(TypeError, match=r"LSTM\.step: c must be"):
+        m.step(x, (out[0], out[1].astype(np.float64)))
+    with pytest.raises(ValueError, match=r"LSTM\.step: out must be the state itself"):
+        memory = np.zeros(16, m.dtype)
+        m.step(x, (out[0], memory[:8].reshape(1, 2, 4)), out=(out[0], memory.view(np.float32).reshape(1, 2, 4)))
+
+
+@LOW
+def test_gradients_of_a_float32_cell_state_are_those_before_the_last_rounding(low, rng):
+    m = nn.LSTM(3, 4, 2, dtype=low_dtype(low), rng=rng)
+    x = rng.standard_normal((5, 2, 3)).astype(m.dtype)
+    h, c = rng.standard_normal((2, 2, 2, 4)).astype(m.dtype)
+    dc = rng.standard_normal((2, 2, 4)).astype(m.dtype)
+    _, saved = m.forward(x, (h, c))
+    _, wide = m.forward(x, (h, c.astype(np.float32)))
+    dx, (dh, dc0), grads = m.backward((None, (None, dc)), saved)
+    wide_dx, (wide_dh, wide_dc0), wide_grads = m.backward((None, (None, dc.astype(np.float32))), wide)
+    assert wide_dc0.dtype == np.float32
+    assert same_bits(wide_dc0.astype(m.dtype), dc0)
+    assert same_bits(wide_dx, dx)
+    assert same_bits(wide_dh, dh)
+    assert all(same_bits(wide_grads[name], grads[name]) for name in grads)
+
+
+# ---- what a step takes ----
+
+
+@modules
+def test_a_step_takes_arrays_of_any_layout_and_tensors(cell, rng):
+    torch = pytest.importorskip("torch", reason="needs torch")
+    m = MODULES[cell](3, 4, 2, rng=rng)
+    x = rng.standard_normal((2, 3)).astype(np.float32)
+    y, state = m.step(x)
+    wanted, _ = m.step(x, state)
+    for change in (np.asfortranarray, lambda a: np.repeat(a, 2, -1)[..., ::2], torch.from_numpy):
+        changed = tuple(map(change, state)) if cell == "lstm" else change(state)
+        got, _ = m.step(change(x), changed)
+        assert same_bits(got, wanted)
+    assert same_bits(m.step(np.stack([x, x], 1)[:, 1])[0], y)
+
+
+def test_a_step_names_what_it_cannot_take(rng):
+    torch = pytest.importorskip("torch", reason="needs torch")
+    m, x = nn.GRU(3, 4, rng=rng), np.zeros((2, 3), np.float32)
+    for error, message, call in (
+        (TypeError, "x must not require gradients", lambda: m.step(torch.zeros(2, 3, requires_grad=True))),
+        (TypeError, "x must", lambda: m.step(np.ma.masked_array(x, x == 0))),
+        (TypeError, "x must", lambda: m.step(None)),
+        (TypeError, "h must", lambda: m.step(x, "state")),
+        (TypeError, "out must be a NumPy array", lambda: m.step(x, out=torch.zeros(1, 2, 4))),
+        (TypeError, "out must be a NumPy array", lambda: m.step(x, out=[[[0.0] * 4] * 2])),
+        (TypeError, "out must be float32", lambda: m.step(x, out=np.zeros((1, 2, 4)))),
+        (ValueError, "out must be writable", lambda: m.step(x, out=np.broadcast_to(np.float32(0), (1, 2, 4)))),
+    ):
+        with pytest.raises(error, match=rf"GRU\.step: {message}"):
+            call()

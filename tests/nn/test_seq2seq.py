@@ -158,7 +158,7 @@ def test_wrong_arguments_are_named(rng):
         (ValueError, r"ids must lie in 0\.\.6", lambda: m(source + 7, target)),
         (ValueError, r"ids must lie in 0\.\.5", lambda: m.forward(source, target - 6)),
         (TypeError, "ids must be integers", lambda: m(source + 0.5, target)),
-        (ValueError, r"ids must lie in 0\.\.5, got 6", lambda: m.greedy(source, start=6, end=1)),
+        (ValueError, r"start must lie in 0\.\.5, got 6", lambda: m.greedy(source, start=6, end=1)),
         (ValueError, r"end must lie in 0\.\.5, got -1", lambda: m.greedy(source, start=0, end=-1)),
         (ValueError, r"end must lie in 0\.\.5, got 6", lambda: m.beam(source, start=0, end=6)),
         (ValueError, "width must be at least 1", lambda: m.beam(source, start=0, end=1, width=0)),
