@@ -1,8 +1,10 @@
-"""The BERT encoder on ragged batches without padding, by the names of its published weights.
+"""The encoder of BERT, RoBERTa and XLM-R on ragged batches without padding, by the names of its published weights.
 
-Source: Devlin et al. 2018, arXiv:1810.04805; sentence embeddings: Reimers and Gurevych 2019, arXiv:1908.10084.
+Source: Devlin et al. 2018, arXiv:1810.04805; RoBERTa: Liu et al. 2019, arXiv:1907.11692; sentence embeddings: Reimers
+and Gurevych 2019, arXiv:1908.10084.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -11,21 +13,39 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from fastattn import _core
+from fastattn.functional._checks import check_choice, check_dtype, check_integer
 from fastattn.functional._types import Array
 from fastattn.functional.attention_varlen import attention_varlen
 from fastattn.functional.embedding import embedding
 from fastattn.functional.linear import linear, pack_linear
 from fastattn.functional.norm import add_layer_norm
+from fastattn.nn._arguments import Rng, check_eps, check_layers, check_rng, check_room, check_size
 from fastattn.nn.module import Module
 
 _SPREAD = 0.02  # of initial weights
-_OTHER_HEADS = ("cls.", "pooler.")  # of published files: what this encoder does not compute
+_PREFIXES = re.compile(r"((module|model|0\.auto_model|auto_model|bert|roberta|xlm_roberta)\.)*")  # of published names
+_OTHER_HEADS = ("cls.", "pooler.", "lm_head.", "classifier.", "qa_outputs.")  # what this encoder does not compute
+_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")  # constants that older files hold
+_OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+# By the model_type of config.json: how positions count, and the padding token where the file does not say.
+_KINDS = {"bert": ("bert", 0), "roberta": ("roberta", 1), "xlm-roberta": ("roberta", 1), "camembert": ("roberta", 1)}
+_ARCHITECTURES = {"Bert": "bert", "Roberta": "roberta", "XLMRoberta": "xlm-roberta", "Camembert": "camembert"}
+# What config.json may say, and all that is implemented of it.
+_IMPLEMENTED: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("gelu",), "position_embedding_type": ("absolute",), "is_decoder": (False,),
+    "add_cross_attention": (False,), "is_encoder_decoder": (False,), "pruned_heads": ({}, None),
+    "quantization_config": (None,),
+}  # fmt: skip
 _BATCH_TOKENS = 1024  # of hidden size 1536 in float32: 6 MB of temporaries, which a last-level cache holds
 
 
 @dataclass(frozen=True)
 class BertConfig:
-    """Sizes of a BERT encoder, by the names of config.json; the defaults are those of all-MiniLM-L6-v2."""
+    """Sizes of a BERT encoder, by the names of config.json; the defaults are those of all-MiniLM-L6-v2.
+
+    positions: "bert", where they count from 0, or "roberta": tokens other than pad_token_id count from pad_token_id +
+    1, and it has the position pad_token_id; so many tokens fewer fit.
+    """
 
     vocab_size: int = 30522
     hidden_size: int = 384
@@ -35,14 +55,65 @@ class BertConfig:
     max_position_embeddings: int = 512
     type_vocab_size: int = 2
     layer_norm_eps: float = 1e-12
+    positions: str = "bert"
+    pad_token_id: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"type_vocab_size": 1}
+        for field in fields(self):
+            if field.type is int or field.type == "int":
+                size = check_size("BertConfig", field.name, getattr(self, field.name), least.get(field.name, 0))
+                object.__setattr__(self, field.name, size)
+        check_layers("BertConfig", self.num_hidden_layers, "num_hidden_layers")
+        object.__setattr__(self, "layer_norm_eps", check_eps("BertConfig", "layer_norm_eps", self.layer_norm_eps))
+        check_choice("BertConfig", "positions", self.positions, ("bert", "roberta"))
+        if self.most_tokens < 0:
+            raise ValueError(f"BertConfig: max_position_embeddings must be at least pad_token_id + 1 = "
+                             f"{self.pad_token_id + 1}, got {self.max_position_embeddings}")  # fmt: skip
+
+    @property
+    def most_tokens(self) -> int:
+        """Of a sequence."""
+        return self.max_position_embeddings - (self.pad_token_id + 1 if self.positions == "roberta" else 0)
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> "BertConfig":
-        """From what config.json holds. Raises ValueError for another activation or kind of positions than BERT's."""
-        for name, expected in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
-            if mapping.get(name, expected) != expected:
-                raise ValueError(f"BertConfig: {name} must be {expected!r}, got {mapping[name]!r}")
-        return cls(**{field.name: mapping[field.name] for field in fields(cls) if field.name in mapping})
+        """From what config.json holds, of BERT, RoBERTa, XLM-R or CamemBERT.
+
+        Raises ValueError that names what is missing, or what this encoder does not compute: another model_type or
+        activation, relative positions, a decoder, cross-attention, pruned heads, quantised weights.
+        """
+        if not isinstance(mapping, Mapping):
+            raise TypeError(f"BertConfig: mapping must be a mapping of names to values, got {type(mapping).__name__}")
+        for name, values in _IMPLEMENTED.items():
+            if mapping.get(name, values[0]) not in values:
+                raise ValueError(f"BertConfig: {name} must be {values[0]!r}, got {mapping[name]!r}")
+        positions, padding = _KINDS[_model_type(mapping)]
+        given = {field.name: mapping[field.name] for field in fields(cls) if field.name in mapping}
+        for name in _SIZES:
+            if name not in given:
+                raise ValueError(f"BertConfig: mapping must hold {name}, got {', '.join(sorted(map(str, mapping)))}")
+        if given.get("pad_token_id") is None:
+            given["pad_token_id"] = padding
+        return cls(**given | {"positions": positions})
+
+
+_OF_SIZES = ("_size", "_layers", "_embeddings")  # ends of names
+_SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+          "max_position_embeddings")  # fmt: skip
+
+
+def _model_type(mapping: Mapping[str, Any]) -> str:
+    """A key of _KINDS, from model_type or, of older files, the name of the architecture."""
+    name = mapping.get("model_type")
+    if name is None:
+        classes = mapping.get("architectures") or ["BertModel"]
+        found = re.match(r"(Bert|Roberta|XLMRoberta|Camembert)(?=Model|For)", str(classes[0]))
+        if found is None:
+            raise ValueError(f"BertConfig: architectures must be of {', '.join(_ARCHITECTURES)}, got {classes!r}")
+        name = _ARCHITECTURES[found[1]]
+    kind: str = check_choice("BertConfig", "model_type", name, tuple(_KINDS))
+    return kind
 
 
 class BertModel(Module):
@@ -59,34 +130,47 @@ class BertModel(Module):
     (2, 8)
     """
 
-    def __init__(self, config: BertConfig, *, rng: np.random.Generator | None = None) -> None:
+    def __init__(self, config: BertConfig, *, rng: Rng = None) -> None:
         super().__init__(np.float32)
-        rng = rng or np.random.default_rng()
-        self.config = config
+        if not isinstance(config, BertConfig):
+            raise TypeError(f"BertModel: config must be a BertConfig, got {type(config).__name__}")
         if config.num_attention_heads < 1 or config.hidden_size % config.num_attention_heads:
             raise ValueError(f"BertModel: num_attention_heads must divide hidden_size, {config.hidden_size}, "
                              f"got {config.num_attention_heads}")  # fmt: skip
+        rng = check_rng("BertModel", rng)
+        self.config = config
+        n, rows = config.hidden_size, config.vocab_size + config.max_position_embeddings + config.type_vocab_size
+        of_layer = n * (4 * n + 2 * config.intermediate_size)
+        sizes = {field.name: getattr(config, field.name) for field in fields(config) if field.name.endswith(_OF_SIZES)}
+        check_room("BertModel", rows * n + config.num_hidden_layers * of_layer, self.dtype.itemsize, **sizes)
         for name, shape in _shapes(config):
             if "LayerNorm" in name or len(shape) == 1:
                 self._constant(name, shape, 1 if name.endswith("weight") else 0)
             else:
-                self._own[name] = (_SPREAD * rng.standard_normal(shape)).astype(np.float32)
+                self._own[name] = self._rounded(_SPREAD * rng.standard_normal(shape))
 
     def load_state_dict(self, mapping: Mapping[str, Any]) -> None:
-        """As of other modules. A prefix "bert." of all names is taken off; position_ids, the pooler and other heads are
-        left out."""
-        names = {name: name.removeprefix("bert.") for name in mapping}
-        super().load_state_dict({
-            own: mapping[name] for name, own in names.items()
-            if not own.startswith(_OTHER_HEADS) and own != "embeddings.position_ids"
-        })  # fmt: skip
+        """As of other modules, by the names of published files: the prefixes "bert.", "roberta.", "model.", "module."
+        and "0.auto_model." are taken off, LayerNorm's gamma and beta are its weight and bias; position_ids, the pooler
+        and other heads are left out. Raises ValueError for a parameter that comes under two names."""
+        if not isinstance(mapping, Mapping):
+            return super().load_state_dict(mapping)
+        found: dict[str, str] = {}
+        for name in mapping:
+            own = _PREFIXES.sub("", str(name), count=1)
+            if own.startswith(_OTHER_HEADS) or own in _BUFFERS:
+                continue
+            for old, new in _OLD_NAMES.items():
+                own = own.removesuffix(old) + new if own.endswith(old) else own
+            if own in found:
+                raise ValueError(f"BertModel.load_state_dict: {own} must come once, got {found[own]} and {name}")
+            found[own] = name
+        return super().load_state_dict({own: mapping[name] for own, name in found.items()})
 
     def pack(self, dtype: DTypeLike = np.float32) -> dict[str, Any]:
         """The weights as calls use them, packed once: queries, keys and values of a layer side by side. dtype: float32
         or bfloat16 (which needs ml_dtypes). They do not follow later changes of the parameters."""
-        kind = np.dtype(dtype)
-        if kind.name not in ("float32", "bfloat16"):
-            raise TypeError(f"BertModel.pack: dtype must be float32 or bfloat16, got {kind}")
+        kind = check_dtype("BertModel.pack", dtype, ("float32", "bfloat16"))
         own, packed = self._own, dict[str, Any]()
         for name in own:
             if name.startswith("encoder.") and own[name].ndim == 2:
@@ -109,12 +193,12 @@ class BertModel(Module):
         Sequences may be empty. Raises ValueError for ids out of range, and for a sequence longer than the model's
         positions. weights: from `pack`, for many calls.
         """
-        w = self.pack() if weights is None else weights
-        starts = np.asarray(cu_seqlens)
-        config, tokens = self.config, np.asarray(ids)
+        w = self._packed(weights)
+        tokens: Array = _core.checked_array(ids, "BertModel", "ids")
+        starts: Array = _core.checked_array(cu_seqlens, "BertModel", "cu_seqlens")
         self._check(tokens, starts)
-        lengths = np.diff(starts)
-        position = np.arange(len(tokens)) - np.repeat(starts[:-1], lengths)
+        config, starts = self.config, starts.astype(np.int64)
+        position = self._positions(tokens, starts)
         words = embedding(tokens, w["embeddings.word_embeddings.weight"])
         x = self._norm(words, embedding(position, w["position"]), w, "embeddings")
         for layer in _layers(config):
@@ -128,10 +212,12 @@ class BertModel(Module):
         An empty sequence has the embedding 0. Sequences run in batches of about batch_tokens tokens, which changes no
         bit. Errors as of the call.
         """
-        w = self.pack() if weights is None else weights
-        result = np.zeros((len(sequences), self.config.hidden_size), np.float32)
-        for part in batches([np.size(ids) for ids in sequences], batch_tokens):
-            ids = [np.asarray(sequences[i]) for i in range(part.start, part.stop)]
+        w, op = self._packed(weights), "BertModel.embed"
+        batch_tokens = check_integer(op, "batch_tokens", batch_tokens, 1)
+        arrays = [self._array(ids, ".embed", "sequences", ("T",)) for ids in _listed(op, sequences)]
+        result = np.zeros((len(arrays), self.config.hidden_size), np.float32)
+        for part in batches([len(ids) for ids in arrays], batch_tokens):
+            ids = arrays[part.start : part.stop]
             starts = np.cumsum([0, *map(len, ids)])
             filled = np.flatnonzero(np.diff(starts))
             if len(filled):
@@ -140,14 +226,39 @@ class BertModel(Module):
                 result[part.start + filled] = total / np.sqrt((total * total).sum(-1, keepdims=True))
         return result
 
+    def _packed(self, weights: Any) -> dict[str, Any]:
+        if weights is None:
+            return self.pack()
+        shape = (self.config.max_position_embeddings, self.config.hidden_size)
+        if not isinstance(weights, dict) or getattr(weights.get("position"), "shape", None) != shape:
+            kind = type(weights).__name__
+            raise TypeError(f"BertModel: weights must be what pack of such a model returned, got {kind}")
+        return weights
+
+    def _positions(self, tokens: Array, starts: Array) -> Array:
+        """Of each token within its sequence."""
+        lengths = np.diff(starts)
+        if self.config.positions == "bert":
+            place: Array = np.arange(len(tokens)) - np.repeat(starts[:-1], lengths)
+            return place
+        padding = self.config.pad_token_id
+        counted = tokens != padding
+        count = np.concatenate([[0], np.cumsum(counted)])
+        position: Array = padding + counted * (count[1:] - np.repeat(count[starts[:-1]], lengths))
+        return position
+
     def _check(self, tokens: Array, starts: Array) -> None:
+        if tokens.size == 0:
+            tokens = tokens.astype(np.int64)  # an empty list is one of floats
+        if tokens.dtype.kind not in "iu":
+            raise TypeError(f"BertModel: ids must be integers, got {tokens.dtype}")
         if tokens.ndim != 1 or starts.ndim != 1 or starts.size == 0 or starts.dtype.kind not in "iu":
             raise ValueError(f"BertModel: ids must have shape [T] and cu_seqlens integers [B + 1], got {tokens.shape} "
                              f"and {starts.dtype} {starts.shape}")  # fmt: skip
         lengths = np.diff(starts)
         if starts[0] != 0 or starts[-1] != len(tokens) or (lengths < 0).any():
             raise ValueError(f"BertModel: cu_seqlens must rise from 0 to {len(tokens)}, the number of ids")
-        most = self.config.max_position_embeddings
+        most = self.config.most_tokens
         if lengths.max(initial=0) > most:
             long = int(np.argmax(lengths))
             raise ValueError(f"BertModel: sequences must have at most {most} tokens, got {lengths[long]} in {long}")
@@ -186,6 +297,13 @@ def batches(lengths: Sequence[int], tokens: int) -> Iterator[range]:
             first, total = i + 1, 0
     if first < len(lengths):
         yield range(first, len(lengths))
+
+
+def _listed(op: str, sequences: Any) -> list[Any]:
+    try:
+        return list(sequences)
+    except TypeError:
+        raise TypeError(f"{op}: sequences must be a sequence of ids, got {type(sequences).__name__}") from None
 
 
 def _layers(config: BertConfig) -> list[str]:
