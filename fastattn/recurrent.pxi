@@ -47,8 +47,9 @@ def recurrent(str op, RecurrentWeights w, options, object x, object h0, object c
               list dropped=None, list saves=None):
     """Runs x[T, B, I] through all layers; ys are arrays of ours with a contiguous last axis, [T, B, directions * P],
     one for each layer. options: nonlinearity, clip (0: none), dropout, seed. lengths: int64 [B] from checked_lengths,
-    or None. c0 may be float32 beside 16-bit arrays; c is of its dtype. dropped: None, or for each layer but the last an array like its y for what dropout leaves of that. saves:
-    None, or for each layer and direction an array from new_saved. Returns (h, c); c is None but for lstm."""
+    or None. c0 may be float32 beside 16-bit arrays; c is of its dtype. dropped: None, or for each layer but the last an
+    array like its y for what dropout leaves of that. saves: None, or for each layer and direction an array from
+    new_saved. Returns (h, c); c is None but for lstm."""
     cdef Array ax, ay, ad, ah, ac, h_out, c_out
     cdef fa_recurrent_arguments few[MOST_LANES]
     cdef fa_recurrent_arguments *lane = few

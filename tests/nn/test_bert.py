@@ -42,7 +42,11 @@ def published(parameters, ids, config):
     words, positions, types = (
         p[f"embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")
     )  # fmt: skip
-    x = norm(words[ids] + positions[: len(ids)] + types[0], "embeddings")
+    place = np.arange(len(ids))
+    if config.positions == "roberta":
+        own = np.asarray(ids) != config.pad_token_id
+        place = np.where(own, config.pad_token_id + np.cumsum(own), config.pad_token_id)
+    x = norm(words[ids] + positions[place] + types[0], "embeddings")
     for i in range(config.num_hidden_layers):
         layer = f"encoder.layer.{i}"
         q, k, v = (
@@ -150,6 +154,134 @@ def test_other_wrong_arguments_are_named():
         nn.BertConfig.from_mapping({"hidden_act": "relu"})
     with pytest.raises(ValueError, match=r"BertModel: num_attention_heads must divide hidden_size, 24, got 5"):
         nn.BertModel(nn.BertConfig(50, 24, 2, 5, 40, 12))
+
+
+# ---- models of other kinds ----
+
+ROBERTA = {
+    "model_type": "roberta", "vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3,
+    "intermediate_size": 40, "max_position_embeddings": 12, "type_vocab_size": 1, "layer_norm_eps": 1e-5,
+    "pad_token_id": 1, "hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False,
+    "add_cross_attention": False, "architectures": ["RobertaForMaskedLM"], "bos_token_id": 0, "torch_dtype": "float32",
+}  # fmt: skip
+
+
+def roberta():
+    made = nn.BertModel(nn.BertConfig.from_mapping(ROBERTA), rng=0)
+    for value in made.parameters().values():
+        value[...] += 0.3 * np.random.default_rng(1).standard_normal(value.shape).astype("f4")
+    return made
+
+
+def test_positions_of_roberta_count_from_the_padding_token(rng):
+    made = roberta()
+    ids = [*sequences(rng, [10, 1, 0]), np.array([0, 5, 1, 7, 1, 1, 8]), np.array([1, 1])]  # 1 is padding
+    starts = np.cumsum([0, *map(len, ids)])
+    hidden = made(np.concatenate(ids), starts)
+    for begin, end, one in zip(starts, starts[1:], ids, strict=False):
+        if begin < end:
+            wanted = published(made.parameters(), one, made.config)
+            np.testing.assert_allclose(hidden[begin:end], wanted, rtol=0, atol=2e-5)
+    with pytest.raises(ValueError, match=r"BertModel: sequences must have at most 10 tokens, got 11 in 1"):
+        made([2] * 13, [0, 2, 13])
+
+
+@pytest.mark.parametrize(
+    ("change", "positions", "padding"),
+    [
+        ({}, "roberta", 1),
+        ({"model_type": "xlm-roberta", "pad_token_id": None}, "roberta", 1),
+        ({"model_type": "camembert", "pad_token_id": 3}, "roberta", 3),
+        ({"model_type": "bert", "pad_token_id": 0}, "bert", 0),
+        ({"model_type": None, "architectures": ["XLMRobertaModel"]}, "roberta", 1),
+        ({"model_type": None, "architectures": ["BertForMaskedLM"]}, "bert", 1),
+        ({"model_type": None, "architectures": None}, "bert", 1),
+    ],
+)
+def test_the_kind_of_positions_is_that_of_the_model(change, positions, padding):
+    config = nn.BertConfig.from_mapping(ROBERTA | change)
+    assert (config.positions, config.pad_token_id) == (positions, padding)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"model_type": "distilbert"},
+            "model_type must be one of .*'xlm-roberta', 'camembert', got 'distil",
+        ),
+        ({"model_type": None, "architectures": ["ElectraModel"]}, "architectures must be of Bert, Roberta"),
+        ({"model_type": None, "architectures": ["BertGenerationEncoder"]}, "architectures must be of"),
+        ({"is_decoder": True}, "is_decoder must be False, got True"),
+        ({"add_cross_attention": True}, "add_cross_attention must be False, got True"),
+        ({"is_encoder_decoder": True}, "is_encoder_decoder must be False, got True"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type must be 'absolute', got 'relative_key'"),
+        ({"hidden_act": "silu"}, "hidden_act must be 'gelu', got 'silu'"),
+        ({"pruned_heads": {"0": [1]}}, "pruned_heads must be"),
+        ({"quantization_config": {"bits": 8}}, "quantization_config must be None"),
+        ({"max_position_embeddings": 1}, r"max_position_embeddings must be at least pad_token_id \+ 1 = 2, got 1"),
+    ],
+)
+def test_what_is_not_computed_is_refused_by_name(change, message):
+    with pytest.raises(ValueError, match=f"BertConfig: {message}"):
+        nn.BertConfig.from_mapping(ROBERTA | change)
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+                                  "intermediate_size", "max_position_embeddings"])  # fmt: skip
+def test_a_size_that_is_missing_is_named(name):
+    mapping = {key: value for key, value in ROBERTA.items() if key != name}
+    with pytest.raises(ValueError, match=f"BertConfig: mapping must hold {name}, got"):
+        nn.BertConfig.from_mapping(mapping)
+
+
+PREFIXES = ["", "bert.", "roberta.", "model.", "module.", "0.auto_model.", "module.roberta.", "model.bert.",
+            "module.0.auto_model."]  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("old", [False, True])
+def test_published_names_load_with_the_usual_prefixes_and_the_old_names_of_norms(prefix, old):
+    one, other = model(0), model(1)
+    state = {prefix + name: value.copy() for name, value in one.parameters().items()}
+    if old:
+        state = {
+            name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value
+            for name, value in state.items()
+        }
+    heads = ("lm_head.bias", "lm_head.layer_norm.weight", "classifier.dense.weight", "cls.predictions.bias",
+             f"{prefix}pooler.dense.weight", "qa_outputs.bias")  # fmt: skip
+    state |= {name: np.ones(3) for name in heads} | {f"{prefix}embeddings.position_ids": np.arange(3)}
+    other.load_state_dict(state)
+    assert all(map(same_bits, one.parameters().values(), other.parameters().values()))
+
+
+def test_parameters_that_are_no_part_of_the_encoder_are_named():
+    made = model()
+    for extra in ("encoder.layer.0.crossattention.self.query.weight", "2.linear.weight",
+                  "encoder.layer.0.attention.self.distance_embedding.weight"):  # fmt: skip
+        with pytest.raises(KeyError, match="unknown"):
+            made.load_state_dict(model(1).parameters() | {extra: np.ones(3)})
+    name = "embeddings.LayerNorm.weight"
+    with pytest.raises(ValueError, match=r"embeddings\.LayerNorm\.weight must come once, got .* and bert"):
+        made.load_state_dict(model(1).parameters() | {f"bert.{name}": np.ones(24)})
+    assert same_bits(made.parameters()[name], model().parameters()[name])
+
+
+def test_a_roberta_model_of_transformers_gives_the_same_vectors(rng):
+    torch = pytest.importorskip("torch", reason="needs torch")
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    for theirs, config in ((transformers.RobertaModel, transformers.RobertaConfig),
+                           (transformers.XLMRobertaModel, transformers.XLMRobertaConfig),
+                           (transformers.BertModel, transformers.BertConfig)):  # fmt: skip
+        options = {key: value for key, value in ROBERTA.items() if key not in ("model_type", "torch_dtype")}
+        peer = theirs(config(**options)).eval()
+        made = nn.BertModel(nn.BertConfig.from_mapping(peer.config.to_dict()))
+        made.load_state_dict(peer.state_dict())
+        for ids in (rng.integers(2, 50, 9), np.array([0, 5, 1, 7, 1, 1, 8])):
+            with torch.no_grad():
+                wanted = peer(torch.from_numpy(ids)[None], attention_mask=torch.ones(1, len(ids)))[0][0].numpy()
+            np.testing.assert_allclose(made(ids, [0, len(ids)]), wanted, rtol=0, atol=1e-5)
 
 
 # ---- the real model, where its package is installed ----
