@@ -19,6 +19,8 @@ from fastattn import _core
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [README, *(path for path in DOCS if ">>> " in path.read_text(encoding="utf-8"))]
 STUB = ROOT / "fastattn" / "_core.pyi"
 MODULES = [
     fa.__name__,
@@ -34,9 +36,18 @@ def test_examples_of_modules_give_what_they_show(name):
     assert doctest.testmod(module, globs=globs).failed == 0
 
 
-def test_examples_of_the_readme_give_what_they_show():
-    text = "\n".join(line for line in README.read_text(encoding="utf-8").splitlines() if not line.startswith("```"))
-    test = doctest.DocTestParser().get_doctest(text, {"np": np, "fa": fa}, "README", str(README), 0)
+def page_examples(path):
+    """The examples of a page of Markdown, one after another; the end of a block of code ends the last one's result."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    text = "\n".join("" if line.startswith("```") else line for line in lines)
+    return doctest.DocTestParser().get_doctest(text, {"np": np, "fa": fa}, path.stem, str(path), 0)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_examples_of_pages_give_what_they_show(path):
+    if "ml_dtypes" in path.read_text(encoding="utf-8"):
+        pytest.importorskip("ml_dtypes")
+    test = page_examples(path)
     assert test.examples
     assert doctest.DocTestRunner().run(test).failed == 0
 
@@ -55,6 +66,22 @@ def test_every_public_function_explains_itself(name):
     settings = function.__module__ == "fastattn.config"
     assert settings or ">>>" in text, f"{name} has no example"
     assert set(inspect.get_annotations(function)) >= set(inspect.signature(function).parameters), name
+
+
+def test_every_public_name_is_in_the_reference():
+    text = (ROOT / "docs" / "api.rst").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^   (\w+)$", text, re.MULTILINE))
+    public = {*fa.__all__, *fa.nn.__all__, *public_names(fa.config)} - {"config", "nn"}
+    assert listed == public
+
+
+def public_names(module):
+    """The functions that a module defines."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and inspect.isfunction(value) and value.__module__ == module.__name__
+    ]
 
 
 def test_every_public_function_is_in_the_readme():
