@@ -10,6 +10,7 @@ __test__: dict[str, str]  # Cython's
 
 # ---- arrays.pxi ----
 def checked_array(value: ArrayLike, op: str, name: str) -> NDArray[Any]: ...
+def checked_integers(value: ArrayLike, op: str, name: str) -> NDArray[np.int64]: ...
 
 # ---- results.pxi ----
 @final

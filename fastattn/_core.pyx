@@ -12,6 +12,7 @@ import numpy as np
 cimport cython
 from cpython.buffer cimport (
     PyBUF_FORMAT,
+    PyBUF_SIMPLE,
     PyBUF_STRIDES,
     PyBUF_WRITABLE,
     PyBuffer_FillInfo,
@@ -20,7 +21,7 @@ from cpython.buffer cimport (
 )
 from libc.math cimport isfinite
 from libc.stdint cimport INT64_MIN, uintptr_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp
 
 from fastattn._csrc cimport *

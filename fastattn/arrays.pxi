@@ -26,6 +26,8 @@ cdef object empty = np.empty
 cdef object float32 = np.dtype(np.float32)
 cdef object float64 = np.dtype(np.float64)
 cdef object uint16 = np.dtype(np.uint16)
+cdef object int64 = np.dtype(np.int64)
+cdef object uint64 = np.dtype(np.uint64)
 cdef tuple NAMES = ("float32", "float64", "bfloat16", "float16")
 cdef tuple DTYPES = (float32, float64)
 # By fa_dtype. bfloat16 is that of the first array of it that came: None before.
@@ -304,20 +306,60 @@ cdef double finite(object value, str op, str name) except? -1.0:
     return number
 
 
+cdef object as_integers(object value, str op, str name):
+    """int64 in rows without gaps, from integers of any type. A copy, to be checked after it is made: the caller's may
+    change during the call."""
+    array = as_ndarray(value, op, name)
+    kind = array.dtype.kind
+    if kind not in "iu" and (array.size or array.dtype != float64):  # NumPy makes [] one of float64
+        raise TypeError(f"{op}: {name} must be integers, got {array.dtype}")
+    wide = uint64 if kind == "u" else int64
+    try:
+        numbers = array.astype(wide, order="C")
+    except (MemoryError, ValueError):  # ValueError: the number of bytes overflows
+        raise MemoryError(f"{op}: no memory for a copy of {name} of shape {array.shape}") from None
+    if kind != "u":
+        return numbers
+    signed = numbers.view(int64)
+    if array.itemsize == 8 and signed.min(initial=0) < 0:
+        place = np.argwhere(signed < 0)[0]
+        raise ValueError(f"{op}: {name} must fit into 63 bits, got {numbers[tuple(place)]} at [{listed(place)}]")
+    return signed
+
+
+cdef str listed(object place):
+    return ", ".join([str(i) for i in place])
+
+
+def checked_integers(object value, str op, str name):
+    return as_integers(value, op, name)
+
+
+cdef Py_ssize_t first_outside(const fa_index *numbers, Py_ssize_t count, fa_index most) noexcept nogil:
+    """Where the first number stands that is not in 0..most, or -1."""
+    cdef Py_ssize_t i
+    for i in range(count):
+        if numbers[i] < 0 or numbers[i] > most:
+            return i
+    return -1
+
+
 cdef object as_lengths(object value, Py_ssize_t batch, Py_ssize_t longest, str op, str name):
-    """int64 lengths [batch] in 0..longest, contiguous. A copy: the caller's may change during the call."""
-    lengths = as_ndarray(value, op, name)
-    if lengths.dtype.kind not in "iu":
-        raise TypeError(f"{op}: {name} must be integers, got {lengths.dtype}")
-    if lengths.shape != (batch,):
-        raise wrong_shape(op, name, f"have shape ({batch},)", f"shape {lengths.shape}")
-    if batch and (lengths.min() < 0 or lengths.max() > longest):
+    """int64 lengths [batch] in 0..longest, contiguous: a copy."""
+    cdef object array = as_ndarray(value, op, name)
+    if array.shape != (batch,):
+        raise wrong_shape(op, name, f"have shape ({batch},)", f"shape {array.shape}")
+    lengths = as_integers(array, op, name)
+    if first_outside(index_pointer(lengths), batch, longest) >= 0:
         raise wrong_shape(op, name, f"lie in 0..{longest}", f"{lengths.min()}..{lengths.max()}")
-    return lengths.astype(np.int64, order="C")
+    return lengths
 
 
-cdef const fa_index *index_pointer(object lengths) except? NULL:
-    """The elements of an array from as_lengths, which the caller keeps alive."""
-    if lengths is None:
+cdef const fa_index *index_pointer(object numbers) except? NULL:
+    """The elements of an array from as_integers, which the caller keeps alive."""
+    cdef Py_buffer view
+    if numbers is None:
         return NULL
-    return <const fa_index *><uintptr_t>lengths.ctypes.data
+    PyObject_GetBuffer(numbers, &view, PyBUF_SIMPLE)
+    PyBuffer_Release(&view)
+    return <const fa_index *>view.buf

@@ -1,15 +1,12 @@
 # Attention over ragged batches: sequences of any lengths, one after another in arrays without padding.
 
 cdef object as_offsets(object value, Py_ssize_t total, str op, str name):
-    """int64 offsets [B + 1], contiguous: from 0 to `total`, never falling. A copy: the caller's may change."""
-    offsets = as_ndarray(value, op, name)
-    if offsets.dtype.kind not in "iu":
-        raise TypeError(f"{op}: {name} must be integers, got {offsets.dtype}")
+    """int64 offsets [B + 1], contiguous: from 0 to `total`, never falling. A copy."""
+    offsets = as_integers(value, op, name)
     if offsets.ndim != 1 or offsets.shape[0] == 0:
         raise wrong_shape(op, name, "have shape (sequences + 1,)", f"shape {offsets.shape}")
-    if offsets.max() > total or offsets.min() < 0:
+    if first_outside(index_pointer(offsets), offsets.shape[0], total) >= 0:
         raise wrong_shape(op, name, f"lie in 0..{total}", f"{offsets.min()}..{offsets.max()}")
-    offsets = offsets.astype(np.int64, order="C")
     first, last = offsets.item(0), offsets.item(offsets.size - 1)
     if first != 0 or last != total:
         raise wrong_shape(op, name, f"begin with 0 and end with {total}, the rows there are", f"{first} and {last}")

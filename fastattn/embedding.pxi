@@ -2,19 +2,17 @@
 
 
 cdef object as_ids(object value, Py_ssize_t count, str op, str name, object ignored=None):
-    """int64 ids in 0..count - 1 (or `ignored`), contiguous. A copy: the caller's may change during the call."""
-    ids = as_ndarray(value, op, name)
-    if ids.dtype.kind not in "iu" and (ids.size or ids.dtype != float64):
-        raise TypeError(f"{op}: {name} must be integers, got {ids.dtype}")
-    if ids.size and (ids.min() < 0 or ids.max() >= count):
-        wrong = (ids < 0) | (ids >= count)
-        if ignored is not None:
-            wrong &= ids != ignored
-        if wrong.any():
-            place = np.argwhere(wrong)[0]
-            at = ", ".join([str(i) for i in place])
-            raise ValueError(f"{op}: {name} must lie in 0..{count - 1}, got {ids[tuple(place)]} at [{at}]")
-    return ids.astype(np.int64, order="C")
+    """int64 ids in 0..count - 1 (or `ignored`), contiguous: a copy."""
+    ids = as_integers(value, op, name)
+    if first_outside(index_pointer(ids), ids.size, count - 1) < 0:
+        return ids
+    wrong = (ids < 0) | (ids >= count)
+    if ignored is not None:
+        wrong &= ids != ignored
+    if wrong.any():
+        place = np.argwhere(wrong)[0]
+        raise ValueError(f"{op}: {name} must lie in 0..{count - 1}, got {ids[tuple(place)]} at [{listed(place)}]")
+    return ids
 
 
 def embedding(object ids, object weight, str op):
