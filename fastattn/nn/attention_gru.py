@@ -173,7 +173,7 @@ class AttentionGRU(Module):
                      state, memory.lengths)  # fmt: skip
         results = _core.attention_gru(*arguments, save, op)
         h, context, weights = results[:3]
-        last = h[-1] if len(h) else np.array(state)
+        last = np.array(h[-1] if len(h) else state)  # no part of y
         return Attended(h, context, weights), last, SavedAttentionGRU(inputs, memory, arguments, results)
 
     def __call__(self, x: ArrayLike, annotations: ArrayLike | Memory, state: ArrayLike | None = None,
