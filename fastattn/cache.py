@@ -1,10 +1,11 @@
 """Keys and values of what has been read so far, for attention of new tokens to all of it."""
 
-import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any, Self
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -18,6 +19,33 @@ _DTYPES = ("float32", "float64", "bfloat16", "float16", "int8")
 _FIRST_ROOM = 64  # tokens, where the capacity is open
 _INT8_LARGEST = 127
 _CACHE_LINE = 64  # bytes
+
+
+class _Access:
+    """Who uses a cache: the lock of whoever changes it, and how many attend without holding the lock."""
+
+    __slots__ = ("__weakref__", "lock", "readers")
+
+    def __init__(self) -> None:
+        self.reset()
+        _accesses.add(self)
+
+    def reset(self) -> None:
+        self.lock = threading.RLock()
+        self.readers = 0
+
+
+_accesses: WeakSet[_Access] = WeakSet()
+
+
+def _reset_accesses() -> None:
+    """In a child after fork: threads that held locks or attended are not there."""
+    for access in list(_accesses):
+        access.reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_accesses)
 
 
 class KVCache:
@@ -47,6 +75,11 @@ class KVCache:
     the weights of values where the CPU multiplies bytes (AVX-512 VNNI, AMX); elsewhere values become float32 in
     registers. head_dim may then be at most 65,536.
 
+    Threads: every call sees the cache as it is between two changes, and changes happen one after the other. `attend`
+    runs beside appends, and beside other calls of `attend`: it reads the tokens there were when it began. copy,
+    deepcopy and pickle give caches that share nothing with this one; what is pickled is the tokens, not the room beyond
+    them.
+
     >>> cache = KVCache(1, 2, 4, dtype="float32")
     >>> cache.append(np.ones((1, 2, 3, 4), np.float32), np.ones((1, 2, 3, 4), np.float32))
     >>> cache.lengths
@@ -65,11 +98,17 @@ class KVCache:
             raise ValueError(f"KVCache: head_dim must be at most {_core.CACHE_LONGEST_I8} for int8, got {head_dim}")
         self._capacity = None if capacity is None else _size("capacity", capacity)
         self._page = None if page_size is None else _size("page_size", page_size, least=1)
-        self._lengths = np.zeros(_size("batch", batch), np.int64)
+        self._access = _Access()
+        # Lengths are replaced, never changed: whoever attends keeps those of the beginning of the call.
+        self._lengths = _zeros((_size("batch", batch),), np.dtype(np.int64))
         # A part is one array and its scales. Without pages the first axis is the sequence, with pages it is the page.
-        self._parts = [self._new_part(width, self._first_rows(), self._first_room()) for width in self._widths]
+        # Rows and pages below the lengths do not change, but for those that `crop` gave back (see _keep_readers).
+        rows = len(self._lengths) if self._page is None else 0
+        self._parts = [self._new_part(width, rows, self._first_room()) for width in self._widths]
         self._table = np.zeros((len(self._lengths), 0), np.int64)  # the pages of each sequence
-        self._used = 0  # pages of the pool
+        self._used = 0  # pages of the pool that have been given out
+        self._free = np.zeros(0, np.int64)  # those of them that came back
+        self._cropped = False  # whether tokens may be overwritten that somebody attends to
 
     @property
     def lengths(self) -> Array:
@@ -97,21 +136,25 @@ class KVCache:
         tokens = inputs[0].shape[2]
         if inputs[1].shape[2] != tokens:
             raise ValueError(f"append: v must have the {tokens} tokens of k, got shape {inputs[1].shape}")
-        after = self._lengths[chosen] + tokens
-        longest = int(after.max(initial=0))
-        if self._capacity is not None and longest > self._capacity:
-            raise ValueError(f"append: k must fit into the capacity of {self._capacity} tokens, got {tokens} more "
-                             f"for a sequence of {longest - tokens}")  # fmt: skip
-        if tokens == 0 or len(chosen) == 0:
-            return
         new = [_quantised(x) if self._dtype == np.int8 else (x, None) for x in inputs]
-        self._make_room(chosen, after)
-        index, in_order = self._index(chosen, tokens)
-        for part, values in zip(self._parts, new, strict=True):
-            for array, value in zip(part, values, strict=True):
-                if array is not None and value is not None:
-                    array[index] = value if in_order else value.swapaxes(1, 2)
-        self._lengths[chosen] = after
+        with self._access.lock:
+            after = self._lengths[chosen] + tokens
+            longest = int(after.max(initial=0))
+            if self._capacity is not None and longest > self._capacity:
+                raise ValueError(f"append: k must fit into the capacity of {self._capacity} tokens, got {tokens} more "
+                                 f"for a sequence of {longest - tokens}")  # fmt: skip
+            if tokens == 0 or len(chosen) == 0:
+                return
+            self._keep_readers()
+            self._make_room(chosen, after, longest)
+            index, in_order = self._index(chosen, tokens)
+            for part, values in zip(self._parts, new, strict=True):
+                for array, value in zip(part, values, strict=True):
+                    if array is not None and value is not None:
+                        array[index] = value if in_order else value.swapaxes(1, 2)
+            lengths = self._lengths.copy()
+            lengths[chosen] = after
+            self._lengths = lengths
 
     def attend(self, q: ArrayLike, *, mask: ArrayLike | None = None, causal: bool | str = False,
                scale: float | None = None, window: tuple[int | None, int | None] | None = None, softcap: float = 0.0,
@@ -123,24 +166,57 @@ class KVCache:
         All options are those of `attention`; Lk is the length of the longest sequence. The n new tokens are the last
         ones where positions count: causal=True is "bottom-right", for any n.
         """
-        queries = np.asarray(q)
+        queries = _core.checked_array(q, "attend", "q")
         batch, width = len(self._lengths), self._widths[0]
         if queries.dtype != self._input:
             raise TypeError(f"attend: q must be {self._input} for a cache of {self._dtype}, got {queries.dtype}")
         if queries.ndim != 4 or (queries.shape[0], queries.shape[3]) != (batch, width):
             raise ValueError(f"attend: q must have shape ({batch}, H, n, {width}), got {queries.shape}")
         causal = "bottom-right" if causal is True else causal
-        few = queries.shape[2] <= _core.CACHE_QUERIES and _core.get_attention_strategy() != "blas"
-        if few and (self._page is not None or self._dtype == np.int8):
-            (k, k_scales), (v, v_scales) = self._parts
+        access = self._access
+        with access.lock:
+            parts, lengths = self._parts, self._lengths
             table = None if self._page is None else self._table
-            return _core.cache_attention(queries, k, v, k_scales, v_scales, table, self._lengths, mask, causal, scale,
-                                         window, softcap, alibi_slopes, sinks, q_lengths, out, return_lse)  # fmt: skip
-        length = int(self._lengths.max(initial=0))
-        k, v = (self._plain(part, length) for part in self._parts)
-        return attention(queries, k, v, mask=mask, causal=causal, scale=scale, window=window, softcap=softcap,
-                         alibi_slopes=alibi_slopes, sinks=sinks, q_lengths=q_lengths, kv_lengths=self._lengths,
-                         return_lse=return_lse, out=out)  # fmt: skip
+            access.readers += 1
+        try:
+            if queries.shape[2] <= _core.CACHE_QUERIES and _core.get_attention_strategy() != "blas":
+                (k, k_scales), (v, v_scales) = parts
+                return _core.cache_attention(queries, k, v, k_scales, v_scales, table, lengths, mask, causal, scale,
+                                             window, softcap, alibi_slopes, sinks, q_lengths, out,
+                                             return_lse)  # fmt: skip
+            longest = int(lengths.max(initial=0))
+            k, v = (self._plain(part, table, longest) for part in parts)
+            return attention(queries, k, v, mask=mask, causal=causal, scale=scale, window=window, softcap=softcap,
+                             alibi_slopes=alibi_slopes, sinks=sinks, q_lengths=q_lengths, kv_lengths=lengths,
+                             return_lse=return_lse, out=out)  # fmt: skip
+        finally:
+            with access.lock:
+                access.readers -= 1
+
+    def crop(self, lengths: ArrayLike) -> None:
+        """Takes back the tokens of each sequence from lengths[b] on; one integer counts for all sequences.
+
+        Lengths lie in 0..what the sequence has. The cache goes on as one to which the rest was never appended. Its
+        memory stays as large; pages beyond serve tokens that any sequence appends later. Raises TypeError or ValueError
+        naming the argument, and then the cache is as before.
+
+        >>> cache = KVCache(2, 1, 4, dtype="float32")
+        >>> cache.append(np.ones((2, 1, 3, 4), np.float32), np.ones((2, 1, 3, 4), np.float32))
+        >>> cache.crop([1, 3])
+        >>> cache.lengths
+        array([1, 3])
+        """
+        wanted = _core.checked_integers(lengths, "crop", "lengths")
+        if wanted.shape not in ((), self._lengths.shape):
+            raise ValueError(f"crop: lengths must be an integer or have shape {self._lengths.shape}, "
+                             f"got shape {wanted.shape}")  # fmt: skip
+        after = np.full(self._lengths.shape, wanted)
+        with self._access.lock:
+            wrong = (after < 0) | (after > self._lengths)
+            if wrong.any():
+                at = int(wrong.argmax())
+                raise ValueError(f"crop: lengths must lie in 0..{self._lengths[at]} for sequence {at}, got {after[at]}")
+            self._cut(after)
 
     def select(self, sequences: ArrayLike) -> "KVCache":
         """A cache of the sequences with these indices, in this order, each as often as it is named.
@@ -155,69 +231,125 @@ class KVCache:
         >>> cache.select([1, 1, 0]).lengths
         array([3, 3, 0])
         """
-        chosen = check_sequences(sequences, len(self._lengths), "select")
-        new = copy.copy(self)
-        new._lengths = self._lengths[chosen]
-        if self._page is None:
-            rows, room, tokens = len(chosen), self._parts[0][0].shape[2], int(new._lengths.max(initial=0))
-            source, copied = chosen, rows
-        else:
-            pages = -(-new._lengths // self._page)
-            taken = np.arange(self._table.shape[1]) < pages[:, None]
-            source, room, tokens = self._table[chosen][taken], self._page, self._page
-            new._used = copied = len(source)
-            rows = copied + len(chosen)  # a page more for each, so that the next tokens find room
-            new._table = np.zeros((len(chosen), self._table.shape[1]), np.int64)
-            new._table[taken] = np.arange(copied)
-        new._parts = [self._new_part(width, rows, room) for width in self._widths]
-        for part, old in zip(new._parts, self._parts, strict=True):
-            for to, array in zip(part, old, strict=True):
-                if to is not None and array is not None:
-                    to[:copied, :, :tokens] = array[source, :, :tokens]
-        return new
+        return self._selected(check_sequences(sequences, len(self._lengths), "select"))
+
+    def __copy__(self) -> Self:
+        return self._selected(np.arange(len(self._lengths)))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.__copy__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The attributes, with the rows and pages in use alone, as integers of their bits: bfloat16 has no buffer."""
+        with self._access.lock:
+            attributes, source, tokens = self._of(np.arange(len(self._lengths)))
+            kept = [[None if array is None else _bits(array)[source, :, :tokens] for array in part]
+                    for part in self._parts]  # fmt: skip
+        return attributes | {"_parts": kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._access = _Access()
+        kept = self._parts
+        self._parts = self._parts_for(kept[0][0].shape[0], self._first_room(kept[0][0].shape[2]))
+        for part, arrays in zip(self._parts, kept, strict=True):
+            _fill(part, arrays)
 
     # ---- memory ----
 
-    def _first_rows(self) -> int:
-        return len(self._lengths) if self._page is None else 0
+    def _selected(self, chosen: Array) -> Self:
+        """A cache of these sequences that shares nothing with this one."""
+        new = object.__new__(type(self))
+        with self._access.lock:
+            attributes, source, tokens = self._of(chosen)
+            new.__dict__.update(attributes)
+            new._access = _Access()
+            new._parts = new._parts_for(len(source), self._parts[0][0].shape[2])
+            for part, old in zip(new._parts, self._parts, strict=True):
+                _fill(part, [None if array is None else array[source, :, :tokens] for array in old])
+        return new
 
-    def _first_room(self) -> int:
-        return self._page or (_FIRST_ROOM if self._capacity is None else self._capacity)
+    def _of(self, chosen: Array) -> tuple[dict[str, Any], Array, int]:
+        """A cache of the chosen sequences: its attributes but for access and parts, and the rows (or pages) of the
+        parts that hold its tokens, with how many of each."""
+        attributes = {name: value for name, value in vars(self).items() if name not in ("_access", "_parts")}
+        lengths, table = self._lengths[chosen], np.zeros((len(chosen), self._table.shape[1]), np.int64)
+        source, tokens, used = chosen, int(lengths.max(initial=0)), 0
+        if self._page is not None:
+            taken = np.arange(table.shape[1]) < -(-lengths // self._page)[:, None]
+            source, tokens = self._table[chosen][taken], self._page
+            used = len(source)
+            table[taken] = np.arange(used)
+        new = {"_lengths": lengths, "_table": table, "_used": used, "_free": np.zeros(0, np.int64), "_cropped": False}
+        return attributes | new, source, tokens
+
+    def _parts_for(self, rows: int, room: int) -> list[tuple[Array, Array | None]]:
+        """New parts for so many rows, or pages in use: a page more for each sequence, so that the next tokens find
+        room."""
+        if self._page is not None:
+            rows += len(self._lengths)
+        return [self._new_part(width, rows, room) for width in self._widths]
+
+    def _first_room(self, tokens: int = 0) -> int:
+        """Room of a row for so many tokens, at least, and the next ones; of a page."""
+        return self._page or max(tokens, _FIRST_ROOM if self._capacity is None else self._capacity)
 
     def _new_part(self, width: int, rows: int, room: int) -> tuple[Array, Array | None]:
         shape = (rows, self._heads, room)
         scales = _zeros(shape, np.dtype(np.float32)) if self._dtype == np.int8 else None
         return _zeros((*shape, width), self._dtype), scales
 
-    def _make_room(self, chosen: Array, after: Array) -> None:
-        """Room for the chosen sequences to have `after` tokens. Changes nothing if memory cannot be had."""
+    def _keep_readers(self) -> None:
+        """Before tokens are written: whoever may attend to tokens that were taken back keeps their memory."""
+        if self._cropped and self._access.readers:
+            rows, _, room, _ = self._parts[0][0].shape
+            self._parts, self._table = self._larger(rows, room), self._table.copy()
+        self._cropped = False
+
+    def _cut(self, after: Array) -> None:
+        """The tokens of each sequence from after[b] on are gone. Needs no memory worth naming."""
+        if self._page is not None:
+            slots, pages, have = (
+                np.arange(self._table.shape[1]),
+                -(-after // self._page),
+                -(-self._lengths // self._page),
+            )
+            back = (slots >= pages[:, None]) & (slots < have[:, None])
+            self._free = np.concatenate([self._free, self._table[back]])
+        self._cropped = True
+        self._lengths = after
+
+    def _make_room(self, chosen: Array, after: Array, longest: int) -> None:
+        """Room for the chosen sequences to have `after` tokens, at most `longest`. Changes nothing if memory cannot be
+        had."""
         rows, _, room, _ = self._parts[0][0].shape
         if self._page is None:
-            if after.max() > room:
-                self._parts = self._larger(rows, max(int(after.max()), 2 * room))
+            if longest > room:
+                self._parts = self._larger(rows, max(longest, 2 * room))
             return
-        pages = -(-after // self._page)
         have = -(-self._lengths[chosen] // self._page)
-        used = self._used + int((pages - have).sum())
-        table = self._table
-        if pages.max() > table.shape[1]:
-            table = np.zeros((len(table), max(int(pages.max()), 2 * table.shape[1])), np.int64)
-            table[:, : self._table.shape[1]] = self._table
-        if used > rows:
-            self._parts = self._larger(max(used, 2 * rows), room)
-        slots = np.arange(table.shape[1])
-        fresh = (slots >= have[:, None]) & (slots < pages[:, None])
-        of_chosen = table[chosen]
-        of_chosen[fresh] = np.arange(self._used, used)
-        table[chosen] = of_chosen
-        self._table, self._used = table, used
+        more = -(-after // self._page) - have
+        count = int(more.sum())
+        if count == 0:
+            return
+        again = self._free[len(self._free) - count :] if count < len(self._free) else self._free
+        used = self._used + count - len(again)
+        parts = self._larger(max(used, 2 * rows), room) if used > rows else self._parts
+        table, width = self._table, self._table.shape[1]
+        needed = -(-longest // self._page)
+        if needed > width:
+            table = np.zeros((len(table), max(needed, 2 * width)), np.int64)
+            table[:, :width] = self._table
+        # Entries beyond the lengths: nobody reads them yet.
+        slot = np.arange(count) - np.repeat(more.cumsum() - more - have, more)
+        table[np.repeat(chosen, more), slot] = np.concatenate([again, np.arange(self._used, used)])
+        self._parts, self._table, self._used = parts, table, used
+        self._free = self._free[: len(self._free) - len(again)]
 
     def _larger(self, rows: int, room: int) -> list[tuple[Array, Array | None]]:
         parts = [self._new_part(width, rows, room) for width in self._widths]
         for new, old in zip(parts, self._parts, strict=True):
-            for to, array in zip(new, old, strict=True):
-                if to is not None and array is not None:
-                    to[: array.shape[0], :, : array.shape[2]] = array
+            _fill(new, old)
         return parts
 
     def _index(self, chosen: Array, tokens: int) -> tuple[tuple[Any, ...], bool]:
@@ -232,11 +364,11 @@ class KVCache:
             return (chosen[:, None], slice(None), place), False
         return (self._table[chosen[:, None], place // self._page], slice(None), place % self._page), False
 
-    def _plain(self, part: tuple[Array, Array | None], length: int) -> Array:
+    def _plain(self, part: tuple[Array, Array | None], table: Array | None, length: int) -> Array:
         """[batch, kv_heads, length, ...] of a part: a view, or put together from pages or bytes."""
         array, scales = part
-        if self._page is not None:
-            pages = self._table[:, : -(-length // self._page)]
+        if table is not None:
+            pages = table[:, : -(-length // array.shape[2])]
             array, scales = (None if x is None else _joined(x, pages) for x in part)  # type: ignore[assignment]
         array = array[:, :, :length]
         return array if scales is None else array * scales[:, :, :length, None]
@@ -253,7 +385,7 @@ class KVCache:
         return chosen
 
     def _checked(self, name: str, value: ArrayLike, width: int, sequences: int) -> Array:
-        array = np.asarray(value)
+        array: Array = _core.checked_array(value, "append", name)
         if array.dtype != self._input:
             raise TypeError(f"append: {name} must be {self._input} for a cache of {self._dtype}, got {array.dtype}")
         expected = (sequences, self._heads, width)
@@ -264,27 +396,42 @@ class KVCache:
 
 
 def check_sequences(sequences: ArrayLike, batch: int, op: str) -> Array:
-    """Indices of sequences of a batch, as int64."""
-    chosen = np.asarray(sequences)
-    if chosen.dtype.kind not in "iu" and chosen.size:
-        raise TypeError(f"{op}: sequences must be integers, got {chosen.dtype}")
+    """Indices of sequences of a batch, as int64; a copy."""
+    chosen: Array = _core.checked_integers(sequences, op, "sequences")
     if chosen.ndim != 1:
         raise ValueError(f"{op}: sequences must have one axis, got shape {chosen.shape}")
     if chosen.size and (chosen.min() < 0 or chosen.max() >= batch):
         raise ValueError(f"{op}: sequences must lie in 0..{batch - 1}, got {chosen.min()}..{chosen.max()}")
-    return chosen.astype(np.int64)
+    return chosen
 
 
-@contextmanager
-def unchanged_on_failure(*caches: KVCache) -> Iterator[None]:
-    """Takes back what was appended to the caches inside, if an exception leaves the block."""
-    before = [(cache._lengths.copy(), cache._used) for cache in caches]
-    try:
-        yield
-    except BaseException:
-        for cache, (lengths, used) in zip(caches, before, strict=True):
-            cache._lengths[...], cache._used = lengths, used  # room that was made since stays
-        raise
+class unchanged_on_failure:
+    """Takes back what was appended to the caches inside, if an exception leaves the block. Other threads neither change
+    the caches meanwhile nor begin to attend."""
+
+    def __init__(self, *caches: KVCache) -> None:
+        self._caches = caches
+        # In one order, so that no two threads wait for each other.
+        self._locks = [cache._access.lock for cache in sorted(caches, key=id)]
+
+    def __enter__(self) -> None:
+        for i, lock in enumerate(self._locks):
+            try:
+                lock.acquire()
+            except BaseException:  # an interrupt
+                for held in self._locks[:i]:
+                    held.release()
+                raise
+        self._before = [cache._lengths for cache in self._caches]
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            for cache, lengths in zip(self._caches, self._before, strict=True):
+                if kind is not None and cache._lengths is not lengths:
+                    cache._cut(lengths)  # room that was made since stays
+        finally:
+            for lock in self._locks:
+                lock.release()
 
 
 def _size(name: str, value: Any, least: int = 0) -> int:
@@ -304,9 +451,23 @@ def _dtype(value: DTypeLike) -> np.dtype[Any]:
 def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """Zeros that begin with a cache line: vectors of a row that begin elsewhere, as NumPy's do, lie in two lines."""
     size = math.prod(shape) * dtype.itemsize
-    memory = np.zeros(size + _CACHE_LINE, np.uint8)
-    first = -memory.__array_interface__["data"][0] % _CACHE_LINE
-    return memory[first : first + size].view(dtype).reshape(shape)
+    try:
+        memory = np.zeros(size + _CACHE_LINE, np.uint8)
+        first = -memory.__array_interface__["data"][0] % _CACHE_LINE
+        return memory[first : first + size].view(dtype).reshape(shape)
+    except (MemoryError, ValueError, OverflowError):  # the last two: beyond what NumPy counts
+        raise MemoryError(f"KVCache: no memory for an array of shape {shape}") from None
+
+
+def _bits(array: Array) -> Array:
+    return array.view(f"u{array.itemsize}")
+
+
+def _fill(part: tuple[Array, Array | None], arrays: Sequence[Array | None]) -> None:
+    """The first rows and tokens of a part become these arrays, which may be integers of the bits."""
+    for to, array in zip(part, arrays, strict=True):
+        if to is not None and array is not None:
+            to[: array.shape[0], :, : array.shape[2]] = array if array.dtype == to.dtype else array.view(to.dtype)
 
 
 def _quantised(x: Array) -> tuple[Array, Array]:

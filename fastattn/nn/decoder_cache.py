@@ -1,5 +1,6 @@
 """What a transformer decoder remembers of the tokens before: the caches of its layers."""
 
+import copy
 from dataclasses import dataclass
 
 from numpy.typing import ArrayLike
@@ -14,6 +15,10 @@ class LayerCache:
 
     target: KVCache
     memory: Context
+
+    def __copy__(self) -> "LayerCache":
+        """A cache of its own, on the same memory, which no step writes."""
+        return LayerCache(copy.copy(self.target), self.memory)
 
     def select(self, sequences: ArrayLike, *, keep_memory: bool = False) -> "LayerCache":
         """DecoderCache.select of one layer."""
@@ -31,6 +36,10 @@ class DecoderCache:
     """What the layers of a decoder have seen: TransformerDecoder.start, Transformer.start."""
 
     layers: list[LayerCache]
+
+    def __copy__(self) -> "DecoderCache":
+        """Caches of its own, on the same memory, which no step writes."""
+        return DecoderCache([copy.copy(layer) for layer in self.layers])
 
     @property
     def length(self) -> int:
