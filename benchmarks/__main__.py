@@ -43,6 +43,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         help="regular expression: only cases whose name it finds; 'text' names the encoders on text",
     )
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds of each case (default: 7, with --quick 2)")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write a line for each case, threads and library")
     arguments = parser.parse_args(argv)
     if arguments.threads is not None and arguments.threads < 1:
         parser.error("--threads must be at least 1")

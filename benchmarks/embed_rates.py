@@ -1,6 +1,6 @@
 """Tokens a second of all-MiniLM-L6-v2 on real sentences, as they come and sorted by length, beside torch.
 
-    python -m benchmarks.embed_rates [--sentences N] [--dtype bfloat16] [--threads N]
+    python -m benchmarks.embed_rates [--sentences N] [--dtype bfloat16] [--threads N] [--json FILE]
 
 Without --dtype and --threads: float32 and bfloat16, on one thread and on all. Tokenizing is not timed. fastattn packs
 ragged batches without padding; torch.nn (where installed, on a quarter of the sentences) pads batches of 32 to their
@@ -8,10 +8,12 @@ longest sentence. The part of the peak is of multiply-adds on tokens that exist,
 """
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sentences", type=int, default=SENTENCES)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"])
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to this file")
     options = parser.parse_args(arguments)
     if options.sentences < 1:
         parser.error("--sentences must be at least 1")
@@ -86,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"all-MiniLM-L6-v2: {len(ids)} sentences of {sum(map(len, ids)):,} tokens, the longest of {max(map(len, ids))}"
     )
     print("dtype     threads  order         tokens/s  of the peak     torch   ours / torch   least cosine with torch")
+    rows = []
     for kind in [options.dtype] if options.dtype else ["float32", *(["bfloat16"] if find_spec("ml_dtypes") else [])]:
         for threads in [options.threads] if options.threads else sorted({1, fa.get_num_threads()}):
             for row in measure(model, ids, kind, threads):
@@ -93,6 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 if "torch" in row:
                     line += f" {row['torch']:9,.0f}  {row['fastattn'] / row['torch']:13.1f}  {row['cosine']:24.6f}"
                 print(line, flush=True)
+                rows.append(row)
+    if options.json:
+        options.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

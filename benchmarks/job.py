@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     """The whole job; the exit code."""
     started = perf_counter()
     quick, only = arguments.quick, arguments.only
-    console = Console() if Console().is_terminal else Console(width=terminal.FULL_WIDTH + 20)
+    console = Console() if Console().is_terminal else Console(width=terminal.WIDTH)
     libraries, missing = contenders(arguments.peers)
     most = arguments.threads or config.get_num_threads()
     settings = replace(SETTINGS[quick], rounds=arguments.rounds or SETTINGS[quick].rounds)
@@ -122,9 +122,11 @@ def run(arguments: argparse.Namespace) -> int:
         perf_counter() - started,
     )
     if rows:
-        console.print(terminal.case_table(rows, console.width))
+        console.print(terminal.case_table(rows))
         console.print(summary.score(rows))
     _complain(console, report)
+    if arguments.csv:
+        summary.write_csv(arguments.csv, rows)
     page = report.write(arguments.out)
     console.print(f"{report.seconds:.0f} s. The page: {page.resolve()}", highlight=False, soft_wrap=True)
     return 0 if report.verified else 1

@@ -6,6 +6,7 @@ Colours are CSS variables, so that the page's light and dark themes rule them.
 import io
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -78,6 +79,44 @@ def _svg(figure: Figure) -> str:
     for colour, css in _CSS.items():
         svg = svg.replace(colour, css)
     return svg
+
+
+def alone(svg: str, theme: str) -> str:
+    """A picture of the page as a file of its own: the colours of a theme of page.css, and a font."""
+    styles = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+    blocks = re.findall(r":root \{(.*?)\}", styles, re.DOTALL)
+    colours = dict(re.findall(r"--([\w-]+): (#\w+)", blocks[0 if theme == "light" else 1]))
+    svg = re.sub(r"var\(--([\w-]+)\)", lambda m: colours[m[1]], svg).replace("currentColor", colours["fore"])
+    return svg.replace("<svg ", "<svg font-family=\"system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif\" ", 1) + "\n"
+
+
+def headline(jobs: Sequence[Any], labels: Mapping[str, str], footnote: str = "") -> str:
+    """The speed of each library on each job, that of the fastest being 1: a group of bars for each."""
+    names = [name for name in labels if any(name in job.seconds for job in jobs)]
+    thickness = 0.8 / len(names)
+    with mpl.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(8.6, 0.7 + 0.17 * len(jobs) * (len(names) + 1)), layout="constrained")
+        for i, job in enumerate(jobs):
+            best = min(job.seconds.values())
+            for j, name in enumerate(names):
+                y = i - 0.4 + (j + 0.5) * thickness
+                if name not in job.seconds:
+                    axes.annotate("no such operation", (0.005, y), va="center", fontsize=8, alpha=0.7)
+                    continue
+                speed = best / job.seconds[name]
+                axes.barh(y, speed, thickness * 0.88, color=_SERIES[name])
+                axes.annotate(f"{speed:.2f}", (speed + 0.005, y - 0.01), va="center", fontsize=8)
+        for name in names:
+            axes.barh(0, 0, color=_SERIES[name], label=labels[name])
+        axes.set_yticks(range(len(jobs)), [job.label for job in jobs])
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(jobs) - 0.45, -0.55)
+        axes.set_xlim(0, 1.08)
+        axes.set_xticks([])
+        axes.spines["bottom"].set_visible(False)
+        axes.set_xlabel(f"speed, the fastest = 1 (longer is better){'; ' + footnote if footnote else ''}")
+        figure.legend(loc="outside upper left", ncols=len(names))
+        return _svg(figure)
 
 
 def _threads(count: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from benchmarks import plots, summary, terminal
+from benchmarks import headline, plots, summary, terminal
 from benchmarks.claim import Claim
 from benchmarks.summary import Row
 
@@ -79,8 +79,10 @@ class Report:
             met_mark=terminal.met_mark,
         )
         counts = sorted({row.threads for row in self.rows})
+        found = headline.jobs([summary.as_json(row) for row in self.rows], [], counts[-1]) if counts else []
         figures = {
-            "peak": [Markup(plots.part_of_peak(self.rows, n)) for n in counts if any(r.case.flops for r in self.rows)]
+            "headline": [Markup(plots.headline(found, headline.LABELS))] if found else [],
+            "peak": [Markup(plots.part_of_peak(self.rows, n)) for n in counts if any(r.case.flops for r in self.rows)],
         }
         if self.claim is not None:
             figures["length"] = [Markup(plots.encoders_over_length(self.claim))]

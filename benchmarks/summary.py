@@ -1,8 +1,10 @@
 """What a reader wants to know of a case, derived from its measurements: one Row for each number of threads."""
 
+import csv
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import Case
@@ -167,6 +169,35 @@ def score(table: Iterable[Row]) -> str:
         f"ahead of every other library: {sum(r > 1 for r in raced)} of {len(raced)}; "
         f"threads pay (95 %): {sum(scaled)} of {len(scaled)}"
     )
+
+
+CSV_COLUMNS = (
+    "case",
+    "op",
+    "dtype",
+    "threads",
+    "library",
+    "status",
+    "minimum",
+    "median",
+    "error",
+    "part_of_peak",
+    "target_met",
+)
+
+
+def write_csv(path: Path, table: Iterable[Row]) -> None:
+    """A line for each case, number of threads and library: seconds, the largest error, the part of the peak."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(CSV_COLUMNS)
+        for row in table:
+            for m in (row.ours, *row.others):
+                if m is not None:
+                    of_case = (row.case.name, row.case.op, row.case.dtype, row.threads)
+                    writer.writerow(
+                        (*of_case, m.contender, m.status, m.minimum, m.median, m.error, row.part(m.minimum))
+                    )
 
 
 def as_json(row: Row) -> dict[str, Any]:

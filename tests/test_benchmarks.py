@@ -4,7 +4,9 @@ They need the packages of the extra "bench" (matplotlib, rich, jinja2), and are 
 """
 
 import argparse
+import csv
 import functools
+import io
 import json
 import os
 import re
@@ -20,6 +22,8 @@ pytest.importorskip("rich", reason='needs rich: python -m pip install -e ".[benc
 pytest.importorskip("matplotlib", reason='needs matplotlib: python -m pip install -e ".[bench]"')
 pytest.importorskip("jinja2", reason='needs jinja2: python -m pip install -e ".[bench]"')
 
+from rich.console import Console
+
 import fastattn as fa
 from benchmarks import __main__ as command
 from benchmarks import (
@@ -27,13 +31,16 @@ from benchmarks import (
     cases,
     claim,
     encoders,
+    headline,
     job,
     machine,
     peers,
     plain,
+    plots,
     report,
     runner,
     summary,
+    terminal,
     text,
     worker,
 )
@@ -536,6 +543,35 @@ def test_report_is_one_page_without_external_resources_and_json_with_everything(
     assert {point["encoder"] for point in data["text"]["points"]} == set(encoders.LAYERS)
 
 
+def test_table_in_the_terminal_takes_100_columns_and_two_lines_for_a_case():
+    rows = summary.rows(
+        [replace(result(small("softmax", alone=True)), case=replace(case, alone=True)) for case in CASES]
+    )
+    console = Console(width=terminal.WIDTH, file=io.StringIO())
+    console.print(terminal.case_table(rows))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 100
+    assert sum(bool(line.strip()) for line in lines) <= 2 * len(rows) + len({c.op for c in CASES}) + 8
+    assert "…" not in console.file.getvalue()
+
+
+def test_headline_shows_each_library_on_the_jobs_that_were_measured():
+    measured = (
+        {"library": "fastattn", "minimum": 1.0},
+        {"library": "torch", "minimum": 4.0},
+        {"library": "numpy", "minimum": 9.0},
+    )
+    cases_of_run = [{"case": name, "threads": 2, "measurements": measured} for name in headline.JOBS]
+    rates = [{"dtype": "float32", "threads": 2, "order": "sorted", "fastattn": 5.0, "torch": 2.5}]
+    found = headline.jobs(cases_of_run, rates, 2)
+    assert len(found) == len(headline.JOBS) + 1
+    assert found[0].seconds == {"fastattn": 1.0, "torch": 4.0}
+    assert set(headline.JOBS) <= {case.name for case in CASES}
+    for theme, ground in (("light", "#1c1f24"), ("dark", "#e4e8ec")):
+        picture = plots.alone(plots.headline(found, headline.LABELS), theme)
+        assert ground in picture and "var(" not in picture and "0.25" in picture
+
+
 @pytest.mark.parametrize("spread", [0.0, 1.0])
 def test_exit_code_says_whether_all_results_were_verified(tmp_path, monkeypatch, capsys, spread):
     """The whole job on one small case; a wrong reference makes fastattn's result wrong."""
@@ -543,11 +579,13 @@ def test_exit_code_says_whether_all_results_were_verified(tmp_path, monkeypatch,
     monkeypatch.setattr(plain, "errors", lambda *a: (exact(*a)[0] + spread, exact(*a)[1]))
     monkeypatch.setattr(cases, "select", lambda *a: [small("softmax")])
     arguments = argparse.Namespace(
-        quick=True, only="softmax", peers="none", threads=1, rounds=1, text=None, out=tmp_path
+        quick=True, only="softmax", peers="none", threads=1, rounds=1, text=None, out=tmp_path, csv=tmp_path / "a.csv"
     )
     assert job.run(arguments) == (1 if spread else 0)
     assert ("NOT VERIFIED" in capsys.readouterr().out) == bool(spread)
     assert (tmp_path / "index.html").exists()
+    (ours,) = csv.DictReader((tmp_path / "a.csv").read_text().splitlines())
+    assert ours["library"] == "fastattn" and float(ours["minimum"]) > 0
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from fastattn import config  # noqa: PLC0415
 
     started = perf_counter()
-    console = Console() if Console().is_terminal else Console(width=terminal.FULL_WIDTH + 20)
+    console = Console() if Console().is_terminal else Console(width=terminal.WIDTH)
     settings = Settings(arguments.quick, arguments.seed, config.get_num_threads())
     parts: dict[str, Part] = {}
     missing: list[str] = []
