@@ -54,7 +54,7 @@ def probe_multiply_add(dtype: DTypeLike, rounds: int, threads: int = 1) -> float
 def probe_read(x: ArrayLike) -> None: ...
 
 # ---- cast.pxi ----
-def cast(x: ArrayLike, dtype: DTypeLike) -> NDArray[Any]: ...
+def cast(x: ArrayLike, dtype: DTypeLike, op: str = ..., name: str = ...) -> NDArray[Any]: ...
 
 # ---- rows.pxi ----
 def map_elements(kind: str, x: ArrayLike, out: NDArray[Any] | None, op: str) -> NDArray[Any]: ...
@@ -87,7 +87,7 @@ def norm_backward(
     mean: ArrayLike | None,
     rstd: ArrayLike,
     dsum: ArrayLike | None,
-    with_bias: bool,
+    bias: bool,
     op: str,
 ) -> tuple[NDArray[Any], NDArray[Any] | None, NDArray[Any] | None]: ...
 
@@ -124,7 +124,7 @@ def linear_backward(
     weight: ArrayLike,
     z: NDArray[Any] | None,
     activation: str | None,
-    with_bias: bool,
+    bias: bool,
     with_dx: bool,
     add_to: NDArray[Any] | None,
     op: str,
@@ -133,7 +133,7 @@ def linear_backward(
 
 # ---- embedding.pxi ----
 def embedding(ids: ArrayLike, weight: ArrayLike, op: str) -> tuple[NDArray[Any], NDArray[np.int64]]: ...
-def embedding_backward(dy: ArrayLike, ids: NDArray[np.int64], table: tuple[int, ...], op: str) -> NDArray[Any]: ...
+def embedding_backward(dy: ArrayLike, ids: ArrayLike, table: tuple[int, ...], op: str) -> NDArray[Any]: ...
 def rope(
     x: ArrayLike,
     cosine: NDArray[Any],
@@ -142,6 +142,7 @@ def rope(
     interleaved: bool,
     out: NDArray[Any] | None,
     op: str,
+    name: str,
 ) -> NDArray[Any]: ...
 
 # ---- cross_entropy.pxi ----
@@ -151,6 +152,7 @@ def cross_entropy(
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[np.int64]]: ...
 def cross_entropy_backward(
     dloss: ArrayLike,
+    for_each: bool,
     logits: ArrayLike,
     targets: NDArray[np.int64],
     tops: NDArray[Any],
@@ -328,8 +330,8 @@ def attention_gru_backward(
     dh: ArrayLike | None,
     dcontext: ArrayLike | None,
     dh_last: ArrayLike | None,
-    arguments: tuple[Any, ...],
-    results: tuple[Any, ...],
+    arguments: object,
+    results: object,
     op: str,
 ) -> tuple[NDArray[Any], ...]: ...
 
@@ -401,6 +403,7 @@ def recurrent_backward(
     dh: ArrayLike | None,
     dc: ArrayLike | None,
     dxs: list[NDArray[Any]],
+    rounded: bool,
 ) -> tuple[NDArray[Any], Any, list[list[Any]]]: ...
 def recurrent_step(
     op: str,

@@ -36,7 +36,7 @@ cdef object acquire_additive_mask(Array *a, object mask, int dtype, fa_additive_
     item = array.itemsize
     odd = any([stride % item for stride in array.strides])
     if array.strides[array.ndim - 1] != item or array.ctypes.data % item or odd:
-        array = np.ascontiguousarray(array)
+        array = copied(array, op, "mask")
     PyObject_GetBuffer(np.broadcast_to(array, shape), &a.view, PyBUF_STRIDES | PyBUF_FORMAT)
     a.held = True
     arguments.mask_stride[0] = a.view.strides[0] // item
@@ -116,7 +116,10 @@ def additive_attention_backward(object dcontext, object query, object keys, obje
     cdef object kept, dquery, dkeys, dvalues, dv
     ag.held = aw.held = aq.held = ak.held = ax.held = av.held = False
     try:
-        kept = acquire_additive(&x, a, query, keys, values, v, lengths, None, op)
+        try:
+            kept = acquire_additive(&x, a, query, keys, values, v, lengths, None, op)
+        except (TypeError, ValueError, MemoryError) as error:
+            raise of_saved(error, op) from None
         acquire(&ag, dcontext, op, "dcontext", 3, x.query.dtype)
         if shape_of(&ag) != (a.B, a.T, a.C):
             raise wrong_shape(op, "dcontext", f"have the shape {(a.B, a.T, a.C)} of the context",

@@ -9,6 +9,8 @@
 # Small calls take a few microseconds, and much of that is here: checks build no objects unless they fail.
 
 cdef int MAX_DIMS = 8
+# More bytes than an address space holds: only a view with strides of 0 has them, and no call would come to its end.
+cdef Py_ssize_t MOST_BYTES = <Py_ssize_t>1 << 47
 
 cdef struct Array:
     Py_buffer view
@@ -41,6 +43,11 @@ cdef enum:
 
 cdef object wrong_shape(str op, str name, str expected, object got):
     return ValueError(f"{op}: {name} must {expected}, got {got}")
+
+
+cdef object of_saved(object error, str op):
+    """An error of the arguments of a forward call, which a backward call has from `saved`."""
+    return type(error)(f"{op}: saved.{str(error).partition(': ')[2]}")
 
 
 cdef str spelled(int kind):
@@ -158,6 +165,18 @@ cdef bint hold(Array *a, object array, int flags):
     return a.held
 
 
+cdef object copied(object array, str op, str name):
+    """A contiguous copy."""
+    try:
+        return array.copy(order="C")
+    except MemoryError:
+        raise no_memory(op, f"a contiguous copy of {name}", array.shape, array.dtype) from None
+
+
+cdef object no_memory(str op, str purpose, tuple shape, object dtype):
+    return MemoryError(f"{op}: no memory for {purpose}, shape {shape} of {dtype}")
+
+
 cdef object acquire(Array *a, object value, str op, str name, int ndim=-1, int dtype=REAL_TYPES):
     """Holds the buffer of `value`. Checks its type (one of a group, or an fa_dtype) and number of axes (unless -1)."""
     cdef object array = as_ndarray(value, op, name)
@@ -177,10 +196,12 @@ cdef object acquire(Array *a, object value, str op, str name, int ndim=-1, int d
         raise wrong_shape(op, name, f"have {ndim} axes", f"shape {array.shape}")
     if a.view.ndim > MAX_DIMS:
         raise wrong_shape(op, name, f"have at most {MAX_DIMS} axes", f"shape {array.shape}")
+    if a.view.len > MOST_BYTES:
+        raise wrong_shape(op, name, f"have at most {MOST_BYTES} bytes", f"shape {array.shape} of {array.dtype}")
     a.dtype = kind
     if not fill(a):
         release(a)
-        PyObject_GetBuffer(bits_of(array).copy(order="C"), &a.view, PyBUF_STRIDES | PyBUF_FORMAT)
+        PyObject_GetBuffer(bits_of(copied(array, op, name)), &a.view, PyBUF_STRIDES | PyBUF_FORMAT)
         a.held = True
         fill(a)
     return array
@@ -191,8 +212,21 @@ cdef object acquire_contiguous(Array *a, object value, str op, str name, int ndi
     cdef object array = acquire(a, value, op, name, ndim, dtype)
     if not is_contiguous(a):
         release(a)
-        acquire(a, np.ascontiguousarray(array), op, name, ndim, dtype)
+        acquire(a, copied(array, op, name), op, name, ndim, dtype)
     return array
+
+
+cdef object acquire_shaped(Array *a, object value, tuple shape, int dtype, str op, str name):
+    """A contiguous array of this shape."""
+    acquire_contiguous(a, value, op, name, <int>len(shape), dtype)
+    if shape_of(a) != shape:
+        raise wrong_shape(op, name, f"have shape {shape}", f"shape {shape_of(a)}")
+
+
+cdef object acquire_optional(Array *a, object value, tuple shape, int dtype, str op, str name):
+    """acquire_shaped; None holds nothing."""
+    if value is not None:
+        acquire_shaped(a, value, shape, dtype, op, name)
 
 
 cdef void release(Array *a) noexcept:

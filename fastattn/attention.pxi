@@ -27,7 +27,7 @@ cdef object acquire_mask(Array *a, object mask, int dtype, const Py_ssize_t *ful
         raise TypeError(f"{op}: mask must be bool (True = attend) or {NAMES[dtype]} like q (added), got {array.dtype}")
     item = array.itemsize
     if array.ctypes.data % item or any([stride % item for stride in array.strides]):
-        array = array.copy()
+        array = copied(array, op, "mask")
     PyObject_GetBuffer(bits_of(array), &a.view, PyBUF_STRIDES | PyBUF_FORMAT)
     a.held = True
     missing = 4 - a.view.ndim
@@ -96,13 +96,13 @@ cdef void release_inputs(AttentionInputs *x) noexcept:
     release(&x.sinks)
 
 
-cdef int head_axis_of(object layout, str op) except -1:
+cdef int head_axis_of(object layout, str op, str name="layout") except -1:
     if isinstance(layout, str):  # arrays compare element by element
         if layout == "bhld":
             return 1
         if layout == "blhd":
             return 2
-    raise ValueError(f"{op}: layout must be 'bhld' or 'blhd', got {layout!r}")
+    raise ValueError(f"{op}: {name} must be 'bhld' or 'blhd', got {layout!r}")
 
 
 cdef object acquire_per_head(Array *a, object value, int dtype, fa_index heads, str op, str name):

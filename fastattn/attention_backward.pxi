@@ -32,7 +32,10 @@ cdef set as_gradients(object names, tuple given, str op):
     cdef set wanted
     if isinstance(names, str):
         raise TypeError(f"{op}: gradients must be a sequence of names, got {names!r}; write ({names!r},)")
-    wanted = set(names)
+    try:
+        wanted = set(names)
+    except TypeError as error:
+        raise TypeError(f"{op}: gradients must be a sequence of names, got {names!r} ({error})") from None
     for name in wanted:
         if name not in OPTION_GRADIENTS:
             raise ValueError(f"{op}: gradients must hold names of {OPTION_GRADIENTS}, got {name!r}")
@@ -42,13 +45,13 @@ cdef set as_gradients(object names, tuple given, str op):
     return wanted
 
 
-cdef object new_mask_gradient(Array *a, fa_attention_backward_arguments *g, object mask, int dtype, str op):
+cdef object new_mask_gradient(Array *a, fa_attention_backward_arguments *g, const Array *mask, int dtype, str op):
     """dmask, in the real type."""
     cdef int axis
-    cdef int missing = 4 - np.ndim(mask)
+    cdef int missing = 4 - mask.view.ndim
     if g.forward.mask_kind == FA_MASK_BOOL:
         raise TypeError(f"{op}: gradients must be of numbers, got 'mask', which is bool")
-    result = new_out(a, np.shape(mask), real_dtype(dtype), op)
+    result = new_out(a, shape_from(mask.view.ndim, mask.view.shape), real_dtype(dtype), op)
     for axis in range(4):
         # 0 where the mask is broadcast, or has one element for one.
         g.dmask_stride[axis] = a.stride[axis - missing] if g.forward.mask_stride[axis] else 0
@@ -62,7 +65,7 @@ cdef object in_type(object array, int dtype):
 
 
 cdef tuple run_backward(AttentionInputs *x, fa_attention_backward_arguments *g, object dout, object out, object state,
-                        object mask, set wanted, tuple shape, tuple state_shape, int head_axis, str op):
+                        set wanted, tuple shape, tuple state_shape, int head_axis, str op):
     """dq, dk, dv of the inputs in `x` and `g.forward`, with outputs of `shape`; dmask, dsinks, dalibi_slopes, or None
     where not `wanted`."""
     cdef GradientArrays y
@@ -95,7 +98,7 @@ cdef tuple run_backward(AttentionInputs *x, fa_attention_backward_arguments *g, 
         set_any_strides(&y.dv, g.dv_stride, head_axis)
         g.dq, g.dk, g.dv = y.dq.data, y.dk.data, y.dv.data
         if "mask" in wanted:
-            dmask = new_mask_gradient(&y.dmask, g, mask, x.q.dtype, op)
+            dmask = new_mask_gradient(&y.dmask, g, &x.mask, x.q.dtype, op)
         if "sinks" in wanted:
             dsinks = new_out(&y.dsinks, (a.H,), real_dtype(x.q.dtype), op)
             g.dsinks = y.dsinks.data
@@ -118,14 +121,17 @@ def attention_backward(object dout, object q, object k, object v, object out, ob
     cdef fa_attention_backward_arguments g
     cdef fa_attention_arguments *a = &g.forward
     cdef str op = "attention_backward"
-    cdef int head_axis = head_axis_of(layout, op)
+    cdef int head_axis = head_axis_of(layout, op, "saved.layout")
     cdef object kept
     cdef set wanted = as_gradients(gradients, (mask, sinks, alibi_slopes), op)
     try:
-        kept = acquire_inputs(&x, a, head_axis, q, k, v, mask, causal, scale, window, softcap, alibi_slopes, sinks,
-                              q_lengths, kv_lengths, op)
+        try:
+            kept = acquire_inputs(&x, a, head_axis, q, k, v, mask, causal, scale, window, softcap, alibi_slopes, sinks,
+                                  q_lengths, kv_lengths, op)
+        except (TypeError, ValueError, MemoryError) as error:
+            raise of_saved(error, op) from None
         shape = (a.B, a.H, a.Lq, a.Dv) if head_axis == 1 else (a.B, a.Lq, a.H, a.Dv)
-        return run_backward(&x, &g, dout, out, state, mask, wanted, shape, (2, a.B, a.H, a.Lq), head_axis, op)
+        return run_backward(&x, &g, dout, out, state, wanted, shape, (2, a.B, a.H, a.Lq), head_axis, op)
     finally:
         release_inputs(&x)
 
@@ -141,9 +147,12 @@ def attention_varlen_backward(object dout, object q, object k, object v, object 
     cdef object kept
     cdef set wanted = as_gradients(gradients, (mask, sinks, alibi_slopes), op)
     try:
-        kept = acquire_ragged(&x, a, q, k, v, cu_seqlens_q, cu_seqlens_k, mask, causal, scale, window, softcap,
-                              alibi_slopes, sinks)
+        try:
+            kept = acquire_ragged(&x, a, q, k, v, cu_seqlens_q, cu_seqlens_k, mask, causal, scale, window, softcap,
+                                  alibi_slopes, sinks)
+        except (TypeError, ValueError, MemoryError) as error:
+            raise of_saved(error, op) from None
         rows = x.q.shape[0]
-        return run_backward(&x, &g, dout, out, state, mask, wanted, (rows, a.H, a.Dv), (2, a.H, rows), 0, op)
+        return run_backward(&x, &g, dout, out, state, wanted, (rows, a.H, a.Dv), (2, a.H, rows), 0, op)
     finally:
         release_inputs(&x)

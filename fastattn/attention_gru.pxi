@@ -20,15 +20,6 @@ cdef void release_attention_gru(AttentionGruArrays *x) noexcept:
     release(&x.saved)
 
 
-cdef object acquire_shaped(Array *a, object value, tuple shape, int dtype, str op, str name):
-    """A contiguous array of this shape; None holds nothing."""
-    if value is None:
-        return
-    acquire_contiguous(a, value, op, name, len(shape), dtype)
-    if shape_of(a) != shape:
-        raise wrong_shape(op, name, f"have shape {shape}", f"shape {shape_of(a)}")
-
-
 cdef object acquire_attention_gru(AttentionGruArrays *x, fa_attention_gru *a, object gates_x, object keys,
                                   object values, object annotations, object v, object w, object bias, object h0,
                                   object lengths, str op):
@@ -92,7 +83,14 @@ def attention_gru(object gates_x, object keys, object values, object annotations
     return h, context, weights, sums, saved
 
 
-def attention_gru_backward(object dh, object dcontext, object dh_last, tuple arguments, tuple results, str op):
+cdef tuple parts_of(object value, int count, str op, str name):
+    """A tuple of so many parts."""
+    if not isinstance(value, tuple) or len(value) != count:
+        raise wrong_shape(op, name, f"have {count} parts", type(value).__name__)
+    return value
+
+
+def attention_gru_backward(object dh, object dcontext, object dh_last, object arguments, object results, str op):
     """(da, dgates, dkeys, dvalues, dannotations, dv, dh0) from the arguments (gates_x ... lengths) and results of
     attention_gru."""
     cdef AttentionGruArrays x
@@ -103,21 +101,23 @@ def attention_gru_backward(object dh, object dcontext, object dh_last, tuple arg
     cdef int dtype
     cdef object kept, da, dgates, dkeys, dvalues, dannotations, dv, dh0
     ay.held = al.held = aw.held = ada.held = ag.held = ak.held = ax.held = an.held = av.held = a0.held = False
+    gates_x, keys, values, annotations, v, w, bias, h0, lengths = parts_of(arguments, 9, op, "saved.arguments")
+    h, _, weights, sums, saved = parts_of(results, 5, op, "saved.results")
     try:
-        gates_x, keys, values, annotations, v, w, bias, h0, lengths = arguments
-        kept = acquire_attention_gru(&x, a, gates_x, keys, values, annotations, v, w, bias, h0, lengths,
-                                     op)
+        try:
+            kept = acquire_attention_gru(&x, a, gates_x, keys, values, annotations, v, w, bias, h0, lengths, op)
+        except (TypeError, ValueError, MemoryError) as error:
+            raise of_saved(error, op) from None
         dtype = x.keys.dtype
-        h, _, weights, sums, saved = results
         acquire_shaped(&x.h, h, (a.T, a.B, a.H), dtype, op, "saved.h")
         acquire_shaped(&x.weights, weights, (a.B, a.T, a.S), dtype, op, "saved.weights")
         acquire_shaped(&x.sums, sums, (a.T, a.B, a.A + 3 * a.H), dtype, op, "saved.sums")
         acquire_shaped(&x.saved, saved, (a.T, a.B, 4 * a.H), dtype, op, "saved.gates")
         a.h, a.weights, a.sums, a.saved = x.h.data, x.weights.data, x.sums.data, x.saved.data
         a.context = NULL
-        acquire_shaped(&ay, dh, (a.T, a.B, a.H), dtype, op, "dy")
-        acquire_shaped(&al, dh_last, (a.B, a.H), dtype, op, "dstate")
-        acquire_shaped(&aw, dcontext, (a.T, a.B, a.K), dtype, op, "dcontext")
+        acquire_optional(&ay, dh, (a.T, a.B, a.H), dtype, op, "dy")
+        acquire_optional(&al, dh_last, (a.B, a.H), dtype, op, "dstate")
+        acquire_optional(&aw, dcontext, (a.T, a.B, a.K), dtype, op, "dcontext")
         g.dh, g.dh_last, g.dcontext = data_of(&ay), data_of(&al), data_of(&aw)
         da = new_out(&ada, (a.T, a.B, a.A + 3 * a.H), dtype, op)
         dgates = new_out(&ag, (a.T, a.B, 3 * a.H), dtype, op)

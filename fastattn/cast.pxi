@@ -1,14 +1,13 @@
 # Between float32 and the 16-bit types.
 
-def cast(object x, object dtype):
+def cast(object x, object dtype, str op="cast", str name="x"):
     """x, float32 or of a 16-bit type, as a contiguous array of the other: rounded to nearest even."""
     cdef Array a, y
     cdef fa_status status
-    cdef str op = "cast"
     cdef int kind = kind_of(dtype, op)
     a.held = y.held = False
     try:
-        acquire_contiguous(&a, x, op, "x", -1, ALL_TYPES)
+        acquire_contiguous(&a, x, op, name, -1, ALL_TYPES)
         if (a.dtype == FA_F32) == (kind == FA_F32) or a.dtype == FA_F64 or kind == FA_F64:
             raise TypeError(f"{op}: dtype must be float32 for a 16-bit array, or a 16-bit type for float32, got "
                             f"{NAMES[kind]} for {NAMES[a.dtype]}")

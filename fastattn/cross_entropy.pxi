@@ -8,17 +8,14 @@ def cross_entropy(object logits, object targets, object ignore_index, object lab
     cdef fa_status status
     cdef object losses, tops, sums, ids
     x.held = loss.held = top.held = total.held = False
-    arguments.smoothing = as_float(label_smoothing, op, "label_smoothing")
-    if not 0 <= arguments.smoothing <= 1:
-        raise ValueError(f"{op}: label_smoothing must lie in 0..1, got {label_smoothing}")
+    arguments.smoothing = as_smoothing(label_smoothing, op, "label_smoothing")
     try:
         acquire_contiguous(&x, logits, op, "logits")
-        if x.ndim == 0:
-            raise wrong_shape(op, "logits", "have at least one axis", "a scalar")
+        check_axis(&x, op, "logits")
         shape = shape_of(&x)
         lead = shape[:len(shape) - 1]
         arguments.n = x.shape[x.ndim - 1]
-        arguments.ignored = as_ignored(ignore_index, op)
+        arguments.ignored = as_ignored(ignore_index, op, "ignore_index")
         ids = as_ids(targets, arguments.n, op, "targets", None if ignore_index is None else arguments.ignored)
         if ids.shape != lead:
             raise wrong_shape(op, "targets", f"have shape {lead}, that of logits but for the last axis",
@@ -40,25 +37,44 @@ def cross_entropy(object logits, object targets, object ignore_index, object lab
     return losses, tops, sums, ids
 
 
-def cross_entropy_backward(object dloss, object logits, object targets, object tops, object sums, object ignore_index,
-                           object label_smoothing, str op):
-    """dlogits, from dloss of the shape of targets and what `cross_entropy` returned."""
+cdef double as_smoothing(object value, str op, str name) except? -1.0:
+    cdef double smoothing = as_float(value, op, name)
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"{op}: {name} must lie in 0..1, got {value}")
+    return smoothing
+
+
+def cross_entropy_backward(object dloss, bint for_each, object logits, object targets, object tops, object sums,
+                           object ignore_index, object label_smoothing, str op):
+    """dlogits, from dloss and what `cross_entropy` returned. for_each: dloss is an array of the shape of targets, and
+    otherwise the number that all its elements are."""
     cdef Array x, d, top, total, g
     cdef fa_cross_entropy_arguments arguments
     cdef fa_status status
     cdef object result
     x.held = d.held = top.held = total.held = g.held = False
-    arguments.smoothing = label_smoothing
-    arguments.ignored = as_ignored(ignore_index, op)
+    arguments.smoothing = as_smoothing(label_smoothing, op, "saved.label_smoothing")
+    arguments.ignored = as_ignored(ignore_index, op, "saved.ignore_index")
     try:
-        acquire_contiguous(&x, logits, op, "logits")
-        acquire_contiguous(&top, tops, op, "saved", -1, x.dtype)
-        acquire_contiguous(&total, sums, op, "saved", -1, x.dtype)
-        acquire_same(&g, dloss, op, "dloss", &top, "targets")
-        result = new_out(&d, shape_of(&x), x.dtype, op)
+        acquire_contiguous(&x, logits, op, "saved.logits")
+        check_axis(&x, op, "saved.logits")
+        shape = shape_of(&x)
+        lead = shape[:len(shape) - 1]
         arguments.n = x.shape[x.ndim - 1]
+        acquire_shaped(&top, tops, lead, x.dtype, op, "saved.top")
+        acquire_shaped(&total, sums, lead, x.dtype, op, "saved.sum")
+        ids = as_ids(targets, arguments.n, op, "saved.targets", None if ignore_index is None else arguments.ignored)
+        if ids.shape != lead:
+            raise wrong_shape(op, "saved.targets", f"have shape {lead}, that of logits but for the last axis",
+                              f"shape {ids.shape}")
+        if for_each:
+            acquire_same(&g, dloss, op, "dloss", &top, "targets")
+        else:
+            filled = new_out(&g, lead, x.dtype, op)
+            filled.fill(dloss)
+        result = new_out(&d, shape, x.dtype, op)
         arguments.rows = rows_before(&x)
-        arguments.x, arguments.target = x.data, index_pointer(targets)
+        arguments.x, arguments.target = x.data, index_pointer(ids)
         arguments.top, arguments.sum, arguments.loss = top.data, total.data, NULL
         with nogil:
             status = fa_cross_entropy_backward(<fa_dtype>x.dtype, &arguments, d.data, g.data)
@@ -72,13 +88,13 @@ def cross_entropy_backward(object dloss, object logits, object targets, object t
     return result
 
 
-cdef fa_index as_ignored(object ignore_index, str op) except? -1:
+cdef fa_index as_ignored(object ignore_index, str op, str name) except? -1:
     """A number that no valid id is, where nothing is ignored."""
     if ignore_index is None:
         return INT64_MIN
     try:
         return index(ignore_index)
     except TypeError:
-        raise TypeError(f"{op}: ignore_index must be an integer or None, got {ignore_index!r}") from None
+        raise TypeError(f"{op}: {name} must be an integer or None, got {ignore_index!r}") from None
     except OverflowError:
-        raise ValueError(f"{op}: ignore_index must fit into 64 bits, got {ignore_index!r}") from None
+        raise ValueError(f"{op}: {name} must fit into 64 bits, got {ignore_index!r}") from None

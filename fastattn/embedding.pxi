@@ -37,7 +37,15 @@ def embedding(object ids, object weight, str op):
     return result, numbers
 
 
-def embedding_backward(object dy, object ids, tuple table, str op):
+cdef object check_table(object shape, str op, str name):
+    """A shape of two axes."""
+    cdef object most = 1 << 62
+    cdef bint fits = isinstance(shape, tuple) and len(shape) == 2
+    if not fits or not all([isinstance(n, int) and 0 <= n < most for n in shape]):
+        raise wrong_shape(op, name, "be a shape (rows, columns)", repr(shape))
+
+
+def embedding_backward(object dy, object ids, object table, str op):
     """dweight of shape `table` from dy and the ids that `embedding` returned."""
     cdef Array g, d
     cdef fa_status status
@@ -46,6 +54,8 @@ def embedding_backward(object dy, object ids, tuple table, str op):
     cdef Py_ssize_t rows
     g.held = d.held = False
     try:
+        check_table(table, op, "saved.shape")
+        ids = as_ids(ids, table[0], op, "saved.ids")
         acquire_contiguous(&g, dy, op, "dy")
         if shape_of(&g) != (*ids.shape, table[1]):
             raise wrong_shape(op, "dy", f"have shape {(*ids.shape, table[1])}", f"shape {shape_of(&g)}")
@@ -60,19 +70,25 @@ def embedding_backward(object dy, object ids, tuple table, str op):
     return result
 
 
-def rope(object x, object cosine, object sine, object row, bint interleaved, object out, str op):
-    """x[..., n] with each row turned by row[...] of the tables, which fit it."""
+def rope(object x, object cosine, object sine, object row, bint interleaved, object out, str op, str name):
+    """x[..., n] with each row turned by row[...] of the tables, which lies within them. `name` is that of x."""
     cdef Array a, c, s, y
     cdef fa_status status
     cdef const fa_index *position = index_pointer(row)
     cdef object result
-    cdef Py_ssize_t n
+    cdef Py_ssize_t n, row_count = row.size
     a.held = c.held = s.held = y.held = False
     try:
-        acquire_contiguous(&a, x, op, "x", -1, ALL_TYPES)
-        acquire_contiguous(&c, cosine, op, "cosine", 2, real_dtype(a.dtype))
-        acquire_contiguous(&s, sine, op, "sine", 2, real_dtype(a.dtype))
+        acquire_contiguous(&a, x, op, name, -1, ALL_TYPES)
+        check_axis(&a, op, name)
         shape = shape_of(&a)
+        n = a.shape[a.ndim - 1]
+        # Another thread may give x another shape while its tables are made.
+        if count(&a) and row.size != rows_before(&a):
+            raise wrong_shape(op, name, "keep its shape during the call", f"shape {shape}")
+        turns = (cosine.shape[0], n if interleaved else n // 2)
+        acquire_shaped(&c, cosine, turns, real_dtype(a.dtype), op, name)
+        acquire_shaped(&s, sine, turns, real_dtype(a.dtype), op, name)
         if out is not None and acquire_out(&y, out, shape, a.dtype, op) and is_contiguous(&y) and (
             same_place(&a, &y) or not overlap(&a, &y)
         ):
@@ -80,10 +96,8 @@ def rope(object x, object cosine, object sine, object row, bint interleaved, obj
         else:
             release(&y)
             result = new_out(&y, shape, a.dtype, op)
-        n = a.shape[a.ndim - 1]
         with nogil:
-            status = fa_rope(<fa_dtype>a.dtype, y.data, a.data, c.data, s.data, position, rows_before(&a), n,
-                             interleaved)
+            status = fa_rope(<fa_dtype>a.dtype, y.data, a.data, c.data, s.data, position, row_count, n, interleaved)
         raise_status(status, op)
     finally:
         release(&a)

@@ -77,10 +77,16 @@ cdef object acquire_matrix(Array *a, object value, str op, str name, int dtype):
     cdef object array = acquire(a, value, op, name, 2, dtype)
     if a.shape[0] > 1 and a.stride[0] < a.shape[1]:
         release(a)
-        acquire(a, np.ascontiguousarray(array), op, name, 2, dtype)
+        acquire(a, copied(array, op, name), op, name, 2, dtype)
     if a.shape[0] <= 1:
         a.stride[0] = a.shape[1]
     return array
+
+
+cdef fa_activation as_activation(object name, str op, str argument) except *:
+    if not (name is None or isinstance(name, str)) or name not in ACTIVATIONS:
+        raise ValueError(f"{op}: {argument} must be one of {list(ACTIVATIONS)}, got {name!r}")
+    return ACTIVATIONS[name]
 
 
 def linear(object x, object weight, object bias, object activation, object out, bint save, str op):
@@ -95,13 +101,10 @@ def linear(object x, object weight, object bias, object activation, object out, 
     cdef char *bias_data = NULL
     cdef char *sums_data = NULL
     a.held = w.held = b.held = y.held = z.held = False
-    if not (activation is None or isinstance(activation, str)) or activation not in ACTIVATIONS:
-        raise ValueError(f"{op}: activation must be one of {list(ACTIVATIONS)}, got {activation!r}")
-    f = ACTIVATIONS[activation]
+    f = as_activation(activation, op, "activation")
     try:
         acquire_contiguous(&a, x, op, "x", -1, REAL_TYPES if save else ALL_TYPES)
-        if a.ndim == 0:
-            raise wrong_shape(op, "x", "have at least one axis", "a scalar")
+        check_axis(&a, op, "x")
         if isinstance(weight, PackedLinear) and save:
             raise TypeError(f"{op}: weight must be an array, which the gradient needs, got a PackedLinear")
         if isinstance(weight, PackedLinear):
@@ -161,27 +164,33 @@ cdef Py_ssize_t rows_before(const Array *a) noexcept nogil:
     return rows
 
 
-def linear_backward(object dy, object x, object weight, object z, object activation, bint with_bias, bint with_dx,
+def linear_backward(object dy, object x, object weight, object z, object activation, object bias, bint with_dx,
                     object add_to, str op, object dweight_out=None):
-    """(dx, dweight, dbias) from what `linear` saved. add_to: a contiguous array like x, to which dx is added in place.
-    dweight_out: where dweight goes, rows of any distance. Without with_dx dx is None."""
+    """(dx, dweight, dbias) from what `linear` saved; `bias`: whether there was one. add_to: a contiguous array like x,
+    to which dx is added in place. dweight_out: where dweight goes, rows of any distance. Without with_dx dx is
+    None."""
     cdef Array g, a, w, s, dx, dw, db
     cdef fa_linear_backward_arguments arguments
     cdef fa_status status
     cdef object result = None, dweight, dbias = None
+    cdef bint with_bias = as_flag(bias, op, "saved.bias")
     g.held = a.held = w.held = s.held = dx.held = dw.held = db.held = False
-    arguments.activation = ACTIVATIONS[activation]
+    arguments.activation = as_activation(activation, op, "saved.activation")
     try:
-        acquire_contiguous(&a, x, op, "x")
-        acquire_matrix(&w, weight, op, "weight", a.dtype)
+        acquire_contiguous(&a, x, op, "saved.x")
+        check_axis(&a, op, "saved.x")
+        acquire_matrix(&w, weight, op, "saved.weight", a.dtype)
+        if a.shape[a.ndim - 1] != w.shape[1]:
+            raise wrong_shape(op, "saved.x", f"have a last axis of {w.shape[1]}, the columns of saved.weight",
+                              f"shape {shape_of(&a)}")
         arguments.N, arguments.K, arguments.ldw = w.shape[0], w.shape[1], w.stride[0]
         shape = shape_of(&a)
         outputs = (*shape[:len(shape) - 1], arguments.N)
         acquire_contiguous(&g, dy, op, "dy", -1, a.dtype)
         if shape_of(&g) != outputs:
             raise wrong_shape(op, "dy", f"have the shape of the result, {outputs}", f"shape {shape_of(&g)}")
-        if z is not None:
-            acquire_contiguous(&s, z, op, "z", -1, a.dtype)
+        if arguments.activation != FA_IDENTITY:
+            acquire_shaped(&s, z, outputs, a.dtype, op, "saved.z")
         arguments.add_dx = add_to is not None
         if add_to is not None:
             if not (acquire_out(&dx, add_to, shape, a.dtype, op, "add_to") and is_contiguous(&dx)):

@@ -16,6 +16,12 @@ cdef object acquire_like(Array *a, object value, str op, str name, const Array *
         acquire_same(a, value, op, name, model, model_name)
 
 
+cdef object check_axis(const Array *a, str op, str name):
+    """That there is a last axis."""
+    if a.ndim == 0:
+        raise wrong_shape(op, name, "have at least one axis", "a scalar")
+
+
 cdef object acquire_columns(Array *a, object value, str op, str name, const Array *x):
     """A contiguous vector, one element for each column of x; None holds nothing."""
     if value is None:
@@ -43,8 +49,7 @@ def norm(str kind, object x, object residual, object weight, object bias, object
         raise ValueError(f"{op}: eps must be at least 0 and finite, got {arguments.eps}")
     try:
         total = acquire_contiguous(&a, x, op, "x", -1, ALL_TYPES)
-        if a.ndim == 0:
-            raise wrong_shape(op, "x", "have at least one axis", "a scalar")
+        check_axis(&a, op, "x")
         acquire_like(&r, residual, op, "residual", &a, "x")
         acquire_columns(&w, weight, op, "weight", &a)
         acquire_columns(&b, bias, op, "bias", &a)
@@ -91,27 +96,29 @@ cdef Py_ssize_t rows_of(const Array *a) noexcept:
     return count(a) // n if n else 0
 
 
-def norm_backward(str kind, object dy, object x, object weight, object mean, object rstd, object dsum, bint with_bias,
+def norm_backward(str kind, object dy, object x, object weight, object mean, object rstd, object dsum, object bias,
                   str op):
-    """(dx, dweight, dbias) from the sum, mean and rstd of `norm`; dweight is None without a weight."""
+    """(dx, dweight, dbias) from the sum, mean and rstd of `norm`; dweight is None without a weight, dbias unless `bias`
+    asks."""
     cdef Array g, a, w, m, d, s, dx, dw, db
     cdef fa_norm_backward_arguments arguments
     cdef fa_status status
     cdef object result, dweight = None, dbias = None
+    cdef bint with_bias = as_flag(bias, op, "saved.bias")
     g.held = a.held = w.held = m.held = d.held = s.held = dx.held = dw.held = db.held = False
     arguments.kind = NORMS[kind]
+    if (mean is None) != (arguments.kind == FA_RMS_NORM):
+        raise wrong_shape(op, "saved", f"come from {kind}_norm_forward", "that of another norm")
     try:
-        acquire_contiguous(&a, x, op, "x", -1, ALL_TYPES)
+        acquire_contiguous(&a, x, op, "saved.x", -1, ALL_TYPES)
+        check_axis(&a, op, "saved.x")
         acquire_same(&g, dy, op, "dy", &a, "x")
         acquire_like(&s, dsum, op, "dsum", &a, "x")
-        acquire_columns(&w, weight, op, "weight", &a)
-        acquire_contiguous(&d, rstd, op, "rstd", -1, real_dtype(a.dtype))
-        if mean is not None:
-            acquire_contiguous(&m, mean, op, "mean", -1, real_dtype(a.dtype))
+        acquire_columns(&w, weight, op, "saved.weight", &a)
         shape = shape_of(&a)
         lead = shape[:len(shape) - 1]
-        if shape_of(&d) != lead or (m.held and shape_of(&m) != lead):
-            raise wrong_shape(op, "saved", "come from the forward of the same x", "statistics of another shape")
+        acquire_shaped(&d, rstd, lead, real_dtype(a.dtype), op, "saved.rstd")
+        acquire_optional(&m, mean, lead, real_dtype(a.dtype), op, "saved.mean")
         result = new_out(&dx, shape, a.dtype, op)
         arguments.n = a.shape[a.ndim - 1]
         arguments.rows = rows_of(&a)

@@ -6,15 +6,6 @@ cdef enum:
     MOST_LANES = 16  # layers times directions whose arguments lie on the stack
 
 
-cdef object acquire_state(Array *a, object value, tuple shape, int dtype, str op, str name):
-    """Holds a state [layers * directions, B, H], or nothing for None: zeros."""
-    if value is None:
-        return
-    acquire_contiguous(a, value, op, name, len(shape), dtype)
-    if shape_of(a) != shape:
-        raise wrong_shape(op, name, f"have shape {shape}", f"shape {shape_of(a)}")
-
-
 cdef int cell_dtype(object c, RecurrentWeights w, str op) except -1:
     """fa_dtype of a state c that was given: that of the weights, or beside 16-bit ones float32."""
     if w.dtype_code < FA_BF16 or c is None:
@@ -63,14 +54,14 @@ def recurrent(str op, RecurrentWeights w, options, object x, object h0, object c
     if lanes > MOST_LANES:
         lane = <fa_recurrent_arguments *>calloc(lanes, sizeof(fa_recurrent_arguments))
         if lane == NULL:
-            raise MemoryError()
+            raise no_lanes(op, lanes)
     try:
         acquire(&ax, x, op, "x", 3, w.dtype_code)
         if ax.shape[2] != w.input_size:
             raise wrong_shape(op, "x", f"have a last axis of {w.input_size}, the columns of weight_ih",
                               f"shape {shape_of(&ax)}")
-        acquire_state(&ah, h0, (lanes, ax.shape[1], w.output_size), w.dtype_code, op, "h")
-        acquire_state(&ac, c0, (lanes, ax.shape[1], w.hidden_size), kind_of_c, op, "c")
+        acquire_optional(&ah, h0, (lanes, ax.shape[1], w.output_size), w.dtype_code, op, "h")
+        acquire_optional(&ac, c0, (lanes, ax.shape[1], w.hidden_size), kind_of_c, op, "c")
         h = new_out(&h_out, (lanes, ax.shape[1], w.output_size), w.dtype_code, op)
         if w.has_cell:
             c = new_out(&c_out, (lanes, ax.shape[1], w.hidden_size), kind_of_c, op)

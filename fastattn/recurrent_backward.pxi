@@ -11,35 +11,36 @@ def new_saved(RecurrentWeights w, Py_ssize_t steps, Py_ssize_t batch, str op):
     return new_array((steps, batch, kinds, w.hidden_size), ALL_DTYPES[real], op)
 
 
-cdef object optional_gradient(Array *a, object value, tuple shape, int dtype, str op, str name):
-    """Holds a contiguous gradient, or nothing for None."""
-    if value is None:
-        return
-    acquire_contiguous(a, value, op, name, len(shape), dtype)
-    if shape_of(a) != shape:
-        raise wrong_shape(op, name, f"have shape {shape}", f"shape {shape_of(a)}")
-
-
-cdef void *new_gradient(list results, tuple shape, int dtype, bint wanted):
+cdef void *new_gradient(list results, tuple shape, int dtype, bint wanted, str op) except? NULL:
     """The elements of a fresh array, which becomes the last of the results; NULL and None when it is not wanted."""
-    cdef object array = empty(shape, DTYPES[dtype]) if wanted else None
+    cdef object array = new_empty(shape, DTYPES[dtype], op) if wanted else None
     results.append(array)
     return <void *><uintptr_t>array.ctypes.data if wanted else NULL
 
 
-cdef object place_of(Array *a, object value):
-    """Data and strides of an array of ours, in the place of the one held; whoever has the array keeps it alive."""
+cdef object place_of(Array *a, object value, tuple shape, int dtype, list kept, str op, str name):
+    """Data and strides of an array of this shape, in the place of the one held; `kept` keeps it alive."""
     release(a)
-    acquire_own_output(a, value)
+    acquire(a, value, op, name, <int>len(shape), dtype)
+    kept.append(<object>a.view.obj)
+    if shape_of(a) != shape:
+        raise wrong_shape(op, name, f"have shape {shape}", f"shape {shape_of(a)}")
+
+
+cdef object check_counts(tuple lists, tuple counts, str op):
+    """How many arrays there are of what a forward call keeps in lists: saved.inputs and so on."""
+    for name, arrays, count in zip(("dropped", "ys", "activations"), lists, counts):
+        if len(arrays) != count:
+            raise wrong_shape(op, f"saved.{name}", f"hold {count} arrays", f"{len(arrays)}")
 
 
 def recurrent_backward(str op, RecurrentWeights w, options, object x, list inputs, list ys, list saves, object h0,
-                       object c0, object lengths, object dy, object dh, object dc, list dxs):
+                       object c0, object lengths, object dy, object dh, object dc, list dxs, bint rounded):
     """Gradients of all layers, from x[T, B, I], the inputs of the further layers, the ys of all and what new_saved
-    holds. h0, c0 and the gradients dh, dc of the final state: [layers * directions, B, P or H] or None; dy[T, B,
-    directions * P] or None. dxs: arrays of ours for the gradients of x and of the inputs. Returns dh0, dc0 (or None)
-    and for each layer and direction [weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, peephole], None where there is
-    none."""
+    holds; `saved` has these, and all are checked. h0, c0 and the gradients dh, dc of the final state: [layers *
+    directions, B, P or H] or None; dy[T, B, directions * P] or None. dxs: arrays of ours for the gradients of x and of
+    the inputs. rounded: the arrays of the forward call had 16 bits. Returns dh0, dc0 (or None) and for each layer and
+    direction [weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, peephole], None where there is none."""
     cdef Array ax, ah, ac, ady, adh, adc, own
     cdef fa_status status
     cdef Py_ssize_t i, layer, at, lanes = w.layers * w.directions, rows = CELL_GATES[w.cell] * w.hidden_size
@@ -48,24 +49,32 @@ def recurrent_backward(str op, RecurrentWeights w, options, object x, list input
     cdef fa_recurrent_gradients *gradients = <fa_recurrent_gradients *>calloc(lanes, sizeof(fa_recurrent_gradients))
     cdef fa_recurrent_arguments *a
     cdef fa_recurrent_gradients *g
-    cdef list states = [], results = [], weights
+    cdef list states = [], results = [], kept = [], weights
+    cdef tuple between, places, kinds
     cdef char *dh0
     cdef char *dc0
     ax.held = ah.held = ac.held = ady.held = adh.held = adc.held = own.held = False
     try:
         if arguments == NULL or gradients == NULL:
-            raise MemoryError()
-        acquire(&ax, x, op, "x", 3, w.dtype_code)
-        optional_gradient(&ah, h0, (lanes, ax.shape[1], w.output_size), w.dtype_code, op, "h")
-        optional_gradient(&ac, c0, (lanes, ax.shape[1], w.hidden_size), w.dtype_code, op, "c")
-        optional_gradient(&adh, dh, (lanes, ax.shape[1], w.output_size), w.dtype_code, op, "dh")
-        optional_gradient(&adc, dc, (lanes, ax.shape[1], w.hidden_size), w.dtype_code, op, "dc")
+            raise no_lanes(op, lanes)
+        check_counts((inputs, ys, saves), (w.layers - 1, w.layers, lanes), op)
+        acquire(&ax, x, op, "saved.x", 3, w.dtype_code)
+        if ax.shape[2] != w.input_size:
+            raise wrong_shape(op, "saved.x", f"have a last axis of {w.input_size}, the columns of weight_ih",
+                              f"shape {shape_of(&ax)}")
+        acquire_optional(&ah, h0, (lanes, ax.shape[1], w.output_size), w.dtype_code, op, "saved.h0")
+        acquire_optional(&ac, c0, (lanes, ax.shape[1], w.hidden_size), w.dtype_code, op, "saved.c0")
+        acquire_optional(&adh, dh, (lanes, ax.shape[1], w.output_size), w.dtype_code, op, "dh")
+        acquire_optional(&adc, dc, (lanes, ax.shape[1], w.hidden_size), w.dtype_code, op, "dc")
+        lengths = checked_lengths(lengths, ax.shape[1], ax.shape[0], op, "saved.lengths")
+        between = (ax.shape[0], ax.shape[1], w.directions * w.output_size)
+        kinds = (ax.shape[0], ax.shape[1], fa_recurrent_saved(&w.lane[0].weights), w.hidden_size)
         if dy is not None:
-            acquire(&ady, dy, op, "dy", 3, w.dtype_code)
+            place_of(&ady, dy, between, w.dtype_code, kept, op, "dy")
         item = ax.view.itemsize
         output, state = ax.shape[1] * w.output_size * item, ax.shape[1] * w.hidden_size * item
-        dh0 = <char *>new_gradient(states, (lanes, ax.shape[1], w.output_size), w.dtype_code, True)
-        dc0 = <char *>new_gradient(states, (lanes, ax.shape[1], w.hidden_size), w.dtype_code, w.has_cell)
+        dh0 = <char *>new_gradient(states, (lanes, ax.shape[1], w.output_size), w.dtype_code, True, op)
+        dc0 = <char *>new_gradient(states, (lanes, ax.shape[1], w.hidden_size), w.dtype_code, w.has_cell, op)
         for i in range(lanes):
             a, g, layer, at = &arguments[i], &gradients[i], i // w.directions, i % w.directions * w.output_size * item
             a[0] = w.lane[i]
@@ -75,32 +84,38 @@ def recurrent_backward(str op, RecurrentWeights w, options, object x, list input
             if layer == 0:
                 a.x, a.x_stride[0], a.x_stride[1] = ax.data, ax.stride[0], ax.stride[1]
             else:
-                place_of(&own, inputs[layer - 1])
+                place_of(&own, inputs[layer - 1], between, w.dtype_code, kept, op, "saved.dropped")
                 a.x, a.x_stride[0], a.x_stride[1] = own.data, own.stride[0], own.stride[1]
-            place_of(&own, ys[layer])
+            place_of(&own, ys[layer], between, w.dtype_code, kept, op, "saved.ys")
             a.y, a.y_stride[0], a.y_stride[1] = own.data + at, own.stride[0], own.stride[1]
             a.h0 = ah.data + i * output if ah.held else NULL
             a.c0 = ac.data + i * state if ac.held else NULL
-            a.saved = NULL if saves[i] is None else <void *><uintptr_t>saves[i].ctypes.data
+            a.saved = NULL
+            if rounded or w.cell != "rnn":
+                release(&own)
+                acquire_shaped(&own, saves[i], kinds, w.dtype_code, op, "saved.activations")
+                kept.append(<object>own.view.obj)
+                a.saved = own.data
             if layer + 1 < w.layers:
-                place_of(&own, dxs[layer + 1])
+                place_of(&own, dxs[layer + 1], between, w.dtype_code, kept, op, "dx")
                 g.dy, g.dy_stride[0], g.dy_stride[1] = own.data + at, own.stride[0], own.stride[1]
             elif ady.held:
                 g.dy, g.dy_stride[0], g.dy_stride[1] = ady.data + at, ady.stride[0], ady.stride[1]
-            place_of(&own, dxs[layer])
+            places = shape_of(&ax) if layer == 0 else between
+            place_of(&own, dxs[layer], places, w.dtype_code, kept, op, "dx")
             g.dx, g.dx_stride[0], g.dx_stride[1], g.add_dx = own.data, own.stride[0], own.stride[1], i % w.directions
             g.dh = adh.data + i * output if adh.held else NULL
             g.dc = adc.data + i * state if adc.held else NULL
             g.dh0 = dh0 + i * output
             g.dc0 = dc0 + i * state if w.has_cell else NULL
             weights = []
-            g.dw_ih = new_gradient(weights, (rows, a.weights.I), w.dtype_code, True)
-            g.dw_hh = new_gradient(weights, (rows, a.weights.P), w.dtype_code, True)
-            g.db_ih = new_gradient(weights, (rows,), w.dtype_code, a.weights.b_ih != NULL)
-            g.db_hh = new_gradient(weights, (rows,), w.dtype_code, a.weights.b_hh != NULL)
-            g.dw_hr = new_gradient(weights, (a.weights.P, a.weights.H), w.dtype_code, a.weights.w_hr != NULL)
+            g.dw_ih = new_gradient(weights, (rows, a.weights.I), w.dtype_code, True, op)
+            g.dw_hh = new_gradient(weights, (rows, a.weights.P), w.dtype_code, True, op)
+            g.db_ih = new_gradient(weights, (rows,), w.dtype_code, a.weights.b_ih != NULL, op)
+            g.db_hh = new_gradient(weights, (rows,), w.dtype_code, a.weights.b_hh != NULL, op)
+            g.dw_hr = new_gradient(weights, (a.weights.P, a.weights.H), w.dtype_code, a.weights.w_hr != NULL, op)
             g.dpeephole = new_gradient(weights, (2 if w.cell == "lstm_coupled" else 3, w.hidden_size), w.dtype_code,
-                                       a.weights.peephole != NULL)
+                                       a.weights.peephole != NULL, op)
             results.append(weights)
         with nogil:
             status = fa_recurrent_backward(<fa_dtype>w.dtype_code, arguments, gradients, w.layers, w.directions)

@@ -60,7 +60,11 @@ cdef class RecurrentWeights:
                 f"{self.weight_dtype}, for {self.isa}>")
 
 
-cdef RecurrentWeights new_weights(str cell, Py_ssize_t layers, Py_ssize_t directions, Py_ssize_t input_size,
+cdef object no_lanes(str op, Py_ssize_t lanes):
+    return MemoryError(f"{op}: no memory for the arguments of {lanes} layers and directions")
+
+
+cdef RecurrentWeights new_weights(str op, str cell, Py_ssize_t layers, Py_ssize_t directions, Py_ssize_t input_size,
                                   Py_ssize_t hidden_size, Py_ssize_t output_size, int dtype):
     cdef RecurrentWeights w = RecurrentWeights.__new__(RecurrentWeights)
     w.cell, w.layers, w.directions = cell, layers, directions
@@ -68,7 +72,7 @@ cdef RecurrentWeights new_weights(str cell, Py_ssize_t layers, Py_ssize_t direct
     w.held = []
     w.lane = <fa_recurrent_arguments *>calloc(layers * directions, sizeof(fa_recurrent_arguments))
     if w.lane == NULL:
-        raise MemoryError()
+        raise no_lanes(op, layers * directions)
     return w
 
 
@@ -79,7 +83,7 @@ cdef const void *hold_weight(RecurrentWeights w, object value, tuple shape, str 
         return NULL
     value = as_ndarray(value, op, name)
     if not (value.flags.c_contiguous and value.flags.aligned):
-        value = value.copy(order="C")
+        value = copied(value, op, name)
     a.held = False
     try:
         acquire(&a, value, op, name, len(shape), w.dtype_code)
@@ -89,6 +93,16 @@ cdef const void *hold_weight(RecurrentWeights w, object value, tuple shape, str 
         return a.data
     finally:
         release(&a)
+
+
+cdef object check_optional(list lanes, list names, str op):
+    """What some layers and directions have beside their two matrices, all have: sizes and gradients follow from it."""
+    for kind in ("bias_ih", "bias_hh", "weight_hr", "peephole"):
+        given = lanes[0][kind] is not None
+        for own, labels in zip(lanes, names):
+            if (own[kind] is not None) != given:
+                missing, present = (labels, names[0]) if given else (names[0], labels)
+                raise wrong_shape(op, "weights", f"hold an array as {missing[kind]} beside {present[kind]}", None)
 
 
 def recurrent_weights(str op, str cell, list lanes, list names, Py_ssize_t directions, Py_ssize_t input_size,
@@ -103,13 +117,14 @@ def recurrent_weights(str op, str cell, list lanes, list names, Py_ssize_t direc
         for kind in ("weight_ih", "weight_hh"):
             if own[kind] is None:
                 raise wrong_type(op, labels[kind], None)
+    check_optional(lanes, names, op)
     first = checked_floats(lanes[0]["weight_hh"], op, names[0]["weight_hh"], 2)
     P = H = first.shape[1]
     if lanes[0]["weight_hr"] is not None:
         P, H = checked_floats(lanes[0]["weight_hr"], op, names[0]["weight_hr"], 2).shape
     if input_size < 0:
         input_size = checked_floats(lanes[0]["weight_ih"], op, names[0]["weight_ih"], 2).shape[1]
-    w = new_weights(cell, len(lanes) // directions, directions, input_size, H, P,
+    w = new_weights(op, cell, len(lanes) // directions, directions, input_size, H, P,
                     kind_of(first.dtype if dtype is None else dtype, op))
     for i in range(len(lanes)):
         own, labels, into = lanes[i], names[i], &w.lane[i].weights
@@ -128,7 +143,7 @@ def recurrent_weights(str op, str cell, list lanes, list names, Py_ssize_t direc
 
 def widened_weights(str op, RecurrentWeights weights):
     """16-bit weights, not packed, as float32 ones."""
-    cdef RecurrentWeights w = new_weights(weights.cell, weights.layers, weights.directions, weights.input_size,
+    cdef RecurrentWeights w = new_weights(op, weights.cell, weights.layers, weights.directions, weights.input_size,
                                           weights.hidden_size, weights.output_size, FA_F32)
     cdef const void **field[6]
     cdef fa_recurrent_weights *into
@@ -152,7 +167,7 @@ cdef dict WEIGHT_TYPES = {"bfloat16": FA_WEIGHT_BF16, "int8": FA_WEIGHT_INT8}
 def pack_recurrent(str op, RecurrentWeights weights, str type_name):
     """The same weights in the layout of the kernels of the instruction set in force, as numbers of their own dtype, or
     of "bfloat16" or "int8" (float32 weights only)."""
-    cdef RecurrentWeights w = new_weights(weights.cell, weights.layers, weights.directions, weights.input_size,
+    cdef RecurrentWeights w = new_weights(op, weights.cell, weights.layers, weights.directions, weights.input_size,
                                           weights.hidden_size, weights.output_size, weights.dtype_code)
     cdef fa_isa isa = fa_get_isa()
     cdef fa_dtype dtype = <fa_dtype>weights.dtype_code

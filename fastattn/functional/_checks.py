@@ -22,8 +22,23 @@ def check_flag(op: str, name: str, value: Any) -> bool:
     return flag
 
 
-def check_integer(op: str, name: str, value: Any, least: int | None = None) -> int:
-    """An integer of any type but bool, at least `least`."""
+def check_saved(op: str, saved: Any, kind: type) -> None:
+    """That a backward call has the saved value of its own forward call."""
+    if not isinstance(saved, kind):
+        forward = op.replace("backward", "forward")
+        raise TypeError(f"{op}: saved must be what {forward} returned, got {type(saved).__name__}")
+
+
+def check_parts(op: str, name: str, value: Any, count: int) -> tuple[Any, ...]:
+    """A tuple or list of `count` parts."""
+    if not isinstance(value, tuple | list) or len(value) != count:
+        got = f"{len(value)} parts" if isinstance(value, tuple | list) else type(value).__name__
+        raise ValueError(f"{op}: {name} must have {count} parts, got {got}")
+    return tuple(value)
+
+
+def check_integer(op: str, name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
+    """An integer of any type but bool, at least `least` and at most `most`."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -32,6 +47,8 @@ def check_integer(op: str, name: str, value: Any, least: int | None = None) -> i
         raise TypeError(f"{op}: {name} must be an integer, got {value!r}") from None
     if least is not None and number < least:
         raise ValueError(f"{op}: {name} must be at least {least}, got {number}")
+    if most is not None and number > most:
+        raise ValueError(f"{op}: {name} must be at most {most}, got {number}")
     return number
 
 

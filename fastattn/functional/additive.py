@@ -6,6 +6,7 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from fastattn import _core
+from fastattn.functional._checks import check_saved
 from fastattn.functional._types import Array
 
 
@@ -86,11 +87,7 @@ def additive_attention_backward(dcontext: ArrayLike, saved: SavedAdditive) -> tu
     >>> additive_attention_backward(np.ones((1, 2, 4)), saved)[2][0, 0]
     array([1., 1., 1., 1.])
     """
-    if not isinstance(saved, SavedAdditive):
-        raise TypeError(
-            "additive_attention_backward: saved must be what additive_attention_forward returned, "
-            f"got {type(saved).__name__}"
-        )
+    check_saved("additive_attention_backward", saved, SavedAdditive)
     gradients: tuple[Array, Array, Array, Array] = _core.additive_attention_backward(
         dcontext, saved.query, saved.keys, saved.values, saved.v, saved.lengths, saved.weights
     )

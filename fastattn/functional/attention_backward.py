@@ -6,9 +6,13 @@ from typing import NamedTuple, overload
 from numpy.typing import ArrayLike
 
 from fastattn import _core
+from fastattn.functional._checks import check_parts, check_saved
 from fastattn.functional._types import Array
 from fastattn.functional.attention import SavedAttention
 from fastattn.functional.attention_varlen import SavedAttentionVarlen
+
+_OPTIONS = 10  # of SavedAttention
+_VARLEN_OPTIONS = 7
 
 
 class AttentionGradients(NamedTuple):
@@ -64,11 +68,10 @@ def attention_backward(
     array([[-0.5,  0.5],
            [-0.5,  0.5]])
     """
-    if not isinstance(saved, SavedAttention):
-        raise TypeError(
-            f"attention_backward: saved must be what attention_forward returned, got {type(saved).__name__}"
-        )
-    arguments = (dout, saved.q, saved.k, saved.v, saved.out, saved.state, *saved.options, gradients or ())
+    check_saved("attention_backward", saved, SavedAttention)
+    options = check_parts("attention_backward", "saved.options", saved.options, _OPTIONS)
+    wanted = () if gradients is None else gradients
+    arguments = (dout, saved.q, saved.k, saved.v, saved.out, saved.state, *options, wanted)
     result = _core.attention_backward(*arguments)
     return result[:3] if gradients is None else AttentionGradients(*result)
 
@@ -102,12 +105,9 @@ def attention_varlen_backward(
     >>> attention_varlen_backward(np.ones((3, 1, 1)), saved)[2][:, 0, 0]
     array([2. , 0.5, 0.5])
     """
-    if not isinstance(saved, SavedAttentionVarlen):
-        raise TypeError(
-            "attention_varlen_backward: saved must be what attention_varlen_forward returned, got "
-            f"{type(saved).__name__}"
-        )
-    offsets = saved.cu_seqlens_q, saved.cu_seqlens_k
-    arguments = (dout, saved.q, saved.k, saved.v, *offsets, saved.out, saved.state, *saved.options, gradients or ())
+    check_saved("attention_varlen_backward", saved, SavedAttentionVarlen)
+    options = check_parts("attention_varlen_backward", "saved.options", saved.options, _VARLEN_OPTIONS)
+    offsets, wanted = (saved.cu_seqlens_q, saved.cu_seqlens_k), () if gradients is None else gradients
+    arguments = (dout, saved.q, saved.k, saved.v, *offsets, saved.out, saved.state, *options, wanted)
     result = _core.attention_varlen_backward(*arguments)
     return result[:3] if gradients is None else AttentionGradients(*result)

@@ -1,15 +1,16 @@
 """Cross-entropy of logits, with its gradient."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fastattn import _core
-from fastattn.functional._checks import check_choice, check_number
+from fastattn.functional._checks import check_choice, check_integer, check_number, check_saved
 from fastattn.functional._types import Array
 
 _REDUCTIONS = ("mean", "sum", "none")
+_MOST = 2**63 - 1  # elements of an array
 
 
 class SavedCrossEntropy(NamedTuple):
@@ -65,17 +66,13 @@ def cross_entropy_backward(dloss: ArrayLike, saved: SavedCrossEntropy) -> Array:
            [ 0. , -0. ]])
     """
     op = "cross_entropy_backward"
-    if not isinstance(saved, SavedCrossEntropy):
-        raise TypeError(f"{op}: saved must be what cross_entropy_forward returned, got {type(saved).__name__}")
-    top = saved.top
-    if saved.reduction == "none":
-        factor = _core.checked_array(dloss, op, "dloss")
-    else:
-        number = check_number(op, "dloss", dloss)
-        count = saved.counted if saved.reduction == "mean" else 1
-        factor = np.full(top.shape, number / max(1, count), top.dtype)
+    check_saved(op, saved, SavedCrossEntropy)
+    each = check_choice(op, "saved.reduction", saved.reduction, _REDUCTIONS) == "none"
+    factor: Any = dloss if each else check_number(op, "dloss", dloss)
+    if saved.reduction == "mean":
+        factor /= max(1, check_integer(op, "saved.counted", saved.counted, 0, _MOST))
     return _core.cross_entropy_backward(
-        factor, saved.logits, saved.targets, top, saved.sum, saved.ignore_index, saved.label_smoothing, op
+        factor, each, saved.logits, saved.targets, saved.top, saved.sum, saved.ignore_index, saved.label_smoothing, op
     )
 
 

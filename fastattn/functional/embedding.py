@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastattn import _core
+from fastattn.functional._checks import check_saved
 from fastattn.functional._types import Array
 
 
@@ -50,8 +51,5 @@ def embedding_backward(dy: ArrayLike, saved: SavedEmbedding) -> Array:
     array([[5.],
            [0.]])
     """
-    if not isinstance(saved, SavedEmbedding):
-        raise TypeError(
-            f"embedding_backward: saved must be what embedding_forward returned, got {type(saved).__name__}"
-        )
+    check_saved("embedding_backward", saved, SavedEmbedding)
     return _core.embedding_backward(dy, saved.ids, saved.shape, "embedding_backward")

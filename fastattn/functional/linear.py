@@ -6,6 +6,7 @@ from numpy.typing import ArrayLike
 
 from fastattn import _core
 from fastattn._core import PackedLinear
+from fastattn.functional._checks import check_saved
 from fastattn.functional._types import Array
 
 
@@ -60,8 +61,7 @@ def linear_backward(dy: ArrayLike, saved: SavedLinear) -> tuple[Array, Array, Ar
     >>> linear_backward(np.array([[3.0]]), saved)
     (array([[3., 3.]]), array([[3., 6.]]), array([3.]))
     """
-    if not isinstance(saved, SavedLinear):
-        raise TypeError(f"linear_backward: saved must be what linear_forward returned, got {type(saved).__name__}")
+    check_saved("linear_backward", saved, SavedLinear)
     x, weight, bias, z, activation = saved
     dx, dweight, dbias = _core.linear_backward(dy, x, weight, z, activation, bias, True, None, "linear_backward")
     return dx, dweight, dbias

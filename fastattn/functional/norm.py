@@ -5,6 +5,7 @@ from typing import NamedTuple
 from numpy.typing import ArrayLike
 
 from fastattn import _core
+from fastattn.functional._checks import check_saved
 from fastattn.functional._types import Array
 
 
@@ -55,6 +56,7 @@ def layer_norm_backward(
     >>> layer_norm_backward(np.array([1.0, 0.0]), saved)
     (array([0., 0.]), array([-1.,  0.]), array([1., 0.]))
     """
+    check_saved("layer_norm_backward", saved, SavedNorm)
     return _core.norm_backward(
         "layer", dy, saved.x, saved.weight, saved.mean, saved.rstd, dsum, saved.bias, "layer_norm_backward"
     )
@@ -102,7 +104,10 @@ def rms_norm_backward(dy: ArrayLike, saved: SavedNorm, *, dsum: ArrayLike | None
     >>> rms_norm_backward(np.array([3.0, 0.0]), saved)
     (array([0.5, 0.5]), array([3., 0.]))
     """
-    return _core.norm_backward("rms", dy, saved.x, saved.weight, None, saved.rstd, dsum, False, "rms_norm_backward")[:2]
+    check_saved("rms_norm_backward", saved, SavedNorm)
+    return _core.norm_backward(
+        "rms", dy, saved.x, saved.weight, saved.mean, saved.rstd, dsum, False, "rms_norm_backward"
+    )[:2]
 
 
 def add_rms_norm(

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from fastattn import _core
-from fastattn.functional._checks import check_dtype, check_flag, check_integer, check_number
+from fastattn.functional._checks import check_dtype, check_flag, check_integer, check_number, check_saved
 from fastattn.functional._types import Array
 
 _LARGEST = 2**53  # positions are floats
@@ -85,37 +85,59 @@ def rope_backward(dy: ArrayLike, saved: SavedRope) -> Array:
     >>> rope_backward(np.array([[1.0, 0.0]]), saved)
     array([[ 0.54030231, -0.84147098]])
     """
-    if not isinstance(saved, SavedRope):
-        raise TypeError(f"rope_backward: saved must be what rope_forward returned, got {type(saved).__name__}")
+    check_saved("rope_backward", saved, SavedRope)
     return _rope(dy, saved.positions, saved.base, saved.interleaved, None, -1, "rope_backward")
 
 
 def _rope(x: ArrayLike, positions: ArrayLike, base: float, interleaved: bool, out: Array | None, direction: int,
           op: str) -> Array:  # fmt: skip
-    array, place = _core.checked_array(x, op, "x"), _core.checked_array(positions, op, "positions")
+    of_x, of_saved = ("x", "") if direction > 0 else ("dy", "saved.")
+    array, place = _core.checked_array(x, op, of_x), _core.checked_array(positions, op, of_saved + "positions")
     if array.ndim == 0 or array.shape[-1] % 2:
-        raise ValueError(f"{op}: x must have a last axis of even size, got shape {array.shape}")
+        raise ValueError(f"{op}: {of_x} must have a last axis of even size, got shape {array.shape}")
     if place.dtype.kind not in "iuf":
-        raise TypeError(f"{op}: positions must be integers or floats, got {place.dtype}")
-    base, interleaved = check_number(op, "base", base), check_flag(op, "interleaved", interleaved)
+        raise TypeError(f"{op}: {of_saved}positions must be integers or floats, got {place.dtype}")
+    base = check_number(op, of_saved + "base", base)
+    interleaved = check_flag(op, of_saved + "interleaved", interleaved)
     if not 0 < base < np.inf:
-        raise ValueError(f"{op}: base must be positive and finite, got {base}")
-    if not np.isfinite(place).all():
-        raise ValueError(f"{op}: positions must be finite, got {place[~np.isfinite(place)][0]}")
-    try:
-        row = np.broadcast_to(np.arange(place.size).reshape(place.shape), array.shape[:-1])
-    except ValueError:
+        raise ValueError(f"{op}: {of_saved}base must be positive and finite, got {base}")
+    if not _broadcasts(place.shape, array.shape[:-1]):
         raise ValueError(
-            f"{op}: positions must broadcast to {array.shape[:-1]}, the shape of x but for the last axis, "
-            f"got {place.shape}"
-        ) from None
+            f"{op}: {of_saved}positions must broadcast to {array.shape[:-1]}, the shape of {of_x} but for the last "
+            f"axis, got {place.shape}"
+        )
+    try:
+        tables = _rotations(array, place, base, direction, interleaved)
+    except MemoryError:
+        raise MemoryError(f"{op}: no memory for the angles of {of_saved}positions, shape {place.shape}") from None
+    if tables is None:
+        wrong = place[~np.isfinite(place)][0]
+        raise ValueError(f"{op}: {of_saved}positions must be finite, got {wrong}")
+    return _core.rope(array, *tables, interleaved, out, op, of_x)
+
+
+def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    ends = target[len(target) - len(shape) :]
+    return len(shape) <= len(target) and all(n in (1, m) for n, m in zip(shape, ends, strict=True))
+
+
+def _rotations(
+    array: Array, positions: Array, base: float, direction: int, interleaved: bool
+) -> tuple[Array, Array, Array] | None:
+    """Cosines and sines of the positions, and the row of these that each row of the array takes; None where a position
+    is not finite."""
     n = array.shape[-1]
     wide: Any = np.longdouble if array.dtype == np.float64 else np.float64
+    place = np.array(positions, wide)  # from here on nothing depends on the caller's array
+    if not np.isfinite(place).all():
+        return None
+    lead = array.shape[:-1] if array.size else (0,)
+    row = np.arange(place.size).reshape(place.shape) if array.size else np.arange(0)
     frequency = np.power(wide(base), -np.arange(0, n, 2).astype(wide) / wide(max(n, 1)))
-    angle = place.ravel().astype(wide)[:, None] * frequency
+    angle = place.ravel()[:, None] * frequency
     kind = np.float64 if array.dtype == np.float64 else np.float32
     cosine, sine = np.cos(angle).astype(kind), (direction * np.sin(angle)).astype(kind)
     if interleaved:
         cosine, sine = np.repeat(cosine, 2, axis=1), np.repeat(sine, 2, axis=1)
         sine[:, 0::2] *= -1
-    return _core.rope(array, cosine, sine, np.ascontiguousarray(row, np.int64), interleaved, out, op)
+    return cosine, sine, np.ascontiguousarray(np.broadcast_to(row, lead), np.int64)

@@ -15,6 +15,8 @@ from fastattn.functional._types import Array
 # PyTorch's names and arrays, or the handle of pack_rnn, pack_gru or pack_lstm.
 Weights = Mapping[str, Any] | RecurrentWeights
 
+NONLINEARITIES = ("tanh", "relu", "sigmoid")
+
 
 class Options(NamedTuple):
     """What a call has beside arrays. Private."""
@@ -168,7 +170,7 @@ def lstm(x: ArrayLike, state: tuple[ArrayLike, ArrayLike] | None, weights: Weigh
 
 
 def _check_nonlinearity(op: str, name: str) -> None:
-    check_choice(op, "nonlinearity", name, ("tanh", "relu", "sigmoid"))
+    check_choice(op, "nonlinearity", name, NONLINEARITIES)
 
 
 def _checked_clip(op: str, clip: Any) -> float:
@@ -210,7 +212,7 @@ _CELL_NAMES = {
     "weight_hr": "w_hr",
     "peephole": "peephole",
 }
-_WEIGHT_NAME = re.compile(r"(weight_ih|weight_hh|bias_ih|bias_hh|weight_hr|weight_peephole)_l(\d+)(_reverse)?")
+_WEIGHT_NAME = re.compile(r"(weight_ih|weight_hh|bias_ih|bias_hh|weight_hr|weight_peephole)_l([0-9]{1,18})(_reverse)?")
 
 
 def _layers(op: str, weights: Mapping[str, Any], lstm: bool) -> tuple[int, int]:
@@ -226,15 +228,15 @@ def _layers(op: str, weights: Mapping[str, Any], lstm: bool) -> tuple[int, int]:
     layers = 1 + max((int(match[2]) for match in found.values()), default=0)
     directions = 2 if any(match[3] for match in found.values()) else 1
     kinds = {match[1] for match in found.values()} | {"weight_ih", "weight_hh"}
-    expected = {
+    expected = (
         f"{kind}_l{layer}{suffix}"
-        for kind in kinds
         for layer in range(layers)
         for suffix in ("", "_reverse")[:directions]
-    }
-    missing = sorted(expected - set(found))
-    if missing:
-        raise ValueError(f"{op}: weights must hold {missing[0]!r} beside {', '.join(sorted(found)) or 'nothing'}")
+        for kind in sorted(kinds)
+    )
+    missing = next((name for name in expected if name not in found), None)  # soon found, whatever number `layers` is
+    if missing is not None:
+        raise ValueError(f"{op}: weights must hold {missing!r} beside {', '.join(sorted(found)) or 'nothing'}")
     if ("bias_ih" in kinds) != ("bias_hh" in kinds):
         raise ValueError(f"{op}: weights must hold both biases or none, got {', '.join(sorted(found))}")
     return layers, directions
@@ -329,7 +331,7 @@ def _pack(op: str, cell: str, weights: Mapping[str, Any], dtype: Any) -> Recurre
         raise TypeError(f"{op}: weights must be float32 to be packed as {name}, got {own}")
     if name == "int8":
         for key, value in weights.items():
-            if key.startswith("weight_") and not np.isfinite(value).all():
+            if key.startswith("weight_") and value is not None and not np.isfinite(value).all():
                 raise ValueError(f"{op}: {key} must be finite to be packed as int8")
     return _core.pack_recurrent(op, stack, name)
 

@@ -24,9 +24,18 @@ from numpy.typing import ArrayLike
 
 from fastattn import _core
 from fastattn._core import RecurrentWeights
-from fastattn.functional._checks import check_integer, check_number
+from fastattn.functional._checks import (
+    check_choice,
+    check_flag,
+    check_integer,
+    check_number,
+    check_parts,
+    check_saved,
+)
 from fastattn.functional._types import Array
 from fastattn.functional.recurrent import (
+    _CELL_NAMES,
+    NONLINEARITIES,
     Options,
     RecurrentSaved,
     _check_nonlinearity,
@@ -38,6 +47,8 @@ from fastattn.functional.recurrent import (
 )
 
 State = tuple[ArrayLike | None, ArrayLike | None]
+
+_LARGEST_SEED = 2**64 - 1
 
 
 def rnn_cell_forward(x: ArrayLike, h: ArrayLike, w_ih: ArrayLike, w_hh: ArrayLike, b_ih: ArrayLike | None = None,
@@ -256,7 +267,7 @@ def _checked_dropout(op: str, dropout: Any, seed: Any) -> tuple[float, int]:
     if seed is None and part > 0:
         raise ValueError(f"{op}: seed must be given with dropout, got None")
     number = 0 if seed is None else check_integer(op, "seed", seed)
-    if not 0 <= number < 1 << 64:
+    if not 0 <= number <= _LARGEST_SEED:
         raise ValueError(f"{op}: seed must lie in 0..2^64 - 1, got {seed}")
     return part, number
 
@@ -266,11 +277,43 @@ def _check_weights(op: str, weights: Any) -> None:
         raise TypeError(f"{op}: weights must be a mapping of names to arrays, got packed ones: they have no gradient")
 
 
-def _check_saved(op: str, saved: Any) -> None:
-    if not isinstance(saved, RecurrentSaved):
-        raise TypeError(f"{op}_backward: saved must come from {op}_forward, got {type(saved).__name__}")
-    if saved.op != f"{op}_forward":
-        raise ValueError(f"{op}_backward: saved must come from {op}_forward, got that of {saved.op}")
+def _check_saved(op: str, saved: Any) -> tuple[int, int]:
+    """Steps and batch of what `op` saved. The arrays that C reads are checked where it gets them."""
+    name = f"{op}_backward"
+    check_saved(name, saved, RecurrentSaved)
+    if not isinstance(saved.op, str) or saved.op != f"{op}_forward":
+        raise ValueError(f"{name}: saved must come from {op}_forward, got that of {saved.op}")
+    weights = saved.weights
+    if not isinstance(weights, RecurrentWeights) or not weights.cell.startswith(op.removesuffix("_cell")):
+        raise TypeError(f"{name}: saved.weights must be those of {op}_forward, got {weights!r}")
+    if weights.isa is not None:
+        raise ValueError(f"{name}: saved.weights must be as they are, got packed ones: they have no gradient")
+    check_flag(name, "saved.batch_first", saved.batch_first)
+    _check_options(name, saved.options)
+    lanes = weights.layers * weights.directions
+    check_parts(name, "saved.names", saved.names, lanes)
+    for i, names in enumerate(saved.names):
+        fits = isinstance(names, dict) and len(names) == len(_CELL_NAMES)
+        if not fits or not all(isinstance(label, str) for label in names.values()):
+            raise ValueError(f"{name}: saved.names[{i}] must hold {len(_CELL_NAMES)} names, got {names!r}")
+    check_parts(name, "saved.ys", saved.ys, weights.layers)
+    check_parts(name, "saved.activations", saved.activations, lanes)
+    check_parts(name, "saved.dropped", saved.dropped, weights.layers - 1 if saved.options.dropout else 0)
+    x = _core.checked_floats(saved.x, name, "saved.x", 3)
+    if x is not saved.x or x.dtype != weights.dtype:
+        raise TypeError(f"{name}: saved.x must be an array of {weights.dtype} like the weights, got {x.dtype}")
+    return x.shape[0], x.shape[1]
+
+
+def _check_options(op: str, options: Any) -> None:
+    if not isinstance(options, Options):
+        raise TypeError(f"{op}: saved.options must be those of the forward call, got {options!r}")
+    check_choice(op, "saved.options.nonlinearity", options.nonlinearity, NONLINEARITIES)
+    numbers = (options.clip, options.dropout)
+    clip, dropout = (check_number(op, "saved.options", number) for number in numbers)
+    if not (clip >= 0 and 0 <= dropout <= 1):
+        raise ValueError(f"{op}: saved.options must hold a clip of at least 0 and a dropout in 0..1, got {numbers}")
+    check_integer(op, "saved.options.seed", options.seed, 0, _LARGEST_SEED)
 
 
 def _gradient(op: str, name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> Any:
@@ -286,10 +329,9 @@ def _gradient(op: str, name: str, value: Any, shape: tuple[int, ...], dtype: Any
 
 
 def _cell_backward(op: str, dh: Any, dc: Any, saved: RecurrentSaved) -> tuple[Array, Any, dict[str, Array]]:
-    _check_saved(op, saved)
-    batch = saved.x.shape[1]
+    _, batch = _check_saved(op, saved)
     dh = _gradient(f"{op}_backward", "dh", dh, (batch, saved.weights.output_size), saved.x.dtype)
-    dc = _gradient(f"{op}_backward", "dc", dc, (batch, saved.weights.hidden_size), _cell_dtype(saved))
+    dc = _gradient(f"{op}_backward", "dc", dc, (batch, saved.weights.hidden_size), _cell_dtype(f"{op}_backward", saved))
     dx, state, dweights = _layers_backward(
         f"{op}_backward", saved, None, None if dh is None else dh[None], None if dc is None else dc[None]
     )
@@ -299,43 +341,54 @@ def _cell_backward(op: str, dh: Any, dc: Any, saved: RecurrentSaved) -> tuple[Ar
 def _sequence_backward(
     op: str, dy: Any, dh: Any, dc: Any, saved: RecurrentSaved
 ) -> tuple[Array, Any, dict[str, Array]]:
-    _check_saved(op, saved)
-    steps, batch, width = saved.ys[-1].shape
+    steps, batch = _check_saved(op, saved)
+    width, lanes = saved.weights.directions * saved.weights.output_size, len(saved.activations)
     name = f"{op}_backward"
     dtype = saved.x.dtype
     dy = _gradient(name, "dy", dy, (batch, steps, width) if saved.batch_first else (steps, batch, width), dtype)
-    lanes = len(saved.activations)
     dh = _gradient(name, "dh", dh, (lanes, batch, saved.weights.output_size), dtype)
-    dc = _gradient(name, "dc", dc, (lanes, batch, saved.weights.hidden_size), _cell_dtype(saved))
+    dc = _gradient(name, "dc", dc, (lanes, batch, saved.weights.hidden_size), _cell_dtype(name, saved))
     dx, dstate, dweights = _layers_backward(
         name, saved, dy.swapaxes(0, 1) if dy is not None and saved.batch_first else dy, dh, dc
     )
     return dx.swapaxes(0, 1) if saved.batch_first else dx, dstate, dweights
 
 
-def _cell_dtype(saved: RecurrentSaved) -> Any:
+def _cell_dtype(op: str, saved: RecurrentSaved) -> Any:
     """Of the final c and its gradient: float32 where the initial c was, beside 16-bit arrays."""
-    return saved.x.dtype if saved.c0 is None else saved.c0.dtype
+    c0 = saved.x if saved.c0 is None else _core.checked_array(saved.c0, op, "saved.c0")
+    return c0.dtype if c0.dtype == np.float32 else saved.x.dtype
 
 
 def _layers_backward(op: str, saved: RecurrentSaved, dy: Any, dh: Any, dc: Any) -> tuple[Array, Any, dict[str, Array]]:
     """From the last layer to the first; all arrays time first. Of 16-bit arrays all is computed in float32."""
-    low = saved.x.dtype.itemsize == _LOW_BYTES
+    low = saved.weights.dtype.itemsize == _LOW_BYTES
     weights = _core.widened_weights(op, saved.weights) if low else saved.weights
     dtype, (steps, batch, inputs) = weights.dtype, saved.x.shape
 
-    def wide(array: Any) -> Any:
-        return _core.cast(array, np.float32) if array is not None and array.dtype.itemsize == _LOW_BYTES else array
+    def wide(value: Any, label: str) -> Any:
+        if not low or value is None:
+            return value
+        array = _core.checked_array(value, op, label)
+        if array.dtype == np.float32:
+            return array
+        if array.dtype != saved.weights.dtype:
+            raise TypeError(f"{op}: {label} must be {saved.weights.dtype} like the weights, got {array.dtype}")
+        return _core.cast(array, np.float32, op, label)
 
     def narrow(array: Array) -> Array:
-        return _core.cast(array, saved.x.dtype) if low else array
+        return _core.cast(array, saved.weights.dtype) if low else array
 
-    between = [wide(y) for y in saved.dropped or saved.ys[:-1]]
+    ys = [wide(y, "saved.ys") for y in saved.ys]
+    between = [wide(y, "saved.dropped") for y in saved.dropped] or ys[:-1]
     dx = _core.new_array((batch, steps, inputs) if saved.batch_first else (steps, batch, inputs), dtype, op)
-    dxs = [dx.swapaxes(0, 1) if saved.batch_first else dx, *(_core.new_array(y.shape, dtype, op) for y in between)]
+    width = weights.directions * weights.output_size
+    dxs = [dx.swapaxes(0, 1) if saved.batch_first else dx]
+    dxs += [_core.new_array((steps, batch, width), dtype, op) for _ in between]
     dh0, dc0, of_lanes = _core.recurrent_backward(
-        op, weights, saved.options, wide(saved.x), between, [wide(y) for y in saved.ys], saved.activations,
-        wide(saved.h0), wide(saved.c0), saved.lengths, wide(dy), wide(dh), wide(dc), dxs,
+        op, weights, saved.options, wide(saved.x, "saved.x"), between, ys, list(saved.activations),
+        wide(saved.h0, "saved.h0"), wide(saved.c0, "saved.c0"), saved.lengths, wide(dy, "dy"), wide(dh, "dh"),
+        wide(dc, "dc"), dxs, low,
     )  # fmt: skip
     dweights = {
         name: narrow(part)
@@ -344,7 +397,7 @@ def _layers_backward(op: str, saved: RecurrentSaved, dy: Any, dh: Any, dc: Any) 
         if part is not None
     }
     dx = narrow(dx)
-    wide_cell = low and _cell_dtype(saved) != saved.x.dtype
+    wide_cell = low and _cell_dtype(op, saved) != saved.x.dtype
     dstate = (narrow(dh0),) if dc0 is None else (narrow(dh0), dc0 if wide_cell else narrow(dc0))
     return dx.swapaxes(0, 1) if saved.batch_first else dx, dstate, dweights
 
