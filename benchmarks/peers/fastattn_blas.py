@@ -1,21 +1,30 @@
 """fastattn with the strategy "blas": OpenBLAS on constant tiles in place of its own kernels."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import numpy as np
 
 import fastattn as fa
 from benchmarks.cases import Case, Inputs
 from benchmarks.peers import Prepared, fastattn_, itself
-from fastattn import _core
 
 
 def available() -> bool:
     """Whether this build has a BLAS that loads."""
     try:
-        _core.set_attention_strategy("blas")
-        _core.set_linear_strategy("blas")
+        with blas():
+            return True
     except ValueError:
         return False
-    return True
+
+
+@contextmanager
+def blas() -> Iterator[None]:
+    """Both strategies."""
+    with fa.config.attention_strategy("blas"), fa.config.linear_strategy("blas"):
+        yield
 
 
 def version() -> str:
@@ -32,8 +41,19 @@ def supports(case: Case) -> bool:
 def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
     """As for fastattn, but for the weights: packed ones would be native."""
     if case.op == "attention":
-        return fastattn_.prepare(case, inputs, threads)
+        prepared = fastattn_.prepare(case, inputs, threads)
+        return prepared._replace(run=in_blas(prepared.run))
     fa.set_num_threads(threads)
     x, weight, bias = inputs["x"], inputs["weight"], inputs["bias"]
     y = np.empty((case.sizes["M"], case.sizes["N"]), case.dtype)
-    return Prepared(lambda: fa.linear(x, weight, bias, out=y), itself)
+    return Prepared(in_blas(lambda: fa.linear(x, weight, bias, out=y)), itself)
+
+
+def in_blas(run: Callable[[], Any]) -> Callable[[], Any]:
+    """The same call under both strategies."""
+
+    def call() -> Any:
+        with blas():
+            return run()
+
+    return call
