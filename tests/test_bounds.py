@@ -62,6 +62,12 @@ def attention(rng, dtype):
     yield "attention", got, *results("attention", [q, k, v], options)
     got = fa.attention_backward(dout, fa.attention_forward(q, k, v, **options)[1])[:3]
     yield "attention_backward", got, *results("attention_backward", [dout, q, k, v], options)
+    floats = {name: a for name, a in options.items() if isinstance(a, np.ndarray) and a.dtype == dtype}
+    every = fa.attention_backward(dout, fa.attention_forward(q, k, v, **options)[1], gradients=tuple(floats))[3:]
+    of_options = zip(every, *results("attention_option_gradients", [dout, q, k, v], options), strict=True)
+    for part in of_options:
+        if part[0] is not None:
+            yield "gradient of an option", *((value,) for value in part)
 
 
 def linear(rng, dtype):
@@ -140,7 +146,10 @@ def elementwise(rng, dtype):
     gate, up, dy = (a.astype(dtype) for a in (gate, up, dy))
     yield "silu_gated", (fa.silu_gated(gate, up),), *results("silu_gated", [gate, up])
     yield "silu_gated_backward", fa.silu_gated_backward(dy, gate, up), *results("silu_gated_backward", [dy, gate, up])
-    x, positions = dy.reshape(5, 6), rng.integers(0, 500, 5)
+    x, positions, ids = dy.reshape(5, 6), rng.integers(0, 500, 5), rng.integers(0, 3, 5)
+    summed = bounded.matmul(Bounded.of((np.arange(3)[:, None] == ids).astype(dtype)), Bounded.of(x))
+    got = fa.embedding_backward(x, fa.embedding_forward(ids, np.zeros((3, 6), dtype))[1])
+    yield "embedding_backward", (got,), (summed,), (exact(dtype).embedding_backward(x, ids, 3),)
     yield "rope", (fa.rope(x, positions),), *results("rope", [x, positions])
 
 
