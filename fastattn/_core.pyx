@@ -4,6 +4,7 @@
 Private: import fastattn instead. arrays.pxi has the checks and their messages, one file per family the calls.
 """
 
+import sys
 from operator import index
 from threading import get_ident
 
@@ -17,8 +18,10 @@ from cpython.buffer cimport (
     PyBUF_WRITABLE,
     PyBuffer_FillInfo,
     PyBuffer_Release,
+    PyObject_CheckBuffer,
     PyObject_GetBuffer,
 )
+from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.math cimport isfinite
 from libc.stdint cimport INT64_MIN, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc

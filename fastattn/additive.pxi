@@ -22,27 +22,20 @@ cdef object acquire_additive_mask(Array *a, object mask, int dtype, fa_additive_
     contiguous and as long as the keys."""
     cdef object array = as_ndarray(mask, op, "mask")
     cdef tuple shape = (arguments.B, arguments.T, arguments.S)
-    kind = array.dtype.char
-    if kind != "?" and array.dtype != ALL_DTYPES[dtype]:
-        raise TypeError(f"{op}: mask must be bool (True = attend) or {NAMES[dtype]} like query (added), "
-                        f"got {array.dtype}")
-    try:
-        if array.ndim > 3:
-            raise ValueError
-        array = np.broadcast_to(array, np.broadcast_shapes(array.shape, (arguments.S,)))
-        np.broadcast_to(array, shape)
-    except ValueError:
-        raise wrong_shape(op, "mask", f"broadcast to {shape}", f"shape {mask.shape}") from None
-    item = array.itemsize
-    odd = any([stride % item for stride in array.strides])
-    if array.strides[array.ndim - 1] != item or array.ctypes.data % item or odd:
-        array = copied(array, op, "mask")
-    PyObject_GetBuffer(np.broadcast_to(array, shape), &a.view, PyBUF_STRIDES | PyBUF_FORMAT)
-    a.held = True
-    arguments.mask_stride[0] = a.view.strides[0] // item
-    arguments.mask_stride[1] = a.view.strides[1] // item
-    arguments.mask_kind = FA_MASK_BOOL if kind == "?" else FA_MASK_ADD
-    arguments.mask = a.view.buf
+    cdef bint is_bool = acquire_mask_buffer(a, array, dtype, "query", op)
+    cdef int axis, missing = 3 - a.ndim
+    for axis in range(max(0, missing), 3):
+        if missing < 0 or a.shape[axis - missing] != shape[axis] and a.shape[axis - missing] != 1:
+            raise wrong_shape(op, "mask", f"broadcast to {shape}", f"shape {array.shape}")
+    if a.ndim == 0 or a.shape[a.ndim - 1] != arguments.S or a.stride[a.ndim - 1] != 1:
+        array = np.broadcast_to(array, (*array.shape[:max(0, array.ndim - 1)], arguments.S))
+        hold_copy(a, array, op, "mask")
+        missing = 3 - a.ndim
+    for axis in range(max(0, missing), 2):
+        if a.shape[axis - missing] != 1:
+            arguments.mask_stride[axis] = a.stride[axis - missing]
+    arguments.mask_kind = FA_MASK_BOOL if is_bool else FA_MASK_ADD
+    arguments.mask = a.data
 
 
 cdef object acquire_additive(AdditiveInputs *x, fa_additive_arguments *a, object query, object keys, object values,
@@ -80,19 +73,20 @@ cdef object acquire_additive(AdditiveInputs *x, fa_additive_arguments *a, object
 
 
 def additive_attention(object query, object keys, object values, object v, object lengths, object mask,
-                       bint return_weights, str op):
+                       object return_weights, str op):
     """(context, weights); weights is None where nobody asks."""
     cdef AdditiveInputs x
     cdef Array ac, aw
     cdef fa_additive_arguments a
     cdef fa_status status
     cdef object kept, context, weights = None
+    cdef bint wants_weights = as_flag(return_weights, op, "return_weights")
     ac.held = aw.held = False
     try:
         kept = acquire_additive(&x, &a, query, keys, values, v, lengths, mask, op)
-        context = new_out(&ac, (a.B, a.T, a.C), x.query.dtype, op)
-        if return_weights:
-            weights = new_out(&aw, (a.B, a.T, a.S), x.query.dtype, op)
+        context = new_like(&ac, (a.B, a.T, a.C), &x.query, op)
+        if wants_weights:
+            weights = new_like(&aw, (a.B, a.T, a.S), &x.query, op)
         a.context, a.weights = ac.data, data_of(&aw)
         with nogil:
             status = fa_additive_forward(<fa_dtype>x.query.dtype, &a)
@@ -129,10 +123,10 @@ def additive_attention_backward(object dcontext, object query, object keys, obje
             raise wrong_shape(op, "saved.weights", f"have shape {(a.B, a.T, a.S)}", f"shape {shape_of(&aw)}")
         set_two_strides(&ag, g.dcontext_stride)
         g.dcontext, a.weights, a.context = ag.data, aw.data, NULL
-        dquery = new_out(&aq, shape_of(&x.query), x.query.dtype, op)
-        dkeys = new_out(&ak, shape_of(&x.keys), x.query.dtype, op)
-        dvalues = new_out(&ax, shape_of(&x.values), x.query.dtype, op)
-        dv = new_out(&av, shape_of(&x.v), x.query.dtype, op)
+        dquery = new_like(&aq, shape_of(&x.query), &x.query, op)
+        dkeys = new_like(&ak, shape_of(&x.keys), &x.query, op)
+        dvalues = new_like(&ax, shape_of(&x.values), &x.query, op)
+        dv = new_like(&av, shape_of(&x.v), &x.query, op)
         g.dquery, g.dkeys, g.dvalues, g.dv = aq.data, ak.data, ax.data, av.data
         with nogil:
             status = fa_additive_backward(<fa_dtype>x.query.dtype, &g)

@@ -3,8 +3,10 @@
 # An Array holds the buffer of an ndarray while C works on it. `acquire` accepts what C can take as it is: float32 or
 # float64 (or for ops that have them bfloat16 or float16), aligned, last axis contiguous, other strides whole elements;
 # anything else that is an array of such floats is copied first, so no layout is ever wrong.
+# `as_ndarray` is the one door for what is no ndarray: whatever exports memory (buffer, __array__, DLPack), shared and
+# not copied, so that overlaps show in addresses whatever the object.
 # bfloat16 is the dtype of that name, from whatever package (ml_dtypes): it is never imported, and since its arrays
-# export no buffer, their bits are held as uint16.
+# export no buffer, their bits are held as uint16. Results have the dtype of their input, of the same package.
 # All messages have one form: "op: argument must be ..., got ...".
 # Small calls take a few microseconds, and much of that is here: checks build no objects unless they fail.
 
@@ -15,6 +17,7 @@ cdef Py_ssize_t MOST_BYTES = <Py_ssize_t>1 << 47
 cdef struct Array:
     Py_buffer view
     bint held
+    PyObject *bfloat16   # while held: the dtype of an array of bfloat16, else NULL
     char *data
     int ndim
     int dtype            # fa_dtype
@@ -31,15 +34,18 @@ cdef object uint16 = np.dtype(np.uint16)
 cdef object int64 = np.dtype(np.int64)
 cdef object uint64 = np.dtype(np.uint64)
 cdef tuple NAMES = ("float32", "float64", "bfloat16", "float16")
-cdef tuple DTYPES = (float32, float64)
-# By fa_dtype. bfloat16 is that of the first array of it that came: None before.
-cdef list ALL_DTYPES = [float32, float64, None, np.dtype(np.float16)]
+cdef tuple DTYPES = (float32, float64, None, np.dtype(np.float16))  # by fa_dtype; bfloat16 has many, see dtype_of
+cdef str ANY_FLOAT = "float32, float64, bfloat16 or float16"
+cdef char NATIVE_ORDER = c"<" if sys.byteorder == "little" else c">"  # in buffer formats
 
 # What `acquire` takes besides one fa_dtype.
 cdef enum:
     REAL_TYPES = -1  # float32 or float64
     ALL_TYPES = -2   # bfloat16 and float16 too
+    DEEPEST = 64     # nested lists; NumPy has no more axes
 
+
+# ---- messages ----
 
 cdef object wrong_shape(str op, str name, str expected, object got):
     return ValueError(f"{op}: {name} must {expected}, got {got}")
@@ -57,11 +63,13 @@ cdef str spelled(int kind):
 
 cdef object wrong_type(str op, str name, object array, int wanted=REAL_TYPES):
     dtype = getattr(array, "dtype", None)
-    expected = "float32, float64, bfloat16 or float16" if wanted == ALL_TYPES else "float32 or float64"
-    if dtype is None:
+    expected = ANY_FLOAT if wanted == ALL_TYPES else "float32 or float64"
+    if not isinstance(dtype, np.dtype):
         return TypeError(f"{op}: {name} must be an array of {expected}, got {type(array).__name__}")
-    if dtype.name in ("float16", "bfloat16") and wanted != ALL_TYPES:
-        fix = f"{op} has no {dtype.name} kernels: pass {name}.astype(np.float32)"
+    if not dtype.isnative and type_of(dtype.newbyteorder("=")) >= 0:
+        fix = f"pass {name}.astype({name}.dtype.newbyteorder('='))"
+    elif type_of(dtype) > FA_F64 and wanted != ALL_TYPES:
+        fix = f"{op} has no {NAMES[type_of(dtype)]} kernels: pass {name}.astype(np.float32)"
     elif dtype.kind in "biu":
         fix = f"pass {name}.astype(np.float32)"
     else:
@@ -69,27 +77,79 @@ cdef object wrong_type(str op, str name, object array, int wanted=REAL_TYPES):
     return TypeError(f"{op}: {name} must be {expected} in native byte order, got {dtype.str} ({dtype}); {fix}")
 
 
-cdef object as_ndarray(object value, str op, str name):
-    """value as an ndarray and no subclass, without changing its dtype."""
-    if type(value) is ndarray:
-        return value
-    if isinstance(value, ndarray) and hasattr(value, "filled") and np.ma.is_masked(value):
-        raise TypeError(f"{op}: {name} must have no masked elements, got {np.ma.count_masked(value)}: "
-                        f"pass {name}.filled(...)")
-    if getattr(value, "requires_grad", False):
-        raise TypeError(f"{op}: {name} must not require gradients: pass {name}.detach()")
-    try:
-        return np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{op}: {name} must be an array, got {type(value).__name__} ({error})") from None
+# ---- from objects to ndarrays ----
 
+cdef object as_ndarray(object value, str op, str name):
+    """value as an ndarray and no subclass, without changing its dtype; of the same memory, where it has any."""
+    return value if type(value) is ndarray else exported(value, op, name)
+
+
+cdef object exported(object value, str op, str name):
+    cdef object array = None
+    cdef str fault = None
+    try:
+        if holds_masked(value, 0):
+            fault = f"have no masked elements, got {type(value).__name__} with some: pass filled(...)"
+        elif not isinstance(value, ndarray) and getattr(value, "requires_grad", False):
+            fault = f"not require gradients, got one that does: pass {name}.detach()"
+        else:
+            array = np.asanyarray(exporter(value))
+            if holds_masked(array, 0):
+                fault = f"have no masked elements, got {type(value).__name__} with some"
+            array = np.asarray(array)
+    except MemoryError:
+        raise MemoryError(f"{op}: no memory for a copy of {name}") from None
+    except Exception as error:
+        fault = f"be an array, got {type(value).__name__} ({error})"
+    if fault is None and array.dtype.kind == "O" and not isinstance(value, ndarray):
+        fault = f"be an array of numbers, got {type(value).__name__}"
+    if fault is not None:
+        raise TypeError(f"{op}: {name} must {fault}")
+    return array
+
+
+cdef bint holds_masked(object value, int depth) except -1:
+    """Whether it is a masked array with masked elements, or a list that holds one: NumPy would take what is hidden."""
+    if isinstance(value, (list, tuple)):
+        if depth < DEEPEST:
+            for item in value:
+                if isinstance(item, (list, tuple, ndarray)) and holds_masked(item, depth + 1):
+                    return True
+        return False
+    return isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value)
+
+
+cdef object exporter(object value):
+    """What np.asanyarray can read: value itself, but for those with DLPack alone and torch tensors of bfloat16."""
+    if isinstance(value, (ndarray, list, tuple, int, float)) or PyObject_CheckBuffer(value):
+        return value
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        return bfloat16_tensor(value, torch) if value.dtype == torch.bfloat16 else value
+    if hasattr(value, "__dlpack__") and not (
+        hasattr(value, "__array__") or hasattr(value, "__array_interface__") or hasattr(value, "__array_struct__")
+    ):
+        return np.from_dlpack(value)
+    return value
+
+
+cdef object bfloat16_tensor(object tensor, object torch):
+    """NumPy has no name for its elements unless a package adds it; the memory is shared as integers."""
+    try:
+        dtype = np.dtype("bfloat16")
+    except TypeError:
+        raise TypeError("torch.bfloat16 needs ml_dtypes: import it, or pass float()") from None
+    return np.asarray(tensor.view(torch.int16)).view(dtype)
+
+
+# ---- types ----
 
 cdef int format_dtype(const char *format) noexcept:
     """fa_dtype of a buffer format, -1 when it is none of them in native order. NumPy writes "=" before the letter when
-    the array is not aligned."""
+    the array is not aligned; ctypes always writes an order."""
     if format == NULL:
         return -1
-    if format[0] == b"=":
+    if format[0] == b"=" or format[0] == b"@" or format[0] == NATIVE_ORDER:
         format += 1
     if format[0] == b"f" and format[1] == 0:
         return FA_F32
@@ -100,39 +160,107 @@ cdef int format_dtype(const char *format) noexcept:
     return -1
 
 
-cdef bint is_low_precision(object dtype):
-    return is_bfloat16(dtype) or dtype == ALL_DTYPES[FA_F16]
+cdef bint is_bfloat16(object dtype):
+    return dtype.itemsize == 2 and dtype.type.__name__ == "bfloat16" and dtype.isnative
 
 
-cdef int kind_of(object dtype, str op) except -1:
-    """fa_dtype of a dtype, or of what NumPy takes for one."""
+cdef int type_of(object dtype) except -2:
+    """fa_dtype of an np.dtype, -1 when it is none of them in native order."""
+    if is_bfloat16(dtype):
+        return FA_BF16
+    if dtype == float32:
+        return FA_F32
+    if dtype == float64:
+        return FA_F64
+    return FA_F16 if dtype == DTYPES[FA_F16] else -1
+
+
+cdef object as_dtype(object dtype, str op):
+    """The np.dtype of one of the four types, from what NumPy takes for one."""
     cdef str expected = "float32, float64, float16 or bfloat16 (which needs ml_dtypes)"
     try:
         wanted = np.dtype(dtype)
-    except (TypeError, ValueError):
+    except Exception:
         raise TypeError(f"{op}: dtype must be {expected}, got {dtype!r}") from None
-    if is_bfloat16(wanted):
-        return FA_BF16
-    if wanted not in ALL_DTYPES:
-        raise TypeError(f"{op}: dtype must be {expected}, got {wanted}")
-    return ALL_DTYPES.index(wanted)
+    if type_of(wanted) < 0:
+        raise TypeError(f"{op}: dtype must be {expected}, got {wanted.str} ({wanted})")
+    return wanted
 
 
-cdef object bits_of(object array):
-    """The array, or the bits of one of bfloat16 as uint16, which have a buffer."""
-    return array.view(uint16) if is_bfloat16(array.dtype) else array
+cdef object dtype_of(const Array *a):
+    """The np.dtype of what is held."""
+    return <object>a.bfloat16 if a.bfloat16 != NULL else DTYPES[a.dtype]
 
 
-cdef bint is_bfloat16(object dtype):
-    if dtype.itemsize != 2 or dtype.name != "bfloat16":  # in this order: NumPy takes over a microsecond for a name
-        return False
-    if ALL_DTYPES[FA_BF16] is None:
-        ALL_DTYPES[FA_BF16] = dtype
-    return True
+cdef int real_dtype(int dtype) noexcept:
+    """fa_dtype of the arithmetic for arrays of `dtype`."""
+    return FA_F64 if dtype == FA_F64 else FA_F32
 
 
-cdef bint fill(Array *a) noexcept:
-    """Shape, strides and extent from the buffer; False when C cannot take the layout."""
+# ---- buffers ----
+
+cdef bint hold(Array *a, object array, int flags):
+    """Holds the buffer, if there is one. (Catching an exception costs more than asking, also when none comes.)"""
+    a.held = get_buffer(array, &a.view, flags) == 0
+    a.bfloat16 = NULL
+    if not a.held:
+        PyErr_Clear()
+    return a.held
+
+
+cdef int hold_floats(Array *a, object array, int flags) except -2:
+    """Holds the buffer of an array of floats and returns its fa_dtype; -1, and nothing held, of anything else."""
+    cdef int kind
+    cdef object dtype
+    if hold(a, array, flags):
+        kind = format_dtype(a.view.format)
+        if kind >= 0:
+            return kind
+        release(a)
+    dtype = array.dtype
+    if not is_bfloat16(dtype) or not hold(a, array.view(uint16), flags):
+        return -1
+    a.bfloat16 = <PyObject *>dtype
+    Py_INCREF(dtype)
+    return FA_BF16
+
+
+cdef void release(Array *a) noexcept:
+    if not a.held:
+        return
+    a.held = False
+    PyBuffer_Release(&a.view)
+    if a.bfloat16 != NULL:
+        Py_DECREF(<object>a.bfloat16)
+
+
+cdef object copied(object array, str op, str name):
+    """A contiguous copy."""
+    try:
+        return array.copy(order="C")
+    except (MemoryError, ValueError):  # ValueError: the number of bytes overflows
+        raise no_memory(op, f"a contiguous copy of {name}", array.shape, array.dtype) from None
+
+
+cdef object no_memory(str op, str purpose, tuple shape, object dtype):
+    return MemoryError(f"{op}: no memory for {purpose}, shape {shape} of {dtype}")
+
+
+cdef object hold_copy(Array *a, object array, str op, str name):
+    """Holds a contiguous copy of the array of floats or truths that is held."""
+    cdef int flags = PyBUF_STRIDES | PyBUF_FORMAT
+    cdef object copy = copied(array, op, name)
+    release(a)
+    if copy.dtype.kind == "b":
+        hold(a, copy, flags)
+    else:
+        hold_floats(a, copy, flags)
+    measure(a)
+
+
+cdef bint measure(Array *a) noexcept:
+    """Shape, strides and extent from the buffer of at most MAX_DIMS axes; False when elements are not aligned, or not
+    whole elements apart."""
     cdef Py_ssize_t item = a.view.itemsize  # a power of 2: dividing would be half of the time
     cdef int i, log_item = ctz(item)
     cdef bint is_empty = False, whole = True
@@ -154,39 +282,18 @@ cdef bint fill(Array *a) noexcept:
             a.end += (a.shape[i] - 1) * a.view.strides[i]
     if not is_empty:
         a.end += item
-    return whole and <uintptr_t>a.data & (item - 1) == 0 and (a.ndim == 0 or a.stride[a.ndim - 1] == 1)
+    return whole and <uintptr_t>a.data & (item - 1) == 0
 
 
-cdef bint hold(Array *a, object array, int flags):
-    """Holds the buffer, if there is one. (Catching an exception costs more than asking, also when none comes.)"""
-    a.held = get_buffer(array, &a.view, flags) == 0
-    if not a.held:
-        PyErr_Clear()
-    return a.held
-
-
-cdef object copied(object array, str op, str name):
-    """A contiguous copy."""
-    try:
-        return array.copy(order="C")
-    except MemoryError:
-        raise no_memory(op, f"a contiguous copy of {name}", array.shape, array.dtype) from None
-
-
-cdef object no_memory(str op, str purpose, tuple shape, object dtype):
-    return MemoryError(f"{op}: no memory for {purpose}, shape {shape} of {dtype}")
+cdef bint fill(Array *a) noexcept:
+    """measure; False when C cannot take the layout."""
+    return measure(a) and (a.ndim == 0 or a.stride[a.ndim - 1] == 1)
 
 
 cdef object acquire(Array *a, object value, str op, str name, int ndim=-1, int dtype=REAL_TYPES):
     """Holds the buffer of `value`. Checks its type (one of a group, or an fa_dtype) and number of axes (unless -1)."""
     cdef object array = as_ndarray(value, op, name)
-    cdef int kind, flags = PyBUF_STRIDES | PyBUF_FORMAT
-    if hold(a, array, flags):
-        kind = format_dtype(a.view.format)
-    elif is_bfloat16(array.dtype) and hold(a, array.view(uint16), flags):
-        kind = FA_BF16
-    else:
-        raise wrong_type(op, name, array, dtype)
+    cdef int kind = hold_floats(a, array, PyBUF_STRIDES | PyBUF_FORMAT)
     if kind < 0 or dtype == REAL_TYPES and kind > FA_F64:
         raise wrong_type(op, name, array, dtype)
     if dtype >= 0 and kind != dtype:
@@ -200,10 +307,7 @@ cdef object acquire(Array *a, object value, str op, str name, int ndim=-1, int d
         raise wrong_shape(op, name, f"have at most {MOST_BYTES} bytes", f"shape {array.shape} of {array.dtype}")
     a.dtype = kind
     if not fill(a):
-        release(a)
-        PyObject_GetBuffer(bits_of(copied(array, op, name)), &a.view, PyBUF_STRIDES | PyBUF_FORMAT)
-        a.held = True
-        fill(a)
+        hold_copy(a, array, op, name)
     return array
 
 
@@ -211,8 +315,7 @@ cdef object acquire_contiguous(Array *a, object value, str op, str name, int ndi
     """acquire, and C-contiguous: copied if need be."""
     cdef object array = acquire(a, value, op, name, ndim, dtype)
     if not is_contiguous(a):
-        release(a)
-        acquire(a, copied(array, op, name), op, name, ndim, dtype)
+        hold_copy(a, array, op, name)
     return array
 
 
@@ -229,10 +332,20 @@ cdef object acquire_optional(Array *a, object value, tuple shape, int dtype, str
         acquire_shaped(a, value, shape, dtype, op, name)
 
 
-cdef void release(Array *a) noexcept:
-    if a.held:
-        a.held = False
-        PyBuffer_Release(&a.view)
+cdef bint acquire_mask_buffer(Array *a, object array, int dtype, str like, str op) except -1:
+    """Holds a mask of any layout, for it may be large; whether it is bool."""
+    cdef int kind = -1, flags = PyBUF_STRIDES | PyBUF_FORMAT
+    cdef bint is_bool = array.dtype.char == "?"
+    if array.ndim > MAX_DIMS:
+        raise wrong_shape(op, "mask", "have at most 4 axes", f"shape {array.shape}")
+    if not is_bool:
+        kind = hold_floats(a, array, flags)
+    if not (hold(a, array, flags) if is_bool else kind == dtype):
+        raise TypeError(f"{op}: mask must be bool (True = attend) or {NAMES[dtype]} like {like} (added), "
+                        f"got {array.dtype}")
+    if not measure(a):
+        hold_copy(a, array, op, "mask")
+    return is_bool
 
 
 cdef bint is_contiguous(const Array *a) noexcept:
@@ -269,9 +382,27 @@ cdef bint overlap(const Array *a, const Array *b) noexcept:
     return a.first < b.end and b.first < a.end
 
 
-cdef bint meets(object out, object other):
-    """Whether the memory of `out` may meet that of another array, which may be None or no array at all."""
-    return other is not None and isinstance(other, ndarray) and np.may_share_memory(out, other)
+cdef bint overlaps_itself(const Array *a) except -1:
+    """Whether two elements share memory, in whatever layout."""
+    cdef Py_ssize_t reach = a.view.itemsize, step
+    cdef list axes = []
+    cdef bint nested = True
+    if count(a) == 0:
+        return False
+    for i in range(a.ndim):
+        if a.shape[i] > 1:
+            axes.append((abs(a.view.strides[i]), a.shape[i]))
+    for step, size in sorted(axes):
+        nested = nested and step >= reach
+        reach += (size - 1) * step
+    if nested:
+        return False
+    if count(a) * a.view.itemsize > reach:
+        return True
+    places = np.zeros((), np.int64)
+    for step, size in axes:
+        places = np.add.outer(places, np.arange(size) * step)
+    return bool((np.diff(np.sort(places, axis=None)) < a.view.itemsize).any())
 
 
 cdef bint same_place(const Array *a, const Array *b) noexcept:
@@ -286,11 +417,6 @@ def checked_array(object value, str op, str name):
     return as_ndarray(value, op, name)
 
 
-cdef int real_dtype(int dtype) noexcept:
-    """fa_dtype of the arithmetic for arrays of `dtype`."""
-    return FA_F64 if dtype == FA_F64 else FA_F32
-
-
 cdef object raise_status(fa_status status, str op):
     if status == FA_NOMEM:
         raise MemoryError(f"{op}: no memory for its working buffers")
@@ -303,17 +429,20 @@ cdef str text(const char *s):
     return s.decode("utf-8", "replace")
 
 
+# ---- numbers and flags ----
+
 cdef double as_float(object value, str op, str name) except? -1.0:
     if type(value) is float:
         return value
     try:
-        if isinstance(value, (str, bytes)):  # float() would read them
+        # float() would read texts, and take the hidden number of what is masked or the only one of an array with axes.
+        if isinstance(value, (str, bytes, bytearray)) or holds_masked(value, 0) or getattr(value, "ndim", 0):
             raise TypeError
         return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{op}: {name} must be a number, got {value!r}") from None
     except OverflowError:
         raise ValueError(f"{op}: {name} must be finite, got an integer beyond all floats") from None
+    except Exception:
+        raise TypeError(f"{op}: {name} must be a number, got {value!r}") from None
 
 
 cdef bint as_flag(object value, str op, str name) except -1:
@@ -339,6 +468,8 @@ cdef double finite(object value, str op, str name) except? -1.0:
         raise ValueError(f"{op}: {name} must be finite, got {number}")
     return number
 
+
+# ---- indices ----
 
 cdef object as_integers(object value, str op, str name):
     """int64 in rows without gaps, from integers of any type. A copy, to be checked after it is made: the caller's may

@@ -9,10 +9,8 @@ cdef object set_strides(Array *a, fa_index *stride, int head_axis):
 
 cdef object acquire_mask(Array *a, object mask, int dtype, const Py_ssize_t *full, fa_attention_arguments *arguments,
                          str op):
-    """Holds a mask, or none for None; sets its kind, data and strides, 0 where it is broadcast. Any layout is taken as
-    it is: a mask may be large."""
+    """Holds a mask, or none for None; sets its kind, data and strides, 0 where it is broadcast."""
     cdef object array
-    cdef Py_ssize_t item
     cdef int axis, missing
     a.held = False
     arguments.mask_kind = FA_MASK_NONE
@@ -22,23 +20,15 @@ cdef object acquire_mask(Array *a, object mask, int dtype, const Py_ssize_t *ful
     if mask is None:
         return
     array = as_ndarray(mask, op, "mask")
-    kind = array.dtype.char
-    if kind != "?" and array.dtype != ALL_DTYPES[dtype]:
-        raise TypeError(f"{op}: mask must be bool (True = attend) or {NAMES[dtype]} like q (added), got {array.dtype}")
-    item = array.itemsize
-    if array.ctypes.data % item or any([stride % item for stride in array.strides]):
-        array = copied(array, op, "mask")
-    PyObject_GetBuffer(bits_of(array), &a.view, PyBUF_STRIDES | PyBUF_FORMAT)
-    a.held = True
-    missing = 4 - a.view.ndim
+    arguments.mask_kind = FA_MASK_BOOL if acquire_mask_buffer(a, array, dtype, "q", op) else FA_MASK_ADD
+    missing = 4 - a.ndim
     for axis in range(max(0, missing), 4):
-        if missing < 0 or (a.view.shape[axis - missing] != full[axis] and a.view.shape[axis - missing] != 1):
+        if missing < 0 or (a.shape[axis - missing] != full[axis] and a.shape[axis - missing] != 1):
             raise wrong_shape(op, "mask", f"broadcast to {(full[0], full[1], full[2], full[3])}",
                               f"shape {array.shape}")
-        if a.view.shape[axis - missing] != 1:
-            arguments.mask_stride[axis] = a.view.strides[axis - missing] // item
-    arguments.mask_kind = FA_MASK_BOOL if kind == "?" else FA_MASK_ADD
-    arguments.mask = a.view.buf
+        if a.shape[axis - missing] != 1:
+            arguments.mask_stride[axis] = a.stride[axis - missing]
+    arguments.mask = a.data
 
 
 cdef fa_index window_side(object side, str op) except -2:
@@ -60,6 +50,8 @@ cdef object set_alignment(fa_attention_arguments *a, object causal, object windo
     """left, right and bottom_right from causal and window."""
     a.left = a.right = FA_UNBOUNDED
     a.bottom_right = True
+    if isinstance(causal, np.bool_):
+        causal = bool(causal)
     if causal is False or causal is None:
         pass
     elif causal is True:
@@ -181,16 +173,15 @@ cdef tuple acquire_inputs(AttentionInputs *x, fa_attention_arguments *a, int hea
     return q_lengths, kv_lengths
 
 
-cdef object attention_out(Array *a, object out, int ndim, const Py_ssize_t *shape, AttentionInputs *x, object mask,
-                          object slopes, object sinks, str op):
+cdef object attention_out(Array *a, object out, int ndim, const Py_ssize_t *shape, AttentionInputs *x, str op):
     """`out`, or a fresh array where C cannot write to it before all is read. Held."""
-    if out is not None and acquire_sized(a, out, ndim, shape, x.q.dtype, op, "out") and not (
-        overlap(a, &x.q) or overlap(a, &x.k) or overlap(a, &x.v)
-        or meets(out, mask) or meets(out, slopes) or meets(out, sinks)
+    if out is not None and acquire_sized(a, out, ndim, shape, &x.q, op, "out") and not (
+        overlap(a, &x.q) or overlap(a, &x.k) or overlap(a, &x.v) or x.mask.held and overlap(a, &x.mask)
+        or x.slopes.held and overlap(a, &x.slopes) or x.sinks.held and overlap(a, &x.sinks)
     ):
         return out
     release(a)
-    return new_out(a, shape_from(ndim, shape), x.q.dtype, op)
+    return new_like(a, shape_from(ndim, shape), &x.q, op)
 
 
 def attention(object q, object k, object v, object mask, object causal, object scale, object window, object softcap,
@@ -211,7 +202,7 @@ def attention(object q, object k, object v, object mask, object causal, object s
         kept = acquire_inputs(&x, &a, head_axis, q, k, v, mask, causal, scale, window, softcap, alibi_slopes,
                               sinks, q_lengths, kv_lengths, op)
         shape[0], shape[head_axis], shape[3 - head_axis], shape[3] = a.B, a.H, a.Lq, a.Dv
-        result = attention_out(&ao, out, 4, shape, &x, mask, alibi_slopes, sinks, op)
+        result = attention_out(&ao, out, 4, shape, &x, op)
         set_strides(&ao, a.out_stride, head_axis)
         a.out = ao.data
         a.lse = a.reference = a.sum = NULL

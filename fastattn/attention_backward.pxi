@@ -45,23 +45,24 @@ cdef set as_gradients(object names, tuple given, str op):
     return wanted
 
 
-cdef object new_mask_gradient(Array *a, fa_attention_backward_arguments *g, const Array *mask, int dtype, str op):
+cdef object new_mask_gradient(Array *a, fa_attention_backward_arguments *g, const Array *mask, int dtype,
+                              str op):
     """dmask, in the real type."""
     cdef int axis
-    cdef int missing = 4 - mask.view.ndim
+    cdef int missing = 4 - mask.ndim
     if g.forward.mask_kind == FA_MASK_BOOL:
         raise TypeError(f"{op}: gradients must be of numbers, got 'mask', which is bool")
-    result = new_out(a, shape_from(mask.view.ndim, mask.view.shape), real_dtype(dtype), op)
+    result = new_out(a, shape_of(mask), real_dtype(dtype), op)
     for axis in range(4):
-        # 0 where the mask is broadcast, or has one element for one.
-        g.dmask_stride[axis] = a.stride[axis - missing] if g.forward.mask_stride[axis] else 0
+        # 0 where the mask has one element for all, or for one. Its own stride may be 0 where it has many.
+        g.dmask_stride[axis] = a.stride[axis - missing] if axis >= missing and mask.shape[axis - missing] != 1 else 0
     g.dmask, g.dmask_size = a.data, result.size
     return result
 
 
-cdef object in_type(object array, int dtype):
-    """A gradient of the real type, rounded to a 16-bit one."""
-    return array if array is None or real_dtype(dtype) == dtype else cast(array, ALL_DTYPES[dtype])
+cdef object in_type(object array, const Array *like):
+    """A gradient of the real type, rounded to the 16-bit one of `like`."""
+    return array if array is None or real_dtype(like.dtype) == like.dtype else cast(array, dtype_of(like))
 
 
 cdef tuple run_backward(AttentionInputs *x, fa_attention_backward_arguments *g, object dout, object out, object state,
@@ -90,9 +91,9 @@ cdef tuple run_backward(AttentionInputs *x, fa_attention_backward_arguments *g, 
         a.reference, a.sum = y.state.data, y.state.data + y.state.stride[0] * y.state.view.itemsize
         set_any_strides(&y.out, a.out_stride, head_axis)
         set_any_strides(&y.dout, g.dout_stride, head_axis)
-        dq = new_out(&y.dq, shape_of(&x.q), x.q.dtype, op)
-        dk = new_out(&y.dk, shape_of(&x.k), x.q.dtype, op)
-        dv = new_out(&y.dv, shape_of(&x.v), x.q.dtype, op)
+        dq = new_like(&y.dq, shape_of(&x.q), &x.q, op)
+        dk = new_like(&y.dk, shape_of(&x.k), &x.q, op)
+        dv = new_like(&y.dv, shape_of(&x.v), &x.q, op)
         set_any_strides(&y.dq, g.dq_stride, head_axis)
         set_any_strides(&y.dk, g.dk_stride, head_axis)
         set_any_strides(&y.dv, g.dv_stride, head_axis)
@@ -110,7 +111,7 @@ cdef tuple run_backward(AttentionInputs *x, fa_attention_backward_arguments *g, 
         raise_status(status, op)
     finally:
         release_gradients(&y)
-    return (dq, dk, dv, *[in_type(gradient, x.q.dtype) for gradient in (dmask, dsinks, dslopes)])
+    return (dq, dk, dv, *[in_type(gradient, &x.q) for gradient in (dmask, dsinks, dslopes)])
 
 
 def attention_backward(object dout, object q, object k, object v, object out, object state, object mask, object causal,

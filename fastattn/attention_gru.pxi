@@ -67,12 +67,12 @@ def attention_gru(object gates_x, object keys, object values, object annotations
     cdef object kept, h, context, weights, sums, saved = None
     try:
         kept = acquire_attention_gru(&x, &a, gates_x, keys, values, annotations, v, w, bias, h0, lengths, op)
-        h = new_out(&x.h, (a.T, a.B, a.H), x.keys.dtype, op)
-        context = new_out(&x.context, (a.T, a.B, a.K), x.keys.dtype, op)
-        weights = new_out(&x.weights, (a.B, a.T, a.S), x.keys.dtype, op)
-        sums = new_out(&x.sums, (a.T, a.B, a.A + 3 * a.H), x.keys.dtype, op)
+        h = new_like(&x.h, (a.T, a.B, a.H), &x.keys, op)
+        context = new_like(&x.context, (a.T, a.B, a.K), &x.keys, op)
+        weights = new_like(&x.weights, (a.B, a.T, a.S), &x.keys, op)
+        sums = new_like(&x.sums, (a.T, a.B, a.A + 3 * a.H), &x.keys, op)
         if save:
-            saved = new_out(&x.saved, (a.T, a.B, 4 * a.H), x.keys.dtype, op)
+            saved = new_like(&x.saved, (a.T, a.B, 4 * a.H), &x.keys, op)
         a.h, a.weights, a.sums, a.saved = x.h.data, x.weights.data, x.sums.data, data_of(&x.saved)
         a.context = x.context.data
         with nogil:
@@ -119,14 +119,14 @@ def attention_gru_backward(object dh, object dcontext, object dh_last, object ar
         acquire_optional(&al, dh_last, (a.B, a.H), dtype, op, "dstate")
         acquire_optional(&aw, dcontext, (a.T, a.B, a.K), dtype, op, "dcontext")
         g.dh, g.dh_last, g.dcontext = data_of(&ay), data_of(&al), data_of(&aw)
-        da = new_out(&ada, (a.T, a.B, a.A + 3 * a.H), dtype, op)
-        dgates = new_out(&ag, (a.T, a.B, 3 * a.H), dtype, op)
-        dkeys = new_out(&ak, shape_of(&x.keys), dtype, op)
-        dvalues = new_out(&ax, shape_of(&x.values), dtype, op)
-        dannotations = new_out(&an, shape_of(&x.annotations), dtype, op)
+        da = new_like(&ada, (a.T, a.B, a.A + 3 * a.H), &x.keys, op)
+        dgates = new_like(&ag, (a.T, a.B, 3 * a.H), &x.keys, op)
+        dkeys = new_like(&ak, shape_of(&x.keys), &x.keys, op)
+        dvalues = new_like(&ax, shape_of(&x.values), &x.keys, op)
+        dannotations = new_like(&an, shape_of(&x.annotations), &x.keys, op)
         g.dannotations = an.data
-        dv = new_out(&av, shape_of(&x.v), dtype, op)
-        dh0 = new_out(&a0, shape_of(&x.h0), dtype, op)
+        dv = new_like(&av, shape_of(&x.v), &x.keys, op)
+        dh0 = new_like(&a0, shape_of(&x.h0), &x.keys, op)
         g.da, g.dgates, g.dkeys, g.dvalues, g.dv, g.dh0 = ada.data, ag.data, ak.data, ax.data, av.data, a0.data
         with nogil:
             status = fa_attention_gru_backward(<fa_dtype>dtype, &g)

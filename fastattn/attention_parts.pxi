@@ -2,6 +2,9 @@
 
 cdef object as_selection(object value, fa_index size, str op, str name):
     """int64 indices [n] in 0..size - 1 of what a slice or an array of indices selects; None: everything."""
+    if value is not None and not isinstance(value, slice):
+        value = as_ndarray(value, op, name)
+        value = value.astype(np.int64) if value.size == 0 and value.dtype == float64 else value
     try:
         selected = np.arange(size) if value is None else np.arange(size)[value]
     except (IndexError, TypeError, ValueError, OverflowError, RuntimeError) as error:
@@ -48,7 +51,7 @@ def attention_weights(object q, object k, object lse, object heads, object rows,
         w.rows = <const fa_index *><uintptr_t>rows.ctypes.data
         w.lse = al.data
         shape = (a.B, w.n_heads, w.n_rows, a.Lk) if head_axis == 1 else (a.B, w.n_rows, w.n_heads, a.Lk)
-        result = new_out(&aw, shape, x.q.dtype, op)
+        result = new_like(&aw, shape, &x.q, op)
         set_strides(&aw, w.stride, head_axis)
         w.weights = aw.data
         a.out = a.lse = a.reference = a.sum = NULL
@@ -84,7 +87,7 @@ def merge_attention(object out_a, object lse_a, object out_b, object lse_b):
             if got != of_rows:
                 raise wrong_shape(op, name, f"have shape {of_rows}, that of out_a without its last axis",
                                   f"shape {got}")
-        out, lse = new_out(&ao, shape, xa.dtype, op), new_out(&al, of_rows, xa.dtype, op)
+        out, lse = new_like(&ao, shape, &xa, op), new_like(&al, of_rows, &xa, op)
         rows = count(&la)
         with nogil:
             status = fa_attention_merge(<fa_dtype>xa.dtype, ao.data, al.data, xa.data, la.data, xb.data, lb.data, rows,

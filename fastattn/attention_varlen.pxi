@@ -49,7 +49,7 @@ cdef tuple acquire_ragged(AttentionInputs *x, fa_attention_arguments *a, object 
     a.k_stride[:] = [0, x.k.stride[1], x.k.stride[0]]
     a.v_stride[:] = [0, x.v.stride[1], x.v.stride[0]]
     a.q, a.k, a.v = x.q.data, x.k.data, x.v.data
-    if causal is True:
+    if isinstance(causal, (bool, np.bool_)) and causal:
         if not np.array_equal(starts_q, starts_k):
             raise ValueError(f"{op}: causal=True needs as many queries as keys in each sequence, got other cu_seqlens_k"
                              " than cu_seqlens_q; say causal='top-left' or causal='bottom-right'")
@@ -80,7 +80,7 @@ def attention_varlen(object q, object k, object v, object cu_seqlens_q, object c
         kept = acquire_ragged(&x, &a, q, k, v, cu_seqlens_q, cu_seqlens_k, mask, causal, scale, window, softcap,
                               alibi_slopes, sinks)
         shape[0], shape[1], shape[2] = x.q.shape[0], a.H, a.Dv
-        result = attention_out(&ao, out, 3, shape, &x, mask, alibi_slopes, sinks, op)
+        result = attention_out(&ao, out, 3, shape, &x, op)
         a.out_stride[:] = [0, ao.stride[1], ao.stride[0]]
         a.out = ao.data
         a.lse = a.reference = a.sum = NULL

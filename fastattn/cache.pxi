@@ -173,7 +173,7 @@ def cache_attention(object q, object keys, object values, object key_scales, obj
         c.k_scale, c.v_scale = <const float *>data_of(&kept.key_scales), <const float *>data_of(&kept.value_scales)
         c.scale_stride[0], c.scale_stride[1] = x.k.shape[1] * x.k.shape[2], x.k.shape[2]
         shape[0], shape[1], shape[2], shape[3] = a.B, a.H, a.Lq, a.Dv
-        result = attention_out(&ao, out, 4, shape, &x, mask, alibi_slopes, sinks, op)
+        result = attention_out(&ao, out, 4, shape, &x, op)
         set_strides(&ao, a.out_stride, 1)
         a.out = ao.data
         a.lse = a.reference = a.sum = NULL

@@ -4,14 +4,15 @@ def cast(object x, object dtype, str op="cast", str name="x"):
     """x, float32 or of a 16-bit type, as a contiguous array of the other: rounded to nearest even."""
     cdef Array a, y
     cdef fa_status status
-    cdef int kind = kind_of(dtype, op)
+    cdef object wanted = as_dtype(dtype, op)
+    cdef int kind = type_of(wanted)
     a.held = y.held = False
     try:
         acquire_contiguous(&a, x, op, name, -1, ALL_TYPES)
         if (a.dtype == FA_F32) == (kind == FA_F32) or a.dtype == FA_F64 or kind == FA_F64:
             raise TypeError(f"{op}: dtype must be float32 for a 16-bit array, or a 16-bit type for float32, got "
                             f"{NAMES[kind]} for {NAMES[a.dtype]}")
-        result = new_out(&y, shape_of(&a), kind, op)
+        result = new_held(&y, shape_of(&a), wanted, kind, op)
         with nogil:
             status = fa_cast(<fa_dtype>max(<int>a.dtype, kind), y.data, a.data, count(&a), kind != FA_F32)
         raise_status(status, op)

@@ -20,9 +20,9 @@ def cross_entropy(object logits, object targets, object ignore_index, object lab
         if ids.shape != lead:
             raise wrong_shape(op, "targets", f"have shape {lead}, that of logits but for the last axis",
                               f"shape {ids.shape}")
-        losses = new_out(&loss, lead, x.dtype, op)
-        tops = new_out(&top, lead, x.dtype, op)
-        sums = new_out(&total, lead, x.dtype, op)
+        losses = new_like(&loss, lead, &x, op)
+        tops = new_like(&top, lead, &x, op)
+        sums = new_like(&total, lead, &x, op)
         arguments.rows = rows_before(&x)
         arguments.x, arguments.target = x.data, index_pointer(ids)
         arguments.loss, arguments.top, arguments.sum = loss.data, top.data, total.data
@@ -70,9 +70,9 @@ def cross_entropy_backward(object dloss, bint for_each, object logits, object ta
         if for_each:
             acquire_same(&g, dloss, op, "dloss", &top, "targets")
         else:
-            filled = new_out(&g, lead, x.dtype, op)
+            filled = new_like(&g, lead, &x, op)
             filled.fill(dloss)
-        result = new_out(&d, shape, x.dtype, op)
+        result = new_like(&d, shape, &x, op)
         arguments.rows = rows_before(&x)
         arguments.x, arguments.target = x.data, index_pointer(ids)
         arguments.top, arguments.sum, arguments.loss = top.data, total.data, NULL

@@ -26,7 +26,7 @@ def embedding(object ids, object weight, str op):
     try:
         acquire_contiguous(&w, weight, op, "weight", 2, ALL_TYPES)
         numbers = as_ids(ids, w.shape[0], op, "ids")
-        result = new_out(&y, (*numbers.shape, w.shape[1]), w.dtype, op)
+        result = new_like(&y, (*numbers.shape, w.shape[1]), &w, op)
         id, rows = index_pointer(numbers), numbers.size
         with nogil:
             status = fa_embedding_forward(<fa_dtype>w.dtype, y.data, w.data, id, rows, w.shape[1])
@@ -59,7 +59,7 @@ def embedding_backward(object dy, object ids, object table, str op):
         acquire_contiguous(&g, dy, op, "dy")
         if shape_of(&g) != (*ids.shape, table[1]):
             raise wrong_shape(op, "dy", f"have shape {(*ids.shape, table[1])}", f"shape {shape_of(&g)}")
-        result = new_out(&d, table, g.dtype, op)
+        result = new_like(&d, table, &g, op)
         id, rows = index_pointer(ids), ids.size
         with nogil:
             status = fa_embedding_backward(<fa_dtype>g.dtype, d.data, g.data, id, d.shape[0], rows, d.shape[1])
@@ -89,13 +89,13 @@ def rope(object x, object cosine, object sine, object row, bint interleaved, obj
         turns = (cosine.shape[0], n if interleaved else n // 2)
         acquire_shaped(&c, cosine, turns, real_dtype(a.dtype), op, name)
         acquire_shaped(&s, sine, turns, real_dtype(a.dtype), op, name)
-        if out is not None and acquire_out(&y, out, shape, a.dtype, op) and is_contiguous(&y) and (
+        if out is not None and acquire_out(&y, out, shape, &a, op) and is_contiguous(&y) and (
             same_place(&a, &y) or not overlap(&a, &y)
         ):
             result = out
         else:
             release(&y)
-            result = new_out(&y, shape, a.dtype, op)
+            result = new_like(&y, shape, &a, op)
         with nogil:
             status = fa_rope(<fa_dtype>a.dtype, y.data, a.data, c.data, s.data, position, row_count, n, interleaved)
         raise_status(status, op)

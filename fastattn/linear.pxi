@@ -16,6 +16,7 @@ cdef class PackedLinear:
     cdef char *data
     cdef fa_isa isa
     cdef int dtype_code
+    cdef readonly object dtype
     cdef Py_ssize_t N, K
 
     def __init__(self):
@@ -25,10 +26,6 @@ cdef class PackedLinear:
     def shape(self):
         """(out, in) of the weight."""
         return (self.N, self.K)
-
-    @property
-    def dtype(self):
-        return ALL_DTYPES[self.dtype_code]
 
     @property
     def isa(self):
@@ -49,16 +46,17 @@ def pack_linear(object weight, object dtype):
     cdef size_t size
     cdef uintptr_t address
     if dtype is not None:
-        kind = kind_of(dtype, op)
+        dtype = as_dtype(dtype, op)
         weight = as_ndarray(weight, op, "weight")
-        if weight.dtype not in DTYPES and not is_low_precision(weight.dtype):
+        if type_of(weight.dtype) < 0:
             raise wrong_type(op, "weight", weight, ALL_TYPES)
-        weight = weight.astype(ALL_DTYPES[kind], copy=False)
+        weight = weight.astype(dtype, copy=False)
     w.held = False
     try:
         acquire_matrix(&w, weight, op, "weight", ALL_TYPES)
         packed.isa = fa_get_isa()
         packed.dtype_code = w.dtype
+        packed.dtype = dtype_of(&w)
         packed.N = w.shape[0]
         packed.K = w.shape[1]
         size = fa_linear_packed_bytes(<fa_dtype>w.dtype, packed.isa, packed.N, packed.K)
@@ -76,8 +74,7 @@ cdef object acquire_matrix(Array *a, object value, str op, str name, int dtype):
     """A matrix whose row stride C can take: BLAS wants rows that follow one another."""
     cdef object array = acquire(a, value, op, name, 2, dtype)
     if a.shape[0] > 1 and a.stride[0] < a.shape[1]:
-        release(a)
-        acquire(a, copied(array, op, name), op, name, 2, dtype)
+        hold_copy(a, array, op, name)
     if a.shape[0] <= 1:
         a.stride[0] = a.shape[1]
     return array
@@ -125,17 +122,17 @@ def linear(object x, object weight, object bias, object activation, object out, 
                 raise wrong_shape(op, "bias", f"have shape ({N},), the rows of weight", f"shape {shape_of(&b)}")
             bias_data = b.data
         shape = (*[a.shape[i] for i in range(a.ndim - 1)], N)
-        if out is not None and acquire_out(&y, out, shape, a.dtype, op) and is_contiguous(&y) and not (
+        if out is not None and acquire_out(&y, out, shape, &a, op) and is_contiguous(&y) and not (
             overlap(&y, &a) or (w.held and overlap(&y, &w)) or (b.held and overlap(&y, &b))
         ):
             result = out
         else:
             release(&y)
-            result = new_out(&y, shape, a.dtype, op)
+            result = new_like(&y, shape, &a, op)
         if save and f == FA_RELU:
             sums = result
         elif save and f != FA_IDENTITY:
-            sums = new_out(&z, shape, a.dtype, op)
+            sums = new_like(&z, shape, &a, op)
             sums_data = z.data
         M = rows_before(&a)
         with nogil:
@@ -193,21 +190,21 @@ def linear_backward(object dy, object x, object weight, object z, object activat
             acquire_shaped(&s, z, outputs, a.dtype, op, "saved.z")
         arguments.add_dx = add_to is not None
         if add_to is not None:
-            if not (acquire_out(&dx, add_to, shape, a.dtype, op, "add_to") and is_contiguous(&dx)):
+            if not (acquire_out(&dx, add_to, shape, &a, op, "add_to") and is_contiguous(&dx)):
                 raise wrong_shape(op, "add_to", "be contiguous", "other strides")
             result = add_to
         elif with_dx:
-            result = new_out(&dx, shape, a.dtype, op)
+            result = new_like(&dx, shape, &a, op)
         if dweight_out is None:
-            dweight = new_out(&dw, (arguments.N, arguments.K), a.dtype, op)
+            dweight = new_like(&dw, (arguments.N, arguments.K), &a, op)
         else:
             dweight = dweight_out
-            if not (acquire_out(&dw, dweight, (arguments.N, arguments.K), a.dtype, op, "dweight_out")
+            if not (acquire_out(&dw, dweight, (arguments.N, arguments.K), &a, op, "dweight_out")
                     and dw.stride[0] >= arguments.K):
                 raise wrong_shape(op, "dweight_out", "have rows one after another", "other strides")
         arguments.lddw = dw.stride[0]
         if with_bias:
-            dbias = new_out(&db, (arguments.N,), a.dtype, op)
+            dbias = new_like(&db, (arguments.N,), &a, op)
         arguments.M = rows_before(&a)
         arguments.dy, arguments.x, arguments.w, arguments.z = g.data, a.data, w.data, data_of(&s)
         arguments.dx, arguments.dw, arguments.dbias = data_of(&dx), dw.data, data_of(&db)

@@ -55,16 +55,16 @@ def norm(str kind, object x, object residual, object weight, object bias, object
         acquire_columns(&b, bias, op, "bias", &a)
         shape = shape_of(&a)
         lead = shape[:len(shape) - 1]
-        if out is not None and acquire_out(&y, out, shape, a.dtype, op) and is_contiguous(&y) and not (
+        if out is not None and acquire_out(&y, out, shape, &a, op) and is_contiguous(&y) and not (
             (overlap(&y, &a) and not same_place(&y, &a)) or (r.held and overlap(&y, &r))
             or (w.held and overlap(&y, &w)) or (b.held and overlap(&y, &b))
         ):
             result = out
         else:
             release(&y)
-            result = new_out(&y, shape, a.dtype, op)
+            result = new_like(&y, shape, &a, op)
         if r.held:
-            total = new_out(&s, shape, a.dtype, op)
+            total = new_like(&s, shape, &a, op)
         if statistics:
             if arguments.kind == FA_LAYER_NORM:
                 mean = new_out(&m, lead, real_dtype(a.dtype), op)
@@ -119,13 +119,13 @@ def norm_backward(str kind, object dy, object x, object weight, object mean, obj
         lead = shape[:len(shape) - 1]
         acquire_shaped(&d, rstd, lead, real_dtype(a.dtype), op, "saved.rstd")
         acquire_optional(&m, mean, lead, real_dtype(a.dtype), op, "saved.mean")
-        result = new_out(&dx, shape, a.dtype, op)
+        result = new_like(&dx, shape, &a, op)
         arguments.n = a.shape[a.ndim - 1]
         arguments.rows = rows_of(&a)
         if w.held:
-            dweight = new_out(&dw, (arguments.n,), a.dtype, op)
+            dweight = new_like(&dw, (arguments.n,), &a, op)
         if with_bias:
-            dbias = new_out(&db, (arguments.n,), a.dtype, op)
+            dbias = new_like(&db, (arguments.n,), &a, op)
         arguments.dx, arguments.dweight, arguments.dbias = dx.data, data_of(&dw), data_of(&db)
         arguments.dy, arguments.x, arguments.weight = g.data, a.data, data_of(&w)
         arguments.dsum, arguments.mean, arguments.rstd = data_of(&s), data_of(&m), d.data

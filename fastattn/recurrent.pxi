@@ -28,8 +28,7 @@ cdef object set_lane(fa_recurrent_arguments *a, RecurrentWeights w, Py_ssize_t i
 
 cdef object acquire_own_output(Array *a, object value):
     """Holds an output array of ours of 3 axes, the last one contiguous."""
-    PyObject_GetBuffer(bits_of(value), &a.view, PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE)
-    a.held = True
+    hold_output(a, value)
     if not fill(a) or a.ndim != 3:
         raise AssertionError("y must be an output array of fastattn's own")
 
@@ -62,9 +61,10 @@ def recurrent(str op, RecurrentWeights w, options, object x, object h0, object c
                               f"shape {shape_of(&ax)}")
         acquire_optional(&ah, h0, (lanes, ax.shape[1], w.output_size), w.dtype_code, op, "h")
         acquire_optional(&ac, c0, (lanes, ax.shape[1], w.hidden_size), kind_of_c, op, "c")
-        h = new_out(&h_out, (lanes, ax.shape[1], w.output_size), w.dtype_code, op)
+        h = new_like(&h_out, (lanes, ax.shape[1], w.output_size), &ax, op)
         if w.has_cell:
-            c = new_out(&c_out, (lanes, ax.shape[1], w.hidden_size), kind_of_c, op)
+            dtype = dtype_of(&ax) if kind_of_c == ax.dtype else float32
+            c = new_held(&c_out, (lanes, ax.shape[1], w.hidden_size), dtype, kind_of_c, op)
         for i in range(lanes):
             a = &lane[i]
             set_lane(a, w, i, &ah, &ac, &h_out, &c_out)
@@ -113,7 +113,7 @@ def checked_lengths(object lengths, Py_ssize_t batch, Py_ssize_t longest, str op
 def checked_floats(object value, str op, str name, int ndim):
     """value as an ndarray of float32, float64, bfloat16 or float16, with ndim axes."""
     array = as_ndarray(value, op, name)
-    if array.dtype not in DTYPES and not is_low_precision(array.dtype):
+    if type_of(array.dtype) < 0:
         raise wrong_type(op, name, array, ALL_TYPES)
     if array.ndim != ndim:
         raise wrong_shape(op, name, f"have {ndim} axes", f"shape {array.shape}")

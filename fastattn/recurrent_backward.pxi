@@ -8,7 +8,7 @@ def new_saved(RecurrentWeights w, Py_ssize_t steps, Py_ssize_t batch, str op):
     cdef int real = real_dtype(w.dtype_code)
     if w.cell == "rnn" and real == w.dtype_code:
         return None
-    return new_array((steps, batch, kinds, w.hidden_size), ALL_DTYPES[real], op)
+    return new_array((steps, batch, kinds, w.hidden_size), DTYPES[real], op)
 
 
 cdef void *new_gradient(list results, tuple shape, int dtype, bint wanted, str op) except? NULL:

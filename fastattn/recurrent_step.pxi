@@ -10,12 +10,8 @@ cdef bint has_shape(const Array *a, int ndim, Py_ssize_t layers, Py_ssize_t batc
 cdef bint take(Array *a, object array, int ndim, Py_ssize_t batch, Py_ssize_t units, RecurrentWeights w, int dtype,
                int flags):
     """Holds an ndarray that C can take as it is; False, and nothing is held, when it cannot."""
-    if dtype != FA_BF16:
-        if hold(a, array, flags):
-            a.dtype = format_dtype(a.view.format)
-    elif is_bfloat16(array.dtype) and hold(a, array.view(uint16), flags):
-        a.dtype = FA_BF16
-    if not a.held:
+    a.dtype = hold_floats(a, array, flags)
+    if a.dtype < 0:
         return False
     if (a.dtype == dtype and a.view.ndim == ndim and fill(a) and is_contiguous(a)
             and has_shape(a, ndim, w.layers, batch, units)):
@@ -37,13 +33,13 @@ cdef object acquire_input(Array *a, object value, int ndim, Py_ssize_t batch, Py
 cdef object acquire_result(Array *a, object value, Py_ssize_t batch, Py_ssize_t units, RecurrentWeights w, int dtype,
                            str op):
     """Holds an array for a new state, which is written in place."""
-    if not isinstance(value, ndarray) or hasattr(value, "filled"):
+    if not isinstance(value, ndarray) or isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{op}: out must be a NumPy array, got {type(value).__name__}")
     if take(a, value, 3, batch, units, w, dtype, PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE):
         return
     if not value.flags.writeable:
         raise wrong_shape(op, "out", "be writable", "a read-only array")
-    if value.dtype != ALL_DTYPES[dtype]:
+    if type_of(value.dtype) != dtype:
         raise TypeError(f"{op}: out must be {NAMES[dtype]} like the state, got {value.dtype}")
     raise wrong_shape(op, "out", f"be aligned and C-contiguous with shape ({sizes_of(3, w.layers, batch, units)})",
                       f"shape {value.shape}")

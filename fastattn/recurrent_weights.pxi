@@ -16,6 +16,7 @@ cdef class RecurrentWeights:
     cdef fa_recurrent_arguments *lane  # [layers * directions]
     cdef list held  # what the pointers point into
     cdef int dtype_code
+    cdef readonly object dtype
     cdef bint is_packed
     cdef readonly str cell, weight_dtype
     cdef readonly Py_ssize_t layers, directions, input_size, hidden_size
@@ -36,10 +37,6 @@ cdef class RecurrentWeights:
     def proj_size(self):
         """Units of h where it is projected, else 0."""
         return self.output_size if self.lane[0].weights.w_hr != NULL else 0
-
-    @property
-    def dtype(self):
-        return ALL_DTYPES[self.dtype_code]
 
     @property
     def isa(self):
@@ -65,10 +62,11 @@ cdef object no_lanes(str op, Py_ssize_t lanes):
 
 
 cdef RecurrentWeights new_weights(str op, str cell, Py_ssize_t layers, Py_ssize_t directions, Py_ssize_t input_size,
-                                  Py_ssize_t hidden_size, Py_ssize_t output_size, int dtype):
+                                  Py_ssize_t hidden_size, Py_ssize_t output_size, object dtype):
     cdef RecurrentWeights w = RecurrentWeights.__new__(RecurrentWeights)
     w.cell, w.layers, w.directions = cell, layers, directions
-    w.input_size, w.hidden_size, w.output_size, w.dtype_code = input_size, hidden_size, output_size, dtype
+    w.input_size, w.hidden_size, w.output_size = input_size, hidden_size, output_size
+    w.dtype, w.dtype_code = dtype, type_of(dtype)
     w.held = []
     w.lane = <fa_recurrent_arguments *>calloc(layers * directions, sizeof(fa_recurrent_arguments))
     if w.lane == NULL:
@@ -125,7 +123,7 @@ def recurrent_weights(str op, str cell, list lanes, list names, Py_ssize_t direc
     if input_size < 0:
         input_size = checked_floats(lanes[0]["weight_ih"], op, names[0]["weight_ih"], 2).shape[1]
     w = new_weights(op, cell, len(lanes) // directions, directions, input_size, H, P,
-                    kind_of(first.dtype if dtype is None else dtype, op))
+                    as_dtype(first.dtype if dtype is None else dtype, op))
     for i in range(len(lanes)):
         own, labels, into = lanes[i], names[i], &w.lane[i].weights
         columns = input_size if i < directions else directions * P
@@ -144,7 +142,7 @@ def recurrent_weights(str op, str cell, list lanes, list names, Py_ssize_t direc
 def widened_weights(str op, RecurrentWeights weights):
     """16-bit weights, not packed, as float32 ones."""
     cdef RecurrentWeights w = new_weights(op, weights.cell, weights.layers, weights.directions, weights.input_size,
-                                          weights.hidden_size, weights.output_size, FA_F32)
+                                          weights.hidden_size, weights.output_size, float32)
     cdef const void **field[6]
     cdef fa_recurrent_weights *into
     cdef Py_ssize_t i, n
@@ -168,7 +166,7 @@ def pack_recurrent(str op, RecurrentWeights weights, str type_name):
     """The same weights in the layout of the kernels of the instruction set in force, as numbers of their own dtype, or
     of "bfloat16" or "int8" (float32 weights only)."""
     cdef RecurrentWeights w = new_weights(op, weights.cell, weights.layers, weights.directions, weights.input_size,
-                                          weights.hidden_size, weights.output_size, weights.dtype_code)
+                                          weights.hidden_size, weights.output_size, weights.dtype)
     cdef fa_isa isa = fa_get_isa()
     cdef fa_dtype dtype = <fa_dtype>weights.dtype_code
     cdef fa_weight_type type = FA_WEIGHT_REAL

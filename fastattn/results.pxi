@@ -4,36 +4,37 @@ cdef bint has_sizes(const Py_buffer *view, int ndim, const Py_ssize_t *sizes) no
     return view.ndim == ndim and memcmp(view.shape, sizes, ndim * sizeof(Py_ssize_t)) == 0
 
 
-cdef bint acquire_sized(Array *a, object out, int ndim, const Py_ssize_t *sizes, int dtype, str op, str name) except -1:
+cdef bint acquire_sized(Array *a, object out, int ndim, const Py_ssize_t *sizes, const Array *like, str op,
+                        str name) except -1:
     """acquire_out, of a shape that no tuple has been made of."""
+    cdef bint fits
     a.held = False
-    if type(out) is not ndarray and not isinstance(out, ndarray):
+    if type(out) is not ndarray and (not isinstance(out, ndarray) or isinstance(out, np.ma.MaskedArray)):
         raise TypeError(f"{op}: {name} must be an ndarray, got {type(out).__name__}")
-    if (hold(a, bits_of(out) if dtype == FA_BF16 else out, PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE)
-            and (dtype == FA_BF16 and is_bfloat16(out.dtype) or format_dtype(a.view.format) == dtype)
-            and has_sizes(&a.view, ndim, sizes)):
-        a.dtype = dtype
-        if fill(a):
-            return True
-    else:
-        shape = shape_from(ndim, sizes)
-        if out.shape != shape or out.dtype != ALL_DTYPES[dtype]:
-            raise wrong_shape(op, name, f"have shape {shape} and dtype {ALL_DTYPES[dtype]}",
-                              f"{out.shape} and {out.dtype}")
-        if not out.flags.writeable:
-            raise wrong_shape(op, name, "be writable", "a read-only array")
-    release(a)
-    return False
+    a.dtype = hold_floats(a, out, PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE)
+    if a.dtype != like.dtype or not has_sizes(&a.view, ndim, sizes) or (
+        a.bfloat16 != like.bfloat16 and out.dtype != dtype_of(like)
+    ):
+        shape, dtype = shape_from(ndim, sizes), dtype_of(like)
+        if out.shape != shape or out.dtype != dtype:
+            raise wrong_shape(op, name, f"have shape {shape} and dtype {dtype}", f"{out.shape} and {out.dtype}")
+        raise wrong_shape(op, name, "be writable", "a read-only array")
+    fits = fill(a)
+    if not (fits and is_contiguous(a)) and overlaps_itself(a):
+        raise wrong_shape(op, name, "have memory of its own for each element", f"strides {out.strides}")
+    if not fits:
+        release(a)
+    return fits
 
 
-cdef bint acquire_out(Array *a, object out, tuple shape, int dtype, str op, str name="out") except -1:
-    """Holds a caller's output array. False (and nothing held) when the result must go through an array of our own and
-    be copied: C cannot take the layout."""
+cdef bint acquire_out(Array *a, object out, tuple shape, const Array *like, str op, str name="out") except -1:
+    """Holds a caller's output array, which must have the type of `like`. False (and nothing held) when the result must
+    go through an array of our own and be copied: C cannot take the layout."""
     cdef Py_ssize_t sizes[8]
     cdef int i, ndim = <int>len(shape)  # at most MAX_DIMS, as of the inputs
     for i in range(ndim):
         sizes[i] = shape[i]
-    return acquire_sized(a, out, ndim, sizes, dtype, op, name)
+    return acquire_sized(a, out, ndim, sizes, like, op, name)
 
 
 @cython.auto_pickle(False)
@@ -79,35 +80,46 @@ cpdef object new_array(tuple shape, object dtype, str op):
 
 
 cdef object new_out(Array *a, tuple shape, int dtype, str op):
-    """A fresh output, held."""
-    cdef object out = new_empty(shape, ALL_DTYPES[dtype], op)
+    """A fresh output of float32, float64 or float16, held."""
+    return new_held(a, shape, DTYPES[dtype], dtype, op)
+
+
+cdef object new_like(Array *a, tuple shape, const Array *like, str op):
+    """A fresh output of the dtype of `like`, held."""
+    return new_held(a, shape, dtype_of(like), like.dtype, op)
+
+
+cdef object new_held(Array *a, tuple shape, object dtype, int kind, str op):
+    cdef object out = new_empty(shape, dtype, op)
     cdef Py_ssize_t size
     a.held = False
-    hold_output(a, out, dtype)
+    hold_output(a, out)
     size = a.view.len
     if size >= <Py_ssize_t>FA_RESULT_LEAST_BYTES:
         release(a)
-        out = new_large_array(shape, ALL_DTYPES[dtype], size, op)
-        hold_output(a, out, dtype)
-    a.dtype = dtype
+        out = new_large_array(shape, dtype, size, op)
+        hold_output(a, out)
+    a.dtype = kind
     fill(a)
     return out
 
 
-cdef object hold_output(Array *a, object out, int dtype):
-    cdef object bits = bits_of(out) if dtype == FA_BF16 else out
-    PyObject_GetBuffer(bits, &a.view, PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE)
-    a.held = True
+cdef object hold_output(Array *a, object out):
+    """Holds an array of ours."""
+    if hold_floats(a, out, PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE) < 0:
+        raise AssertionError(f"an output of fastattn's own must be a writable array of floats, got {out.dtype}")
 
 
 def check_out(object out, object x, str op):
     """Whether `out` can take a result like x."""
-    if not isinstance(out, ndarray):
-        raise TypeError(f"{op}: out must be an ndarray, got {type(out).__name__}")
-    if out.shape != x.shape or out.dtype != x.dtype:
-        raise wrong_shape(op, "out", f"have shape {x.shape} and dtype {x.dtype}", f"{out.shape} and {out.dtype}")
-    if not out.flags.writeable:
-        raise wrong_shape(op, "out", "be writable", "a read-only array")
+    cdef Array a, y
+    a.held = y.held = False
+    try:
+        acquire(&a, x, op, "x", -1, ALL_TYPES)
+        acquire_out(&y, out, shape_of(&a), &a, op)
+    finally:
+        release(&a)
+        release(&y)
 
 
 cdef object copy_to(object out, object result):

@@ -16,13 +16,13 @@ def map_elements(str kind, object x, object out, str op):
     try:
         acquire_contiguous(&a, x, op, "x", -1, ALL_TYPES)
         shape = shape_of(&a)
-        if out is not None and acquire_out(&y, out, shape, a.dtype, op) and is_contiguous(&y) and (
+        if out is not None and acquire_out(&y, out, shape, &a, op) and is_contiguous(&y) and (
             same_place(&a, &y) or not overlap(&a, &y)
         ):
             result = out
         else:
             release(&y)
-            result = new_out(&y, shape, a.dtype, op)
+            result = new_like(&y, shape, &a, op)
         with nogil:
             status = fa_map(<fa_dtype>a.dtype, f, y.data, a.data, count(&a))
         raise_status(status, op)
@@ -42,7 +42,7 @@ def map_backward(str kind, object dy, object x, str op):
     try:
         acquire_contiguous(&a, x, op, "x")
         acquire_same(&g, dy, op, "dy", &a, "x")
-        result = new_out(&d, shape_of(&a), a.dtype, op)
+        result = new_like(&d, shape_of(&a), &a, op)
         with nogil:
             status = fa_map_backward(<fa_dtype>a.dtype, f, d.data, g.data, a.data, count(&a))
         raise_status(status, op)
@@ -63,13 +63,13 @@ def silu_gated(object gate, object up, object out, str op):
         acquire_contiguous(&a, gate, op, "gate", -1, ALL_TYPES)
         acquire_same(&u, up, op, "up", &a, "gate")
         shape = shape_of(&a)
-        if out is not None and acquire_out(&y, out, shape, a.dtype, op) and is_contiguous(&y) and (
+        if out is not None and acquire_out(&y, out, shape, &a, op) and is_contiguous(&y) and (
             same_place(&a, &y) or not overlap(&a, &y)
         ) and (same_place(&u, &y) or not overlap(&u, &y)):
             result = out
         else:
             release(&y)
-            result = new_out(&y, shape, a.dtype, op)
+            result = new_like(&y, shape, &a, op)
         with nogil:
             status = fa_silu_gated_forward(<fa_dtype>a.dtype, y.data, a.data, u.data, count(&a))
         raise_status(status, op)
@@ -90,8 +90,8 @@ def silu_gated_backward(object dy, object gate, object up, str op):
         acquire_contiguous(&a, gate, op, "gate")
         acquire_same(&u, up, op, "up", &a, "gate")
         acquire_same(&g, dy, op, "dy", &a, "gate")
-        dgate = new_out(&da, shape_of(&a), a.dtype, op)
-        dup = new_out(&du, shape_of(&a), a.dtype, op)
+        dgate = new_like(&da, shape_of(&a), &a, op)
+        dup = new_like(&du, shape_of(&a), &a, op)
         with nogil:
             status = fa_silu_gated_backward(<fa_dtype>a.dtype, da.data, du.data, g.data, a.data, u.data, count(&a))
         raise_status(status, op)
@@ -115,13 +115,13 @@ def softmax_rows(bint log, object x, object scale, object out, str op):
     try:
         acquire_contiguous(&a, x, op, "x", -1, ALL_TYPES)
         shape = shape_of(&a)
-        if out is not None and acquire_out(&y, out, shape, a.dtype, op) and is_contiguous(&y) and (
+        if out is not None and acquire_out(&y, out, shape, &a, op) and is_contiguous(&y) and (
             same_place(&a, &y) or not overlap(&a, &y)
         ):
             result = out
         else:
             release(&y)
-            result = new_out(&y, shape, a.dtype, op)
+            result = new_like(&y, shape, &a, op)
         n = a.shape[a.ndim - 1]
         rows = count(&a) // n if n else 0
         with nogil:
@@ -147,7 +147,7 @@ def softmax_backward_rows(bint log, object dy, object y, object scale, str op):
         shape = shape_of(&a)
         if shape_of(&g) != shape:
             raise wrong_shape(op, "dy", f"have the shape of y, {shape}", f"shape {shape_of(&g)}")
-        result = new_out(&d, shape, a.dtype, op)
+        result = new_like(&d, shape, &a, op)
         n = a.shape[a.ndim - 1]
         rows = count(&a) // n if n else 0
         with nogil:

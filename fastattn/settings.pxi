@@ -81,7 +81,7 @@ def get_isa():
 def isa_number(name):
     """The setting for an ISA that is available."""
     names = isa_names()
-    if name not in names:
+    if not isinstance(name, str) or name not in names:
         raise ValueError(f"use_isa: name must be one of {available_isas()}, got {name!r}")
     number = names.index(name)
     if not fa_isa_usable(<fa_isa><int>number):
@@ -115,9 +115,12 @@ def get_num_threads():
 
 def thread_number(n, op):
     """The setting for at most n threads."""
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
-        raise TypeError(f"{op}: n must be an integer, got {n!r}")
-    n = n.__index__()
+    try:
+        if isinstance(n, bool):
+            raise TypeError
+        n = index(n)
+    except TypeError:
+        raise TypeError(f"{op}: n must be an integer, got {n!r}") from None
     if not 1 <= n <= FA_MAX_THREADS:
         raise ValueError(f"{op}: n must lie in 1..{FA_MAX_THREADS}, got {n}")
     return n
@@ -135,7 +138,7 @@ def trim():
 def strategy_number(kind, name):
     """The setting for a strategy of "attention" or "linear"."""
     cdef tuple names = ATTENTION_STRATEGIES if kind == "attention" else LINEAR_STRATEGIES
-    if name not in names:
+    if not isinstance(name, str) or name not in names:
         raise ValueError(f"{kind}_strategy: name must be one of {names}, got {name!r}")
     if name == "blas" and not fa_blas_load():
         raise ValueError(f"{kind}_strategy: 'blas' needs a BLAS, "
@@ -169,7 +172,7 @@ def blas_info():
 def probe_multiply_add(dtype, rounds, threads=1):
     """Runs independent multiply-adds on `threads` threads at once; returns how many (scalars, all threads). For
     benchmarks, which take the time."""
-    cdef fa_dtype kind = <fa_dtype>kind_of(dtype, "probe_multiply_add")
+    cdef fa_dtype kind = <fa_dtype>type_of(as_dtype(dtype, "probe_multiply_add"))
     cdef fa_index n = rounds
     cdef int members = threads
     cdef double done

@@ -65,6 +65,7 @@ def check_dtype(op: str, value: Any, names: Collection[str]) -> np.dtype[Any]:
     except (TypeError, ValueError):
         dtype = None
     if dtype is None or dtype.name not in names or not dtype.isnative:
-        raise TypeError(f"{op}: dtype must be one of {', '.join(names)}, got {value!r}") from None
+        hint = " (bfloat16 needs ml_dtypes)" if dtype is None and "bfloat16" in names else ""
+        raise TypeError(f"{op}: dtype must be one of {', '.join(names)}, got {value!r}{hint}") from None
     checked: np.dtype[Any] = dtype
     return checked
