@@ -441,7 +441,7 @@ def _size(name: str, value: Any, least: int = 0) -> int:
 def _dtype(value: DTypeLike) -> np.dtype[Any]:
     try:
         dtype = np.dtype(value)
-    except TypeError:
+    except (TypeError, ValueError):
         raise TypeError(f"KVCache: dtype must be one of {', '.join(_DTYPES)}, got {value!r}") from None
     if dtype.name not in _DTYPES or not dtype.isnative:
         raise TypeError(f"KVCache: dtype must be one of {', '.join(_DTYPES)}, got {dtype}")

@@ -6,7 +6,7 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from fastattn import _core
-from fastattn.functional._checks import check_saved
+from fastattn.functional._checks import check_flag, check_saved
 from fastattn.functional._types import Array
 
 
@@ -38,6 +38,7 @@ def additive_attention(query: ArrayLike, keys: ArrayLike, values: ArrayLike, v: 
     >>> additive_attention(np.zeros((1, 1, 4)), keys, values, np.ones(4))
     array([[[2.]]])
     """
+    return_weights = check_flag("additive_attention", "return_weights", return_weights)
     context, weights = _core.additive_attention(
         query, keys, values, v, lengths, mask, return_weights, "additive_attention"
     )

@@ -17,7 +17,7 @@ from fastattn.functional.additive import (
 from fastattn.functional.linear import SavedLinear, linear
 from fastattn.nn._arguments import Rng, check_rng, check_room, check_size
 from fastattn.nn._padding import cleared, ragged
-from fastattn.nn.layers import Linear
+from fastattn.nn.layers import Linear, added
 from fastattn.nn.module import Module, prefixed
 
 
@@ -84,7 +84,7 @@ class AdditiveAttention(Module):
         dprojected, dkeys, dvalues, dv = additive_attention_backward(dcontext, saved.attention)
         dquery, query = self.query.backward(dprojected, saved.query)
         dannotations, key = self.key.backward(dkeys, saved.key)
-        return (dquery, dannotations + dvalues), prefixed(query=query, key=key) | {"v": dv}
+        return (dquery, added(dannotations, dvalues)), prefixed(query=query, key=key) | {"v": dv}
 
 
 class Memory(NamedTuple):

@@ -147,7 +147,7 @@ class BertModel(Module):
             if "LayerNorm" in name or len(shape) == 1:
                 self._constant(name, shape, 1 if name.endswith("weight") else 0)
             else:
-                self._own[name] = self._rounded(_SPREAD * rng.standard_normal(shape))
+                self._normal(name, shape, _SPREAD, rng)
 
     def load_state_dict(self, mapping: Mapping[str, Any]) -> None:
         """As of other modules, by the names of published files: the prefixes "bert.", "roberta.", "model.", "module."
@@ -171,6 +171,10 @@ class BertModel(Module):
         """The weights as calls use them, packed once: queries, keys and values of a layer side by side. dtype: float32
         or bfloat16 (which needs ml_dtypes). They do not follow later changes of the parameters."""
         kind = check_dtype("BertModel.pack", dtype, ("float32", "bfloat16"))
+        with _core.DefaultFloats():
+            return self._pack(kind)
+
+    def _pack(self, kind: Any) -> dict[str, Any]:
         own, packed = self._own, dict[str, Any]()
         for name in own:
             if name.startswith("encoder.") and own[name].ndim == 2:
@@ -222,8 +226,9 @@ class BertModel(Module):
             filled = np.flatnonzero(np.diff(starts))
             if len(filled):
                 hidden = self(np.concatenate([ids[i] for i in filled]), starts, w)
-                total = np.add.reduceat(hidden, starts[filled], axis=0)  # a sum: its length does not matter
-                result[part.start + filled] = total / np.sqrt((total * total).sum(-1, keepdims=True))
+                with _core.DefaultFloats():
+                    total = np.add.reduceat(hidden, starts[filled], axis=0)  # a sum: its length does not matter
+                    result[part.start + filled] = total / np.sqrt((total * total).sum(-1, keepdims=True))
         return result
 
     def _packed(self, weights: Any) -> dict[str, Any]:
@@ -301,6 +306,8 @@ def batches(lengths: Sequence[int], tokens: int) -> Iterator[range]:
 
 def _listed(op: str, sequences: Any) -> list[Any]:
     try:
+        count = len(sequences)
+        check_room(op, count, np.dtype(np.int64).itemsize, sequences=count)
         return list(sequences)
     except TypeError:
         raise TypeError(f"{op}: sequences must be a sequence of ids, got {type(sequences).__name__}") from None

@@ -75,7 +75,7 @@ class Embedding(Module):
         rows = check_size("Embedding", "num_embeddings", num_embeddings)
         columns = check_size("Embedding", "embedding_dim", embedding_dim)
         check_room("Embedding", rows * columns, self.dtype.itemsize, num_embeddings=rows, embedding_dim=columns)
-        self._own["weight"] = self._rounded(check_rng("Embedding", rng).standard_normal((rows, columns)))
+        self._normal("weight", (rows, columns), 1, check_rng("Embedding", rng))
 
     def __call__(self, ids: ArrayLike) -> Array:
         return embedding(ids, self._own["weight"])
@@ -116,8 +116,7 @@ class SinusoidalPositions(Module):
         if not 0 <= offset <= most - array.shape[-2]:
             raise ValueError(f"SinusoidalPositions: positions must lie in 0..{most - 1}, "
                              f"got {array.shape[-2]} from {offset} on")  # fmt: skip
-        total: Array = array + self.table[offset : offset + array.shape[-2]]
-        return total
+        return added(array, self.table[offset : offset + array.shape[-2]])
 
     def forward(self, x: ArrayLike, *, offset: int = 0) -> tuple[Array, None]:
         """The result; backward needs nothing."""
@@ -246,6 +245,13 @@ def feed_forward_gradients(dy: ArrayLike, saved: Any, add_to: Array | None = Non
     dx, grads1 = linear_gradients(dup, saved1, add_to)
     dx, grads_gate = linear_gradients(dgate, saved_gate, dx)
     return dx, prefixed(linear1=grads1, linear2=grads2, gate=grads_gate)
+
+
+def added(x: Array, y: Array, out: Array | None = None) -> Array:
+    """x + y, whatever the caller's floating-point state."""
+    with _core.DefaultFloats():
+        total: Array = np.add(x, y, out=out)
+        return total
 
 
 def check_activation(name: str, owner: str, *, gated: bool = False) -> str:

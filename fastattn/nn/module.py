@@ -60,7 +60,7 @@ class Module:
             if not own[name].flags.writeable:
                 raise ValueError(f"{op}: {name} must be writable in the module, got a read-only parameter")
         # All are copied first: a value may be the parameter of another name.
-        with np.errstate(all="ignore"):
+        with _core.DefaultFloats():
             copies = {name: np.array(value, own[name].dtype) for name, value in values.items()}
         for name, value in copies.items():
             own[name][...] = value
@@ -85,15 +85,16 @@ class Module:
 
     def _uniform(self, name: str, shape: Sequence[int], bound: float, rng: np.random.Generator) -> None:
         """A parameter drawn uniformly from -bound to bound."""
-        self._own[name] = self._rounded(rng.uniform(-bound, bound, tuple(shape)))
+        with _core.DefaultFloats():
+            self._own[name] = rng.uniform(-bound, bound, tuple(shape)).astype(self.dtype)
+
+    def _normal(self, name: str, shape: Sequence[int], spread: float, rng: np.random.Generator) -> None:
+        """A parameter drawn from the normal distribution with this standard deviation."""
+        with _core.DefaultFloats():
+            self._own[name] = (spread * rng.standard_normal(tuple(shape))).astype(self.dtype)
 
     def _constant(self, name: str, shape: Sequence[int], value: float) -> None:
         self._own[name] = np.full(tuple(shape), value, self.dtype)
-
-    def _rounded(self, values: Array) -> Array:
-        """values in the dtype of the module; subnormal ones raise nothing."""
-        with np.errstate(all="ignore"):
-            return values.astype(self.dtype)
 
     def _array(self, value: ArrayLike, method: str, name: str, shape: Sequence[int | str]) -> Array:
         """value as an ndarray of this shape, in which a letter stands for any size."""

@@ -12,7 +12,7 @@ from fastattn.functional.cross_entropy import cross_entropy
 from fastattn.functional.rows import log_softmax
 from fastattn.nn._arguments import Rng, check_layers, check_rng, check_room, check_size
 from fastattn.nn.attention_gru import AttentionGRU, Memory
-from fastattn.nn.layers import Embedding, Linear
+from fastattn.nn.layers import Embedding, Linear, added
 from fastattn.nn.module import Module, Saved, prefixed
 from fastattn.nn.recurrent import GRU, LSTM
 
@@ -52,9 +52,11 @@ class _Cho(Module):
         encoder, summary, start, decoder, embed = saved
         hidden = self.decoder.hidden_size
         dinputs, dfirst, of_decoder = self.decoder.backward(dfeatures[..., :hidden], decoder)
-        dinputs = dinputs + dfeatures[..., hidden:]
+        dinputs = added(dinputs, dfeatures[..., hidden:])
         dc, of_start = self.start.backward(dfirst[0], start)
-        dlast, of_summary = self.summary.backward(dc + dinputs[..., embed:].sum(0), summary)
+        with _core.DefaultFloats():
+            dc = dc + dinputs[..., embed:].sum(0)
+        dlast, of_summary = self.summary.backward(dc, summary)
         dsource, _, of_encoder = self.encoder.backward((None, dlast[None]), encoder)
         grads = prefixed(encoder=of_encoder, summary=of_summary, start=of_start, decoder=of_decoder)
         return dsource, np.ascontiguousarray(dinputs[..., :embed]), grads
@@ -131,7 +133,7 @@ class _Bahdanau(Module):
         dlast, of_start = self.start.backward(dfirst, start)
         dstate = np.stack([np.zeros_like(dlast), dlast])
         dsource, _, of_encoder = self.encoder.backward((dannotations.swapaxes(0, 1), dstate), encoder)
-        return dsource, dx + dinputs, prefixed(encoder=of_encoder, start=of_start, decoder=of_decoder)
+        return dsource, added(dx, dinputs), prefixed(encoder=of_encoder, start=of_start, decoder=of_decoder)
 
     @staticmethod
     def take(memory: Memory | None, state: Array, rows: Array) -> tuple[Memory | None, Array]:
@@ -251,8 +253,9 @@ class Seq2Seq(Module):
         """
         logits = self(source, target, source_lengths)
         losses = cross_entropy(logits, following, ignore_index=ignore_index, reduction="none")
-        total: Array = -losses.sum(1)
-        return total
+        with _core.DefaultFloats():
+            total: Array = -losses.sum(1)
+            return total
 
     def greedy(self, source: ArrayLike, source_lengths: ArrayLike | None = None, *, start: int, end: int,
                max_length: int = 100) -> list[tuple[list[int], float]]:  # fmt: skip
@@ -283,10 +286,11 @@ class Seq2Seq(Module):
             if ended.all():
                 break
             features, state, _ = self.core.decode(self.target(last.reshape(1, -1)), memory, state)
-            after = log_softmax(self.output(features)[0]).astype(np.float64).reshape(batch, width, -1)
+            with _core.DefaultFloats():
+                after = log_softmax(self.output(features)[0]).astype(np.float64).reshape(batch, width, -1)
             after[ended] = -np.inf
             after[ended, end] = 0  # an ended sentence goes on as it is
-            total = (score[..., None] + after).reshape(batch, -1)
+            total = added(score[..., None], after).reshape(batch, -1)
             best = np.argsort(-total, 1, kind="stable")[:, :width]
             score = np.take_along_axis(total, best, 1)
             parent, last = np.divmod(best, after.shape[2])

@@ -20,7 +20,7 @@ from fastattn.nn._arguments import Rng, check_eps, check_layers, check_rng, chec
 from fastattn.nn._padding import clear, cleared, cleared_gradient, ragged
 from fastattn.nn.attention import MultiHeadAttention, attention_gradients
 from fastattn.nn.decoder_cache import DecoderCache, LayerCache
-from fastattn.nn.layers import LayerNorm, Linear, check_activation, feed_forward_gradients
+from fastattn.nn.layers import LayerNorm, Linear, added, check_activation, feed_forward_gradients
 from fastattn.nn.module import Module, Saved, prefixed
 
 Grads = dict[str, Array]
@@ -76,7 +76,7 @@ class TransformerEncoderLayer(_Layer):
         options: dict[str, Any] = {"mask": mask, "causal": causal, "lengths": lengths}
         if self.norm_first:
             y, total = self.norm2.after_sum(x, self.self_attn(self.norm1(x), **options))
-            return clear(np.add(total, self._feed_forward(y), out=total), beyond)
+            return clear(added(total, self._feed_forward(y), out=total), beyond)
         y, _ = self.norm1.after_sum(x, self.self_attn(x, **options))
         return clear(self.norm2.after_sum(y, self._feed_forward(y))[0], beyond)
 
@@ -91,7 +91,7 @@ class TransformerEncoderLayer(_Layer):
             y, saved_attention = self.self_attn.forward(y, **options)
             y, saved2 = self.norm2.forward(x, residual=y)
             y, saved_feed = self._feed_forward_forward(y)
-            np.add(y, saved2.x, out=y)
+            added(y, saved2.x, out=y)
         else:
             y, saved_attention = self.self_attn.forward(x, **options)
             y, saved1 = self.norm1.forward(x, residual=y)
@@ -168,7 +168,7 @@ class TransformerDecoderLayer(_Layer):
         if self.norm_first:
             y, total = self.norm2.after_sum(x, to_target(self.norm1(x)))
             y, total = self.norm3.after_sum(total, to_memory(y))
-            return np.add(total, self._feed_forward(y), out=total)
+            return added(total, self._feed_forward(y), out=total)
         y, _ = self.norm1.after_sum(x, to_target(x))
         y, _ = self.norm2.after_sum(y, to_memory(y))
         return self.norm3.after_sum(y, self._feed_forward(y))[0]
@@ -189,7 +189,7 @@ class TransformerDecoderLayer(_Layer):
             y, saved_cross = self.multihead_attn.forward(y, memory, **to_memory)
             y, saved3 = self.norm3.forward(saved2.x, residual=y)
             y, saved_feed = self._feed_forward_forward(y)
-            np.add(y, saved3.x, out=y)
+            added(y, saved3.x, out=y)
         else:
             y, saved_self = self.self_attn.forward(x, **options)
             y, saved1 = self.norm1.forward(x, residual=y)

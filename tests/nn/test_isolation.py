@@ -187,3 +187,25 @@ def test_sources_and_targets_of_a_translation_do_not_meet(kind):
     assert same_bits(others(m(source, target, SOURCES), 0, 1), others(logits, 0, 1))
     result, saved = m.forward(np.where(beyond, 8, np.where(source == 8, 0, source)), target, SOURCES)
     assert all(np.isfinite(value).all() for value in m.backward(np.ones_like(result), saved)[1].values())
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "True" in name or name in ("positions", "additive")])
+def test_the_error_state_and_the_flush_to_zero_of_the_caller_change_nothing(name):
+    torch = pytest.importorskip("torch", reason="needs torch")
+    module, inputs, names = CASES[name]
+    arrays, keywords = [array * np.float32(1e-38) for array in drawn(inputs)], options(inputs, names)
+    wanted = run(module, arrays, keywords)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this CPU cannot flush subnormal numbers to zero")
+    try:
+        with np.errstate(all="raise"):
+            y = first_array(module(*arrays, **keywords))
+            result, saved = module.forward(*arrays, **keywords)
+            dy = np.random.default_rng(13).standard_normal(y.shape).astype(np.float32)
+            dx, *_, grads = module.backward(dy, saved)
+    finally:
+        torch.set_flush_denormal(False)
+    assert same_bits(y, wanted[0])
+    assert same_bits(first_array(result), wanted[0])
+    assert all(map(same_bits, dx if isinstance(dx, tuple) else (dx,), wanted[1]))
+    assert all(same_bits(grads[key], wanted[2][key]) for key in grads)
