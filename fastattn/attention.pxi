@@ -50,7 +50,7 @@ cdef object set_alignment(fa_attention_arguments *a, object causal, object windo
     """left, right and bottom_right from causal and window."""
     a.left = a.right = FA_UNBOUNDED
     a.bottom_right = True
-    if isinstance(causal, np.bool_):
+    if causal is not False and isinstance(causal, np.bool_):
         causal = bool(causal)
     if causal is False or causal is None:
         pass
