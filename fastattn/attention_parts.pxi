@@ -10,6 +10,8 @@ cdef object as_selection(object value, fa_index size, str op, str name):
     except (IndexError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise ValueError(f"{op}: {name} must be None, a slice or integers in 0..{size - 1}, got {value!r} ({error})") \
             from None
+    except MemoryError:
+        raise MemoryError(f"{op}: no memory for the indices that {name} selects") from None
     if selected.ndim != 1:
         raise ValueError(f"{op}: {name} must be None, a slice or integers of one axis, got {value!r}")
     return np.ascontiguousarray(selected, dtype=np.int64)

@@ -50,7 +50,10 @@ def pack_linear(object weight, object dtype):
         weight = as_ndarray(weight, op, "weight")
         if type_of(weight.dtype) < 0:
             raise wrong_type(op, "weight", weight, ALL_TYPES)
-        weight = weight.astype(dtype, copy=False)
+        try:
+            weight = weight.astype(dtype, copy=False)
+        except (MemoryError, ValueError):  # ValueError: the number of bytes overflows
+            raise no_memory(op, "a copy of weight", weight.shape, dtype) from None
     w.held = False
     try:
         acquire_matrix(&w, weight, op, "weight", ALL_TYPES)

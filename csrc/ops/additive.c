@@ -67,6 +67,7 @@ fa_status OP(additive_forward)(const fa_additive_arguments *a)
     const int members = fa_members_for(work_of(a));
     fa_scratch scratch;
     arena plan = {0};
+    if (a->C == 0 && !a->weights) return FA_OK; /* however many rows have nothing to write */
     for (int pass = 0; pass < 2; pass++) {
         plan.used = 0;
         c.scores = arena_take(&plan, a->S, 2 * TASK_ROWS * sizeof(real) * (size_t)members);
@@ -130,6 +131,7 @@ fa_status OP(additive_backward)(const fa_additive_gradients *g)
     const int members = fa_members_for(work_of(a));
     fa_scratch scratch;
     arena plan = {0};
+    if (a->A == 0 && a->C == 0) return FA_OK;
     for (int pass = 0; pass < 2; pass++) {
         plan.used = 0;
         c.de = arena_take(&plan, a->B * a->T * a->S, sizeof(real));

@@ -259,6 +259,7 @@ fa_status OP(attention_forward)(const fa_attention_arguments *a)
                    padded = fa_round_up(fa_ceil_div(a->D, packed), k->sizes.tile_k);
     const fa_index heads = a->B * a->Hk;
     if (a->B == 0 || a->H == 0 || a->Lq == 0) return FA_OK;
+    if (a->Dv == 0 && !a->lse && !a->reference) return FA_OK; /* however many rows have nothing to write */
     if (a->strategy == FA_ATTENTION_BLAS && !fa_blas_load()) return FA_NOBLAS;
     if (OP(attention_decodes)(a)) return OP(attention_decode)(a, NULL);
 

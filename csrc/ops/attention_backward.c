@@ -372,6 +372,7 @@ fa_status OP(attention_backward)(const fa_attention_backward_arguments *argument
     const fa_index lanes = k->sizes.lanes, heads = a->B * a->Hk;
 
     backward_call c = {.arguments = arguments, .a = a, .kernels = k, .group = a->Hk ? a->H / a->Hk : 0};
+    if (a->D == 0 && a->Dv == 0 && !arguments->dmask && !arguments->dslopes && !arguments->dsinks) return FA_OK;
     c.block = BLOCK_KEYS / (fa_max(a->D, a->Dv) * (fa_index)sizeof(real) > BLOCK_ROW_BYTES ? 2 : 1);
     c.blocks = fa_max(1, fa_ceil_div(a->Lk, c.block));
     c.tiles = fa_ceil_div(a->Lq, GRADIENT_TILE);

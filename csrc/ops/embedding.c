@@ -61,7 +61,7 @@ fa_status OP(embedding_backward)(void *dw, const void *dy, const fa_index *id, f
                            .n = n,
                            .step = fa_max(1, BLOCK / fa_max(1, n)),
                            .table_rows = table_rows};
-    if (n == 0) return FA_OK;
+    if (n == 0 || table_rows == 0) return FA_OK;
     const double work = WORK_PER_ELEMENT * (double)n;
     fa_parallel_for(fa_ceil_div(table_rows, call.step), fa_members_for(work * (double)table_rows), zero_rows, &call);
     fa_parallel_for(fa_ceil_div(n, COLUMNS), fa_members_for(work * (double)rows), scatter_columns, &call);

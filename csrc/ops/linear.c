@@ -309,6 +309,7 @@ fa_status OP(linear_pack)(fa_isa isa, void *packed, const void *w, fa_index ldw,
 {
     const fa_kernels *k = kernels_for(isa);
     linear_call call = {.kernels = k, .panels = packed, .w = w, .ldw = ldw, .N = N, .K = K, .Kp = packed_size(k, K)};
+    if (K == 0) return FA_OK;
     fa_parallel_for(fa_ceil_div(N, panel_width(k)), fa_members_for((double)N * (double)K), pack_task, &call);
     return FA_OK;
 }

@@ -99,6 +99,7 @@ fa_status OP(linear_backward)(const fa_linear_backward_arguments *a)
     backward_call c = {.kernels = current_kernels(), .a = a, .most_rows = fa_min(a->M, CHUNK_ROWS)};
     fa_scratch scratch;
     arena plan = {0};
+    if (a->N == 0 && a->K == 0) return FA_OK; /* however many rows have nothing to add */
     /* Rows of g not a page apart: packing reads few columns of many rows, which would share sets of the caches. */
     c.ldg = a->activation == FA_IDENTITY ? a->N : a->N + c.kernels->sizes.lanes;
     c.members = fa_members_for(2 * (double)c.most_rows * (double)a->N * (double)a->K);

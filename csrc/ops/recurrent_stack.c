@@ -220,7 +220,7 @@ fa_status OP(recurrent_forward)(const fa_recurrent_arguments *a, fa_index layers
     recurrent_lane few[FEW_LANES];
     fa_scratch lanes = {0}, scratch;
     stack_call c = {.lane = few, .lanes = layers * directions, .directions = directions, .steps = a->T, .B = a->B};
-    if (c.B == 0) return FA_OK;
+    if (c.B == 0 || (a->weights.H == 0 && a->weights.P == 0)) return FA_OK;
     if (c.lanes > FEW_LANES) {
         if (!fa_scratch_take(&lanes, fa_scratch_bytes(c.lanes, sizeof *c.lane))) return FA_NOMEM;
         c.lane = (recurrent_lane *)(void *)lanes.base;

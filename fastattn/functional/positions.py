@@ -33,11 +33,15 @@ def sinusoidal_positions(length: int, dim: int, *, base: float = 10000.0, offset
         raise ValueError(f"{op}: base must be positive and finite, got {base}")
     table: Array = _core.new_array((length, dim), kind, op)
     wide: Any = np.float64 if kind == np.float32 else np.longdouble
-    even = np.arange(0, dim, 2).astype(wide)
-    frequency = np.power(wide(base), -even / wide(max(dim, 1)))
-    angle = np.arange(offset, offset + length).astype(wide)[:, None] * frequency
-    table[:, 0::2] = np.sin(angle)
-    table[:, 1::2] = np.cos(angle[:, : dim // 2])
+    if table.size == 0:
+        return table
+    try:
+        frequency = np.power(wide(base), -np.arange(0, dim, 2).astype(wide) / wide(dim))
+        angle = np.arange(offset, offset + length).astype(wide)[:, None] * frequency
+        table[:, 0::2] = np.sin(angle)
+        table[:, 1::2] = np.cos(angle[:, : dim // 2])
+    except MemoryError:
+        raise MemoryError(f"{op}: no memory for the angles of length {length} and dim {dim}") from None
     return table
 
 
