@@ -201,6 +201,7 @@ class Seq2Seq(Module):
     def _ids(self, source: ArrayLike, lengths: ArrayLike | None) -> tuple[Array, Array | None]:
         """source[S, B], read from its end where that is asked for, and lengths."""
         ids = self._array(source, "", "source", ("B", "S"))
+        check_room("Seq2Seq", ids.size, np.dtype(np.int64).itemsize, source=ids.size)
         checked = _core.checked_lengths(lengths, len(ids), ids.shape[1], "Seq2Seq", "source_lengths")
         if self.reverse_source:
             ends = np.full(len(ids), ids.shape[1]) if checked is None else checked
@@ -212,6 +213,7 @@ class Seq2Seq(Module):
         ids: Array = _core.checked_array(target, "Seq2Seq", "target")
         if ids.ndim != 2 or len(ids) != batch:
             raise ValueError(f"Seq2Seq: target must have shape [B, T] with the {batch} rows of source, got {ids.shape}")
+        check_room("Seq2Seq", ids.size, np.dtype(np.int64).itemsize, target=ids.size)
         return np.ascontiguousarray(ids.T)
 
     def __call__(self, source: ArrayLike, target: ArrayLike, source_lengths: ArrayLike | None = None, *,

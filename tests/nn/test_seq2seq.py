@@ -162,6 +162,10 @@ def test_wrong_arguments_are_named(rng):
         (ValueError, r"end must lie in 0\.\.5, got -1", lambda: m.greedy(source, start=0, end=-1)),
         (ValueError, r"end must lie in 0\.\.5, got 6", lambda: m.beam(source, start=0, end=6)),
         (ValueError, "width must be at least 1", lambda: m.beam(source, start=0, end=1, width=0)),
+        (TypeError, "width must be an integer", lambda: m.beam(source, start=0, end=1, width=2.0)),
+        (MemoryError, "beam: sizes must fit .* max_length=", lambda: m.beam(source, start=0, end=1, max_length=2**60)),
+        (MemoryError, "sizes must fit .* source=", lambda: m(np.broadcast_to(0, (2**58, 3)), target)),
+        (MemoryError, "sizes must fit .* target=", lambda: m(source, np.broadcast_to(0, (3, 2**58)))),
     ):
         with pytest.raises(error, match=message):
             call()
