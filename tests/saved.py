@@ -18,7 +18,7 @@ import numpy as np
 import fastattn as fa
 
 ALLOWED = (TypeError, ValueError, MemoryError)
-GRADIENTS = ("saved", "dy", "dout", "dloss", "dcontext", "grads", "dh", "dc", "dsum", "gradients")
+GRADIENTS = ("saved", "dy", "dout", "dloss", "dcontext", "grads", "dh", "dc", "dsum", "gradients", "gate", "up")
 
 
 def floats(*shape, dtype=np.float32):

@@ -16,7 +16,7 @@ from tests.saved import arrays_of, functional_pairs, same, stack
 PAIRS = [pair for pair in functional_pairs() if not type(pair[3]).__name__.startswith("Recurrent")]
 
 
-@pytest.mark.parametrize("kind", ["functions"])
+@pytest.mark.parametrize("kind", ["functions", "modules"])
 def test_a_changed_saved_value_computes_or_is_named(kind, rng):
     command = [sys.executable, "-m", "tests.saved", kind, str(rng.integers(1000)), "3000"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)

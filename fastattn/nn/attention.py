@@ -9,15 +9,15 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from fastattn import _core
 from fastattn.cache import KVCache, check_sequences, unchanged_on_failure
-from fastattn.functional._checks import check_flag
+from fastattn.functional._checks import check_flag, check_saved
 from fastattn.functional._types import Array
-from fastattn.functional.attention import attention, attention_forward
+from fastattn.functional.attention import SavedAttention, attention, attention_forward
 from fastattn.functional.attention_backward import attention_backward
 from fastattn.functional.linear import SavedLinear, linear, linear_forward
 from fastattn.nn._arguments import Rng, check_rng, check_room, check_size
 from fastattn.nn._padding import cleared, ragged
 from fastattn.nn.layers import Linear, linear_gradients
-from fastattn.nn.module import Module, Saved, prefixed
+from fastattn.nn.module import Module, Saved, parts_of, prefixed
 
 
 class Context(NamedTuple):
@@ -118,7 +118,6 @@ class MultiHeadAttention(Module):
 
     def backward(self, dy: ArrayLike, saved: Any) -> tuple[Any, dict[str, Array]]:
         """dx, or with a context the pair (dx, dcontext), and the gradients of the parameters, by name."""
-        self._parts(saved)
         dx, dcontext, grads = attention_gradients(dy, saved)
         return (dx if dcontext is None else (dx, dcontext)), grads
 
@@ -178,9 +177,16 @@ def attention_gradients(
 ) -> tuple[Array, Array | None, dict[str, Array]]:
     """dx, dcontext (None in self-attention) and the gradients by name; the first two added to arrays that are given, of
     which add_to may be dy."""
-    saved_linear, saved_attention, saved_out = saved.parts
+    saved_linear, saved_attention, saved_out = parts_of("MultiHeadAttention", saved, 3)
+    if not isinstance(saved_linear, list) or len(saved_linear) not in (1, 2):
+        raise ValueError("MultiHeadAttention.backward: saved must hold what one or two projections saved, got "
+                         f"{type(saved_linear).__name__}")  # fmt: skip
+    check_saved("attention_backward", saved_attention, SavedAttention)
     dout, grads_out = linear_gradients(dy, saved_out)
-    dheads = attention_backward(dout.reshape(saved_attention.out.shape), saved_attention)
+    shape = np.shape(saved_attention.out)
+    if dout.size != math.prod(shape):
+        raise ValueError(f"MultiHeadAttention.backward: saved must hold an output of {dout.size} elements, got {shape}")
+    dheads = attention_backward(dout.reshape(shape), saved_attention)
     queries, keys, values = (part.reshape(*part.shape[:2], -1) for part in dheads)
     if len(saved_linear) == 1:
         joined = np.concatenate([queries, keys, values], -1)

@@ -197,12 +197,12 @@ class AttentionGRU(Module):
             raise ValueError(f"AttentionGRU.backward: grads must be three, of y, context and state, "
                              f"got {type(grads).__name__}")  # fmt: skip
         dy, dcontext, dstate = grads
-        x, memory, arguments, results = saved
+        x, _, arguments, results = saved
         op, own, A, H = "AttentionGRU.backward", self._own, self.attention_size, self.hidden_size
-        annotations = memory.annotations
         da, dgates, dkeys, dvalues, direct, dv, dh0 = _core.attention_gru_backward(
             dy, dcontext, dstate, arguments, results, op
         )
+        annotations = arguments[3]
         before = np.concatenate([np.asarray(arguments[7])[None], results[0][:-1]]) if len(results[0]) else results[0]
         _, dw, dbias = _core.linear_backward(da, before, arguments[5], None, None, True, False, None, op)
         dweight = _core.new_array(own["weight_ih"].shape, self.dtype, op)

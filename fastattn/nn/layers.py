@@ -230,11 +230,13 @@ class FeedForward(Module):
 
     def backward(self, dy: ArrayLike, saved: Any) -> tuple[Array, dict[str, Array]]:
         """dx and the gradients of the parameters, by name."""
-        return feed_forward_gradients(dy, self._parts(saved))
+        return feed_forward_gradients(dy, self._parts(saved, 5 if self.activation == "silu_gated" else 2))
 
 
 def feed_forward_gradients(dy: ArrayLike, saved: Any, add_to: Array | None = None) -> tuple[Array, dict[str, Array]]:
     """dx (added to add_to, which may be dy) and the gradients of linear1, linear2 and gate."""
+    if not isinstance(saved, tuple) or len(saved) not in (2, 5):
+        raise ValueError(f"FeedForward.backward: saved must hold 2 or 5 parts, got {type(saved).__name__}")
     saved1, saved2, *gated = saved
     dhidden, grads2 = linear_gradients(dy, saved2)
     if not gated:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from fastattn import _core
-from fastattn.functional._checks import check_dtype
+from fastattn.functional._checks import check_dtype, check_parts
 from fastattn.functional._types import Array
 
 
@@ -109,14 +109,18 @@ class Module:
     def _saved(self, *parts: Any) -> Saved:
         return Saved(type(self).__name__, parts)
 
-    def _parts(self, saved: Any) -> tuple[Any, ...]:
-        """What forward of such a module has saved."""
-        kind = type(self).__name__
-        if not isinstance(saved, Saved):
-            raise TypeError(f"{kind}.backward: saved must be what {kind}.forward returned, got {type(saved).__name__}")
-        if saved.kind != kind:
-            raise ValueError(f"{kind}.backward: saved must be what {kind}.forward returned, got that of {saved.kind}")
-        return saved.parts
+    def _parts(self, saved: Any, count: int) -> tuple[Any, ...]:
+        """What forward of such a module has saved: so many parts."""
+        return parts_of(type(self).__name__, saved, count)
+
+
+def parts_of(kind: str, saved: Any, count: int) -> tuple[Any, ...]:
+    """What forward of a module of this kind has saved: so many parts."""
+    if not isinstance(saved, Saved):
+        raise TypeError(f"{kind}.backward: saved must be what {kind}.forward returned, got {type(saved).__name__}")
+    if not isinstance(saved.kind, str) or saved.kind != kind:
+        raise ValueError(f"{kind}.backward: saved must be what {kind}.forward returned, got that of {saved.kind}")
+    return check_parts(f"{kind}.backward", "saved.parts", saved.parts, count)
 
 
 def prefixed(**parts: dict[str, Array]) -> dict[str, Array]:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from fastattn import _core
-from fastattn.functional._checks import check_choice, check_flag, check_integer
+from fastattn.functional._checks import check_choice, check_flag, check_integer, check_parts
 from fastattn.functional._types import Array
 from fastattn.functional.cross_entropy import cross_entropy
 from fastattn.functional.rows import log_softmax
@@ -46,11 +46,12 @@ class _Cho(Module):
         first, start = self.start.forward(c, activation="tanh")
         inputs = _with_constant(x, c)
         (y, _), decoder = self.decoder.forward(inputs, first[None])
-        return np.concatenate([y, inputs], -1), (encoder, summary, start, decoder, x.shape[-1])
+        return np.concatenate([y, inputs], -1), (encoder, summary, start, decoder)
 
     def backward(self, dfeatures: Array, saved: Any) -> tuple[Array, Array, dict[str, Array]]:
-        encoder, summary, start, decoder, embed = saved
+        encoder, summary, start, decoder = check_parts("Seq2Seq.backward", "saved.parts[2]", saved, 4)
         hidden = self.decoder.hidden_size
+        embed = self.decoder.input_size - hidden
         dinputs, dfirst, of_decoder = self.decoder.backward(dfeatures[..., :hidden], decoder)
         dinputs = added(dinputs, dfeatures[..., hidden:])
         dc, of_start = self.start.backward(dfirst[0], start)
@@ -92,8 +93,9 @@ class _Sutskever(Module):
         return y, (encoder, decoder)
 
     def backward(self, dfeatures: Array, saved: Any) -> tuple[Array, Array, dict[str, Array]]:
-        dx, dstate, of_decoder = self.decoder.backward(dfeatures, saved[1])
-        dsource, _, of_encoder = self.encoder.backward((None, dstate), saved[0])
+        encoder, decoder = check_parts("Seq2Seq.backward", "saved.parts[2]", saved, 2)
+        dx, dstate, of_decoder = self.decoder.backward(dfeatures, decoder)
+        dsource, _, of_encoder = self.encoder.backward((None, dstate), encoder)
         return dsource, dx, prefixed(encoder=of_encoder, decoder=of_decoder)
 
     @staticmethod
@@ -126,7 +128,7 @@ class _Bahdanau(Module):
         return np.concatenate([y, x, context], -1), (encoder, start, decoder)
 
     def backward(self, dfeatures: Array, saved: Any) -> tuple[Array, Array, dict[str, Array]]:
-        encoder, start, decoder = saved
+        encoder, start, decoder = check_parts("Seq2Seq.backward", "saved.parts[2]", saved, 3)
         hidden, embed = self.decoder.hidden_size, self.decoder.input_size
         dy, dinputs, dcontext = np.split(dfeatures, [hidden, hidden + embed], -1)
         (dx, dannotations), dfirst, of_decoder = self.decoder.backward((dy, dcontext, None), decoder)
@@ -240,7 +242,7 @@ class Seq2Seq(Module):
 
     def backward(self, dlogits: ArrayLike, saved: Any) -> tuple[None, dict[str, Array]]:
         """None, since tokens have no gradient, and the gradients of the parameters by name."""
-        of_source, of_target, core, output = self._parts(saved)
+        of_source, of_target, core, output = self._parts(saved, 4)
         dlogits = self._array(dlogits, ".backward", "dlogits", ("B", "T", len(self.output.parameters()["weight"])))
         dfeatures, for_output = self.output.backward(dlogits.swapaxes(0, 1), output)
         dsource, dtarget, for_core = self.core.backward(dfeatures, core)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from fastattn.cache import KVCache, unchanged_on_failure
-from fastattn.functional._checks import check_flag
+from fastattn.functional._checks import check_flag, check_parts
 from fastattn.functional._types import Array
 from fastattn.nn._arguments import Rng, check_eps, check_layers, check_rng, check_room, check_size
 from fastattn.nn._padding import clear, cleared, cleared_gradient, ragged
@@ -101,7 +101,7 @@ class TransformerEncoderLayer(_Layer):
 
     def backward(self, dy: ArrayLike, saved: Any) -> tuple[Array, Grads]:
         """dx and the gradients of the parameters, by name."""
-        saved1, saved_attention, saved2, saved_feed, beyond = self._parts(saved)
+        saved1, saved_attention, saved2, saved_feed, beyond = self._parts(saved, 5)
         dy = cleared_gradient("TransformerEncoderLayer.backward", dy, beyond)
         if self.norm_first:
             dx, feed = feed_forward_gradients(dy, saved_feed)
@@ -205,7 +205,7 @@ class TransformerDecoderLayer(_Layer):
 
     def add_gradients(self, dy: ArrayLike, saved: Any, dmemory: Array | None) -> tuple[tuple[Array, Array], Grads]:
         """backward, with the gradient of the memory added to that of other layers, in place."""
-        saved1, saved_self, saved2, saved_cross, saved3, saved_feed, beyond = self._parts(saved)
+        saved1, saved_self, saved2, saved_cross, saved3, saved_feed, beyond = self._parts(saved, 7)
         dy = cleared_gradient("TransformerDecoderLayer.backward", dy, beyond)
         if self.norm_first:
             dx, feed = feed_forward_gradients(dy, saved_feed)
@@ -262,7 +262,7 @@ class _Stack(Module):
 
     def _finish_backward(self, dy: ArrayLike, saved: Any, beyond: Array | None) -> tuple[Any, Grads]:
         dy = cleared_gradient(f"{type(self).__name__}.backward", dy, beyond)
-        if saved is None:
+        if not hasattr(self, "norm"):
             return dy, {}
         dx, grads = self.norm.backward(dy, saved)
         return dx, prefixed(norm=grads)
@@ -298,7 +298,8 @@ class TransformerEncoder(_Stack):
 
     def backward(self, dy: ArrayLike, saved: Any) -> tuple[Array, Grads]:
         """dx and the gradients of the parameters, by name."""
-        parts, saved_norm, beyond = self._parts(saved)
+        parts, saved_norm, beyond = self._parts(saved, 3)
+        parts = check_parts("TransformerEncoder.backward", "saved.parts[0]", parts, len(self.layers))
         dx, grads = self._finish_backward(dy, saved_norm, beyond)
         for i in reversed(range(len(parts))):
             dx, own = self.layers[i].backward(dx, parts[i])
@@ -374,7 +375,8 @@ class TransformerDecoder(_Stack):
 
     def backward(self, dy: ArrayLike, saved: Any) -> tuple[tuple[Array, Array], Grads]:
         """(dx, dmemory) and the gradients of the parameters, by name."""
-        parts, saved_norm, shape, beyond = self._parts(saved)
+        parts, saved_norm, shape, beyond = self._parts(saved, 4)
+        parts = check_parts("TransformerDecoder.backward", "saved.parts[0]", parts, len(self.layers))
         dx, grads = self._finish_backward(dy, saved_norm, beyond)
         dmemory = None
         for i in reversed(range(len(parts))):
@@ -457,7 +459,7 @@ class Transformer(Module):
 
     def backward(self, dy: ArrayLike, saved: Any) -> tuple[tuple[Array, Array], Grads]:
         """(dsource, dtarget) and the gradients of the parameters, by name."""
-        encoder, decoder, output, beyond = self._parts(saved)
+        encoder, decoder, output, beyond = self._parts(saved, 4)
         grads: Grads = {}
         if output is not None:
             dy, own = self.output.backward(cleared_gradient("Transformer.backward", dy, beyond), output)
