@@ -1,7 +1,7 @@
 """Types of the compiled module. Private: fastattn.functional and fastattn.config say what each function does."""
 
 from collections.abc import Collection
-from typing import Any, final
+from typing import Any, Self, final
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -103,7 +103,12 @@ class PackedLinear:
     def isa(self) -> str: ...
     @property
     def nbytes(self) -> int: ...
+    def __copy__(self) -> Self: ...
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self: ...
 
+def unpickled_linear(
+    packing: tuple[str, str], dtype: DTypeLike, N: int, K: int, packed: NDArray[np.uint8]
+) -> PackedLinear: ...
 def pack_linear(weight: ArrayLike, dtype: DTypeLike | None) -> PackedLinear: ...
 
 # An array, with `save` the pair (y, z).
@@ -358,7 +363,19 @@ class RecurrentWeights:
     def is_current(self) -> bool: ...
     @property
     def nbytes(self) -> int: ...
+    def __copy__(self) -> Self: ...
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self: ...
 
+def from_lanes(cell: str, lanes: list[dict[str, NDArray[Any] | None]], directions: int) -> RecurrentWeights: ...
+def unpickled_recurrent(
+    packing: tuple[str, str],
+    cell: str,
+    dtype: DTypeLike,
+    type_name: str,
+    sizes: tuple[int, int, int, int, int],
+    optional: tuple[bool, bool],
+    packed: list[NDArray[np.uint8]],
+) -> RecurrentWeights: ...
 def recurrent_weights(
     op: str,
     cell: str,

@@ -5,6 +5,7 @@ Private: import fastattn instead. arrays.pxi has the checks and their messages, 
 """
 
 import sys
+from copy import deepcopy
 from operator import index
 from threading import get_ident
 

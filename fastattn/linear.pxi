@@ -7,10 +7,16 @@ cdef dict ACTIVATIONS = {
 }
 
 
+cdef enum:
+    PACKED_ALIGNMENT = 64      # bytes: packed weights begin with a cache line
+    LARGEST_PICKLED = 1 << 28  # rows or columns: no product of two, gates and bytes overflows
+
+
 @cython.auto_pickle(False)
 cdef class PackedLinear:
     """Weights of a linear layer in the layout of the kernels, from fastattn.pack_linear. Read-only; keeps to the ISA it
-    was packed for."""
+    was packed for. Pickles hold the packed weights, and load where fastattn has the same version and the CPU that ISA;
+    elsewhere they raise ValueError."""
 
     cdef object buffer
     cdef char *data
@@ -38,6 +44,77 @@ cdef class PackedLinear:
     def __repr__(self):
         return f"<PackedLinear {self.N} x {self.K} {self.dtype} for {text(fa_isa_name(self.isa))}>"
 
+    def __copy__(self):
+        return self  # nothing in it changes
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __reduce__(self):
+        packed = packed_part(self.buffer, self.data, self.nbytes - PACKED_ALIGNMENT)
+        return unpickled_linear, (packing_of(self.isa), self.dtype, self.N, self.K, packed)
+
+
+cdef object new_packed(size_t size, str op, uintptr_t *address):
+    """Memory for packed weights, and where they begin in it."""
+    cdef object buffer = new_array((size + PACKED_ALIGNMENT,), np.uint8, op)
+    cdef uintptr_t first = <uintptr_t>index_pointer(buffer)
+    address[0] = (first + PACKED_ALIGNMENT - 1) // PACKED_ALIGNMENT * PACKED_ALIGNMENT
+    return buffer
+
+
+cdef object packed_part(object buffer, const void *data, size_t size):
+    """The packed weights in a buffer from new_packed."""
+    cdef size_t first = <uintptr_t>data - <uintptr_t>index_pointer(buffer)
+    return buffer[first:first + size]
+
+
+cdef str version():
+    from fastattn.config import version as of_fastattn  # which imports this module
+    return of_fastattn()
+
+
+cdef tuple packing_of(fa_isa isa):
+    """What the layout of packed weights depends on."""
+    return version(), text(fa_isa_name(isa))
+
+
+cdef fa_isa packed_isa(object packing, str kind) except *:
+    """The instruction set of packed weights that were pickled; they are of use where it is there, and the layout is."""
+    made_by, name = packing
+    if made_by != version():
+        raise ValueError(f"{kind}: pickled weights must be packed by this version of fastattn, {version()}, got "
+                         f"{made_by}; pack the weights again")
+    if name not in available_isas():
+        raise ValueError(f"{kind}: pickled weights must be packed for an instruction set of this CPU, "
+                         f"{available_isas()}, got {name!r}; pack the weights here, or pickle those under use_isa")
+    return <fa_isa><int>isa_names().index(name)
+
+
+cdef object copy_packed(object packed, size_t size, str kind, uintptr_t *address):
+    """new_packed, with the bytes that were pickled."""
+    packed = as_ndarray(packed, kind, "the pickled weights")
+    if packed.dtype != np.uint8 or packed.shape != (size,):
+        raise wrong_shape(kind, "the pickled weights", f"be {size} bytes", f"{packed.dtype} of shape {packed.shape}")
+    buffer = new_packed(size, kind, address)
+    packed_part(buffer, <const void *>address[0], size)[...] = packed
+    return buffer
+
+
+def unpickled_linear(packing, dtype, Py_ssize_t N, Py_ssize_t K, object packed):
+    """PackedLinear.__reduce__'s."""
+    cdef PackedLinear linear = PackedLinear.__new__(PackedLinear)
+    cdef str kind = "PackedLinear"
+    cdef uintptr_t address
+    if not (0 <= N <= LARGEST_PICKLED and 0 <= K <= LARGEST_PICKLED):
+        raise wrong_shape(kind, "the pickled shape", f"have sizes in 0..{LARGEST_PICKLED}", f"{(N, K)}")
+    linear.dtype = as_dtype(dtype, kind)
+    linear.isa, linear.dtype_code, linear.N, linear.K = packed_isa(packing, kind), type_of(linear.dtype), N, K
+    linear.buffer = copy_packed(packed, fa_linear_packed_bytes(<fa_dtype>linear.dtype_code, linear.isa, N, K), kind,
+                                &address)
+    linear.data = <char *>address
+    return linear
+
 
 def pack_linear(object weight, object dtype):
     cdef Array w
@@ -63,9 +140,8 @@ def pack_linear(object weight, object dtype):
         packed.N = w.shape[0]
         packed.K = w.shape[1]
         size = fa_linear_packed_bytes(<fa_dtype>w.dtype, packed.isa, packed.N, packed.K)
-        packed.buffer = new_array((size + 64,), np.uint8, op)
-        address = packed.buffer.ctypes.data
-        packed.data = <char *>((address + 63) // 64 * 64)
+        packed.buffer = new_packed(size, op, &address)
+        packed.data = <char *>address
         with nogil:
             fa_linear_pack(<fa_dtype>w.dtype, packed.isa, packed.data, w.data, w.stride[0], packed.N, packed.K)
     finally:

@@ -10,7 +10,9 @@ cdef dict CELL_GATES = {"rnn": 1, "lstm": 4, "lstm_coupled": 3, "gru": 3, "gru_r
 cdef class RecurrentWeights:
     """The weights of layers times directions: `arguments` holds them, and what a call does not change.
 
-    Arrays stay where the caller has them, or are packed into a buffer for one instruction set (`packed`).
+    Arrays stay where the caller has them, or are packed into a buffer for one instruction set (`packed`). Pickles of
+    packed ones hold the buffer, and load where fastattn has the same version and the CPU that instruction set;
+    elsewhere they raise ValueError.
     """
 
     cdef fa_recurrent_arguments *lane  # [layers * directions]
@@ -55,6 +57,48 @@ cdef class RecurrentWeights:
     def __repr__(self):
         return (f"<packed {self.cell}, {self.layers} x {self.directions}, {self.input_size} to {self.hidden_size}, "
                 f"{self.weight_dtype}, for {self.isa}>")
+
+    def __copy__(self):
+        return self  # nothing in it changes but what the caller changes in arrays that are not packed
+
+    def __deepcopy__(self, memo):
+        return self if self.is_packed else from_lanes(*deepcopy(self.lanes(), memo))
+
+    def __reduce__(self):
+        if not self.is_packed:
+            return from_lanes, self.lanes()
+        cdef fa_recurrent_arguments *lane = self.lane
+        cdef Py_ssize_t i
+        packed = [packed_part(self.held[i], lane[i].packed, self.held[i].nbytes - PACKED_ALIGNMENT)
+                  for i in range(self.layers * self.directions)]
+        sizes = (self.layers, self.directions, self.input_size, self.hidden_size, self.output_size)
+        optional = (lane.weights.w_hr != NULL, lane.weights.peephole != NULL)
+        return unpickled_recurrent, (packing_of(lane.isa), self.cell, self.dtype, self.weight_dtype, sizes, optional,
+                                     packed)
+
+    cdef tuple lanes(self):
+        """The arguments of from_lanes that make these weights, which are not packed."""
+        cdef Py_ssize_t i
+        cdef fa_recurrent_weights *own
+        cdef list held = self.held[::-1], lanes = []
+        for i in range(self.layers * self.directions):
+            own = &self.lane[i].weights
+            # In the order in which recurrent_weights holds them.
+            there = (True, True, own.b_ih != NULL, own.b_hh != NULL, own.w_hr != NULL, own.peephole != NULL)
+            lanes.append({kind: held.pop() if is_there else None for kind, is_there in zip(LANE_ARRAYS, there)})
+        return self.cell, lanes, self.directions
+
+
+cdef tuple LANE_ARRAYS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "peephole")
+
+
+def from_lanes(str cell, list lanes, Py_ssize_t directions):
+    """Weights that are not packed, of arrays by the names of recurrent_weights."""
+    if cell not in CELLS or directions not in (1, 2) or not lanes or len(lanes) % directions:
+        raise wrong_shape("RecurrentWeights", "the pickled weights", "be of a known cell, for each layer and direction",
+                          f"{cell!r}, {directions} directions and {len(lanes)} of both")
+    names = [dict(zip(LANE_ARRAYS, LANE_ARRAYS)) for _ in lanes]
+    return recurrent_weights("RecurrentWeights", cell, lanes, names, directions, -1, None)
 
 
 cdef object no_lanes(str op, Py_ssize_t lanes):
@@ -182,9 +226,7 @@ def pack_recurrent(str op, RecurrentWeights weights, str type_name):
     for i in range(w.layers * w.directions):
         source = &weights.lane[i].weights
         size = fa_recurrent_packed_bytes(dtype, isa, type, source)
-        buffer = new_array((size + 64,), np.uint8, op)
-        w.held.append(buffer)
-        address = (<uintptr_t>buffer.ctypes.data + 63) // 64 * 64
+        w.held.append(new_packed(size, op, &address))
         w.lane[i] = weights.lane[i]
         w.lane[i].packed = <const void *>address
         w.lane[i].isa = isa
@@ -192,4 +234,41 @@ def pack_recurrent(str op, RecurrentWeights weights, str type_name):
         with nogil:
             status = fa_recurrent_pack(dtype, isa, type, <void *>address, source)
         raise_status(status, op)
+    return w
+
+
+def unpickled_recurrent(packing, str cell, dtype, str type_name, tuple sizes, tuple optional, list packed):
+    """RecurrentWeights.__reduce__'s, of packed ones."""
+    cdef str kind = "RecurrentWeights"
+    cdef fa_isa isa = packed_isa(packing, kind)
+    cdef object array_dtype = as_dtype(dtype, kind)
+    cdef int code = type_of(array_dtype)
+    cdef fa_weight_type type = FA_WEIGHT_REAL
+    cdef RecurrentWeights w
+    cdef fa_recurrent_weights *into
+    cdef uintptr_t address
+    cdef Py_ssize_t i, layers, directions, I, H, P
+    layers, directions, I, H, P = sizes
+    projected, has_peepholes = optional
+    if type_name != NAMES[code]:
+        if code != FA_F32:
+            raise wrong_type(kind, "the pickled weights", None)
+        type = <fa_weight_type><int>WEIGHT_TYPES[type_name]
+    if (cell not in CELLS or layers < 1 or directions not in (1, 2)
+            or min(I, H, P) < 0 or max(I, H, P) > LARGEST_PICKLED
+            or len(packed) != layers * directions or not (projected or H == P)):
+        raise wrong_shape(kind, "the pickled weights", "be of a known cell, with a part for each layer and direction",
+                          f"{cell!r}, {sizes} and {len(packed)} parts")
+    w = new_weights(kind, cell, layers, directions, I, H, P, array_dtype)
+    w.is_packed, w.weight_dtype = True, type_name
+    for i in range(layers * directions):
+        into = &w.lane[i].weights
+        into.cell, into.I, into.H, into.P = CELLS[cell], I if i < directions else directions * P, H, P
+        # Which there are is part of the layout; what the pointers say otherwise, nobody reads of packed weights.
+        into.w_hr = into if projected else NULL
+        into.peephole = into if has_peepholes else NULL
+        w.held.append(copy_packed(packed[i], fa_recurrent_packed_bytes(<fa_dtype>code, isa, type, into), kind,
+                                  &address))
+        w.lane[i].packed, w.lane[i].isa, w.lane[i].type = <const void *>address, isa, type
+        w.lane[i].reverse = i % directions
     return w

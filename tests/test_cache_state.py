@@ -169,7 +169,7 @@ def test_pages_of_one_sequence_that_come_back_serve_another(rng):
         ([[1, 0, 2]], ValueError, r"crop: lengths must be an integer or have shape"),
         ([1.0, 0.0, 2.0], TypeError, "crop: lengths must be integers, got float64"),
         ([True, False, True], TypeError, "crop: lengths must be integers, got bool"),
-        (None, TypeError, "crop: lengths must be integers, got object"),
+        (None, TypeError, "crop: lengths must be an array of numbers, got NoneType"),
         ("5", TypeError, "crop: lengths must be integers"),
     ],
     ids=str,
