@@ -431,6 +431,15 @@ cdef str text(const char *s):
 
 # ---- numbers and flags ----
 
+cdef double widened(object value) except? -1.0:
+    """value as a float, under the default floating-point state: the caller's may count a subnormal float32 as 0."""
+    cdef fa_float_state callers = fa_float_enter()
+    try:
+        return float(value)
+    finally:
+        fa_float_leave(&callers)
+
+
 cdef double as_float(object value, str op, str name) except? -1.0:
     if type(value) is float:
         return value
@@ -438,7 +447,7 @@ cdef double as_float(object value, str op, str name) except? -1.0:
         # float() would read texts, and take the hidden number of what is masked or the only one of an array with axes.
         if isinstance(value, (str, bytes, bytearray)) or holds_masked(value, 0) or getattr(value, "ndim", 0):
             raise TypeError
-        return float(value)
+        return widened(value)
     except OverflowError:
         raise ValueError(f"{op}: {name} must be finite, got an integer beyond all floats") from None
     except Exception:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from fastattn import _core
 from fastattn.functional._checks import check_integer
+from fastattn.functional._floats import default_floats
 from fastattn.functional._types import Array
 from fastattn.functional.attention import attention
 
@@ -364,6 +365,7 @@ class KVCache:
             return (chosen[:, None], slice(None), place), False
         return (self._table[chosen[:, None], place // self._page], slice(None), place % self._page), False
 
+    @default_floats
     def _plain(self, part: tuple[Array, Array | None], table: Array | None, length: int) -> Array:
         """[batch, kv_heads, length, ...] of a part: a view, or put together from pages or bytes."""
         array, scales = part
@@ -470,6 +472,7 @@ def _fill(part: tuple[Array, Array | None], arrays: Sequence[Array | None]) -> N
             to[: array.shape[0], :, : array.shape[2]] = array if array.dtype == to.dtype else array.view(to.dtype)
 
 
+@default_floats
 def _quantised(x: Array) -> tuple[Array, Array]:
     """Bytes and scales of float32 x[..., width]: x is about bytes * scale."""
     scale = np.abs(x).max(-1, initial=0) / np.float32(_INT8_LARGEST)

@@ -71,7 +71,8 @@ def cross_entropy_backward(object dloss, bint for_each, object logits, object ta
             acquire_same(&g, dloss, op, "dloss", &top, "targets")
         else:
             filled = new_like(&g, lead, &x, op)
-            filled.fill(dloss)
+            with DefaultFloats():
+                filled.fill(dloss)
         result = new_like(&d, shape, &x, op)
         arguments.rows = rows_before(&x)
         arguments.x, arguments.target = x.data, index_pointer(ids)

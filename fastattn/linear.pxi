@@ -128,7 +128,8 @@ def pack_linear(object weight, object dtype):
         if type_of(weight.dtype) < 0:
             raise wrong_type(op, "weight", weight, ALL_TYPES)
         try:
-            weight = weight.astype(dtype, copy=False)
+            with DefaultFloats():
+                weight = weight.astype(dtype, copy=False)
         except (MemoryError, ValueError):  # ValueError: the number of bytes overflows
             raise no_memory(op, "a copy of weight", weight.shape, dtype) from None
     w.held = False

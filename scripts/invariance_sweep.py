@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compares bits over many cases of the seven invariances (tests/invariance.py), under every ISA and in both types.
+"""Compares bits over many cases of the eight invariances (tests/invariance.py), under every ISA and in both types.
 
     python scripts/invariance_sweep.py [--cases 100000] [--write]
 

@@ -1,8 +1,8 @@
-"""The seven invariances of the promises about values, as functions that count the cases they compare.
+"""The eight invariances of the promises about values, as functions that count the cases they compare.
 
 A case is one call whose bits are compared with those of another call: run again, with other numbers of threads, alone
-or in a batch, with masked padding, at another alignment, in another layout, in another lane. test_invariance.py runs
-some cases of each, scripts/invariance_sweep.py many.
+or in a batch, with masked padding, at another alignment, in another layout, in another lane, by a caller with another
+floating-point state. test_invariance.py runs some cases of each, scripts/invariance_sweep.py many.
 """
 
 from typing import ClassVar
@@ -11,6 +11,7 @@ import numpy as np
 
 import fastattn as fa
 import fastattn.nn
+from tests import float_states
 from tests.arrays import LAYOUTS, same_bits, unaligned
 
 GARBAGE = (np.nan, np.inf, -np.inf, 3.0)
@@ -432,6 +433,13 @@ def lane(rng, op, a):
         yield op.moved(rng, a)
 
 
+def float_state(rng, op, a):
+    """The caller flushes subnormal numbers to zero, or rounds in another direction; some inputs are subnormal."""
+    for mxcsr in float_states.STATES.values():
+        with float_states.under(mxcsr):
+            yield a, lambda r: r
+
+
 INVARIANCES = {
     "rerun": rerun,
     "threads": threads,
@@ -441,12 +449,16 @@ INVARIANCES = {
     "layout": layout,
     "lane": lane,
 }
+if float_states.HAS_STATE:
+    INVARIANCES["floating-point state"] = float_state
 
 
 def compare(invariance, op_name, seed, dtype):
     """Cases of one problem. Returns (number of cases, number that differ)."""
     op, rng = OPS[op_name], np.random.default_rng(seed)
     a = op.draw(rng, dtype)
+    if invariance == "floating-point state":
+        a = _each(lambda x: x * rng.choice([1, np.finfo(x.dtype).tiny / 8], x.shape).astype(x.dtype), a)
     with fa.num_threads(1):
         expected = op.run(a)
     cases = mismatches = 0

@@ -1,4 +1,4 @@
-"""The seven invariances of the promises about values, bit for bit. scripts/invariance_sweep.py runs many more cases."""
+"""The eight invariances of the promises about values, bit for bit. scripts/invariance_sweep.py runs many more cases."""
 
 import numpy as np
 import pytest

@@ -70,7 +70,8 @@ def cross_entropy_backward(dloss: ArrayLike, saved: SavedCrossEntropy) -> Array:
     each = check_choice(op, "saved.reduction", saved.reduction, _REDUCTIONS) == "none"
     factor: Any = dloss if each else check_number(op, "dloss", dloss)
     if saved.reduction == "mean":
-        factor /= max(1, check_integer(op, "saved.counted", saved.counted, 0, _MOST))
+        with _core.DefaultFloats():
+            factor /= max(1, check_integer(op, "saved.counted", saved.counted, 0, _MOST))
     return _core.cross_entropy_backward(
         factor, each, saved.logits, saved.targets, saved.top, saved.sum, saved.ignore_index, saved.label_smoothing, op
     )
@@ -84,6 +85,6 @@ def _forward(logits: ArrayLike, targets: ArrayLike, ignore_index: int | None, la
     saved = SavedCrossEntropy(logits, numbers, top, total, ignore_index, label_smoothing, reduction, count)
     if reduction == "none":
         return losses, saved
-    wide = losses.sum(dtype=np.float64)  # pairwise, of one contiguous array: the same order in every run
-    with np.errstate(invalid="ignore"):
+    with _core.DefaultFloats():
+        wide = losses.sum(dtype=np.float64)  # pairwise, of one contiguous array: the same order in every run
         return losses.dtype.type(wide / np.float64(count) if reduction == "mean" else wide), saved

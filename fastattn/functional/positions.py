@@ -7,11 +7,13 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from fastattn import _core
 from fastattn.functional._checks import check_dtype, check_flag, check_integer, check_number, check_saved
+from fastattn.functional._floats import default_floats
 from fastattn.functional._types import Array
 
 _LARGEST = 2**53  # positions are floats
 
 
+@default_floats
 def sinusoidal_positions(length: int, dim: int, *, base: float = 10000.0, offset: int = 0,
                          dtype: DTypeLike = np.float32) -> Array:  # fmt: skip
     """[length, dim]: row i is position offset + i; column 2 j is sin(p base^(-2 j / dim)), column 2 j + 1 the cosine.
@@ -93,6 +95,7 @@ def rope_backward(dy: ArrayLike, saved: SavedRope) -> Array:
     return _rope(dy, saved.positions, saved.base, saved.interleaved, None, -1, "rope_backward")
 
 
+@default_floats
 def _rope(x: ArrayLike, positions: ArrayLike, base: float, interleaved: bool, out: Array | None, direction: int,
           op: str) -> Array:  # fmt: skip
     of_x, of_saved = ("x", "") if direction > 0 else ("dy", "saved.")

@@ -330,13 +330,14 @@ def _pack(op: str, cell: str, weights: Mapping[str, Any], dtype: Any) -> Recurre
     if own not in (name, "float32"):
         raise TypeError(f"{op}: weights must be float32 to be packed as {name}, got {own}")
     if name == "int8":
-        for key, value in weights.items():
-            if (
-                key.startswith("weight_")
-                and value is not None
-                and not np.isfinite(_core.checked_array(value, op, key)).all()
-            ):
-                raise ValueError(f"{op}: {key} must be finite to be packed as int8")
+        with _core.DefaultFloats():
+            for key, value in weights.items():
+                if (
+                    key.startswith("weight_")
+                    and value is not None
+                    and not np.isfinite(_core.checked_array(value, op, key)).all()
+                ):
+                    raise ValueError(f"{op}: {key} must be finite to be packed as int8")
     return _core.pack_recurrent(op, stack, name)
 
 

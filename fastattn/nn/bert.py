@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from fastattn import _core
 from fastattn.functional._checks import check_choice, check_dtype, check_integer
+from fastattn.functional._floats import default_floats
 from fastattn.functional._types import Array
 from fastattn.functional.attention_varlen import attention_varlen
 from fastattn.functional.embedding import embedding
@@ -167,6 +168,7 @@ class BertModel(Module):
             found[own] = name
         return super().load_state_dict({own: mapping[name] for own, name in found.items()})
 
+    @default_floats
     def pack(self, dtype: DTypeLike = np.float32) -> dict[str, Any]:
         """The weights as calls use them, packed once: queries, keys and values of a layer side by side. dtype: float32
         or bfloat16 (which needs ml_dtypes). They do not follow later changes of the parameters."""
@@ -209,6 +211,7 @@ class BertModel(Module):
             x = self._layer(x, starts, w, layer)
         return x if x.dtype == np.float32 else _core.cast(x, np.dtype(np.float32))
 
+    @default_floats
     def embed(self, sequences: Sequence[ArrayLike], weights: dict[str, Any] | None = None, *,
               batch_tokens: int = _BATCH_TOKENS) -> Array:  # fmt: skip
         """Sentence embeddings [B, E]: the mean of the hidden vectors of each sequence's tokens, of length 1.

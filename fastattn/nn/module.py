@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from fastattn import _core
 from fastattn.functional._checks import check_dtype, check_parts
+from fastattn.functional._floats import default_floats
 from fastattn.functional._types import Array
 
 
@@ -27,6 +28,11 @@ class Module:
 
     _dtypes: tuple[str, ...] = ("float32", "float64")  # that the parameters may have
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "__init__" in vars(cls):  # where values are drawn and tables made
+            cls.__init__ = default_floats(cls.__init__)  # type: ignore[method-assign]
+
     def __init__(self, dtype: DTypeLike = np.float32) -> None:
         self.dtype = check_dtype(type(self).__name__, dtype, self._dtypes)
         self._own: dict[str, Array] = {}
@@ -39,6 +45,7 @@ class Module:
             found |= {f"{name}.{key}": value for key, value in module.parameters().items()}
         return found
 
+    @default_floats
     def load_state_dict(self, mapping: Mapping[str, Any]) -> None:
         """Copies the values of `mapping` (arrays or torch tensors) into the parameters of the same names.
 

@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from fastattn import _core
 from fastattn.functional._checks import check_choice, check_flag, check_integer, check_parts
+from fastattn.functional._floats import default_floats
 from fastattn.functional._types import Array
 from fastattn.functional.cross_entropy import cross_entropy
 from fastattn.functional.rows import log_softmax
@@ -240,6 +241,7 @@ class Seq2Seq(Module):
         logits, output = self.output.forward(features)
         return logits.swapaxes(0, 1), self._saved(of_source, of_target, core, output)
 
+    @default_floats
     def backward(self, dlogits: ArrayLike, saved: Any) -> tuple[None, dict[str, Array]]:
         """None, since tokens have no gradient, and the gradients of the parameters by name."""
         of_source, of_target, core, output = self._parts(saved, 4)
@@ -249,6 +251,7 @@ class Seq2Seq(Module):
         source, target = self.source.backward(dsource, of_source)[1], self.target.backward(dtarget, of_target)[1]
         return None, prefixed(source=source, target=target, core=for_core, output=for_output)
 
+    @default_floats
     def log_probability(self, source: ArrayLike, target: ArrayLike, following: ArrayLike,
                         source_lengths: ArrayLike | None = None, *, ignore_index: int = -100) -> Array:  # fmt: skip
         """[B]: the log-probability of the tokens `following`[B, T], those that stand after each of target[B, T].
@@ -267,6 +270,7 @@ class Seq2Seq(Module):
         log-probability, that of `end` included where it came within max_length tokens."""
         return self.beam(source, source_lengths, start=start, end=end, max_length=max_length, width=1)
 
+    @default_floats
     def beam(self, source: ArrayLike, source_lengths: ArrayLike | None = None, *, start: int, end: int,
              max_length: int = 100, width: int = 4) -> list[tuple[list[int], float]]:  # fmt: skip
         """greedy with the `width` most probable beginnings kept at each step: the best sentence found."""
