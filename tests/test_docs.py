@@ -97,10 +97,13 @@ def test_every_public_function_is_in_the_readme():
         assert base in named or name.startswith(("Saved", "Packed")) or name == "RecurrentWeights", name
 
 
-def test_every_file_that_the_readme_links_to_is_there():
-    links = re.findall(r"\]\(([^)#:]+)\)", README.read_text(encoding="utf-8"))
-    assert len(links) > 40
-    assert not [link for link in links if not (ROOT / link).exists()]
+def test_every_file_that_pages_link_to_is_there():
+    found = 0
+    for page in [README, *DOCS, *(ROOT / name for name in ("CONTRIBUTING.md", "csrc/README.md", "examples/README.md"))]:
+        links = re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
+        assert not [link for link in links if not (page.parent / link).exists()], page
+        found += len(links)
+    assert found > 40
 
 
 def test_the_public_names_are_those_of_the_package():
