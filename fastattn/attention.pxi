@@ -107,17 +107,32 @@ cdef object acquire_per_head(Array *a, object value, int dtype, fa_index heads, 
         raise wrong_shape(op, name, f"have shape ({heads},), one number for each head of q", f"shape {shape_of(a)}")
 
 
-cdef object set_numbers(fa_attention_arguments *a, object scale, object softcap, str op):
+cdef double largest_factor(int dtype) noexcept:
+    """Bounds scale and softcap (which is also at least its inverse), so that they and their quotient, in units of
+    log2(e), neither overflow nor lose digits in the type of the arithmetic, nor do products with queries."""
+    return 2.0 ** 400 if real_dtype(dtype) == FA_F64 else 2.0 ** 40
+
+
+cdef str power_of(double number):
+    return f"2**{int(log2(number))}"
+
+
+cdef object set_numbers(fa_attention_arguments *a, int dtype, object scale, object softcap, str op):
     """scale and softcap."""
+    cdef double most = largest_factor(dtype)
     if scale is None:
         a.scale = fa_attention_scale(a.D)
     else:
-        a.scale = as_float(scale, op, "scale")
-        if not isfinite(a.scale):
-            raise ValueError(f"{op}: scale must be finite, got {a.scale}")
+        a.scale = finite(scale, op, "scale")
+        if fabs(a.scale) > most:
+            raise ValueError(f"{op}: scale must be at most {power_of(most)} in magnitude for {NAMES[dtype]}, "
+                             f"got {a.scale}")
     a.softcap = as_float(softcap, op, "softcap")
     if not isfinite(a.softcap) or a.softcap < 0:
         raise ValueError(f"{op}: softcap must be a finite number of at least 0 (0: none), got {a.softcap}")
+    if a.softcap != 0 and not 1 / most <= a.softcap <= most:
+        raise ValueError(f"{op}: softcap must be 0 (none) or lie in {power_of(1 / most)}..{power_of(most)} for "
+                         f"{NAMES[dtype]}, got {a.softcap}")
 
 
 cdef object set_heads(AttentionInputs *x, fa_attention_arguments *a, object slopes, object sinks, str op):
@@ -156,7 +171,7 @@ cdef tuple acquire_inputs(AttentionInputs *x, fa_attention_arguments *a, int hea
     a.q, a.k, a.v = x.q.data, x.k.data, x.v.data
 
     set_alignment(a, causal, window, op)
-    set_numbers(a, scale, softcap, op)
+    set_numbers(a, x.q.dtype, scale, softcap, op)
     set_heads(x, a, alibi_slopes, sinks, op)
     full[0], full[1], full[2], full[3] = a.B, a.H, a.Lq, a.Lk
     acquire_mask(&x.mask, mask, x.q.dtype, full, a, op)

@@ -55,7 +55,7 @@ cdef tuple acquire_ragged(AttentionInputs *x, fa_attention_arguments *a, object 
                              " than cu_seqlens_q; say causal='top-left' or causal='bottom-right'")
         causal = "bottom-right"
     set_alignment(a, causal, window, op)
-    set_numbers(a, scale, softcap, op)
+    set_numbers(a, x.q.dtype, scale, softcap, op)
     set_heads(x, a, alibi_slopes, sinks, op)
     full[0], full[1], full[2], full[3] = a.B, a.H, a.Lq, a.Lk
     acquire_mask(&x.mask, mask, x.q.dtype, full, a, op)

@@ -163,7 +163,7 @@ def cache_attention(object q, object keys, object values, object key_scales, obj
         a.lse_stride = a.Lq
         a.strategy = FA_ATTENTION_FUSED
         set_alignment(a, causal, window, op)
-        set_numbers(a, scale, softcap, op)
+        set_numbers(a, x.q.dtype, scale, softcap, op)
         set_heads(&x, a, alibi_slopes, sinks, op)
         full[0], full[1], full[2], full[3] = a.B, a.H, a.Lq, a.Lk
         acquire_mask(&x.mask, mask, x.q.dtype, full, a, op)

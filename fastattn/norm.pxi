@@ -49,6 +49,7 @@ def norm(str kind, object x, object residual, object weight, object bias, object
         raise ValueError(f"{op}: eps must be at least 0 and finite, got {arguments.eps}")
     try:
         total = acquire_contiguous(&a, x, op, "x", -1, ALL_TYPES)
+        check_narrowed(arguments.eps, a.dtype, op, "eps")
         check_axis(&a, op, "x")
         acquire_like(&r, residual, op, "residual", &a, "x")
         acquire_columns(&w, weight, op, "weight", &a)

@@ -104,6 +104,12 @@ def silu_gated_backward(object dy, object gate, object up, str op):
     return dgate, dup
 
 
+cdef object check_narrowed(double number, int dtype, str op, str name):
+    """Whether a number is finite in the type of the arithmetic too."""
+    if real_dtype(dtype) != FA_F64 and fabs(number) > FLT_MAX:
+        raise ValueError(f"{op}: {name} must be finite in float32, got {number}")
+
+
 def softmax_rows(bint log, object x, object scale, object out, str op):
     """Over the last axis. `out` has the shape and dtype of x, or is None."""
     cdef double factor = finite(scale, op, "scale")
@@ -114,6 +120,7 @@ def softmax_rows(bint log, object x, object scale, object out, str op):
     a.held = y.held = False
     try:
         acquire_contiguous(&a, x, op, "x", -1, ALL_TYPES)
+        check_narrowed(factor, a.dtype, op, "scale")
         shape = shape_of(&a)
         if out is not None and acquire_out(&y, out, shape, &a, op) and is_contiguous(&y) and (
             same_place(&a, &y) or not overlap(&a, &y)
@@ -144,6 +151,7 @@ def softmax_backward_rows(bint log, object dy, object y, object scale, str op):
     try:
         acquire_contiguous(&a, y, op, "y", -1, ALL_TYPES)
         acquire_contiguous(&g, dy, op, "dy", -1, a.dtype)
+        check_narrowed(factor, a.dtype, op, "scale")
         shape = shape_of(&a)
         if shape_of(&g) != shape:
             raise wrong_shape(op, "dy", f"have the shape of y, {shape}", f"shape {shape_of(&g)}")

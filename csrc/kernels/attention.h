@@ -12,6 +12,13 @@
 /* Sums over the keys of a block are chains of so many, which end at its multiples. */
 #define CHAIN_KEYS ((fa_index)256 * FA_PACKED)
 
+/* What is found among values, as bits: some that are not finite; some so large that sums of them, weighted, may overflow. The first
+   look at them adds up products with LARGE_PROBE, of which one of those becomes infinite: beyond 2^96 in float, 2^992 in double, a
+   third as much that nothing comes of a false alarm but a second look. */
+#define VALUES_NOT_FINITE 1
+#define VALUES_LARGE 2
+#define LARGE_PROBE 0x1p33
+
 /* Scaled queries lie in slices of so many dimensions, rows of a constant stride for the same reason. */
 #define QUERY_SLICE 128
 #define QUERY_STRIDE (QUERY_SLICE + 16)

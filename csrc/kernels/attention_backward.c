@@ -16,6 +16,7 @@
    A pair whose P is 0, masked or underflowed, contributes nothing, whatever stands in its rows: what is not finite is packed as 0
    into the second factors and added by attention_patch_gradients to the pairs whose P is not 0. */
 #include "attention_tile.h"
+#include "nonfinite.h"
 
 #include <math.h>
 #include <string.h>
@@ -392,20 +393,37 @@ FA_INLINE real element(const real *p, fa_index i, fa_index j)
 #endif
 }
 
+/* The columns of a row of dst of which element d is at dst[d * column], and back. */
+FA_INLINE void copy_columns(real *to, fa_index to_step, const real *from, fa_index from_step, fa_index columns)
+{
+    for (fa_index d = 0; d < columns; d++) to[d * to_step] = from[d * from_step];
+}
+
 /* What x that is not finite adds to dst = weight x (rows of x are keys), or to dst = weight' x (`of_keys`: rows of x are queries), where
-   p is not 0; element d of row i of dst is at dst[i * row + d * column]. Rare, so plain: the sums are NaN or infinite whatever the
-   order. */
+   p is not 0; element d of row i of dst is at dst[i * row + d * column]. */
 void KERNEL(attention_patch_gradients)(real *dst, fa_index row, fa_index column, const real *weight, const real *p, fa_index rows,
                                        fa_index keys, const stored *x, fa_index ldx, fa_index D, real scale, int of_keys)
 {
     const fa_index I = of_keys ? keys : rows, J = of_keys ? rows : keys;
-    for (fa_index j = 0; j < J; j++)
-        for (fa_index d = 0; d < D; d++) {
-            const real value = real_of(x[j * ldx + d]);
-            if (isfinite(value)) continue;
+    nonfinite_part part;
+    for (fa_index d = 0; d < D; d += NONFINITE_COLUMNS)
+        for (fa_index j0 = 0; j0 < J; j0 += NONFINITE_ROWS) {
+            const fa_index n = fa_min(NONFINITE_ROWS, J - j0), columns = fa_min(NONFINITE_COLUMNS, D - d);
+            if (!take_nonfinite(&part, x + j0 * ldx + d, ldx, n, columns)) continue;
             for (fa_index i = 0; i < I; i++) {
-                const fa_index query = of_keys ? j : i, key = of_keys ? i : j;
-                if (element(p, query, key) != 0) dst[i * row + d * column] += scale * element(weight, query, key) * value;
+                real *to = dst + i * row + d * column, turned[NONFINITE_COLUMNS];
+                nonfinite_list list = {.count = 0};
+                for (fa_index j = 0; j < n; j++) {
+                    const fa_index query = of_keys ? j0 + j : i, key = of_keys ? i : j0 + j;
+                    if (part.any[j] && element(p, query, key) != 0) list_row(&list, j, scale * element(weight, query, key));
+                }
+                if (column == 1 || !list.count) {
+                    add_nonfinite(to, &part, &list, columns);
+                    continue;
+                }
+                copy_columns(turned, 1, to, column, columns);
+                add_nonfinite(turned, &part, &list, columns);
+                copy_columns(to, column, turned, 1, columns);
             }
         }
 }

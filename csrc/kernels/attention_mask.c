@@ -30,6 +30,15 @@ void KERNEL(attention_plain_scores)(real *s, fa_index rows, const fa_index *begi
         }
 }
 
+/* s = s - reference; a row without one has no keys. */
+void KERNEL(attention_lower_scores)(real *s, fa_index rows, const fa_index *begin, const fa_index *end, const real *reference)
+{
+    for (fa_index r = 0; r < rows; r++, s += ATTENTION_STRIDE) {
+        const vreal top = v_set1(reference[r] == -REAL_INFINITY ? 0 : reference[r]);
+        for (fa_index j = begin[r] / VL * VL; j < end[r]; j += VL) v_store(s + j, v_sub(v_load(s + j), top));
+    }
+}
+
 #define MASKED_VECTORS 4 /* at a time */
 
 FA_INLINE void mask_scores(real *s, const uint8_t *mask)
@@ -108,7 +117,8 @@ void KERNEL(attention_alibi)(real *s, fa_index rows, const fa_index *begin, cons
    NaN or +inf makes its rows NaN; -inf is none. */
 void KERNEL(attention_sink)(real *reference, real *sum, fa_index rows, real sink)
 {
-    double R = (double)(real)rint((double)sink * 0x1.71547652b82fep+0), total = (double)__builtin_nanf("");
+    const double top = rint((double)sink * 0x1.71547652b82fep+0), most = (double)REAL_LARGEST;
+    double R = (double)(real)(isfinite(sink) ? fmax(-most, fmin(top, most)) : top), total = (double)__builtin_nanf("");
     if (sink == -REAL_INFINITY) {
         total = 0;
     } else if (!isfinite(sink)) {

@@ -57,30 +57,51 @@ void KERNEL(attention_pack_keys)(real *dst, const stored *k, fa_index ldk, fa_in
     }
 }
 
-/* x, with what is not finite made 0 when `finite_only`; *bad becomes NaN in the lanes where anything is not finite. */
-FA_INLINE vreal checked_values(const stored *v, fa_index count, int finite_only, vreal *bad)
+/* What a pass over values finds. The first one only looks whether there is anything: in `large`, the sum of products with LARGE_PROBE.
+   The second one makes 0 of what is not finite, and tells it from what is large. */
+typedef struct {
+    vreal not_finite, large;
+} value_check;
+
+#define LARGE_VALUE (REAL_LARGEST / (real)LARGE_PROBE)
+
+FA_INLINE vreal checked_values(const stored *v, fa_index count, const int second, value_check *check)
 {
     const vreal x = count >= VL ? v_load_stored(v) : v_load_stored_n(v, count);
-    *bad = v_fma(x, v_zero(), *bad); /* 0 inf and 0 NaN are NaN */
-    return finite_only ? finite_or_zero(x) : x;
+    if (!second) {
+        check->large = v_fma(x, v_set1((real)LARGE_PROBE), check->large);
+        return x;
+    }
+    const vreal finite = finite_or_zero(x);
+    check->not_finite = v_fma(x, v_zero(), check->not_finite); /* 0 inf and 0 NaN are NaN */
+    check->large = v_max(v_abs(finite), check->large);
+    return finite;
+}
+
+FA_INLINE int anything_found(const value_check *check) { return v_any(v_is_nan(v_sub(check->large, check->large))); }
+FA_INLINE int what_is_found(const value_check *check)
+{
+    const int not_finite = v_any(v_is_nan(check->not_finite)), large = v_any(v_le(v_set1(LARGE_VALUE), check->large));
+    return (not_finite ? VALUES_NOT_FINITE : 0) | (large ? VALUES_LARGE : 0);
 }
 
 /* One vector of values for the products: those of a key, or with FA_PAIRS of two, the second missing after the last key. */
-FA_INLINE vreal packed_values(const stored *v, fa_index ldv, fa_index keys, fa_index count, int finite_only, vreal *bad)
+FA_INLINE vreal packed_values(const stored *v, fa_index ldv, fa_index keys, fa_index count, const int second_pass,
+                              value_check *check)
 {
-    const vreal x = checked_values(v, count, finite_only, bad);
+    const vreal x = checked_values(v, count, second_pass, check);
 #if FA_PAIRS
-    return v_zip(x, keys > 1 ? checked_values(v + ldv, count, finite_only, bad) : v_zero());
+    return v_zip(x, keys > 1 ? checked_values(v + ldv, count, second_pass, check) : v_zero());
 #else
     (void)ldv, (void)keys;
     return x;
 #endif
 }
 
-FA_INLINE int copy_panels(real *dst, const stored *v, fa_index ldv, fa_index keys, fa_index D, const int finite_only)
+FA_INLINE int copy_panels(real *dst, const stored *v, fa_index ldv, fa_index keys, fa_index D, const int second_pass)
 {
     const fa_index filled = fa_ceil_div(keys, FA_PACKED), padded = packed_size(keys);
-    vreal bad = v_zero();
+    value_check check = {v_zero(), v_zero()};
     for (fa_index first = 0; first < D; first += PANEL) {
         const fa_index nv = panel_vectors(D, first);
         real *panel = dst + first * padded;
@@ -90,36 +111,35 @@ FA_INLINE int copy_panels(real *dst, const stored *v, fa_index ldv, fa_index key
                 FA_UNROLL
                 for (int u = 0; u < FA_NV; u++)
                     v_store(panel + (j * FA_NV + u) * VL,
-                            packed_values(row + u * VL, ldv, keys - FA_PACKED * j, VL, finite_only, &bad));
+                            packed_values(row + u * VL, ldv, keys - FA_PACKED * j, VL, second_pass, &check));
             }
         } else {
             for (fa_index j = 0; j < filled; j++, row += FA_PACKED * ldv)
                 for (fa_index u = 0; u < nv; u++)
                     v_store(panel + (j * nv + u) * VL,
-                            packed_values(row + u * VL, ldv, keys - FA_PACKED * j, D - first - u * VL, finite_only, &bad));
+                            packed_values(row + u * VL, ldv, keys - FA_PACKED * j, D - first - u * VL, second_pass, &check));
         }
         for (fa_index i = filled * nv; i < padded * nv; i++) v_store(panel + i * VL, v_zero());
     }
-    return v_any(v_is_nan(bad));
+    return second_pass ? what_is_found(&check) : anything_found(&check);
 }
 
 /* Values that are not finite are stored as 0 and reported: 0 * NaN would reach rows that do not attend to them.
    attention_patch_values adds them to the rows that do. The first pass only looks for them. */
-void KERNEL(attention_pack_values)(real *dst, const stored *v, fa_index ldv, fa_index keys, fa_index D, int *nonfinite)
+void KERNEL(attention_pack_values)(real *dst, const stored *v, fa_index ldv, fa_index keys, fa_index D, int *found)
 {
-    *nonfinite = copy_panels(dst, v, ldv, keys, D, 0);
-    if (*nonfinite) copy_panels(dst, v, ldv, keys, D, 1);
+    *found = copy_panels(dst, v, ldv, keys, D, 0);
+    if (*found) *found = copy_panels(dst, v, ldv, keys, D, 1);
 }
 
 /* Values row by row, for BLAS: dst[j * ld + d], with the same treatment of what is not finite. */
-void KERNEL(attention_copy_values)(real *dst, fa_index ld, const stored *v, fa_index ldv, fa_index keys, fa_index D,
-                                   int *nonfinite)
+void KERNEL(attention_copy_values)(real *dst, fa_index ld, const stored *v, fa_index ldv, fa_index keys, fa_index D, int *found)
 {
-    vreal bad = v_zero();
+    value_check check = {v_zero(), v_zero()};
     for (fa_index j = 0; j < keys; j++)
         for (fa_index d = 0; d < D; d += VL) {
             const fa_index count = fa_min(VL, D - d);
-            v_store_n(dst + j * ld + d, checked_values(v + j * ldv + d, count, 1, &bad), count);
+            v_store_n(dst + j * ld + d, checked_values(v + j * ldv + d, count, 1, &check), count);
         }
-    *nonfinite = v_any(v_is_nan(bad));
+    *found = what_is_found(&check);
 }

@@ -23,12 +23,12 @@ FA_INLINE fa_index panel_vectors(fa_index size, fa_index first) { return fa_min(
 /* Places of `size` elements in a packed operand, padded. */
 FA_INLINE fa_index packed_size(fa_index size) { return fa_round_up(fa_ceil_div(size, FA_PACKED), TILE_K); }
 
-/* The keys that any row of a tile attends to, widened to whole steps. */
 typedef struct {
     fa_index begin, end;
 } key_range;
 
-FA_INLINE key_range tile_keys(const fa_index *begin, const fa_index *end, fa_index rows)
+/* The keys that any of the rows attends to; or 0 to 0. */
+FA_INLINE key_range keys_of_rows(const fa_index *begin, const fa_index *end, fa_index rows)
 {
     key_range range = {INT64_MAX, 0};
     for (fa_index r = 0; r < rows; r++) {
@@ -36,7 +36,13 @@ FA_INLINE key_range tile_keys(const fa_index *begin, const fa_index *end, fa_ind
         range.begin = fa_min(range.begin, begin[r]);
         range.end = fa_max(range.end, end[r]);
     }
-    if (range.end == 0) return (key_range){0, 0};
+    return range.end == 0 ? (key_range){0, 0} : range;
+}
+
+/* The same widened to whole steps. */
+FA_INLINE key_range tile_keys(const fa_index *begin, const fa_index *end, fa_index rows)
+{
+    const key_range range = keys_of_rows(begin, end, rows);
     return (key_range){range.begin / STEP * STEP, fa_round_up(range.end, STEP)};
 }
 
@@ -56,6 +62,19 @@ FA_INLINE void ask_for_lines(rows_to_come *x)
 }
 
 FA_INLINE vreal finite_or_zero(vreal x) { return v_select(v_is_nan(v_sub(x, x)), v_zero(), x); }
+
+/* What the sums of a block tell of its values. Those of a row whose scores are NaN tell nothing: all bits. */
+FA_INLINE int values_found(const real *part, fa_index ld, fa_index rows, fa_index D)
+{
+    vreal bad = v_zero();
+    for (fa_index r = 0; r < rows; r++)
+        for (fa_index d = 0; d < D; d += VL) bad = v_fma(v_load(part + r * ld + d), v_set1((real)LARGE_PROBE), bad);
+    if (FA_LIKELY(!v_any(v_is_nan(v_sub(bad, bad))))) return 0;
+    bad = v_zero();
+    for (fa_index r = 0; r < rows; r++)
+        for (fa_index d = 0; d < D; d += VL) bad = v_fma(v_load(part + r * ld + d), v_zero(), bad); /* 0 inf, 0 NaN are NaN */
+    return v_any(v_is_nan(bad)) ? VALUES_NOT_FINITE | VALUES_LARGE : VALUES_LARGE;
+}
 
 FA_INLINE void fill(real *row, fa_index first, fa_index end)
 {

@@ -5,6 +5,7 @@
      out = O / sum,  lse = ln sum + R ln 2 */
 #include "attention_tile.h"
 #include "common.h"
+#include "nonfinite.h"
 
 #include <math.h>
 #include <string.h>
@@ -185,18 +186,22 @@ FA_INLINE real probability(const real *row, fa_index j)
 #endif
 }
 
-/* o += p v over the values that are not finite, for the rows whose score s (before the softmax) does not exclude the key. Rare,
-   so plain: the sums are NaN or infinite whatever the order. */
+/* o += p v over the values that are not finite, for the rows whose score s (before the softmax) does not exclude the key. */
 void KERNEL(attention_patch_values)(real *o, fa_index ldo, const real *p, const real *s, fa_index rows, const fa_index *begin,
                                     const fa_index *end, const stored *v, fa_index ldv, fa_index D)
 {
-    for (fa_index r = 0; r < rows; r++)
-        for (fa_index j = begin[r]; j < end[r]; j++) {
-            if (s[r * ATTENTION_STRIDE + j] == -REAL_INFINITY) continue;
-            const real weight = probability(p + r * ATTENTION_STRIDE, j);
-            for (fa_index d = 0; d < D; d++) {
-                const real value = real_of(v[j * ldv + d]);
-                if (!isfinite(value)) o[r * ldo + d] += weight * value;
+    nonfinite_part part;
+    const key_range keys = keys_of_rows(begin, end, rows);
+    for (fa_index d = 0; d < D; d += NONFINITE_COLUMNS)
+        for (fa_index j0 = keys.begin; j0 < keys.end; j0 += NONFINITE_ROWS) {
+            const fa_index n = fa_min(NONFINITE_ROWS, keys.end - j0), columns = fa_min(NONFINITE_COLUMNS, D - d);
+            if (!take_nonfinite(&part, v + j0 * ldv + d, ldv, n, columns)) continue;
+            for (fa_index r = 0; r < rows; r++) {
+                const real *weights = p + r * ATTENTION_STRIDE, *scores = s + r * ATTENTION_STRIDE;
+                nonfinite_list list = {.count = 0};
+                for (fa_index j = fa_max(j0, begin[r]); j < fa_min(j0 + n, end[r]); j++)
+                    if (part.any[j - j0] && scores[j] != -REAL_INFINITY) list_row(&list, j - j0, probability(weights, j));
+                add_nonfinite(o + r * ldo + d, &part, &list, columns);
             }
         }
 }
@@ -226,4 +231,30 @@ void KERNEL(attention_finish)(stored *out, fa_index ldout, const real *o, fa_ind
         }
     }
     for (fa_index r = 0; lse && r < rows; r++) lse[r] = sum[r] == 0 ? -REAL_INFINITY : log_of(reference[r], sum[r]);
+}
+
+/* Whether an element of out is not finite though the sum of its row is: a sum of large values may have overflowed. */
+void KERNEL(attention_overflows)(int *overflows, const stored *out, fa_index ldout, fa_index rows, fa_index D, const real *sum)
+{
+    vreal bad = v_zero();
+    for (fa_index r = 0; r < rows; r++)
+        for (fa_index d = 0; isfinite(sum[r]) && d < D; d += VL)
+            bad = v_fma(load_stored_n(out + r * ldout + d, D - d), v_zero(), bad);
+    *overflows = v_any(v_is_nan(bad));
+}
+
+/* out = o / sum where out is not finite. A mean of finite numbers is none but finite, however its last bit is rounded. */
+void KERNEL(attention_recover_values)(stored *out, fa_index ldout, const real *o, fa_index ldo, fa_index rows, fa_index D,
+                                      const real *sum)
+{
+    const vreal most = v_set1(REAL_LARGEST);
+    for (fa_index r = 0; r < rows; r++)
+        for (fa_index d = 0; sum[r] != 0 && d < D; d += VL) {
+            stored *to = out + r * ldout + d;
+            const fa_index count = fa_min(VL, D - d);
+            const vreal before = v_load_stored_n(to, count), x = v_load(o + r * ldo + d), y = v_div(x, v_set1(sum[r]));
+            const vreal mean = v_copysign(v_min(most, v_abs(y)), y);
+            const vreal after = v_select(v_is_nan(v_sub(x, x)), y, mean);
+            v_store_stored_n(to, v_select(v_is_nan(v_sub(before, before)), after, before), count);
+        }
 }

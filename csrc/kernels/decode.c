@@ -278,17 +278,16 @@ FA_INLINE void value_pass(real *part, fa_index ld, const real *p, fa_index rows,
 }
 
 /* part = p v over the keys [begin, end), begin a multiple of FA_PACKED; whole vectors of it are written, and as many rows behind it
-   for a second chain. p is 0 or a probability throughout, with FA_PAIRS also for the key that would make the last pair. *nonfinite:
-   a value may not be finite, and counted as 0. */
+   for a second chain. p is 0 or a probability throughout, with FA_PAIRS also for the key that would make the last pair. *found: a value
+   may not be finite, and counted as 0; a sum is large. */
 void KERNEL(decode_values)(real *part, fa_index ld, const real *p, fa_index rows, const decode_rows *v, fa_index begin,
-                           fa_index end, fa_index D, int *nonfinite)
+                           fa_index end, fa_index D, int *found)
 {
     value_pass(part, ld, p, rows, v, begin, end, D, 0);
-    vreal bad = v_zero();
-    for (fa_index r = 0; r < rows; r++)
-        for (fa_index d = 0; d < D; d += VL) bad = v_fma(v_load(part + r * ld + d), v_zero(), bad); /* 0 inf, 0 NaN are NaN */
-    *nonfinite = v_any(v_is_nan(bad));
-    if (FA_UNLIKELY(*nonfinite)) value_pass(part, ld, p, rows, v, begin, end, D, 1);
+    *found = values_found(part, ld, rows, D);
+    if (FA_LIKELY(!(*found & VALUES_NOT_FINITE))) return;
+    value_pass(part, ld, p, rows, v, begin, end, D, 1);
+    *found = VALUES_NOT_FINITE | (values_found(part, ld, rows, D) & VALUES_LARGE);
 }
 #endif
 

@@ -12,19 +12,24 @@
 
 #if defined(FA_REAL_F32)
 
-/* The scales of keys side by side, and zeros up to a whole vector. One that is not finite counts as 0; returns whether there is one. */
+#define LARGE_SCALE (REAL_LARGEST / (real)(128 * LARGE_PROBE))
+
+/* The scales of keys side by side, and a vector of zeros behind them. One that is not finite counts as 0;
+   returns what is found, as of values. */
 FA_NOINLINE int gather_scales(real *dst, const decode_rows *scales, fa_index begin, fa_index end)
 {
-    vreal bad = v_zero();
+    vreal bad = v_zero(), largest = v_zero();
     for (fa_index j = begin, n; j < end; j += n) {
         fa_index together;
         const real *scale = find_row(scales, j, &together);
         n = fa_min(fa_min(together, end - j), VL);
-        const vreal x = v_load_n(scale, n);
-        v_store(dst + j - begin, v_select(v_is_nan(v_sub(x, x)), v_zero(), x));
+        const vreal x = v_load_n(scale, n), finite = v_select(v_is_nan(v_sub(x, x)), v_zero(), x);
+        v_store(dst + j - begin, finite);
         bad = v_fma(x, v_zero(), bad);
+        largest = v_max(finite, largest);
     }
-    return v_any(v_is_nan(bad));
+    v_store(dst + end - begin, v_zero()); /* parts of a page need not end where vectors of `dst` do */
+    return (v_any(v_is_nan(bad)) ? VALUES_NOT_FINITE : 0) | (v_any(v_le(v_set1(LARGE_SCALE), largest)) ? VALUES_LARGE : 0);
 }
 
 /* p[j] times the scale of j, in place. */
@@ -187,15 +192,15 @@ FA_INLINE void value_columns(real *part, fa_index ld, const weights *w, fa_index
 }
 
 /* part = (p vscale) v over the keys [begin, end); whole vectors of it are written. p is 0 or a probability throughout, and becomes
-   p vscale. *nonfinite: a scale is not finite, and counted as 0. */
+   p vscale. *found: a scale is not finite, and counted as 0; one is large. */
 void KERNEL(decode_values_i8)(real *part, fa_index ld, real *p, fa_index rows, const decode_rows *v, const decode_rows *scales,
-                              fa_index begin, fa_index end, fa_index D, int *nonfinite)
+                              fa_index begin, fa_index end, fa_index D, int *found)
 {
     const fa_index keys = end - begin;
     const void *row[ATTENTION_KEYS + STEP];
     real scale[ATTENTION_KEYS + VL];
     weights w;
-    *nonfinite = gather_scales(scale, scales, begin, end);
+    *found = gather_scales(scale, scales, begin, end);
     if (keys > 0) find_rows(row, v, begin, keys);
     if (v->table) prefetch_values(v, begin + rows_ahead(D), keys, D);
     for (fa_index j = keys; j < fa_round_up(keys, STEP); j++) row[j] = row[keys - 1]; /* times digits that are 0 */
@@ -273,13 +278,13 @@ FA_INLINE void value_chunk(real *part, fa_index ld, const real *w, fa_index rows
 }
 
 /* part = (p vscale) v over the keys [begin, end); whole vectors of it are written, and as many rows behind it for a second chain. p is
-   0 or a probability throughout, and becomes p vscale. *nonfinite: a scale is not finite, and counted as 0. */
+   0 or a probability throughout, and becomes p vscale. *found: a scale is not finite, and counted as 0; one is large. */
 void KERNEL(decode_values_i8)(real *part, fa_index ld, real *p, fa_index rows, const decode_rows *v, const decode_rows *scales,
-                              fa_index begin, fa_index end, fa_index D, int *nonfinite)
+                              fa_index begin, fa_index end, fa_index D, int *found)
 {
     const fa_index most = fa_max(1, fa_min(CHUNK_KEYS, CHUNK_BYTES / fa_max(1, D)));
     real *next = part + rows * ld, scale[ATTENTION_KEYS + VL];
-    *nonfinite = gather_scales(scale, scales, begin, end);
+    *found = gather_scales(scale, scales, begin, end);
     for (fa_index r = 0; r < rows; r++)
         for (fa_index j = begin; j < end; j += VL) scaled_weights(p + r * ATTENTION_STRIDE + j, scale + j - begin, end - j);
     for (fa_index j0 = begin, last; j0 < end; j0 = last) {

@@ -287,24 +287,23 @@ FA_INLINE void few_values(real *part, fa_index ld, const real *p, fa_index rows,
 
 /* decode.c has the contract. The keys lie in one block, and its sums are one chain. */
 void KERNEL(decode_values)(real *part, fa_index ld, const real *p, fa_index rows, const decode_rows *v, fa_index begin,
-                           fa_index end, fa_index D, int *nonfinite)
+                           fa_index end, fa_index D, int *found)
 {
-    vreal bad = v_zero();
+    *found = 0;
     for (fa_index r = 0; r < rows; r += T_ROWS) {
         const fa_index n = fa_min(T_ROWS, rows - r);
         real *to = part + r * ld;
         const real *from = p + r * ATTENTION_STRIDE;
-        vreal rest = v_zero();
         if (rows == 1 && D % (2 * VL) == 0)
             one_value_row(to, from, v, begin, end, D);
         else
             few_values(to, ld, from, n, v, begin, end, D, 0);
-        for (fa_index i = 0; i < n; i++)
-            for (fa_index d = 0; d < D; d += VL) rest = v_fma(v_load(to + i * ld + d), v_zero(), rest); /* 0 inf, 0 NaN are NaN */
-        if (FA_UNLIKELY(v_any(v_is_nan(rest)))) few_values(to, ld, from, n, v, begin, end, D, 1);
-        bad = v_add(bad, rest);
+        const int first = values_found(to, ld, n, D);
+        *found |= first & VALUES_NOT_FINITE ? VALUES_NOT_FINITE : first;
+        if (FA_LIKELY(!(first & VALUES_NOT_FINITE))) continue;
+        few_values(to, ld, from, n, v, begin, end, D, 1);
+        *found |= values_found(to, ld, n, D) & VALUES_LARGE;
     }
-    *nonfinite = v_any(v_is_nan(bad));
 }
 #else
 typedef int no_tiles; /* a file of C has to have something in it */

@@ -12,6 +12,9 @@
    as well, as `low`, and keeps the digits that the offset would cost; the variance is about the sum of both. NaN or an infinity in a
    row makes the row NaN (rms: an infinity makes the others 0).
 
+   Where squares or sums of a row overflow, all of it is computed again times LARGE_SCALE, a power of two: rows of any finite numbers
+   have a norm.
+
    Arrays of 16 bits: z is rounded, as the sum is kept; statistics, dw and db are reals; y and dx are rounded once. */
 #include "common.h"
 #include "rows.h"
@@ -79,7 +82,7 @@ typedef long double longer;
 #define ROOT __builtin_sqrtl
 #endif
 
-static longer root_of_mean(longer square_sum, fa_index n, double eps) { return ROOT(square_sum / (longer)n + (longer)eps); }
+static longer root_of_mean(longer square_sum, fa_index n, longer eps) { return ROOT(square_sum / (longer)n + eps); }
 
 /* d / root, rounded once where there is a multiply-add: 1 / root in two pieces. Elsewhere the division is the shortest way. */
 typedef struct {
@@ -98,45 +101,60 @@ FA_INLINE row_scale scale_of_row(longer root)
 
 FA_INLINE vreal scaled(vreal d, row_scale s) { return FA_HAS_FMA ? v_fma(d, s.high, v_mul(d, s.low)) : v_div(d, s.high); }
 
-/* The root of variance + eps; *mean and *low of the two steps. */
-FA_INLINE longer layer_statistics(const stored *z, fa_index n, double eps, real *mean, real *low)
+/* Rows that need it have numbers of 2^58 (double: 2^506) at least, for millions of columns; squares of the largest in these units, 2^32
+   (2^256), add up without overflow, and what becomes 0 is nothing beside them. */
+#if defined(FA_REAL_F32)
+#define LARGE_SCALE 0x1p-96f
+#else
+#define LARGE_SCALE 0x1p-768
+#endif
+
+FA_INLINE vreal load_z(const stored *z, fa_index count, const int large)
+{
+    const vreal x = load_stored_some(z, count);
+    return large ? v_mul(x, v_set1(LARGE_SCALE)) : x;
+}
+FA_INLINE longer eps_of(double eps, const int large) { return large ? (longer)eps * LARGE_SCALE * LARGE_SCALE : (longer)eps; }
+
+/* The root of variance + eps; *mean and *low of the two steps. `large`: of z times LARGE_SCALE. */
+FA_INLINE longer layer_statistics(const stored *z, fa_index n, double eps, real *mean, real *low, const int large)
 {
     row_sum sum, square;
     start_sum(&sum);
-#define STEP(j, count, i) sum.chain[i] = v_add(sum.chain[i], load_stored_some(z + j, count))
+#define STEP(j, count, i) sum.chain[i] = v_add(sum.chain[i], load_z(z + j, count, large))
     FOR_ROW(n, STEP, end_block(&sum))
 #undef STEP
     *mean = long_total(&sum.total) / (real)n;
     const vreal m = v_set1(*mean);
     start_sum(&sum);
     start_sum(&square);
-#define STEP(j, count, i)                                                               \
-    do {                                                                                \
-        const vreal d = first_lanes(v_sub(load_stored_some(z + (j), count), m), count); \
-        sum.chain[i] = v_add(sum.chain[i], d);                                          \
-        square.chain[i] = v_fma(d, d, square.chain[i]);                                 \
+#define STEP(j, count, i)                                                            \
+    do {                                                                             \
+        const vreal d = first_lanes(v_sub(load_z(z + (j), count, large), m), count); \
+        sum.chain[i] = v_add(sum.chain[i], d);                                       \
+        square.chain[i] = v_fma(d, d, square.chain[i]);                              \
     } while (0)
     FOR_ROW(n, STEP, (end_block(&sum), end_block(&square)))
 #undef STEP
     const longer rest = (longer)long_total(&sum.total) / (longer)n;
-    const longer root = root_of_mean((longer)long_total(&square.total) - rest * rest * (longer)n, n, eps);
+    const longer root = root_of_mean((longer)long_total(&square.total) - rest * rest * (longer)n, n, eps_of(eps, large));
     /* Where the mean is no larger than the deviations, they are rounded as coarsely as it is: their mean is noise. */
     *low = (longer)*mean > root || (longer)*mean < -root ? (real)rest : 0;
     return root;
 }
 
-FA_INLINE longer rms_statistics(const stored *z, fa_index n, double eps)
+FA_INLINE longer rms_statistics(const stored *z, fa_index n, double eps, const int large)
 {
     row_sum square;
     start_sum(&square);
 #define STEP(j, count, i)                               \
     do {                                                \
-        const vreal a = load_stored_some(z + j, count); \
+        const vreal a = load_z(z + j, count, large);    \
         square.chain[i] = v_fma(a, a, square.chain[i]); \
     } while (0)
     FOR_ROW(n, STEP, end_block(&square))
 #undef STEP
-    return root_of_mean((longer)long_total(&square.total), n, eps);
+    return root_of_mean((longer)long_total(&square.total), n, eps_of(eps, large));
 }
 
 FA_INLINE vreal apply_weight(vreal a, const stored *w, const stored *b, fa_index count)
@@ -148,17 +166,28 @@ FA_INLINE vreal apply_weight(vreal a, const stored *w, const stored *b, fa_index
 
 /* One row of y with w and b known to be there or not. */
 FA_INLINE void write_layer(stored *y, const stored *z, fa_index n, vreal m, vreal low, row_scale scale, const stored *w,
-                           const stored *b)
+                           const stored *b, const int large)
 {
     fa_index j = 0;
     for (; j + VL <= n; j += VL) {
-        const vreal a = scaled(v_sub(v_sub(v_load_stored(z + j), m), low), scale);
+        const vreal a = scaled(v_sub(v_sub(load_z(z + j, VL, large), m), low), scale);
         v_store_stored(y + j, apply_weight(a, w ? w + j : NULL, b ? b + j : NULL, VL));
     }
     if (j < n) {
-        const vreal a = scaled(v_sub(v_sub(v_load_stored_n(z + j, n - j), m), low), scale);
+        const vreal a = scaled(v_sub(v_sub(load_z(z + j, n - j, large), m), low), scale);
         v_store_stored_n(y + j, apply_weight(a, w ? w + j : NULL, b ? b + j : NULL, n - j), n - j);
     }
+}
+
+/* A row whose sums overflow, or which has NaN or an infinity. Returns the root. */
+FA_NOINLINE longer large_layer_row(stored *y, const stored *z, fa_index n, double eps, const stored *w, const stored *b,
+                                   real *mean)
+{
+    real m, low;
+    const longer root = layer_statistics(z, n, eps, &m, &low, 1);
+    write_layer(y, z, n, v_set1(m), v_set1(low), scale_of_row(root), w, b, 1);
+    *mean = (m + low) / LARGE_SCALE;
+    return root / LARGE_SCALE;
 }
 
 void KERNEL(layer_norm_rows)(stored *y, stored *sum, real *mean, real *rstd, const stored *x, const stored *residual,
@@ -167,18 +196,36 @@ void KERNEL(layer_norm_rows)(stored *y, stored *sum, real *mean, real *rstd, con
     for (fa_index i = 0; i < rows; i++, y += n, x += n) {
         const stored *z = add_residual(sum, x, residual, n);
         real m, low;
-        const longer root = layer_statistics(z, n, eps, &m, &low);
+        longer root = layer_statistics(z, n, eps, &m, &low, 0);
         const vreal vm = v_set1(m), vlow = v_set1(low);
-        const row_scale scale = scale_of_row(root);
-        if (w && b)
-            write_layer(y, z, n, vm, vlow, scale, w, b);
-        else if (w)
-            write_layer(y, z, n, vm, vlow, scale, w, NULL);
-        else
-            write_layer(y, z, n, vm, vlow, scale, NULL, b);
+        if (FA_UNLIKELY(!(root < (longer)REAL_INFINITY))) {
+            low = 0;
+            root = large_layer_row(y, z, n, eps, w, b, &m);
+        } else if (w && b) {
+            write_layer(y, z, n, vm, vlow, scale_of_row(root), w, b, 0);
+        } else if (w) {
+            write_layer(y, z, n, vm, vlow, scale_of_row(root), w, NULL, 0);
+        } else {
+            write_layer(y, z, n, vm, vlow, scale_of_row(root), NULL, b, 0);
+        }
         if (mean) mean[i] = m + low, rstd[i] = (real)(1 / root);
         if (residual) sum += n, residual += n;
     }
+}
+
+FA_INLINE void write_rms(stored *y, const stored *z, fa_index n, longer root, const stored *w, const int large)
+{
+    const row_scale scale = scale_of_row(root);
+    for (fa_index j = 0; j < n; j += VL)
+        store_stored_some(y + j, apply_weight(scaled(load_z(z + j, n - j, large), scale), w ? w + j : NULL, NULL, n - j), n - j);
+}
+
+/* As large_layer_row. */
+FA_NOINLINE longer large_rms_row(stored *y, const stored *z, fa_index n, double eps, const stored *w)
+{
+    const longer root = rms_statistics(z, n, eps, 1);
+    write_rms(y, z, n, root, w, 1);
+    return root / LARGE_SCALE;
 }
 
 void KERNEL(rms_norm_rows)(stored *y, stored *sum, real *rstd, const stored *x, const stored *residual, const stored *w,
@@ -186,11 +233,11 @@ void KERNEL(rms_norm_rows)(stored *y, stored *sum, real *rstd, const stored *x, 
 {
     for (fa_index i = 0; i < rows; i++, y += n, x += n) {
         const stored *z = add_residual(sum, x, residual, n);
-        const longer root = rms_statistics(z, n, eps);
-        const row_scale scale = scale_of_row(root);
-        for (fa_index j = 0; j < n; j += VL)
-            store_stored_some(y + j, apply_weight(scaled(load_stored_some(z + j, n - j), scale), w ? w + j : NULL, NULL, n - j),
-                              n - j);
+        longer root = rms_statistics(z, n, eps, 0);
+        if (FA_UNLIKELY(!(root < (longer)REAL_INFINITY)))
+            root = large_rms_row(y, z, n, eps, w);
+        else
+            write_rms(y, z, n, root, w, 0);
         if (rstd) rstd[i] = (real)(1 / root);
         if (residual) sum += n, residual += n;
     }

@@ -278,6 +278,31 @@ FA_INLINE double loss_of(double log_sum, double x, double top)
     return d + (d < REAL_INFINITY ? d_rest - z_rest : 0);
 }
 
+/* log_sum - (mean of x - top): of logits with a large common offset the differences alone are exact, as in the usual form. What overflows
+   there or is -inf makes the loss infinite. */
+FA_NOINLINE double mean_loss_far(double log_sum, const real *x, fa_index n, real top)
+{
+    const vreal peak = v_set1(top);
+    long_sum total = {v_zero(), v_zero()};
+    vreal plain = v_zero();
+    for (fa_index j = 0; j < n; j += VL) {
+        const vreal d = v_select(v_first(n - j), v_sub(load_some(x + j, n - j), peak), v_zero());
+        add_block(&total, d);
+        plain = v_add(plain, d);
+    }
+    const double coarse = (double)v_reduce_add(plain);
+    return log_sum - (isfinite(coarse) ? (double)long_total(&total) : coarse) / (double)n;
+}
+
+/* The mean of the losses of all targets. */
+FA_INLINE double mean_loss(double log_sum, const real *x, fa_index n, real top)
+{
+    if (FA_UNLIKELY(!(top < SHIFT_BEYOND && top > -SHIFT_BEYOND))) return mean_loss_far(log_sum, x, n, top);
+    const double mean = (double)dot_row(x, NULL, n) / (double)n;
+    if (FA_UNLIKELY(!isfinite(mean))) return mean_loss_far(log_sum, x, n, top);
+    return loss_of(log_sum, mean, (double)top);
+}
+
 void KERNEL(cross_entropy_rows)(real *loss, real *top, real *sum, const real *x, const fa_index *target, fa_index rows,
                                 fa_index n, fa_index ignored, double smoothing)
 {
@@ -290,9 +315,7 @@ void KERNEL(cross_entropy_rows)(real *loss, real *top, real *sum, const real *x,
         sum[i] = sum_row(x, n, &f, i + 1 < rows ? x + n : x);
         const double log_sum = log((double)sum[i] * EXPONENT_DETOUR_BACK);
         double value = loss_of(log_sum, (double)x[target[i]], (double)top[i]);
-        if (smoothing > 0)
-            value =
-                (1 - smoothing) * value + smoothing * loss_of(log_sum, (double)dot_row(x, NULL, n) / (double)n, (double)top[i]);
+        if (smoothing > 0) value = (smoothing < 1 ? (1 - smoothing) * value : 0) + smoothing * mean_loss(log_sum, x, n, top[i]);
         loss[i] = (real)value;
     }
 }

@@ -30,9 +30,9 @@ static fa_index batch_tiles(const attention_call *c, fa_index b) { return fa_cei
 
 static fa_index block_size(const attention_call *c) { return c->key_size + c->value_size; }
 
-static key_block packed_block(const attention_call *c, real *packed, int nonfinite)
+static key_block packed_block(const attention_call *c, real *packed, int found)
 {
-    return (key_block){packed, packed + c->key_size, nonfinite};
+    return (key_block){packed, packed + c->key_size, found};
 }
 
 /* What task i begins with, if there is one: asked for while `rows` rows of another attend to `keys` keys in so many blocks. */
@@ -66,7 +66,7 @@ static void passing_blocks(void *context, fa_index i, int worker)
     for (fa_index t = 0; t < n; t++) OP(attention_start_tile)(c, &w->state[t], b, hk * c->group + t / tiles, t % tiles);
     for (fa_index j = first; j < end; j++) {
         key_block block = packed_block(c, w->packed, 0);
-        OP(attention_pack_block)(c, b, hk, j, w->packed, &block.nonfinite);
+        OP(attention_pack_block)(c, b, hk, j, w->packed, &block.found);
         for (fa_index t = 0; t < n; t++)
             OP(attention_attend)(c, w, &w->state[t], &block, j + 1 == end, b, hk * c->group + t / tiles, t % tiles, j, &next);
     }
@@ -76,7 +76,7 @@ static void passing_blocks(void *context, fa_index i, int worker)
 /* Blocks of a head up to `end`, packed: the last `kept` of them, block j at place j % kept. */
 typedef struct {
     real *data;
-    int *nonfinite;
+    int *found;
     fa_index kept, end;
 } packed_blocks;
 
@@ -90,12 +90,12 @@ static void whole_tile(const attention_call *c, const worker_scratch *w, packed_
     OP(attention_start_tile)(c, &state, b, h, tile);
     for (fa_index j = first; j < end; j++) {
         real *packed = p->data + j % p->kept * block_size(c);
-        int *nonfinite = p->nonfinite + j % p->kept;
+        int *found = p->found + j % p->kept;
         if (j >= p->end) {
-            OP(attention_pack_block)(c, b, h / c->group, j, packed, nonfinite);
+            OP(attention_pack_block)(c, b, h / c->group, j, packed, found);
             p->end = j + 1;
         }
-        const key_block block = packed_block(c, packed, *nonfinite);
+        const key_block block = packed_block(c, packed, *found);
         OP(attention_attend)(c, w, &state, &block, j + 1 == end, b, h, tile, j, NULL);
     }
     OP(attention_finish_tile)(c, &state, b, h, tile);
@@ -108,7 +108,7 @@ static void packed_run(void *context, fa_index i, int worker)
     const attention_call *c = context;
     const worker_scratch *w = &c->worker[worker];
     const fa_index head = i / c->runs, b = c->order[head / c->a->Hk].batch, hk = head % c->a->Hk;
-    packed_blocks packed = {w->packed, c->nonfinite + worker * c->kept, c->kept, 0};
+    packed_blocks packed = {w->packed, c->found + worker * c->kept, c->kept, 0};
     fa_index first, tiles;
     deal_parts(batch_tiles(c, b), c->runs, i % c->runs, &first, &tiles);
     for (fa_index t = 0; t < tiles * c->group; t++)
@@ -124,7 +124,7 @@ static void shared_block(void *context, fa_index i, int worker)
     (void)worker;
     head_blocks(c->a, c->block, b, &first, &end);
     if (j < first || j >= end) return;
-    OP(attention_pack_block)(c, b, head % c->a->Hk, j, c->packed + i * block_size(c), &c->nonfinite[i]);
+    OP(attention_pack_block)(c, b, head % c->a->Hk, j, c->packed + i * block_size(c), &c->found[i]);
 }
 
 /* Second round: task i is a tile. Tiles are taken from the last to the first: under a causal mask the last ones take longest. */
@@ -134,7 +134,7 @@ static void shared_tile(void *context, fa_index i, int worker)
     const fa_index per_head = c->tiles * c->group, n = i / per_head, t = per_head - 1 - i % per_head;
     const fa_index head = c->first_head + n, b = c->order[head / c->a->Hk].batch;
     if (t / c->group >= batch_tiles(c, b)) return;
-    packed_blocks packed = {c->packed + n * c->blocks * block_size(c), c->nonfinite + n * c->blocks, c->blocks, c->blocks};
+    packed_blocks packed = {c->packed + n * c->blocks * block_size(c), c->found + n * c->blocks, c->blocks, c->blocks};
     whole_tile(c, &c->worker[worker], &packed, b, head % c->a->Hk * c->group + t % c->group, t / c->group);
 }
 
@@ -219,12 +219,14 @@ static void plan_scratch(attention_call *c, arena *plan, attention_way way, int 
     const fa_index states = way == PASSING_BLOCKS ? c->tiles * c->group : 1;
     c->worker = arena_take(plan, members, sizeof *c->worker);
     c->order = arena_take(plan, c->a->B, sizeof *c->order);
+    c->overflowed = arena_take(plan, members, sizeof *c->overflowed);
     for (int m = 0; m < members; m++) {
         worker_scratch unused, *w = plan->base ? &c->worker[m] : &unused;
         w->scores = arena_take(plan, rows * stride, sizeof(real));
         w->unmasked = arena_take(plan, rows * stride, sizeof(real));
         w->mask = arena_take(plan, rows * stride, sizeof(real));
         for (fa_index t = 0; t < states; t++) {
+            w->state[t].overflowed = plan->base ? &c->overflowed[m] : NULL;
             w->state[t].o = arena_take(plan, QUERY_TILE * c->ldo, sizeof(real));
             w->state[t].sum = arena_take(plan, QUERY_TILE, sizeof(real));
             w->state[t].reference = arena_take(plan, QUERY_TILE, sizeof(real));
@@ -233,7 +235,7 @@ static void plan_scratch(attention_call *c, arena *plan, attention_way way, int 
         w->packed =
             way == SHARED_HEADS ? NULL : arena_take(plan, (way == PACKED_RUNS ? c->kept : 1) * block_size(c), sizeof(real));
     }
-    c->nonfinite = arena_take(plan, c->blocks * fa_max(members, c->heads), sizeof(int));
+    c->found = arena_take(plan, c->blocks * fa_max(members, c->heads), sizeof(int));
     c->packed = way == SHARED_HEADS ? arena_take(plan, c->blocks * block_size(c) * c->heads, sizeof(real)) : NULL;
 }
 
@@ -297,6 +299,7 @@ fa_status OP(attention_forward)(const fa_attention_arguments *a)
     plan_scratch(&c, &plan, way, members);
 
     c.members = members;
+    memset(c.overflowed, 0, (size_t)members * sizeof *c.overflowed);
     order_batches(&c);
     if (way == PASSING_BLOCKS) {
         fa_parallel_for(heads, members, passing_blocks, &c);
@@ -310,6 +313,8 @@ fa_status OP(attention_forward)(const fa_attention_arguments *a)
             fa_parallel_for(n * c.tiles * c.group, members, shared_tile, &c);
         }
     }
+    int overflowed = 0;
+    for (int m = 0; m < members; m++) overflowed |= c.overflowed[m];
     fa_scratch_give(&scratch);
-    return FA_OK;
+    return overflowed ? OP(attention_recover)(a, NULL) : FA_OK;
 }

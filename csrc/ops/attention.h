@@ -116,4 +116,7 @@ void OP(attention_adjust_scores)(const fa_attention_arguments *a, const fa_kerne
 int OP(attention_decodes)(const fa_attention_arguments *a);
 fa_status OP(attention_decode)(const fa_attention_arguments *a, const fa_cache_arguments *cache);
 
+/* decode.c: elements of `out` that are not finite because sums of large values overflowed, computed again. */
+fa_status OP(attention_recover)(const fa_attention_arguments *a, const fa_cache_arguments *cache);
+
 #endif

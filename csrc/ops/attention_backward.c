@@ -64,9 +64,9 @@ static void pack_tile(const backward_call *c, const gradient_scratch *w, gradien
     const fa_kernels *k = c->kernels;
     const stored *q = query_row(a, t->b, t->h, t->i0), *dout = gradient_row(g, t->b, t->h, t->i0);
     k->attention_scale_queries(w->queries, c->slice, q, a->q_stride[2], t->rows, a->D, c->scale_high, c->scale_low);
-    k->attention_pack_values(w->query_columns, q, a->q_stride[2], t->rows, a->D, &t->nonfinite_q);
+    k->attention_pack_values(w->query_columns, q, a->q_stride[2], t->rows, a->D, &t->found_q);
     k->attention_scale_queries(w->gradients, c->slice, dout, g->dout_stride[2], t->rows, a->Dv, 1, 0);
-    k->attention_pack_values(w->gradient_columns, dout, g->dout_stride[2], t->rows, a->Dv, &t->nonfinite_g);
+    k->attention_pack_values(w->gradient_columns, dout, g->dout_stride[2], t->rows, a->Dv, &t->found_g);
 }
 
 /* 0 where row r of the tile attends to keys outside the block; otherwise 1, or 2 with a sink, which is outside too. */
@@ -211,10 +211,10 @@ static void add_key_gradients(const backward_call *c, const gradient_scratch *w,
                                next->dout);
     k->attention_key_gradients(w->dk, ldk, w->ds_pairs, t->rows, w->query_columns, t->keys, t->begin, t->end, a->D, more,
                                next->q);
-    if (t->nonfinite_q)
+    if (t->found_q & VALUES_NOT_FINITE)
         k->attention_patch_gradients(w->dk, turned ? 1 : ldk, turned ? ldk : 1, w->ds_pairs, w->p, t->rows, t->keys,
                                      query_row(a, t->b, t->h, t->i0), a->q_stride[2], a->D, 1, 1);
-    if (t->nonfinite_g)
+    if (t->found_g & VALUES_NOT_FINITE)
         k->attention_patch_gradients(w->dv, turned ? 1 : ldv, turned ? ldv : 1, w->p, w->p, t->rows, t->keys,
                                      gradient_row(g, t->b, t->h, t->i0), g->dout_stride[2], a->Dv, 1, 1);
 }
@@ -275,12 +275,12 @@ static void key_block(const backward_call *c, const gradient_scratch *w, fa_inde
     int more = !k->sizes.turned_gradients;
     if (more) clear_key_gradients(c, w, keys);
     OP(attention_begin_options)(c, w);
-    int nonfinite_k = 0;
+    int found_k = 0;
     if (j >= first && j < end) {
         const stored *key = key_row(a, b, hk, j0);
         k->attention_pack_keys(w->keys, key, a->k_stride[2], keys, a->D);
         k->attention_pack_keys(w->values, value_row(a, b, hk, j0), a->v_stride[2], keys, a->Dv);
-        k->attention_pack_values(w->columns, key, a->k_stride[2], keys, a->D, &nonfinite_k);
+        k->attention_pack_values(w->columns, key, a->k_stride[2], keys, a->D, &found_k);
     }
     for (fa_index step = 0; meets && step < steps; step++) {
         const fa_index tile = step / c->group;
@@ -299,7 +299,7 @@ static void key_block(const backward_call *c, const gradient_scratch *w, fa_inde
         meet_tile(c, w, &t, i, (tile + 1) * c->group, attends);
         const tile_ahead ahead = step_ahead(c, b, hk, step + 1);
         if (before) fa_progress_wait(before, step + 1);
-        add_query_gradients(c, w, &t, attends, j == first, nonfinite_k, ahead.dq);
+        add_query_gradients(c, w, &t, attends, j == first, found_k & VALUES_NOT_FINITE, ahead.dq);
         fa_progress_publish(mine, step + 1);
         if (attends) add_key_gradients(c, w, &t, more, &ahead);
         more |= attends;

@@ -41,7 +41,7 @@ typedef struct {
 typedef struct {
     fa_index b, h, hk, i0, rows, j0, keys;
     fa_index begin[GRADIENT_TILE], end[GRADIENT_TILE];
-    int nonfinite_q, nonfinite_g;
+    int found_q, found_g; /* among q and dout: VALUES_NOT_FINITE */
 } gradient_tile;
 
 FA_INLINE const stored *gradient_row(const fa_attention_backward_arguments *g, fa_index b, fa_index h, fa_index i)

@@ -12,11 +12,13 @@ typedef struct {
     real *o, *sum, *reference;          /* of a tile: [QUERY_TILE, ldo], [QUERY_TILE] x 2 */
     unsigned char progress[QUERY_TILE]; /* of each group: group_progress */
     real *queries;                      /* scaled, in slices of [QUERY_TILE, query_stride]; plain [QUERY_TILE, D] for BLAS */
+    int large;                          /* it has met values that may make sums overflow */
+    int *overflowed;                    /* of its worker: a sum has */
 } tile_state;
 
 typedef struct {
     real *keys, *values; /* of one block */
-    int nonfinite;       /* values that are not finite: attention_patch_values */
+    int found;           /* VALUES_NOT_FINITE: attention_patch_values; VALUES_LARGE */
 } key_block;
 
 typedef struct {
@@ -45,10 +47,11 @@ typedef struct {
     real scale_high, scale_low;    /* of queries */
     real late_scale;               /* of scores, in the softmax */
     worker_scratch *worker;
+    int *overflowed; /* of each worker */
     /* third way: */
     fa_index first_head, heads;
     real *packed;
-    int *nonfinite;
+    int *found; /* of each packed block */
 } attention_call;
 
 /* Part `i`, [*first, *first + *part), when `size` is cut evenly into so many parts; or into parts of at most `most`. */
@@ -76,7 +79,7 @@ FA_INLINE void rows_of_tile(const attention_call *c, fa_index b, fa_index tile, 
 
 /* attention_tile.c: a block of keys and values packed; a tile begun, brought together with a block (the `last` one of the tile or
    another), and ended. */
-void OP(attention_pack_block)(const attention_call *c, fa_index b, fa_index hk, fa_index j, real *dst, int *nonfinite);
+void OP(attention_pack_block)(const attention_call *c, fa_index b, fa_index hk, fa_index j, real *dst, int *found);
 void OP(attention_start_tile)(const attention_call *c, tile_state *s, fa_index b, fa_index h, fa_index tile);
 void OP(attention_attend)(const attention_call *c, const worker_scratch *w, tile_state *s, const key_block *block, int last,
                           fa_index b, fa_index h, fa_index tile, fa_index j, rows_to_come *next);

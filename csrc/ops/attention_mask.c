@@ -82,12 +82,12 @@ static void apply_mask(const fa_attention_arguments *a, const fa_kernels *k, rea
     }
 }
 
-/* log2(e) x in two pieces, as a factor of kernels. */
+/* log2(e) x in two pieces, as a factor of kernels. Of a finite number it is finite: a distance of 0 times it has to be 0. */
 static void in_log2(double x, real *high, real *low)
 {
     const double y = x * LOG2_E, rest = fma(x, LOG2_E, -y) + x * LOG2_E_REST;
-    *high = (real)y;
-    *low = isfinite(*high) ? (real)((y - (double)*high) + rest) : 0;
+    *high = isfinite(x) ? (real)fmax(-REAL_LARGEST, fmin(y, REAL_LARGEST)) : (real)y;
+    *low = fabs((double)*high) < REAL_LARGEST ? (real)((y - (double)*high) + rest) : 0;
 }
 
 void OP(attention_adjust_scores)(const fa_attention_arguments *a, const fa_kernels *k, real *scores, real *copy, fa_index b,

@@ -9,7 +9,7 @@
 /* A group has met no keys yet and its O is undefined; or its sums are in O; or its result is out. */
 typedef enum { NOT_BEGUN = 0, BEGUN, FINISHED } group_progress;
 
-void OP(attention_pack_block)(const attention_call *c, fa_index b, fa_index hk, fa_index j, real *dst, int *nonfinite)
+void OP(attention_pack_block)(const attention_call *c, fa_index b, fa_index hk, fa_index j, real *dst, int *found)
 {
     const fa_attention_arguments *a = c->a;
     const fa_index first = j * c->block, keys = fa_min(c->block, key_length(a, b) - first);
@@ -18,11 +18,11 @@ void OP(attention_pack_block)(const attention_call *c, fa_index b, fa_index hk, 
         /* Whole tiles for BLAS: the keys that are missing are zeros. */
         memset(dst, 0, (size_t)(c->key_size + c->value_size) * sizeof(real));
         for (fa_index i = 0; i < keys; i++) c->kernels->widen(dst + i * a->D, k + i * a->k_stride[2], a->D);
-        c->kernels->attention_copy_values(dst + c->key_size, c->ldo, v, a->v_stride[2], keys, a->Dv, nonfinite);
+        c->kernels->attention_copy_values(dst + c->key_size, c->ldo, v, a->v_stride[2], keys, a->Dv, found);
         return;
     }
     c->kernels->attention_pack_keys(dst, k, a->k_stride[2], keys, a->D);
-    c->kernels->attention_pack_values(dst + c->key_size, v, a->v_stride[2], keys, a->Dv, nonfinite);
+    c->kernels->attention_pack_values(dst + c->key_size, v, a->v_stride[2], keys, a->Dv, found);
 }
 
 void OP(attention_start_tile)(const attention_call *c, tile_state *s, fa_index b, fa_index h, fa_index tile)
@@ -30,6 +30,7 @@ void OP(attention_start_tile)(const attention_call *c, tile_state *s, fa_index b
     const fa_attention_arguments *a = c->a;
     fa_index first, rows;
     rows_of_tile(c, b, tile, &first, &rows);
+    s->large = 0;
     for (fa_index r = 0; r < rows; r++) {
         s->sum[r] = 0;
         s->reference[r] = -REAL_INFINITY;
@@ -67,6 +68,9 @@ void OP(attention_finish_tile)(const attention_call *c, const tile_state *s, fa_
         if (a->reference) memcpy((real *)a->reference + row, s->reference + r, (size_t)n * sizeof(real));
         if (a->sum) memcpy((real *)a->sum + row, s->sum + r, (size_t)n * sizeof(real));
     }
+    int overflows = 0;
+    if (s->large) c->kernels->attention_overflows(&overflows, output_row(a, b, h, first), a->out_stride[2], rows, a->Dv, s->sum);
+    *s->overflowed |= overflows;
 }
 
 /* One tile and one key block, the `last` one of the tile or another. */
@@ -75,10 +79,11 @@ void OP(attention_attend)(const attention_call *c, const worker_scratch *w, tile
 {
     const fa_attention_arguments *a = c->a;
     const fa_kernels *k = c->kernels;
-    const int blas = a->strategy == FA_ATTENTION_BLAS;
+    const int blas = a->strategy == FA_ATTENTION_BLAS, nonfinite = block->found & VALUES_NOT_FINITE;
     const fa_index stride = k->sizes.attention_stride, j0 = j * c->block, keys = fa_min(c->block, key_length(a, b) - j0);
     fa_index tile_first, tile_rows;
     rows_of_tile(c, b, tile, &tile_first, &tile_rows);
+    s->large |= block->found & VALUES_LARGE;
     for (fa_index g = 0; g * c->group_rows < tile_rows; g++) {
         fa_index begin[QUERY_TILE], end[QUERY_TILE], first, rows;
         real alpha[QUERY_TILE];
@@ -94,7 +99,7 @@ void OP(attention_attend)(const attention_call *c, const worker_scratch *w, tile
                                 begin, end, a->D, next);
         if (blas) k->attention_plain_scores(w->scores, rows, begin, end, c->scale_high == 0 ? 0 : c->scale_low / c->scale_high);
         OP(attention_adjust_scores)(a, k, w->scores, w->mask, b, h, tile_first + first, j0, rows, begin, end);
-        if (block->nonfinite) memcpy(w->unmasked, w->scores, (size_t)(rows * stride) * sizeof(real));
+        if (nonfinite) memcpy(w->unmasked, w->scores, (size_t)(rows * stride) * sizeof(real));
         k->attention_softmax(w->scores, rows, begin, end, blas ? c->block : 0, s->reference + first, s->sum + first, alpha,
                              c->late_scale);
         if (blas) {
@@ -103,13 +108,13 @@ void OP(attention_attend)(const attention_call *c, const worker_scratch *w, tile
             s->progress[g] = BEGUN;
         } else {
             const real *before = s->progress[g] == NOT_BEGUN ? NULL : o;
-            const int finish = last && !block->nonfinite;
+            const int finish = last && !nonfinite;
             k->attention_values(finish ? (void *)output_row(a, b, h, tile_first + first) : o, finish ? a->out_stride[2] : c->ldo,
                                 before, c->ldo, w->scores, rows, block->values, keys, begin, end, a->Dv, alpha,
                                 finish ? s->sum + first : NULL, next);
             s->progress[g] = finish ? FINISHED : BEGUN;
         }
-        if (block->nonfinite)
+        if (nonfinite)
             k->attention_patch_values(o, c->ldo, w->scores, w->unmasked, rows, begin, end, value_row(a, b, h / c->group, j0),
                                       a->v_stride[2], a->Dv);
     }

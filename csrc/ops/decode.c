@@ -11,7 +11,11 @@
                       for each block    scores, masks, the reference that its largest score asks for
                       in order          references become running maxima
                       for each block    softmax against the reference before it, values from zero
-                      for each part     the blocks merged in order */
+                      for each part     the blocks merged in order
+
+   Sums p v are divided by the sum of p at the end, so that those of values near the largest numbers overflow where their mean does
+   not. Kernels report large values; if then an element of a row is not finite, by whatever op, the rows of its head are computed
+   again here, from their largest scores and with smaller powers, and that element taken from there. All others keep their bits. */
 #include "decode.h"
 
 #include <string.h>
@@ -19,6 +23,8 @@
 #define DECODE_QUERIES FA_CACHE_QUERIES  /* more queries repay packed keys and values, which cost about as much as 4 */
 #define PARTS_PER_THREAD 3               /* so many parts per thread are an even load */
 #define ROUND_BYTES ((fa_index)16 << 20) /* scores and partial O of one round */
+#define RECOVER_SHIFT 40                 /* powers are smaller by 2 to this: sums of 2^39 values of any size are finite */
+#define REFERENCE_RISE 4096.0            /* beyond it no sum is left in either type */
 
 static part_place place_of(const decode_call *c, fa_index i)
 {
@@ -40,7 +46,7 @@ static fa_index part_ranges(const decode_call *c, const part_place *at, fa_index
     const fa_index j0 = j * c->block, keys = fa_max(0, fa_min(c->block, key_length(a, at->b) - j0));
     fa_index last = 0;
     *first = keys;
-    block_ranges(a, at->b, 0, at->queries, j0, keys, begin, end);
+    block_ranges(a, at->b, at->i0, at->queries, j0, keys, begin, end);
     for (fa_index r = 0; r < at->queries; r++) {
         if (end[r] == begin[r]) continue;
         *first = fa_min(*first, begin[r]);
@@ -53,38 +59,42 @@ static fa_index part_ranges(const decode_call *c, const part_place *at, fa_index
 static void start_part(const decode_call *c, part_state *s, const part_place *at)
 {
     const fa_attention_arguments *a = c->a;
+    s->begun = s->large = 0;
     for (fa_index r = 0; r < at->rows; r++) {
         s->sum[r] = 0;
         s->reference[r] = -REAL_INFINITY;
     }
-    s->begun = 0;
     for (fa_index h = 0; h < at->heads; h++) {
-        const fa_index r = h * at->queries, within = fa_min(at->queries, query_length(a, at->b));
+        const fa_index r = h * at->queries, within = fa_min(at->queries, query_length(a, at->b) - at->i0);
         if (a->sinks) c->kernels->attention_sink(s->reference + r, s->sum + r, within, ((const real *)a->sinks)[at->h + h]);
 #if TAKES_BYTES
         if (c->bytes) {
             const decode_digits *d = &s->digits;
             const decode_digits rows = {d->words + r * d->ld, d->ld, d->start + r * DIGITS, d->high + r, d->low + r};
-            c->kernels->decode_digits_of(&rows, query_row(a, at->b, at->h + h, 0), a->q_stride[2], at->queries, a->D,
+            c->kernels->decode_digits_of(&rows, query_row(a, at->b, at->h + h, at->i0), a->q_stride[2], at->queries, a->D,
                                          c->scale_high, c->scale_low);
             continue;
         }
 #endif
         c->kernels->attention_scale_queries(s->queries + r * c->kernels->sizes.query_stride, c->query_slice,
-                                            query_row(a, at->b, at->h + h, 0), a->q_stride[2], at->queries, a->D, c->scale_high,
-                                            c->scale_low);
+                                            query_row(a, at->b, at->h + h, at->i0), a->q_stride[2], at->queries, a->D,
+                                            c->scale_high, c->scale_low);
     }
 }
 
-static void finish_part(const decode_call *c, const part_state *s, const part_place *at)
+static void finish_part(const decode_call *c, part_state *s, const part_place *at)
 {
     const fa_attention_arguments *a = c->a;
     if (!s->begun && a->sinks) memset(s->o, 0, (size_t)(at->rows * c->ldo) * sizeof(real)); /* a sum, and nothing to divide */
     for (fa_index h = 0; h < at->heads; h++) {
         const fa_index r = h * at->queries, row = state_row(a, at->b, at->h + h, 0);
         const size_t size = (size_t)at->queries * sizeof(real);
-        c->kernels->attention_finish(output_row(a, at->b, at->h + h, 0), a->out_stride[2], s->o + r * c->ldo, c->ldo, at->queries,
-                                     a->Dv, s->reference + r, s->sum + r, a->lse ? (real *)a->lse + row : NULL);
+        stored *out = output_row(a, at->b, at->h + h, 0);
+        int overflows = 0;
+        c->kernels->attention_finish(out, a->out_stride[2], s->o + r * c->ldo, c->ldo, at->queries, a->Dv, s->reference + r,
+                                     s->sum + r, a->lse ? (real *)a->lse + row : NULL);
+        if (s->large) c->kernels->attention_overflows(&overflows, out, a->out_stride[2], at->queries, a->Dv, s->sum + r);
+        s->overflowed |= overflows;
         if (a->reference) memcpy((real *)a->reference + row, s->reference + r, size);
         if (a->sum) memcpy((real *)a->sum + row, s->sum + r, size);
     }
@@ -96,6 +106,7 @@ static void merge_block(const decode_call *c, part_state *s, const block_state *
     c->kernels->decode_merge(s->o, s->sum, block->o, block->sum, c->ldo, at->rows, c->a->Dv, block->alpha, !s->begun);
     memcpy(s->reference, block->reference, (size_t)at->rows * sizeof(real));
     s->begun = 1;
+    s->large |= block->large;
 }
 
 static void whole_part(void *context, fa_index i, int worker)
@@ -103,7 +114,7 @@ static void whole_part(void *context, fa_index i, int worker)
     const decode_call *c = context;
     const part_place at = place_of(c, i);
     part_state *s = &c->part[worker];
-    const block_state *block = &c->state[worker];
+    block_state *block = &c->state[worker];
     start_part(c, s, &at);
     for (fa_index j = 0; j < c->blocks; j++) {
         fa_index begin[DECODE_ROWS], end[DECODE_ROWS], first;
@@ -157,7 +168,7 @@ static void attend_one(void *context, fa_index i, int worker)
     const decode_call *c = context;
     const fa_index part = i / c->round, j = c->first_block + i % c->round;
     const part_place at = place_of(c, part);
-    const block_state *block = &c->state[i];
+    block_state *block = &c->state[i];
     fa_index begin[DECODE_ROWS], end[DECODE_ROWS], first;
     const fa_index last = part_ranges(c, &at, j, begin, end, &first);
     if (!last) return;
@@ -218,23 +229,104 @@ int OP(attention_decodes)(const fa_attention_arguments *a)
     return a->strategy == FA_ATTENTION_FUSED && a->Lq <= DECODE_QUERIES && a->Lk > 0;
 }
 
-fa_status OP(attention_decode)(const fa_attention_arguments *a, const fa_cache_arguments *cache)
+/* A call whose parts have at most so many rows. */
+static decode_call call_of(const fa_attention_arguments *a, const fa_cache_arguments *cache, fa_index rows)
 {
     const fa_kernels *k = current_kernels();
-    decode_call c = {.a = a, .cache = cache, .kernels = k, .group = a->H / a->Hk};
+    decode_call c = {.a = a, .cache = cache, .kernels = k, .group = a->H / a->Hk, .rows = rows};
     c.bytes = cache && cache->k_scale;
     c.block = k->sizes.attention_keys / (fa_max(a->D, a->Dv) > WIDE_HEAD ? 2 : 1);
     c.blocks = fa_ceil_div(a->Lk, c.block);
-    c.parts = fa_ceil_div(c.group * a->Lq, DECODE_ROWS / a->Lq * a->Lq);
-    c.heads_of_part = fa_ceil_div(c.group, c.parts);
-    c.rows = c.heads_of_part * a->Lq;
     c.stride = k->sizes.attention_stride;
     c.ldo = fa_max(k->sizes.lanes, fa_round_up(a->Dv, k->sizes.lanes));
-    c.query_slice = c.rows * k->sizes.query_stride;
+    c.query_slice = rows * k->sizes.query_stride;
     query_scale(a, &c.scale_high, &c.scale_low);
+    return c;
+}
+
+static int threads_for(const fa_attention_arguments *a)
+{
+    return fa_members_for((double)a->B * (double)a->H * (double)a->Lq * (double)a->Lk * (double)(a->D + a->Dv));
+}
+
+/* What a sum is worth when what comes off the scores rises from `reference` to `top`, and off the powers RECOVER_SHIFT. */
+static real lowered_sum(real sum, real reference, real top)
+{
+    const double rise = (double)top - (double)reference;
+    return sum == 0 ? 0 : (real)ldexp((double)sum, -(int)fmin(rise, REFERENCE_RISE) - RECOVER_SHIFT);
+}
+
+/* Task: DECODE_ROWS rows of a head whose sums of large values overflowed: again, the elements that are not finite. */
+static void recover_rows(void *context, fa_index i, int worker)
+{
+    const decode_call *c = context;
+    const fa_attention_arguments *a = c->a;
+    const fa_kernels *k = c->kernels;
+    part_state *s = &c->part[worker];
+    block_state *block = &c->state[worker];
+    part_place at = {.b = i / c->parts / a->H, .h = i / c->parts % a->H, .heads = 1, .i0 = i % c->parts * DECODE_ROWS};
+    at.hk = at.h / c->group;
+    at.queries = at.rows = fa_min(DECODE_ROWS, query_rows(a, at.b) - at.i0);
+    if (at.rows <= 0) return;
+    stored *out = output_row(a, at.b, at.h, at.i0);
+    real top[DECODE_ROWS] = {0};
+    int overflows;
+    k->attention_overflows(&overflows, out, a->out_stride[2], at.rows, a->Dv, top);
+    if (!overflows) return;
+
+    fa_index begin[DECODE_ROWS], end[DECODE_ROWS], first;
+    start_part(c, s, &at);
+    memcpy(top, s->reference, (size_t)at.rows * sizeof(real));
+    for (fa_index j = 0; j < c->blocks; j++) {
+        const fa_index last = part_ranges(c, &at, j, begin, end, &first);
+        if (!last) continue;
+        OP(decode_block_scores)(c, s, block->scores, worker, &at, j, begin, end, first, last);
+        k->decode_references(block->reference, block->scores, at.rows, begin, end);
+        for (fa_index r = 0; r < at.rows; r++)
+            if (block->reference[r] > top[r]) top[r] = block->reference[r];
+    }
+    for (fa_index r = 0; r < at.rows; r++) {
+        s->sum[r] = lowered_sum(s->sum[r], s->reference[r], top[r]);
+        s->reference[r] = RECOVER_SHIFT;
+    }
+    for (fa_index j = 0; j < c->blocks; j++) {
+        const fa_index last = part_ranges(c, &at, j, begin, end, &first);
+        if (!last) continue;
+        OP(decode_block_scores)(c, s, block->scores, worker, &at, j, begin, end, first, last);
+        k->attention_lower_scores(block->scores, at.rows, begin, end, top);
+        memcpy(block->reference, s->reference, (size_t)at.rows * sizeof(real));
+        OP(decode_block_results)(c, s, block, worker, &at, j, begin, end, first, last);
+        merge_block(c, s, block, &at);
+    }
+    if (s->begun) k->attention_recover_values(out, a->out_stride[2], s->o, c->ldo, at.rows, a->Dv, s->sum);
+}
+
+fa_status OP(attention_recover)(const fa_attention_arguments *a, const fa_cache_arguments *cache)
+{
+    decode_call c = call_of(a, cache, DECODE_ROWS);
+    const int members = threads_for(a);
+    c.parts = fa_ceil_div(a->Lq, DECODE_ROWS);
+    fa_scratch scratch;
+    arena plan = {0};
+    plan_scratch(&c, &plan, members, members, members);
+    if (!fa_scratch_take(&scratch, plan.used)) return FA_NOMEM;
+    plan = (arena){.base = scratch.base};
+    plan_scratch(&c, &plan, members, members, members);
+    fa_parallel_for(a->B * a->H * c.parts, members, recover_rows, &c);
+    fa_scratch_give(&scratch);
+    return FA_OK;
+}
+
+fa_status OP(attention_decode)(const fa_attention_arguments *a, const fa_cache_arguments *cache)
+{
+    const fa_index group = a->H / a->Hk, parts_of_head = fa_ceil_div(group * a->Lq, DECODE_ROWS / a->Lq * a->Lq);
+    const fa_index heads_of_part = fa_ceil_div(group, parts_of_head);
+    decode_call c = call_of(a, cache, heads_of_part * a->Lq);
+    c.parts = parts_of_head;
+    c.heads_of_part = heads_of_part;
 
     const fa_index parts = a->B * a->Hk * c.parts;
-    const int members = fa_members_for((double)a->B * (double)a->H * (double)a->Lq * (double)a->Lk * (double)(a->D + a->Dv));
+    const int members = threads_for(a);
     const int alone = members > 1 && parts < PARTS_PER_THREAD * members && c.blocks > 1;
     const fa_index block_bytes = c.rows * (c.stride + 2 * c.ldo) * (fa_index)sizeof(real);
     const fa_index at_once = fa_min(c.blocks, fa_max(1, ROUND_BYTES / (parts * block_bytes)));
@@ -258,8 +350,10 @@ fa_status OP(attention_decode)(const fa_attention_arguments *a, const fa_cache_a
             fa_parallel_for(parts, members, merge_one, &c);
         }
     }
+    int overflowed = 0;
+    for (fa_index i = 0; i < states; i++) overflowed |= c.part[i].overflowed;
     fa_scratch_give(&scratch);
-    return FA_OK;
+    return overflowed ? OP(attention_recover)(a, cache) : FA_OK;
 }
 
 fa_status OP(cache_attention)(const fa_cache_arguments *c)

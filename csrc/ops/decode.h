@@ -17,13 +17,16 @@ typedef struct {
     real *o, *sum, *reference; /* [rows, ldo], [rows] x 2 */
     real *queries;             /* scaled, in slices; not for a cache of bytes: */
     decode_digits digits;
-    int begun; /* O has met keys */
+    int begun;      /* O has met keys */
+    int large;      /* so have values that may make sums overflow */
+    int overflowed; /* one has, of this part or of another one of the worker */
 } part_state;
 
 typedef struct {
     real *scores;          /* [rows, stride] */
     real *o, *sum, *alpha; /* of the block alone, O with room for a second chain; alpha: what O and sum before it are scaled by */
     real *reference;       /* what its scores ask for (few parts); in force before it; in force after it */
+    int large;             /* as of a part */
 } block_state;
 
 typedef struct {
@@ -47,15 +50,14 @@ typedef struct {
 
 /* What part `i` of the call is. */
 typedef struct {
-    fa_index b, hk, h, heads, queries, rows; /* rows: head after head, query after query */
+    fa_index b, hk, h, heads, i0, queries, rows; /* rows: head after head, query after query, from i0 on */
 } part_place;
 
 /* decode_block.c: the scores of the keys [first, last) of block j, masked; and from those, which become probabilities against
    block->reference, the one in force before, its O and sum. */
 void OP(decode_block_scores)(const decode_call *c, const part_state *s, real *scores, int worker, const part_place *at,
                              fa_index j, const fa_index *begin, const fa_index *end, fa_index first, fa_index last);
-void OP(decode_block_results)(const decode_call *c, const part_state *s, const block_state *block, int worker,
-                              const part_place *at, fa_index j, const fa_index *begin, const fa_index *end, fa_index first,
-                              fa_index last);
+void OP(decode_block_results)(const decode_call *c, const part_state *s, block_state *block, int worker, const part_place *at,
+                              fa_index j, const fa_index *begin, const fa_index *end, fa_index first, fa_index last);
 
 #endif

@@ -48,7 +48,7 @@ void OP(decode_block_scores)(const decode_call *c, const part_state *s, real *sc
     for (fa_index h = 0; h < at->heads; h++) {
         const fa_index r = h * at->queries;
         OP(attention_adjust_scores)(a, c->kernels, scores + r * c->stride, c->mask + worker * c->rows * c->stride, at->b,
-                                    at->h + h, 0, j0, at->queries, begin + r, end + r);
+                                    at->h + h, at->i0, j0, at->queries, begin + r, end + r);
     }
 }
 
@@ -68,21 +68,22 @@ static void patch_values(const decode_call *c, const block_state *block, const r
 }
 
 /* block->o = p v. */
-static void block_values(const decode_call *c, const part_state *s, const block_state *block, int worker, const part_place *at,
+static void block_values(const decode_call *c, const part_state *s, block_state *block, int worker, const part_place *at,
                          fa_index j, const fa_index *begin, const fa_index *end, fa_index first, fa_index last)
 {
     const fa_attention_arguments *a = c->a;
     const fa_index packed = c->kernels->sizes.packed, from = first / packed * packed;
     const decode_rows values = rows_of(c, at, j, a->v, a->v_stride, c->bytes ? 1 : sizeof(stored));
-    int nonfinite = 0;
+    int found = 0;
 #if TAKES_BYTES
     const decode_rows scales = c->bytes ? scales_of(c, at, j, c->cache->v_scale) : values;
     if (c->bytes)
-        c->kernels->decode_values_i8(block->o, c->ldo, block->scores, at->rows, &values, &scales, from, last, a->Dv, &nonfinite);
+        c->kernels->decode_values_i8(block->o, c->ldo, block->scores, at->rows, &values, &scales, from, last, a->Dv, &found);
     else
 #endif
-        c->kernels->decode_values(block->o, c->ldo, block->scores, at->rows, &values, from, last, a->Dv, &nonfinite);
-    if (!nonfinite) return;
+        c->kernels->decode_values(block->o, c->ldo, block->scores, at->rows, &values, from, last, a->Dv, &found);
+    block->large = found & VALUES_LARGE;
+    if (!(found & VALUES_NOT_FINITE)) return;
     /* Rare: which keys the masks exclude is in the scores, and those have become probabilities. */
     real *unmasked = c->unmasked + worker * c->rows * c->stride;
     OP(decode_block_scores)(c, s, unmasked, worker, at, j, begin, end, first, last);
@@ -96,9 +97,8 @@ static void block_values(const decode_call *c, const part_state *s, const block_
 }
 
 /* Scores to probabilities against block->reference, the one in force before; block->o and block->sum. */
-void OP(decode_block_results)(const decode_call *c, const part_state *s, const block_state *block, int worker,
-                              const part_place *at, fa_index j, const fa_index *begin, const fa_index *end, fa_index first,
-                              fa_index last)
+void OP(decode_block_results)(const decode_call *c, const part_state *s, block_state *block, int worker, const part_place *at,
+                              fa_index j, const fa_index *begin, const fa_index *end, fa_index first, fa_index last)
 {
     for (fa_index r = 0; r < at->rows; r++) block->sum[r] = 0;
     c->kernels->attention_softmax(block->scores, at->rows, begin, end, fa_round_up(last, c->kernels->sizes.packed),

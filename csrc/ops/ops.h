@@ -13,10 +13,12 @@
 #if defined(FA_REAL_F32)
 typedef float real;
 #define REAL_INFINITY __builtin_inff()
+#define REAL_LARGEST ((double)__FLT_MAX__)
 #define FA_REAL_TYPE f32
 #else
 typedef double real;
 #define REAL_INFINITY __builtin_inf()
+#define REAL_LARGEST __DBL_MAX__
 #define FA_REAL_TYPE f64
 #endif
 #if defined(FA_STORED_BF16)

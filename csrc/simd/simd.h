@@ -84,6 +84,7 @@ typedef int32_t rint_t;
 #define REAL_MANTISSA_BITS 23
 #define REAL_EXPONENT_BIAS 127
 #define REAL_INFINITY __builtin_inff()
+#define REAL_LARGEST __FLT_MAX__
 #elif defined(FA_REAL_F64)
 typedef double real;
 typedef int64_t rint_t;
@@ -91,6 +92,7 @@ typedef int64_t rint_t;
 #define REAL_MANTISSA_BITS 52
 #define REAL_EXPONENT_BIAS 1023
 #define REAL_INFINITY __builtin_inf()
+#define REAL_LARGEST __DBL_MAX__
 #else
 #error "define FA_REAL_F32 or FA_REAL_F64"
 #endif

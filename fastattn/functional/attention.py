@@ -54,7 +54,8 @@ def attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, mask: ArrayLike | Non
         Also return the natural log of Z of each row, the sink included, [B, H, Lq] (layout "blhd": [B, Lq, H]).
 
     bfloat16 and float16 are converted as they are read and written; scores, sums and lse are float32. With AVX-512
-    BF16, bfloat16 is multiplied in pairs: P is then rounded to bfloat16, and subnormals count as 0 in the products.
+    BF16, bfloat16 is multiplied in pairs: P is then rounded to bfloat16, and subnormals count as 0 in the products; lse
+    is the log of the sum of the rounded P, off by at most 2^-8 + 2^-12 (0.0042).
 
     A query with nothing to attend to: zeros, lse -inf (its sink, where there is one). Queries beyond q_lengths: zeros,
     -inf. NaN in a score, or +inf, makes its row NaN.

@@ -11,6 +11,7 @@ from fastattn.functional._floats import default_floats
 from fastattn.functional._types import Array
 
 _LARGEST = 2**53  # positions are floats
+_SMALLEST_BASE = 2.0**-1022  # the inverse of a smaller one overflows
 
 
 @default_floats
@@ -33,6 +34,8 @@ def sinusoidal_positions(length: int, dim: int, *, base: float = 10000.0, offset
         raise ValueError(f"{op}: offset must keep positions within 2**53, got {offset}")
     if not 0 < base < np.inf:
         raise ValueError(f"{op}: base must be positive and finite, got {base}")
+    if base < _SMALLEST_BASE:
+        raise ValueError(f"{op}: base must be at least 2**-1022, got {base}")
     table: Array = _core.new_array((length, dim), kind, op)
     wide: Any = np.float64 if kind == np.float32 else np.longdouble
     if table.size == 0:
@@ -108,6 +111,8 @@ def _rope(x: ArrayLike, positions: ArrayLike, base: float, interleaved: bool, ou
     interleaved = check_flag(op, of_saved + "interleaved", interleaved)
     if not 0 < base < np.inf:
         raise ValueError(f"{op}: {of_saved}base must be positive and finite, got {base}")
+    if base < _SMALLEST_BASE:
+        raise ValueError(f"{op}: {of_saved}base must be at least 2**-1022, got {base}")
     if not _broadcasts(place.shape, array.shape[:-1]):
         raise ValueError(
             f"{op}: {of_saved}positions must broadcast to {array.shape[:-1]}, the shape of {of_x} but for the last "

@@ -173,6 +173,9 @@ def _check_nonlinearity(op: str, name: str) -> None:
     check_choice(op, "nonlinearity", name, NONLINEARITIES)
 
 
+_SMALLEST_CLIP = 2.0**-149  # a smaller one is 0 in float32: none
+
+
 def _checked_clip(op: str, clip: Any) -> float:
     """0 for none."""
     if clip is None:
@@ -180,6 +183,8 @@ def _checked_clip(op: str, clip: Any) -> float:
     number = check_number(op, "clip", clip)
     if not number > 0:
         raise ValueError(f"{op}: clip must be positive, got {clip}")
+    if number < _SMALLEST_CLIP:
+        raise ValueError(f"{op}: clip must be at least 2**-149, the smallest float32, got {clip}")
     return 0.0 if number == np.inf else number
 
 
