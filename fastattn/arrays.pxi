@@ -11,6 +11,7 @@
 # Small calls take a few microseconds, and much of that is here: checks build no objects unless they fail.
 
 cdef int MAX_DIMS = 8
+cdef Py_ssize_t LONGEST_SHOWN = 200  # characters of a value in an error message
 # More bytes than an address space holds: only a view with strides of 0 has them, and no call would come to its end.
 cdef Py_ssize_t MOST_BYTES = <Py_ssize_t>1 << 47
 
@@ -75,6 +76,20 @@ cdef object wrong_type(str op, str name, object array, int wanted=REAL_TYPES):
     else:
         fix = f"pass {name}.astype(np.float32) or {name}.astype(np.float64)"
     return TypeError(f"{op}: {name} must be {expected} in native byte order, got {dtype.str} ({dtype}); {fix}")
+
+
+cpdef str shown(object value):
+    """value for an error message, whatever its own words for itself are."""
+    try:
+        words = repr(value)
+    except Exception:
+        return f"an object of {type(value).__name__}"
+    return words if len(words) <= LONGEST_SHOWN else words[:LONGEST_SHOWN] + "..."
+
+
+cpdef object plain_text(object value):
+    """A string as an exact str, which no subclass compares in its own way; anything else as it is."""
+    return str.__str__(value) if isinstance(value, str) and type(value) is not str else value
 
 
 # ---- from objects to ndarrays ----
@@ -179,9 +194,9 @@ cdef object as_dtype(object dtype, str op):
     """The np.dtype of one of the four types, from what NumPy takes for one."""
     cdef str expected = "float32, float64, float16 or bfloat16 (which needs ml_dtypes)"
     try:
-        wanted = np.dtype(dtype)
+        wanted = np.dtype(plain_text(dtype))
     except Exception:
-        raise TypeError(f"{op}: dtype must be {expected}, got {dtype!r}") from None
+        raise TypeError(f"{op}: dtype must be {expected}, got {shown(dtype)}") from None
     if type_of(wanted) < 0:
         raise TypeError(f"{op}: dtype must be {expected}, got {wanted.str} ({wanted})")
     return wanted
@@ -450,8 +465,24 @@ cdef double as_float(object value, str op, str name) except? -1.0:
         return widened(value)
     except OverflowError:
         raise ValueError(f"{op}: {name} must be finite, got an integer beyond all floats") from None
-    except Exception:
-        raise TypeError(f"{op}: {name} must be a number, got {value!r}") from None
+    except Exception:  # whatever __float__ of any type raises
+        raise TypeError(f"{op}: {name} must be a number, got {shown(value)}") from None
+
+
+cdef object as_integer(object value, str op, str name, str expected="be an integer"):
+    """An int from an integer of any type but bool."""
+    if type(value) is int:
+        return value
+    try:
+        if isinstance(value, bool) or holds_masked(value, 0) or getattr(value, "ndim", 0):
+            raise TypeError
+        return index(value)
+    except Exception:  # whatever __index__ of any type raises
+        raise TypeError(f"{op}: {name} must {expected}, got {shown(value)}") from None
+
+
+def checked_integer(object value, str op, str name):
+    return as_integer(value, op, name)
 
 
 cdef bint as_flag(object value, str op, str name) except -1:
@@ -460,7 +491,7 @@ cdef bint as_flag(object value, str op, str name) except -1:
         return value is True
     if isinstance(value, np.bool_):
         return bool(value)
-    raise TypeError(f"{op}: {name} must be True or False, got {value!r}")
+    raise TypeError(f"{op}: {name} must be True or False, got {shown(value)}")
 
 
 def checked_flag(object value, str op, str name):

@@ -34,12 +34,7 @@ cdef object acquire_mask(Array *a, object mask, int dtype, const Py_ssize_t *ful
 cdef fa_index window_side(object side, str op) except -2:
     if side is None:
         return FA_UNBOUNDED
-    try:
-        if isinstance(side, bool):
-            raise TypeError
-        side = index(side)
-    except TypeError:
-        raise TypeError(f"{op}: window must hold integers or None, got {side!r}") from None
+    side = as_integer(side, op, "window", "hold integers or None")
     if side < 0:
         raise ValueError(f"{op}: window must hold distances of at least 0, got {side}")
     # Beyond any length it bounds nothing, and sums with positions must not overflow.
@@ -52,6 +47,7 @@ cdef object set_alignment(fa_attention_arguments *a, object causal, object windo
     a.bottom_right = True
     if causal is not False and isinstance(causal, np.bool_):
         causal = bool(causal)
+    causal = plain_text(causal)
     if causal is False or causal is None:
         pass
     elif causal is True:
@@ -65,12 +61,12 @@ cdef object set_alignment(fa_attention_arguments *a, object causal, object windo
         a.right = 0
         a.bottom_right = False
     else:
-        raise ValueError(f"{op}: causal must be False, True, 'top-left' or 'bottom-right', got {causal!r}")
+        raise ValueError(f"{op}: causal must be False, True, 'top-left' or 'bottom-right', got {shown(causal)}")
     if window is not None:
         try:
             left, right = window
-        except (TypeError, ValueError):
-            raise ValueError(f"{op}: window must be a pair (left, right), got {window!r}") from None
+        except Exception:  # whatever an iterator raises
+            raise ValueError(f"{op}: window must be a pair (left, right), got {shown(window)}") from None
         a.left = window_side(left, op)
         a.right = min(<fa_index>a.right, window_side(right, op))
 
@@ -89,12 +85,13 @@ cdef void release_inputs(AttentionInputs *x) noexcept:
 
 
 cdef int head_axis_of(object layout, str op, str name="layout") except -1:
+    layout = plain_text(layout)
     if isinstance(layout, str):  # arrays compare element by element
         if layout == "bhld":
             return 1
         if layout == "blhd":
             return 2
-    raise ValueError(f"{op}: {name} must be 'bhld' or 'blhd', got {layout!r}")
+    raise ValueError(f"{op}: {name} must be 'bhld' or 'blhd', got {shown(layout)}")
 
 
 cdef object acquire_per_head(Array *a, object value, int dtype, fa_index heads, str op, str name):

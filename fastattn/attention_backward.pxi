@@ -31,17 +31,17 @@ cdef set as_gradients(object names, tuple given, str op):
     """The names in `gradients`, of options that are not None in `given`: mask, sinks, alibi_slopes."""
     cdef set wanted
     if isinstance(names, str):
-        raise TypeError(f"{op}: gradients must be a sequence of names, got {names!r}; write ({names!r},)")
+        raise TypeError(f"{op}: gradients must be a sequence of names, got {shown(names)}; write ({shown(names)},)")
     try:
-        wanted = set(names)
-    except TypeError as error:
-        raise TypeError(f"{op}: gradients must be a sequence of names, got {names!r} ({error})") from None
+        wanted = {plain_text(name) for name in names}
+    except Exception:  # whatever an iterator raises
+        raise TypeError(f"{op}: gradients must be a sequence of names, got {shown(names)}") from None
     for name in wanted:
-        if name not in OPTION_GRADIENTS:
-            raise ValueError(f"{op}: gradients must hold names of {OPTION_GRADIENTS}, got {name!r}")
+        if not isinstance(name, str) or name not in OPTION_GRADIENTS:
+            raise ValueError(f"{op}: gradients must hold names of {OPTION_GRADIENTS}, got {shown(name)}")
         if given[OPTION_GRADIENTS.index(name)] is None:
-            raise ValueError(f"{op}: gradients must be of arguments that the forward call had, got {name!r}, which was "
-                             "None there")
+            raise ValueError(f"{op}: gradients must be of arguments that the forward call had, got "
+                             f"{shown(name)}, which was None there")
     return wanted
 
 

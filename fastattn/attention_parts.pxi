@@ -7,13 +7,13 @@ cdef object as_selection(object value, fa_index size, str op, str name):
         value = value.astype(np.int64) if value.size == 0 and value.dtype == float64 else value
     try:
         selected = np.arange(size) if value is None else np.arange(size)[value]
-    except (IndexError, TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise ValueError(f"{op}: {name} must be None, a slice or integers in 0..{size - 1}, got {value!r} ({error})") \
-            from None
     except MemoryError:
         raise MemoryError(f"{op}: no memory for the indices that {name} selects") from None
+    except Exception as error:  # whatever the parts of a slice raise
+        raise ValueError(f"{op}: {name} must be None, a slice or integers in 0..{size - 1}, got {shown(value)} "
+                         f"({error})") from None
     if selected.ndim != 1:
-        raise ValueError(f"{op}: {name} must be None, a slice or integers of one axis, got {value!r}")
+        raise ValueError(f"{op}: {name} must be None, a slice or integers of one axis, got {shown(value)}")
     return np.ascontiguousarray(selected, dtype=np.int64)
 
 
@@ -29,6 +29,7 @@ def attention_weights(object q, object k, object lse, object heads, object rows,
     cdef int head_axis = head_axis_of(layout, op)
     cdef object kept, result
     al.held = aw.held = False
+    k = as_ndarray(k, op, "k")
     try:
         # The values are not read: k stands in for them.
         kept = acquire_inputs(&x, a, head_axis, q, k, k, mask, causal, scale, window, softcap, alibi_slopes, sinks,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from fastattn import _core
-from fastattn.functional._checks import check_integer
+from fastattn.functional._checks import check_dtype, check_integer
 from fastattn.functional._floats import default_floats
 from fastattn.functional._types import Array
 from fastattn.functional.attention import attention
@@ -93,7 +93,7 @@ class KVCache:
                  capacity: int | None = None, page_size: int | None = None) -> None:  # fmt: skip
         self._heads = _size("kv_heads", kv_heads)
         self._widths = (_size("head_dim", head_dim), _size("v_dim", head_dim if v_dim is None else v_dim))
-        self._dtype = _dtype(dtype)
+        self._dtype = check_dtype("KVCache", dtype, _DTYPES)
         self._input = np.dtype(np.float32) if self._dtype == np.int8 else self._dtype
         if self._dtype == np.int8 and self._widths[0] > _core.CACHE_LONGEST_I8:
             raise ValueError(f"KVCache: head_dim must be at most {_core.CACHE_LONGEST_I8} for int8, got {head_dim}")
@@ -438,16 +438,6 @@ class unchanged_on_failure:
 
 def _size(name: str, value: Any, least: int = 0) -> int:
     return check_integer("KVCache", name, value, least)
-
-
-def _dtype(value: DTypeLike) -> np.dtype[Any]:
-    try:
-        dtype = np.dtype(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"KVCache: dtype must be one of {', '.join(_DTYPES)}, got {value!r}") from None
-    if dtype.name not in _DTYPES or not dtype.isnative:
-        raise TypeError(f"KVCache: dtype must be one of {', '.join(_DTYPES)}, got {dtype}")
-    return dtype
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

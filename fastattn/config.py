@@ -153,7 +153,7 @@ def show_config(mode: str = "stdout") -> dict[str, object] | None:
     if mode == "dict":
         return info()
     if mode != "stdout":
-        raise ValueError(f"show_config: mode must be 'stdout' or 'dict', got {mode!r}")
+        raise ValueError(f"show_config: mode must be 'stdout' or 'dict', got {_core.shown(mode)}")
     for key, value in info().items():
         print(f"{key + ':':20} {' '.join(value) if isinstance(value, list) else value or '-'}")
     return None

@@ -94,8 +94,6 @@ cdef fa_index as_ignored(object ignore_index, str op, str name) except? -1:
     if ignore_index is None:
         return INT64_MIN
     try:
-        return index(ignore_index)
-    except TypeError:
-        raise TypeError(f"{op}: {name} must be an integer or None, got {ignore_index!r}") from None
+        return as_integer(ignore_index, op, name, "be an integer or None")
     except OverflowError:
-        raise ValueError(f"{op}: {name} must fit into 64 bits, got {ignore_index!r}") from None
+        raise ValueError(f"{op}: {name} must fit into 64 bits, got {shown(ignore_index)}") from None

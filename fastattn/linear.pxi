@@ -161,8 +161,9 @@ cdef object acquire_matrix(Array *a, object value, str op, str name, int dtype):
 
 
 cdef fa_activation as_activation(object name, str op, str argument) except *:
+    name = plain_text(name)
     if not (name is None or isinstance(name, str)) or name not in ACTIVATIONS:
-        raise ValueError(f"{op}: {argument} must be one of {list(ACTIVATIONS)}, got {name!r}")
+        raise ValueError(f"{op}: {argument} must be one of {list(ACTIVATIONS)}, got {shown(name)}")
     return ACTIVATIONS[name]
 
 

@@ -81,11 +81,12 @@ def get_isa():
 def isa_number(name):
     """The setting for an ISA that is available."""
     names = isa_names()
+    name = plain_text(name)
     if not isinstance(name, str) or name not in names:
-        raise ValueError(f"use_isa: name must be one of {available_isas()}, got {name!r}")
+        raise ValueError(f"use_isa: name must be one of {available_isas()}, got {shown(name)}")
     number = names.index(name)
     if not fa_isa_usable(<fa_isa><int>number):
-        raise ValueError(f"use_isa: name must be available here ({available_isas()}), got {name!r}")
+        raise ValueError(f"use_isa: name must be available here ({available_isas()}), got {shown(name)}")
     return number
 
 
@@ -115,12 +116,7 @@ def get_num_threads():
 
 def thread_number(n, op):
     """The setting for at most n threads."""
-    try:
-        if isinstance(n, bool):
-            raise TypeError
-        n = index(n)
-    except TypeError:
-        raise TypeError(f"{op}: n must be an integer, got {n!r}") from None
+    n = as_integer(n, op, "n")
     if not 1 <= n <= FA_MAX_THREADS:
         raise ValueError(f"{op}: n must lie in 1..{FA_MAX_THREADS}, got {n}")
     return n
@@ -138,8 +134,9 @@ def trim():
 def strategy_number(kind, name):
     """The setting for a strategy of "attention" or "linear"."""
     cdef tuple names = ATTENTION_STRATEGIES if kind == "attention" else LINEAR_STRATEGIES
+    name = plain_text(name)
     if not isinstance(name, str) or name not in names:
-        raise ValueError(f"{kind}_strategy: name must be one of {names}, got {name!r}")
+        raise ValueError(f"{kind}_strategy: name must be one of {names}, got {shown(name)}")
     if name == "blas" and not fa_blas_load():
         raise ValueError(f"{kind}_strategy: 'blas' needs a BLAS, "
                          f"and this build ({text(fa_blas_provider())}) has none that loads")

@@ -1,7 +1,6 @@
 """Checks of arguments that are no arrays. Messages have the form "op: argument must ..., got ..."."""
 
 from collections.abc import Collection
-from operator import index
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,10 @@ from fastattn import _core
 
 def check_choice(op: str, name: str, value: Any, choices: Collection[str | None]) -> Any:
     """One of `choices`; whatever else came may not even be comparable with them."""
-    if (value is None or isinstance(value, str)) and value in choices:
-        return value
-    raise ValueError(f"{op}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    plain = _core.plain_text(value)
+    if (plain is None or isinstance(plain, str)) and plain in choices:
+        return plain
+    raise ValueError(f"{op}: {name} must be one of {', '.join(map(repr, choices))}, got {_core.shown(value)}")
 
 
 def check_flag(op: str, name: str, value: Any) -> bool:
@@ -39,12 +39,7 @@ def check_parts(op: str, name: str, value: Any, count: int) -> tuple[Any, ...]:
 
 def check_integer(op: str, name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
     """An integer of any type but bool, at least `least` and at most `most`."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = index(value)
-    except TypeError:
-        raise TypeError(f"{op}: {name} must be an integer, got {value!r}") from None
+    number: int = _core.checked_integer(value, op, name)
     if least is not None and number < least:
         raise ValueError(f"{op}: {name} must be at least {least}, got {number}")
     if most is not None and number > most:
@@ -61,11 +56,11 @@ def check_number(op: str, name: str, value: Any) -> float:
 def check_dtype(op: str, value: Any, names: Collection[str]) -> np.dtype[Any]:
     """The dtype of one of these names, in native byte order."""
     try:
-        dtype: Any = np.dtype(value)
-    except (TypeError, ValueError):
+        dtype: Any = np.dtype(_core.plain_text(value))
+    except Exception:  # NumPy looks for attributes, of any object
         dtype = None
     if dtype is None or dtype.name not in names or not dtype.isnative:
         hint = " (bfloat16 needs ml_dtypes)" if dtype is None and "bfloat16" in names else ""
-        raise TypeError(f"{op}: dtype must be one of {', '.join(names)}, got {value!r}{hint}") from None
+        raise TypeError(f"{op}: dtype must be one of {', '.join(names)}, got {_core.shown(value)}{hint}") from None
     checked: np.dtype[Any] = dtype
     return checked

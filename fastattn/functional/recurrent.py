@@ -228,7 +228,7 @@ def _layers(op: str, weights: Mapping[str, Any], lstm: bool) -> tuple[int, int]:
     for name in weights:
         match = _WEIGHT_NAME.fullmatch(name) if isinstance(name, str) else None
         if match is None or (match[1] in ("weight_hr", "weight_peephole") and not lstm):
-            raise ValueError(f"{op}: weights must hold names such as weight_ih_l0, got {name!r}")
+            raise ValueError(f"{op}: weights must hold names such as weight_ih_l0, got {_core.shown(name)}")
         found[name] = match
     layers = 1 + max((int(match[2]) for match in found.values()), default=0)
     directions = 2 if any(match[3] for match in found.values()) else 1
@@ -253,7 +253,7 @@ def _weights(
     """The weights of a call from a mapping or a handle, and their names for each layer and direction."""
     if isinstance(weights, RecurrentWeights):
         if weights.cell != cell:
-            raise ValueError(f"{op}: weights must be packed for {cell}, got {weights!r}")
+            raise ValueError(f"{op}: weights must be packed for {cell}, got {_core.shown(weights)}")
         if dtype is not None and weights.dtype != dtype:
             raise TypeError(f"{op}: x must be {weights.dtype} like the packed weights, got {dtype}")
         return weights, []
@@ -323,7 +323,7 @@ def pack_lstm(weights: Mapping[str, Any], *, coupled: bool = False, dtype: Any =
 
 def _pack(op: str, cell: str, weights: Mapping[str, Any], dtype: Any) -> RecurrentWeights:
     if isinstance(weights, RecurrentWeights):
-        raise TypeError(f"{op}: weights must be a mapping from names to arrays, got {weights!r}")
+        raise TypeError(f"{op}: weights must be a mapping from names to arrays, got {_core.shown(weights)}")
     stack = _weights(op, cell, weights, -1, None)[0]
     own = stack.dtype.name
     try:
@@ -331,7 +331,7 @@ def _pack(op: str, cell: str, weights: Mapping[str, Any], dtype: Any) -> Recurre
     except (TypeError, ValueError):
         name = None
     if name not in (own, "bfloat16", "int8"):
-        raise TypeError(f"{op}: dtype must be {own} like the weights, bfloat16 or int8, got {dtype!r}")
+        raise TypeError(f"{op}: dtype must be {own} like the weights, bfloat16 or int8, got {_core.shown(dtype)}")
     if own not in (name, "float32"):
         raise TypeError(f"{op}: weights must be float32 to be packed as {name}, got {own}")
     if name == "int8":

@@ -285,7 +285,7 @@ def _check_saved(op: str, saved: Any) -> tuple[int, int]:
         raise ValueError(f"{name}: saved must come from {op}_forward, got that of {saved.op}")
     weights = saved.weights
     if not isinstance(weights, RecurrentWeights) or not weights.cell.startswith(op.removesuffix("_cell")):
-        raise TypeError(f"{name}: saved.weights must be those of {op}_forward, got {weights!r}")
+        raise TypeError(f"{name}: saved.weights must be those of {op}_forward, got {_core.shown(weights)}")
     if weights.isa is not None:
         raise ValueError(f"{name}: saved.weights must be as they are, got packed ones: they have no gradient")
     check_flag(name, "saved.batch_first", saved.batch_first)
@@ -295,7 +295,7 @@ def _check_saved(op: str, saved: Any) -> tuple[int, int]:
     for i, names in enumerate(saved.names):
         fits = isinstance(names, dict) and len(names) == len(_CELL_NAMES)
         if not fits or not all(isinstance(label, str) for label in names.values()):
-            raise ValueError(f"{name}: saved.names[{i}] must hold {len(_CELL_NAMES)} names, got {names!r}")
+            raise ValueError(f"{name}: saved.names[{i}] must hold {len(_CELL_NAMES)} names, got {_core.shown(names)}")
     check_parts(name, "saved.ys", saved.ys, weights.layers)
     check_parts(name, "saved.activations", saved.activations, lanes)
     check_parts(name, "saved.dropped", saved.dropped, weights.layers - 1 if saved.options.dropout else 0)
@@ -307,7 +307,7 @@ def _check_saved(op: str, saved: Any) -> tuple[int, int]:
 
 def _check_options(op: str, options: Any) -> None:
     if not isinstance(options, Options):
-        raise TypeError(f"{op}: saved.options must be those of the forward call, got {options!r}")
+        raise TypeError(f"{op}: saved.options must be those of the forward call, got {_core.shown(options)}")
     check_choice(op, "saved.options.nonlinearity", options.nonlinearity, NONLINEARITIES)
     numbers = (options.clip, options.dropout)
     clip, dropout = (check_number(op, "saved.options", number) for number in numbers)

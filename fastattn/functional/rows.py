@@ -1,7 +1,5 @@
 """Functions of rows: softmax and log-softmax, with their gradients."""
 
-from operator import index
-
 import numpy as np
 from numpy.exceptions import AxisError
 from numpy.typing import ArrayLike
@@ -73,10 +71,7 @@ def log_softmax_forward(x: ArrayLike, axis: int = -1, *, scale: float = 1.0) -> 
 def _last_axis(x: ArrayLike, axis: int, op: str, name: str = "x") -> tuple[Array, int]:
     """x as an array, and axis counted from 0."""
     array = _core.checked_array(x, op, name)
-    try:
-        axis = index(axis)
-    except TypeError:
-        raise TypeError(f"{op}: axis must be an integer, got {axis!r}") from None
+    axis = _core.checked_integer(axis, op, "axis")
     if not -array.ndim <= axis < array.ndim:
         raise AxisError(f"{op}: axis must lie in {-array.ndim}..{array.ndim - 1} for shape {array.shape}, got {axis}")
     return array, axis % array.ndim

@@ -163,7 +163,9 @@ class MultiHeadAttention(Module):
             if value is not None:
                 raise ValueError(f"MultiHeadAttention: {name} must be None with a cache, which has lengths of its own")
         if not (isinstance(causal, bool | np.bool_) or (isinstance(causal, str) and causal == "bottom-right")):
-            raise ValueError(f"MultiHeadAttention: causal must be True with a cache, or left out, got {causal!r}")
+            raise ValueError(
+                f"MultiHeadAttention: causal must be True with a cache, or left out, got {_core.shown(causal)}"
+            )
         heads = self._heads(*self._project(_three_axes(x, "x"), None, linear))
         queries, keys, values = (part.swapaxes(1, 2) for part in heads)
         with unchanged_on_failure(cache):

@@ -88,7 +88,7 @@ class BertConfig:
             raise TypeError(f"BertConfig: mapping must be a mapping of names to values, got {type(mapping).__name__}")
         for name, values in _IMPLEMENTED.items():
             if mapping.get(name, values[0]) not in values:
-                raise ValueError(f"BertConfig: {name} must be {values[0]!r}, got {mapping[name]!r}")
+                raise ValueError(f"BertConfig: {name} must be {values[0]!r}, got {_core.shown(mapping[name])}")
         positions, padding = _KINDS[_model_type(mapping)]
         given = {field.name: mapping[field.name] for field in fields(cls) if field.name in mapping}
         for name in _SIZES:
@@ -111,7 +111,9 @@ def _model_type(mapping: Mapping[str, Any]) -> str:
         classes = mapping.get("architectures") or ["BertModel"]
         found = re.match(r"(Bert|Roberta|XLMRoberta|Camembert)(?=Model|For)", str(classes[0]))
         if found is None:
-            raise ValueError(f"BertConfig: architectures must be of {', '.join(_ARCHITECTURES)}, got {classes!r}")
+            raise ValueError(
+                f"BertConfig: architectures must be of {', '.join(_ARCHITECTURES)}, got {_core.shown(classes)}"
+            )
         name = _ARCHITECTURES[found[1]]
     kind: str = check_choice("BertConfig", "model_type", name, tuple(_KINDS))
     return kind

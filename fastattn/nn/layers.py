@@ -259,5 +259,5 @@ def added(x: Array, y: Array, out: Array | None = None) -> Array:
 def check_activation(name: str, owner: str, *, gated: bool = False) -> str:
     names = ("relu", "gelu", "gelu_tanh", "silu") + (("silu_gated",) if gated else ())
     if not isinstance(name, str) or name not in names:
-        raise ValueError(f"{owner}: activation must be one of {', '.join(names)}, got {name!r}")
+        raise ValueError(f"{owner}: activation must be one of {', '.join(names)}, got {_core.shown(name)}")
     return name

@@ -68,7 +68,9 @@ class _Recurrent(Module):
         self.num_layers = check_layers(kind, num_layers, least=1)
         self.proj_size = check_size(kind, "proj_size", proj_size)
         if self.proj_size >= self.hidden_size:
-            raise ValueError(f"{kind}: proj_size must be an integer of 0..hidden_size - 1, got {proj_size!r}")
+            raise ValueError(
+                f"{kind}: proj_size must be an integer of 0..hidden_size - 1, got {_core.shown(proj_size)}"
+            )
         self.batch_first = check_flag(kind, "batch_first", batch_first)
         self.bidirectional = check_flag(kind, "bidirectional", bidirectional)
         self.dropout, _ = B._checked_dropout(kind, dropout, 0)

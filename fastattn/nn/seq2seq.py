@@ -185,7 +185,7 @@ class Seq2Seq(Module):
         num_layers = check_layers("Seq2Seq", num_layers, least=1)
         attended = hidden_size if attention_size is None else check_size("Seq2Seq", "attention_size", attention_size)
         if num_layers != 1 and kind != "sutskever":
-            raise ValueError(f"Seq2Seq: num_layers must be 1 for kind={kind!r}, got {num_layers}")
+            raise ValueError(f"Seq2Seq: num_layers must be 1 for kind={_core.shown(kind)}, got {num_layers}")
         check_room("Seq2Seq", (source_size + target_size + 3 * attended) * (embed_size + hidden_size),
                    self.dtype.itemsize, source_size=source_size, target_size=target_size, embed_size=embed_size,
                    hidden_size=hidden_size, attention_size=attended)  # fmt: skip
