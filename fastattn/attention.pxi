@@ -104,32 +104,27 @@ cdef object acquire_per_head(Array *a, object value, int dtype, fa_index heads, 
         raise wrong_shape(op, name, f"have shape ({heads},), one number for each head of q", f"shape {shape_of(a)}")
 
 
-cdef double largest_factor(int dtype) noexcept:
-    """Bounds scale and softcap (which is also at least its inverse), so that they and their quotient, in units of
-    log2(e), neither overflow nor lose digits in the type of the arithmetic, nor do products with queries."""
-    return 2.0 ** 400 if real_dtype(dtype) == FA_F64 else 2.0 ** 40
-
-
-cdef str power_of(double number):
-    return f"2**{int(log2(number))}"
+cdef object check_power(double number, int power, int dtype, str what, str op):
+    if number > 2.0 ** power:
+        raise ValueError(f"{op}: {what} must be at most 2**{power} for {NAMES[dtype]}, got {number}")
 
 
 cdef object set_numbers(fa_attention_arguments *a, int dtype, object scale, object softcap, str op):
-    """scale and softcap."""
-    cdef double most = largest_factor(dtype)
+    """scale and softcap, which neither overflow nor lose digits in units of log2(e) in the type of the arithmetic."""
+    cdef bint wide = real_dtype(dtype) == FA_F64
+    cdef int largest_scale = 900 if wide else 100, largest_cap = 400 if wide else 40
     if scale is None:
         a.scale = fa_attention_scale(a.D)
     else:
         a.scale = finite(scale, op, "scale")
-        if fabs(a.scale) > most:
-            raise ValueError(f"{op}: scale must be at most {power_of(most)} in magnitude for {NAMES[dtype]}, "
-                             f"got {a.scale}")
+        check_power(fabs(a.scale), largest_scale, dtype, "scale in magnitude", op)
     a.softcap = as_float(softcap, op, "softcap")
     if not isfinite(a.softcap) or a.softcap < 0:
         raise ValueError(f"{op}: softcap must be a finite number of at least 0 (0: none), got {a.softcap}")
-    if a.softcap != 0 and not 1 / most <= a.softcap <= most:
-        raise ValueError(f"{op}: softcap must be 0 (none) or lie in {power_of(1 / most)}..{power_of(most)} for "
-                         f"{NAMES[dtype]}, got {a.softcap}")
+    if a.softcap != 0:
+        check_power(a.softcap, largest_cap, dtype, "softcap", op)
+        check_power(1 / a.softcap, largest_cap, dtype, "softcap, or its inverse,", op)
+        check_power(fabs(a.scale) / a.softcap, largest_scale, dtype, "scale / softcap in magnitude", op)
 
 
 cdef object set_heads(AttentionInputs *x, fa_attention_arguments *a, object slopes, object sinks, str op):
