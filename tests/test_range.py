@@ -192,6 +192,59 @@ def test_sinks_and_slopes_of_any_finite_size_are_finite_in_the_softmax(rng, stra
             assert np.allclose(out[known], expected[known], rtol=1e-4, atol=1e-5), (name, value)
 
 
+def large_logits(rng, dtype):
+    """Rows of one size, anything up to the largest number: equal or not, of one sign or both, some with -inf."""
+    top = np.log10(float(LARGEST[dtype]))
+    size = 10 ** rng.uniform(0, top - 0.1)
+    x = rng.choice([-1, 1], (4, int(rng.integers(1, 70)))) * size * rng.choice([1, 1 - 2.0**-7, 0.3], (4, 1))
+    x[0] = size
+    x[1] = -size
+    x[2, rng.random(x.shape[1]) < 0.3] *= 1 - 2.0**-8
+    return x.astype(dtype)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("log", [False, True])
+def test_softmax_of_logits_of_any_size_at_any_scale_is_that_of_the_plain_formula(rng, dtype, log):
+    own, other = (fa.log_softmax, plain.log_softmax) if log else (fa.softmax, plain.softmax)
+    real = np.dtype(np.float32) if dtype == BFLOAT16 else dtype
+    accuracy, eps = 2.0**-7 if dtype == BFLOAT16 else 64 * np.finfo(real).eps, np.finfo(real).eps
+    for draw in range(60):
+        scale, x = float(10 ** rng.uniform(-30, 30) * rng.choice([-1, 1])), large_logits(rng, dtype)
+        if draw % 3 == 0:
+            x[rng.random(x.shape) < 0.2] = -np.inf if scale > 0 else np.inf
+        x, axis = (x, 1) if draw % 2 else (np.ascontiguousarray(x.T), 0)
+        with np.errstate(all="ignore"):
+            wide = x.astype(real)
+            right = other(wide, axis, scale)
+            # Two roundings of the largest product, while its fractions count.
+            top = np.abs((wide * real.type(scale)).max(axis, keepdims=True)).astype(np.float64)
+            noise = np.where(top < (2.0**24 if real == np.float32 else 2.0**50), 2 * eps * top, 0)
+        got = own(x, axis=axis, scale=scale).astype(np.float64)
+        assert np.array_equal(np.isnan(got), np.isnan(right))
+        known = np.isfinite(right)
+        assert np.array_equal(got[~known], right[~known].astype(np.float64), equal_nan=True)
+        got, right, noise = got[known], right[known], np.broadcast_to(noise, got.shape)[known]
+        bound = accuracy * (1 + np.abs(right)) + (noise if log else right * np.expm1(noise))
+        assert (np.abs(got - right) <= bound).all()
+
+
+@pytest.mark.usefixtures("isa")
+def test_losses_of_logits_of_any_size_are_those_of_the_plain_formula(rng, dtype):
+    for draw in range(60):
+        x, smoothing = large_logits(rng, dtype), (0.0, 0.1, 1.0)[draw % 3]
+        targets = rng.integers(0, x.shape[1], len(x))
+        with np.errstate(all="ignore"):
+            right = plain.cross_entropy(x, targets, smoothing)
+            slopes = plain.cross_entropy_backward(np.ones(4, dtype), x, targets, smoothing)
+        options = {"label_smoothing": smoothing, "reduction": "none"}
+        loss, saved = fa.cross_entropy_forward(x, targets, **options)
+        for got in (loss, fa.cross_entropy(x, targets, **options)):
+            assert np.allclose(got, right, rtol=accuracy_of(dtype), atol=accuracy_of(dtype))
+        assert np.allclose(fa.cross_entropy_backward(np.ones(4, dtype), saved), slopes, atol=accuracy_of(dtype))
+
+
 EXTREMES = [0.0, 5e-324, 1e-310, 1e-46, 1e-45, 1e-40, 1e-38, 1e-20, 1e-12, 1e12, 1e20, 1e38, 2.5e38, 3.5e38, 1e39,
             1e300, 1e308]  # fmt: skip
 

@@ -10,7 +10,8 @@
    The usual e^(z - max) spoils up to 5 bits: the rounding of z - max, up to 2^-18 in float, becomes a relative error of the
    result. Here the maximum only picks an integer N near max / ln 2, and each term is e^r 2^(n - N) with z = n ln 2 + r: nothing is
    rounded before the exponential. Rows with |max| beyond SHIFT_BEYOND subtract the maximum after all: there the difference of
-   any two numbers that matter is exact.
+   any two numbers that matter is exact. Beyond PRODUCT_BEYOND scale x is rounded first, as the maximum is: the digits that a fused
+   scale x - max keeps beyond it would be those of a number that may be larger than the exponent holds.
 
    NaN anywhere, +inf anywhere, or a row of -inf alone: the row becomes NaN, as in IEEE arithmetic. n = 0 writes nothing.
    Sums run in blocks (rows.h): long rows lose nothing. */
@@ -21,8 +22,10 @@
 
 #if defined(FA_REAL_F32)
 #define SHIFT_BEYOND 256.0f /* 2^8: z in [max - 104, max] and max are multiples of 2^-16, and 104 2^16 < 2^24 */
+#define PRODUCT_BEYOND 0x1p24f
 #else
 #define SHIFT_BEYOND 2048.0 /* likewise: 746 2^42 < 2^53 */
+#define PRODUCT_BEYOND 0x1p50
 #endif
 
 /* Vectors that go through the exponential together: as many as the registers hold. */
@@ -59,6 +62,15 @@ FA_INLINE row_frame frame_of_row(real top, real scale)
     const real n_value = ((top - shift) * LOG2_E + V_MAGIC) - V_MAGIC;
     return (row_frame){v_set1(scale), v_set1(-shift), v_set1(top - shift + EXP_LOWEST),
                        v_set1(V_MAGIC - n_value + EXPONENT_DETOUR), n_value};
+}
+
+FA_INLINE int product_first(real top) { return FA_UNLIKELY(!(top < PRODUCT_BEYOND && top > -PRODUCT_BEYOND)); }
+
+/* y = scale x */
+FA_NOINLINE void scale_row(real *y, const real *x, fa_index n, real scale)
+{
+    const vreal factor = v_set1(scale);
+    for (fa_index j = 0; j < n; j += VL) store_some(y + j, v_mul(load_some(x + j, n - j), factor), n - j);
 }
 
 /* x becomes e^z 2^(EXPONENT_DETOUR - N): the detour keeps all terms normal, and is gone when they are divided by their sum. Each
@@ -167,11 +179,16 @@ FA_INLINE void softmax_of_rows(real *y, fa_index ldy, const real *x, fa_index ld
     real top = largest(x, n, negative);
     beside_row b = {x, 0, y, v_zero()};
     for (fa_index i = 0; i < rows; i++, x += ldx, y += ldy) {
-        const row_frame f = frame_of_row(negative ? -scale * top : scale * top, scale);
+        const real peak = negative ? -scale * top : scale * top;
+        const int scaled = product_first(peak);
+        const row_frame f = frame_of_row(peak, scaled ? 1 : scale);
+        const real *logits = scaled ? y : x;
+        if (scaled) scale_row(y, x, n, scale);
         b.ahead = i + 1 < rows ? x + ldx : x;
         b.further = i + 2 < rows ? ldx : 0;
         b.behind = y - ldy;
-        const real sum = i == 0 ? exp_row(y, x, n, &f, &b, &top, negative, 0) : exp_row(y, x, n, &f, &b, &top, negative, 1);
+        const real sum =
+            i == 0 ? exp_row(y, logits, n, &f, &b, &top, negative, 0) : exp_row(y, logits, n, &f, &b, &top, negative, 1);
         b.inverse = v_set1(1 / sum);
     }
     y -= ldy;
@@ -205,8 +222,12 @@ FA_INLINE vreal minus_long(vreal z, vreal high, vreal low)
 void KERNEL(log_softmax_rows)(real *y, fa_index ldy, const real *x, fa_index ldx, fa_index rows, fa_index n, real scale)
 {
     for (fa_index i = 0; i < rows; i++, x += ldx, y += ldy) {
-        const row_frame f = frame_of_row(scale < 0 ? -scale * largest(x, n, 1) : scale * largest(x, n, 0), scale);
-        const double sum = sum_row(x, n, &f, i + 1 < rows ? x + ldx : x) * EXPONENT_DETOUR_BACK;
+        const real peak = scale < 0 ? -scale * largest(x, n, 1) : scale * largest(x, n, 0);
+        const int scaled = product_first(peak);
+        const row_frame f = frame_of_row(peak, scaled ? 1 : scale);
+        const real *logits = scaled ? y : x;
+        if (scaled) scale_row(y, x, n, scale);
+        const double sum = sum_row(logits, n, &f, i + 1 < rows ? x + ldx : x) * EXPONENT_DETOUR_BACK;
         /* log sum e^z = shift + N ln 2 + log(sum). z - shift is exact or harmless; the rest is taken off in two pieces. ln 2 is in two
            as well, the product with the first exact, for in double the rounding of the sum would count. */
         const double exponent = (double)f.n_value * 0x1.62e42fee00000p-1, log_sum = log(sum), rest = exponent + log_sum;
@@ -215,7 +236,7 @@ void KERNEL(log_softmax_rows)(real *y, fa_index ldy, const real *x, fa_index ldx
         const vreal high = v_set1((real)rest), low = v_set1((real)(rest - (double)(real)rest + lost));
         for (fa_index j = 0; j < n; j += VL) {
             const fa_index left = n - j;
-            const vreal z = v_fma(f.scale, load_some(x + j, left), f.minus_shift);
+            const vreal z = v_fma(f.scale, load_some(logits + j, left), f.minus_shift);
             store_some(y + j, minus_long(z, high, low), left);
         }
     }
