@@ -6,11 +6,11 @@ cdef enum:
     MOST_LANES = 16  # layers times directions whose arguments lie on the stack
 
 
-cdef int cell_dtype(object c, RecurrentWeights w, str op) except -1:
+cdef int cell_dtype(object c, RecurrentWeights w, str op, str name) except -1:
     """fa_dtype of a state c that was given: that of the weights, or beside 16-bit ones float32."""
     if w.dtype_code < FA_BF16 or c is None:
         return w.dtype_code
-    return FA_F32 if as_ndarray(c, op, "c").dtype == float32 else w.dtype_code
+    return FA_F32 if as_ndarray(c, op, name).dtype == float32 else w.dtype_code
 
 
 cdef object set_lane(fa_recurrent_arguments *a, RecurrentWeights w, Py_ssize_t i, Array *h0, Array *c0, Array *h,
@@ -34,12 +34,12 @@ cdef object acquire_own_output(Array *a, object value):
 
 
 def recurrent(str op, RecurrentWeights w, options, object x, object h0, object c0, object lengths, list ys,
-              list dropped=None, list saves=None):
+              list dropped=None, list saves=None, str of_h="state", str of_c="state[1]"):
     """Runs x[T, B, I] through all layers; ys are arrays of ours with a contiguous last axis, [T, B, directions * P],
     one for each layer. options: nonlinearity, clip (0: none), dropout, seed. lengths: int64 [B] from checked_lengths,
     or None. c0 may be float32 beside 16-bit arrays; c is of its dtype. dropped: None, or for each layer but the last an
     array like its y for what dropout leaves of that. saves: None, or for each layer and direction an array from
-    new_saved. Returns (h, c); c is None but for lstm."""
+    new_saved. of_h, of_c: what messages call h0 and c0. Returns (h, c); c is None but for lstm."""
     cdef Array ax, ay, ad, ah, ac, h_out, c_out
     cdef fa_recurrent_arguments few[MOST_LANES]
     cdef fa_recurrent_arguments *lane = few
@@ -47,7 +47,7 @@ def recurrent(str op, RecurrentWeights w, options, object x, object h0, object c
     cdef fa_recurrent_arguments *below
     cdef fa_status status
     cdef Py_ssize_t i, lanes = w.layers * w.directions, at
-    cdef int kind_of_c = cell_dtype(c0, w, op)
+    cdef int kind_of_c = cell_dtype(c0, w, op, of_c)
     cdef object h, c = None
     ax.held = ay.held = ad.held = ah.held = ac.held = h_out.held = c_out.held = False
     if lanes > MOST_LANES:
@@ -59,8 +59,8 @@ def recurrent(str op, RecurrentWeights w, options, object x, object h0, object c
         if ax.shape[2] != w.input_size:
             raise wrong_shape(op, "x", f"have a last axis of {w.input_size}, the columns of weight_ih",
                               f"shape {shape_of(&ax)}")
-        acquire_optional(&ah, h0, (lanes, ax.shape[1], w.output_size), w.dtype_code, op, "h")
-        acquire_optional(&ac, c0, (lanes, ax.shape[1], w.hidden_size), kind_of_c, op, "c")
+        acquire_optional(&ah, h0, (lanes, ax.shape[1], w.output_size), w.dtype_code, op, of_h)
+        acquire_optional(&ac, c0, (lanes, ax.shape[1], w.hidden_size), kind_of_c, op, of_c)
         h = new_like(&h_out, (lanes, ax.shape[1], w.output_size), &ax, op)
         if w.has_cell:
             dtype = dtype_of(&ax) if kind_of_c == ax.dtype else float32
@@ -110,11 +110,11 @@ def checked_lengths(object lengths, Py_ssize_t batch, Py_ssize_t longest, str op
     return None if lengths is None else as_lengths(lengths, batch, longest, op, name)
 
 
-def checked_floats(object value, str op, str name, int ndim):
-    """value as an ndarray of float32, float64, bfloat16 or float16, with ndim axes."""
+def checked_floats(object value, str op, str name, int ndim=-1):
+    """value as an ndarray of float32, float64, bfloat16 or float16, with ndim axes (-1: any number)."""
     array = as_ndarray(value, op, name)
     if type_of(array.dtype) < 0:
         raise wrong_type(op, name, array, ALL_TYPES)
-    if array.ndim != ndim:
+    if ndim >= 0 and array.ndim != ndim:
         raise wrong_shape(op, name, f"have {ndim} axes", f"shape {array.shape}")
     return array

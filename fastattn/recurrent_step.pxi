@@ -60,6 +60,7 @@ def recurrent_step(str op, RecurrentWeights w, str nonlinearity, double clip, ob
     cdef fa_recurrent_arguments *a
     cdef fa_status status
     cdef Py_ssize_t i, B
+    cdef str of_h = "state" if c0 is None else "state[0]"
     ax.held = ah.held = ac.held = ah_out.held = ac_out.held = False
     if w.lane[0].isa != fa_get_isa():
         return False
@@ -69,11 +70,11 @@ def recurrent_step(str op, RecurrentWeights w, str nonlinearity, double clip, ob
     try:
         acquire_input(&ax, x, 2, -1, w.input_size, w, w.dtype_code, op, "x")
         B = ax.shape[0]
-        acquire_input(&ah, h0, 3, B, w.output_size, w, w.dtype_code, op, "h")
+        acquire_input(&ah, h0, 3, B, w.output_size, w, w.dtype_code, op, of_h)
         acquire_result(&ah_out, h_out, B, w.output_size, w, w.dtype_code, op)
         if c0 is not None:
-            acquire_input(&ac, c0, 3, B, w.hidden_size, w, cell_dtype(c0, w, op), op, "c")
-            acquire_result(&ac_out, c_out, B, w.hidden_size, w, cell_dtype(c_out, w, op), op)
+            acquire_input(&ac, c0, 3, B, w.hidden_size, w, cell_dtype(c0, w, op, "state[1]"), op, "state[1]")
+            acquire_result(&ac_out, c_out, B, w.hidden_size, w, cell_dtype(c_out, w, op, "out"), op)
         if (overlap(&ax, &ah_out) or (overlap(&ah, &ah_out) and not same_place(&ah, &ah_out))
                 or ac.held and (overlap(&ax, &ac_out) or overlap(&ah, &ac_out) or overlap(&ac, &ah_out)
                                 or overlap(&ah_out, &ac_out)

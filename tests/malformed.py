@@ -96,7 +96,7 @@ def _wrong_error(name, function, error, arguments):
 
 # Python's own errors of calls, which name both.
 _PYTHONS_OWN = re.compile(r"\(\) (got an unexpected|missing \d|takes \w+ (positional|no) |takes \d)")
-_PARTS = {"state": {"h", "c"}, "grads": {"dy", "dstate", "dh", "dc", "dcontext"}, "positions": {"cos", "sin"}}
+_PARTS = {"grads": {"dy", "dstate", "dh", "dc", "dcontext"}, "positions": {"cos", "sin"}}
 
 
 def _words_of(name, owner, function, arguments):

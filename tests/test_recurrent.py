@@ -425,9 +425,9 @@ def call(cell="lstm", x=(3, 2, 4), state=((1, 2, 5), (1, 2, 5)), changes=None, d
     [
         ({"x": (3, 2)}, ValueError, "lstm: x must have 3 axes"),
         ({"x": (3, 2, 3)}, ValueError, "lstm: weight_ih_l0 must have shape"),
-        ({"state": ((1, 2, 5), (1, 2, 4))}, ValueError, "lstm: c must have shape"),
-        ({"state": ((1, 3, 5), (1, 2, 5))}, ValueError, "lstm: h must have shape"),
-        ({"state": ((2, 2, 5), (2, 2, 5))}, ValueError, "lstm: h must have shape"),
+        ({"state": ((1, 2, 5), (1, 2, 4))}, ValueError, r"lstm: state\[1\] must have shape"),
+        ({"state": ((1, 3, 5), (1, 2, 5))}, ValueError, r"lstm: state\[0\] must have shape"),
+        ({"state": ((2, 2, 5), (2, 2, 5))}, ValueError, r"lstm: state\[0\] must have shape"),
         ({"state": ((1, 2, 5),)}, ValueError, "lstm: state must be a pair"),
         ({"changes": {"weight_ih_l0": (15, 4)}}, ValueError, "lstm: weight_ih_l0 must have shape"),
         ({"changes": {"weight_hh_l0": (20, 4)}}, ValueError, "lstm: weight_(ih|hh)_l0 must have shape"),

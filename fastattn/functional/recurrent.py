@@ -203,7 +203,7 @@ def _run_cell(op: str, cell: str, options: Options, x: Any, h: Any, c: Any, arra
     y = _core.new_array((1, len(x), weights.output_size), x.dtype, op)
     activations = [_core.new_saved(weights, 1, len(x), op)] if save else []
     after, c_after = _core.recurrent(
-        op, weights, options, x[None], h0, c0, None, [y], None, activations if save else None
+        op, weights, options, x[None], h0, c0, None, [y], None, activations if save else None, "h", "c"
     )
     saved = RecurrentSaved(op, options, False, x[None], h0, c0, weights, [_CELL_NAMES], None, [y], [], activations)
     return after[0], None if c_after is None else c_after[0], saved
@@ -280,11 +280,13 @@ def _run(op: str, cell: str, options: Options, x: Any, state: tuple[Any, ...], w
     y = _core.new_array((batch, steps, width) if batch_first else (steps, batch, width), x.dtype, op)
     ys.append(y.swapaxes(0, 1) if batch_first else y)
     h0, c0 = (*state, None)[:2]
-    c0 = None if c0 is None else _core.checked_floats(c0, op, "c", 3)
+    c0 = None if c0 is None else _core.checked_floats(c0, op, "state[1]", 3)
+    of_h = "state[0]" if stack.has_cell else "state"
     lanes = range(stack.layers * stack.directions) if save else ()
     activations = [_core.new_saved(stack, steps, batch, op) for _ in lanes]
     dropped = [_core.new_array((steps, batch, width), x.dtype, op) for _ in ys[:-1]] if options.dropout else []
-    h, c = _core.recurrent(op, stack, options, x, h0, c0, lengths, ys, dropped, activations if save else None)
+    h, c = _core.recurrent(op, stack, options, x, h0, c0, lengths, ys, dropped, activations if save else None,
+                           of_h)  # fmt: skip
     saved = RecurrentSaved(op, options, batch_first, x, h0, c0, stack, names, lengths, ys, dropped, activations)
     return y, h, c, saved
 

@@ -146,12 +146,12 @@ def test_peepholes_are_parameters(rng):
         (
             lambda: nn.GRU(3, 4).step(np.zeros((2, 3), np.float32), np.zeros((1,) * 20 + (2, 4), np.float32)),
             ValueError,
-            r"GRU.step: h must have 3 axes",
+            r"GRU.step: state must have 3 axes",
         ),
         (
             lambda: nn.GRU(3, 4).step(np.zeros((2, 3), np.float32), np.zeros((1, 2, 5), np.float32)),
             ValueError,
-            r"GRU.step: h must have shape \(1, 2, 4\)",
+            r"GRU.step: state must have shape \(1, 2, 4\)",
         ),
         (
             lambda: nn.GRU(3, 4).step(np.zeros((2, 3), np.float32), out=np.zeros((1, 2, 8), np.float32)[..., ::2]),
@@ -220,7 +220,7 @@ def test_a_cell_state_of_the_type_of_the_module_is_rounded_where_it_is_asked_for
     assert same_bits(m.step(x, out=out)[1][1], exact.astype(m.dtype))
     again, wide = m.step(x, out)[1], m.step(x, (out[0], out[1].astype(np.float32)))[1]
     assert all(map(same_bits, again, wide))
-    with pytest.raises(TypeError, match=r"LSTM\.step: c must be"):
+    with pytest.raises(TypeError, match=r"LSTM\.step: state\[1\] must be"):
         m.step(x, (out[0], out[1].astype(np.float64)))
     with pytest.raises(ValueError, match=r"LSTM\.step: out must be the state itself"):
         memory = np.zeros(16, m.dtype)
@@ -268,7 +268,7 @@ def test_a_step_names_what_it_cannot_take(rng):
         (TypeError, "x must not require gradients", lambda: m.step(torch.zeros(2, 3, requires_grad=True))),
         (TypeError, "x must", lambda: m.step(np.ma.masked_array(x, x == 0))),
         (TypeError, "x must", lambda: m.step(None)),
-        (TypeError, "h must", lambda: m.step(x, "state")),
+        (TypeError, "state must", lambda: m.step(x, "state")),
         (TypeError, "out must be a NumPy array", lambda: m.step(x, out=torch.zeros(1, 2, 4))),
         (TypeError, "out must be a NumPy array", lambda: m.step(x, out=[[[0.0] * 4] * 2])),
         (TypeError, "out must be float32", lambda: m.step(x, out=np.zeros((1, 2, 4)))),
