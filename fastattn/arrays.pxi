@@ -192,7 +192,7 @@ cdef int type_of(object dtype) except -2:
 
 cdef object as_dtype(object dtype, str op):
     """The np.dtype of one of the four types, from what NumPy takes for one."""
-    cdef str expected = "float32, float64, float16 or bfloat16 (which needs ml_dtypes)"
+    cdef str expected = "float32, float64, float16 or bfloat16 (which needs ml_dtypes to be installed and imported)"
     try:
         wanted = np.dtype(plain_text(dtype))
     except Exception:

@@ -56,11 +56,13 @@ def check_number(op: str, name: str, value: Any) -> float:
 def check_dtype(op: str, value: Any, names: Collection[str]) -> np.dtype[Any]:
     """The dtype of one of these names, in native byte order."""
     try:
-        dtype: Any = np.dtype(_core.plain_text(value))
+        value = _core.plain_text(value)
+        dtype: Any = np.dtype(value)
     except Exception:  # NumPy looks for attributes, of any object
         dtype = None
     if dtype is None or dtype.name not in names or not dtype.isnative:
-        hint = " (bfloat16 needs ml_dtypes)" if dtype is None and "bfloat16" in names else ""
+        needs = isinstance(value, str) and value == "bfloat16" and "bfloat16" in names
+        hint = ": install and import ml_dtypes, which defines it" if needs else ""
         raise TypeError(f"{op}: dtype must be one of {', '.join(names)}, got {_core.shown(value)}{hint}") from None
     checked: np.dtype[Any] = dtype
     return checked
