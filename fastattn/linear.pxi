@@ -243,10 +243,10 @@ cdef Py_ssize_t rows_before(const Array *a) noexcept nogil:
 
 
 def linear_backward(object dy, object x, object weight, object z, object activation, object bias, bint with_dx,
-                    object add_to, str op, object dweight_out=None):
+                    object add_to, str op, object dweight_out=None, str of_add_to="add_to"):
     """(dx, dweight, dbias) from what `linear` saved; `bias`: whether there was one. add_to: a contiguous array like x,
-    to which dx is added in place. dweight_out: where dweight goes, rows of any distance. Without with_dx dx is
-    None."""
+    to which dx is added in place, and that messages call of_add_to. dweight_out: where dweight goes, rows of any
+    distance. Without with_dx dx is None."""
     cdef Array g, a, w, s, dx, dw, db
     cdef fa_linear_backward_arguments arguments
     cdef fa_status status
@@ -271,8 +271,8 @@ def linear_backward(object dy, object x, object weight, object z, object activat
             acquire_shaped(&s, z, outputs, a.dtype, op, "saved.z")
         arguments.add_dx = add_to is not None
         if add_to is not None:
-            if not (acquire_out(&dx, add_to, shape, &a, op, "add_to") and is_contiguous(&dx)):
-                raise wrong_shape(op, "add_to", "be contiguous", "other strides")
+            if not (acquire_out(&dx, add_to, shape, &a, op, of_add_to) and is_contiguous(&dx)):
+                raise wrong_shape(op, of_add_to, "be contiguous", "other strides")
             result = add_to
         elif with_dx:
             result = new_like(&dx, shape, &a, op)

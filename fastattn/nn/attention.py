@@ -197,7 +197,7 @@ def attention_gradients(
     else:
         dx, grads = linear_gradients(queries, saved_linear[0], add_to)
         joined = np.concatenate([keys, values], -1)
-        dcontext, grads_context = linear_gradients(joined, saved_linear[1], add_context_to)
+        dcontext, grads_context = linear_gradients(joined, saved_linear[1], add_context_to, "dmemory")
         grads = {name: np.concatenate([part, grads_context[name]]) for name, part in grads.items()}
     return dx, dcontext, {f"in_proj_{name}": part for name, part in grads.items()} | prefixed(out_proj=grads_out)
 

@@ -51,12 +51,15 @@ class Linear(Module):
         return linear_gradients(dy, saved)
 
 
-def linear_gradients(dy: ArrayLike, saved: SavedLinear, add_to: Array | None = None) -> tuple[Array, dict[str, Array]]:
-    """dx and the gradients by name. With add_to, dx is added to that array, in place, without a pass of its own."""
+def linear_gradients(dy: ArrayLike, saved: SavedLinear, add_to: Array | None = None,
+                     of_add_to: str = "add_to") -> tuple[Array, dict[str, Array]]:  # fmt: skip
+    """dx and the gradients by name. With add_to, which messages call of_add_to, dx is added to that array, in place,
+    without a pass of its own."""
     if not isinstance(saved, SavedLinear):
         raise TypeError(f"Linear.backward: saved must be what Linear.forward returned, got {type(saved).__name__}")
     x, weight, bias, z, activation = saved
-    dx, dweight, dbias = _core.linear_backward(dy, x, weight, z, activation, bias, True, add_to, "linear_backward")
+    dx, dweight, dbias = _core.linear_backward(dy, x, weight, z, activation, bias, True, add_to, "linear_backward",
+                                               None, of_add_to)  # fmt: skip
     return dx, {"weight": dweight, "bias": dbias} if bias else {"weight": dweight}
 
 
@@ -107,10 +110,8 @@ class SinusoidalPositions(Module):
         self.table = sinusoidal_positions(max_length, dim, base=base, dtype=dtype)
 
     def __call__(self, x: ArrayLike, *, offset: int = 0) -> Array:
-        array, (most, dim) = _core.checked_array(x, "SinusoidalPositions", "x"), self.table.shape
+        array, (most, dim) = self._floats(x, "SinusoidalPositions", "x"), self.table.shape
         offset = check_integer("SinusoidalPositions", "offset", offset)
-        if array.dtype != self.dtype:
-            raise TypeError(f"SinusoidalPositions: x must be {self.dtype}, got {array.dtype}")
         if array.ndim < 2 or array.shape[-1] != dim:
             raise ValueError(f"SinusoidalPositions: x must have shape [..., L, {dim}], got {array.shape}")
         if not 0 <= offset <= most - array.shape[-2]:
@@ -122,9 +123,15 @@ class SinusoidalPositions(Module):
         """The result; backward needs nothing."""
         return self(x, offset=offset), None
 
-    def backward(self, dy: ArrayLike, saved: None) -> tuple[ArrayLike, dict[str, Array]]:
+    def backward(self, dy: ArrayLike, saved: None) -> tuple[Array, dict[str, Array]]:
         """dy, and no gradients."""
-        return dy, {}
+        return self._floats(dy, "SinusoidalPositions.backward", "dy"), {}
+
+    def _floats(self, value: ArrayLike, op: str, name: str) -> Array:
+        array: Array = _core.checked_floats(value, op, name)
+        if array.dtype != self.dtype:
+            raise TypeError(f"{op}: {name} must be {self.dtype}, got {array.dtype}")
+        return array
 
 
 class LayerNorm(Module):

@@ -50,7 +50,8 @@ class Module:
         """Copies the values of `mapping` (arrays or torch tensors) into the parameters of the same names.
 
         All names have to be there and no others, with equal shapes: otherwise KeyError or ValueError, and TypeError
-        for what holds no floats. Nothing is loaded when anything is wrong. Values are converted to the module's dtype.
+        for what is no array of float32, float64, bfloat16 or float16. Nothing is loaded when anything is wrong. Values
+        are converted to the module's dtype; of tensors that require gradients the values are taken.
         """
         op = f"{type(self).__name__}.load_state_dict"
         if not isinstance(mapping, Mapping):
@@ -136,12 +137,16 @@ def prefixed(**parts: dict[str, Array]) -> dict[str, Array]:
 
 
 def _as_floats(value: Any, op: str, name: str) -> Array:
-    if hasattr(value, "detach"):
+    array: Array = _core.checked_floats(_of_cpu(value, op, name), op, name)
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
+def _of_cpu(value: Any, op: str, name: str) -> Any:
+    """A tensor of PyTorch as one that NumPy can read: without gradient, in main memory, not bfloat16."""
+    try:
+        if not hasattr(value, "detach"):
+            return value
         value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":
-            value = value.float()
-    array: Array = _core.checked_array(value, op, name)
-    low = array.dtype.name == "bfloat16" and array.dtype.isnative
-    if array.dtype.kind != "f" and not low:
-        raise TypeError(f"{op}: {name} must hold floats, got {array.dtype}")
-    return array.astype(np.float32) if low else array
+        return value.float() if str(value.dtype) == "torch.bfloat16" else value
+    except Exception as error:
+        raise TypeError(f"{op}: {name} must be an array, got {type(value).__name__} ({error})") from None
