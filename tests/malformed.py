@@ -163,6 +163,8 @@ def _short(value):
 
 def answers(value):
     """All numbers of a result, as bytes."""
+    if "Saved" in type(value).__name__:  # parts of it may be left as they were
+        return b""
     if isinstance(value, np.ndarray) or np.isscalar(value):
         return np.asarray(value).tobytes()
     if isinstance(value, (tuple, list)):

@@ -541,12 +541,6 @@ def _module_methods():
     recipe("nn.Transformer.step")(
         lambda: (_kept("Transformer").step, {"target": X[:, :2], "cache": _kept("Transformer").start(**source)})
     )
-    recipe("nn.TransformerDecoderLayer.add_gradients")(
-        lambda: (
-            _kept("TransformerDecoderLayer").add_gradients,
-            {"dy": X, "saved": _saved_of("TransformerDecoderLayer")[1], "dmemory": floats(2, 6, 8).copy()},
-        )
-    )
 
     def layer_cache():
         cache = _kept("TransformerDecoderLayer").start(memory, memory_lengths=lengths)

@@ -327,7 +327,7 @@ def spoilt(rng, value, depth=0):
         if isinstance(value, (tuple, list)) and value:
             return _spoilt_sequence(rng, value, depth)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return _spoilt_fields(rng, value, [field.name for field in dataclasses.fields(value)], depth)
+            return _spoilt_fields(rng, value, depth)
         if isinstance(value, (bool, np.bool_)):
             return rng.choice((not value, None, 2, "yes", np.bool_(value), np.array([True, False]), RaisesEverything()))
         if isinstance(value, int):
@@ -382,14 +382,13 @@ def _objects(parts):
     return found
 
 
-def _spoilt_fields(rng, value, names, depth):
-    """A copy of an object with one field changed, whatever its constructor would have said."""
-    changed = object.__new__(type(value))
-    for name in names:
-        object.__setattr__(changed, name, getattr(value, name))
-    name = rng.choice(names)
-    object.__setattr__(changed, name, spoilt(rng, getattr(value, name), depth + 1))
-    return changed
+def _spoilt_fields(rng, value, depth):
+    """A dataclass of another field, if its constructor takes that."""
+    name = rng.choice([field.name for field in dataclasses.fields(value) if field.init])
+    try:
+        return dataclasses.replace(value, **{name: spoilt(rng, getattr(value, name), depth + 1)})
+    except (TypeError, ValueError):
+        return thing(rng)
 
 
 def holds(value, kind):

@@ -91,6 +91,19 @@ def test_errors_that_name_function_and_argument_are_right(monkeypatch):
         assert malformed.sweep(0, 2, target=partial(malformed.checked, names=["planted"])) == []
 
 
+SLICES = 4
+CALLS = 1500  # of each slice; scripts/fuzz_malformed.py makes a million
+
+
+@pytest.mark.parametrize("part", range(SLICES))
+def test_malformed_calls_compute_or_name_function_and_argument(part):
+    found = malformed.sweep(part * CALLS, CALLS)
+    assert not found, "\n".join(
+        f"{kind}: {malformed.describe(case)}: {message}\n  python scripts/fuzz_malformed.py --case {case}"
+        for case, kind, message in found
+    )
+
+
 def test_a_case_is_the_same_each_time():
     for case in range(200):
         assert malformed.describe(case) == malformed.describe(case)

@@ -79,7 +79,7 @@ def cross_entropy_backward(dloss: ArrayLike, saved: SavedCrossEntropy) -> Array:
 
 def _forward(logits: ArrayLike, targets: ArrayLike, ignore_index: int | None, label_smoothing: float, reduction: str,
              op: str) -> tuple[Array, SavedCrossEntropy]:  # fmt: skip
-    check_choice(op, "reduction", reduction, _REDUCTIONS)
+    reduction = check_choice(op, "reduction", reduction, _REDUCTIONS)
     losses, top, total, numbers = _core.cross_entropy(logits, targets, ignore_index, label_smoothing, op)
     count = numbers.size if ignore_index is None else int(np.count_nonzero(numbers != ignore_index))
     saved = SavedCrossEntropy(logits, numbers, top, total, ignore_index, label_smoothing, reduction, count)

@@ -68,8 +68,8 @@ def gelu(x: ArrayLike, *, approximate: str = "none", out: Array | None = None) -
 
 
 def _kind_of_gelu(approximate: str, op: str) -> str:
-    check_choice(op, "approximate", approximate, ("none", "tanh"))
-    return "gelu" if approximate == "none" else "gelu_tanh"
+    kind = check_choice(op, "approximate", approximate, ("none", "tanh"))
+    return "gelu" if kind == "none" else "gelu_tanh"
 
 
 def silu_gated(gate: ArrayLike, up: ArrayLike, *, out: Array | None = None) -> Array:

@@ -53,7 +53,7 @@ def rnn_cell(x: ArrayLike, h: ArrayLike, w_ih: ArrayLike, w_hh: ArrayLike, b_ih:
     >>> rnn_cell(np.zeros((1, 2)), np.ones((1, 1)), np.zeros((1, 2)), np.ones((1, 1)), nonlinearity="relu")
     array([[1.]])
     """
-    _check_nonlinearity("rnn_cell", nonlinearity)
+    nonlinearity = _checked_nonlinearity("rnn_cell", nonlinearity)
     arrays = (w_ih, w_hh, b_ih, b_hh, None, None)
     return _run_cell("rnn_cell", "rnn", Options(nonlinearity), x, h, None, arrays, False)[0]
 
@@ -127,7 +127,7 @@ def rnn(x: ArrayLike, state: ArrayLike | None, weights: Weights, *, nonlinearity
     >>> y[:, 0, 0]
     array([1., 2., 3.])
     """
-    _check_nonlinearity("rnn", nonlinearity)
+    nonlinearity = _checked_nonlinearity("rnn", nonlinearity)
     return _run("rnn", "rnn", Options(nonlinearity), x, (state,), weights, lengths, batch_first, False)[:2]
 
 
@@ -169,8 +169,9 @@ def lstm(x: ArrayLike, state: tuple[ArrayLike, ArrayLike] | None, weights: Weigh
     return y, (h, c)
 
 
-def _check_nonlinearity(op: str, name: str) -> None:
-    check_choice(op, "nonlinearity", name, NONLINEARITIES)
+def _checked_nonlinearity(op: str, name: str) -> str:
+    checked: str = check_choice(op, "nonlinearity", name, NONLINEARITIES)
+    return checked
 
 
 _SMALLEST_CLIP = 2.0**-149  # a smaller one is 0 in float32: none
@@ -327,10 +328,10 @@ def _pack(op: str, cell: str, weights: Mapping[str, Any], dtype: Any) -> Recurre
     if isinstance(weights, RecurrentWeights):
         raise TypeError(f"{op}: weights must be a mapping from names to arrays, got {_core.shown(weights)}")
     stack = _weights(op, cell, weights, -1, None)[0]
-    own = stack.dtype.name
+    own, plain = stack.dtype.name, _core.plain_text(dtype)
     try:
-        name = own if dtype is None else dtype if isinstance(dtype, str) else np.dtype(dtype).name
-    except (TypeError, ValueError):
+        name = own if plain is None else plain if isinstance(plain, str) else np.dtype(plain).name
+    except Exception:  # NumPy looks for attributes, of any object
         name = None
     if name not in (own, "bfloat16", "int8"):
         raise TypeError(f"{op}: dtype must be {own} like the weights, bfloat16 or int8, got {_core.shown(dtype)}")

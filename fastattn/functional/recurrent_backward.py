@@ -25,7 +25,6 @@ from numpy.typing import ArrayLike
 from fastattn import _core
 from fastattn._core import RecurrentWeights
 from fastattn.functional._checks import (
-    check_choice,
     check_flag,
     check_integer,
     check_number,
@@ -38,8 +37,8 @@ from fastattn.functional.recurrent import (
     NONLINEARITIES,
     Options,
     RecurrentSaved,
-    _check_nonlinearity,
     _checked_clip,
+    _checked_nonlinearity,
     _gru_form,
     _lstm_form,
     _run,
@@ -62,7 +61,7 @@ def rnn_cell_forward(x: ArrayLike, h: ArrayLike, w_ih: ArrayLike, w_hh: ArrayLik
     >>> dx
     array([[1.]])
     """
-    _check_nonlinearity("rnn_cell_forward", nonlinearity)
+    nonlinearity = _checked_nonlinearity("rnn_cell_forward", nonlinearity)
     arrays, options = (w_ih, w_hh, b_ih, b_hh, None, None), Options(nonlinearity)
     h_next, _, saved = _run_cell("rnn_cell_forward", "rnn", options, x, h, None, arrays, True)
     return h_next, saved
@@ -151,7 +150,7 @@ def rnn_forward(x: ArrayLike, state: ArrayLike | None, weights: Mapping[str, Any
     >>> dx[:, 0, 0]
     array([3., 2., 1.])
     """
-    _check_nonlinearity("rnn_forward", nonlinearity)
+    nonlinearity = _checked_nonlinearity("rnn_forward", nonlinearity)
     _check_weights("rnn_forward", weights)
     options = Options(nonlinearity, 0.0, *_checked_dropout("rnn_forward", dropout, seed))
     y, h, _, saved = _run("rnn_forward", "rnn", options, x, (state,), weights, lengths, batch_first, True)
@@ -294,7 +293,7 @@ def _check_saved(op: str, saved: Any) -> tuple[int, int]:
     check_parts(name, "saved.names", saved.names, lanes)
     for i, names in enumerate(saved.names):
         fits = isinstance(names, dict) and len(names) == len(_CELL_NAMES)
-        if not fits or not all(isinstance(label, str) for label in names.values()):
+        if not fits or not all(type(label) is str for label in names.values()):
             raise ValueError(f"{name}: saved.names[{i}] must hold {len(_CELL_NAMES)} names, got {_core.shown(names)}")
     check_parts(name, "saved.ys", saved.ys, weights.layers)
     check_parts(name, "saved.activations", saved.activations, lanes)
@@ -308,7 +307,9 @@ def _check_saved(op: str, saved: Any) -> tuple[int, int]:
 def _check_options(op: str, options: Any) -> None:
     if not isinstance(options, Options):
         raise TypeError(f"{op}: saved.options must be those of the forward call, got {_core.shown(options)}")
-    check_choice(op, "saved.options.nonlinearity", options.nonlinearity, NONLINEARITIES)
+    if type(options.nonlinearity) is not str or options.nonlinearity not in NONLINEARITIES:
+        given = _core.shown(options.nonlinearity)
+        raise ValueError(f"{op}: saved.options.nonlinearity must be one of {', '.join(NONLINEARITIES)}, got {given}")
     numbers = (options.clip, options.dropout)
     clip, dropout = (check_number(op, "saved.options", number) for number in numbers)
     if not (clip >= 0 and 0 <= dropout <= 1):

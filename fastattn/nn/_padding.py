@@ -17,14 +17,20 @@ def ragged(op: str, x: ArrayLike, lengths: ArrayLike | None, name: str = "x",
     checked = _core.checked_lengths(lengths, array.shape[0], array.shape[1], op, of_lengths)
     if checked is None or (checked == array.shape[1]).all():
         return array, checked, None
-    return array, checked, np.arange(array.shape[1]) >= checked[:, None]
+    try:
+        return array, checked, np.arange(array.shape[1]) >= checked[:, None]
+    except MemoryError:
+        raise MemoryError(f"{op}: no memory for {name} of shape {array.shape}") from None
 
 
-def cleared(x: Array, beyond: Array | None) -> Array:
+def cleared(op: str, name: str, x: Array, beyond: Array | None) -> Array:
     """x with zeros beyond the lengths: a copy, unless they are there already. 0 times NaN would be a gradient."""
-    if beyond is None or not x[beyond].view(f"u{x.itemsize}").any():
-        return x
-    return np.where(beyond[..., None], x.dtype.type(0), x)
+    try:
+        if beyond is None or not x[beyond].view(f"u{x.itemsize}").any():
+            return x
+        return np.where(beyond[..., None], x.dtype.type(0), x)
+    except MemoryError:
+        raise MemoryError(f"{op}: no memory for {name} of shape {x.shape}") from None
 
 
 def clear(x: Array, beyond: Array | None) -> Array:
@@ -44,4 +50,4 @@ def cleared_gradient(op: str, dy: ArrayLike, beyond: Array | None) -> ArrayLike:
     if array.shape[:2] != beyond.shape:
         raise ValueError(f"{op}: dy must have the shape of the result, [{beyond.shape[0]}, {beyond.shape[1]}, E], "
                          f"got {array.shape}")  # fmt: skip
-    return cleared(array, beyond)
+    return cleared(op, "dy", array, beyond)

@@ -101,9 +101,9 @@ class MultiHeadAttention(Module):
         x = _three_axes(x, "x")
         array, lengths, beyond = _attended(x, context, lengths)
         if context is None:
-            x = cleared(array, beyond)
+            x = cleared("MultiHeadAttention", "x", array, beyond)
         else:
-            context = cleared(array, beyond)
+            context = cleared("MultiHeadAttention", "context", array, beyond)
         saved_linear: list[SavedLinear] = []
 
         def project(*arguments: Any) -> Array:
@@ -191,6 +191,9 @@ def attention_gradients(
     dheads = attention_backward(dout.reshape(shape), saved_attention)
     queries, keys, values = (part.reshape(*part.shape[:2], -1) for part in dheads)
     if len(saved_linear) == 1:
+        if queries.shape[:2] != keys.shape[:2]:
+            raise ValueError("MultiHeadAttention.backward: saved must hold two projections for other keys than x, "
+                             "got one")  # fmt: skip
         joined = np.concatenate([queries, keys, values], -1)
         dx, grads = linear_gradients(joined, saved_linear[0], add_to)
         dcontext = None
@@ -198,6 +201,10 @@ def attention_gradients(
         dx, grads = linear_gradients(queries, saved_linear[0], add_to)
         joined = np.concatenate([keys, values], -1)
         dcontext, grads_context = linear_gradients(joined, saved_linear[1], add_context_to, "dmemory")
+        shapes = [{name: part.shape[1:] for name, part in both.items()} for both in (grads, grads_context)]
+        if shapes[0] != shapes[1]:
+            raise ValueError("MultiHeadAttention.backward: saved must hold two projections of one module, got columns "
+                             f"of {shapes[0]} and {shapes[1]}")  # fmt: skip
         grads = {name: np.concatenate([part, grads_context[name]]) for name, part in grads.items()}
     return dx, dcontext, {f"in_proj_{name}": part for name, part in grads.items()} | prefixed(out_proj=grads_out)
 

@@ -68,7 +68,7 @@ class AdditiveAttention(Module):
         """The context, and what backward needs; saved.attention.weights are the weights. What annotations hold beyond
         lengths reaches no gradient."""
         annotations, lengths, beyond = ragged("AdditiveAttention", annotations, lengths, "annotations")
-        annotations = cleared(annotations, beyond)
+        annotations = cleared("AdditiveAttention", "annotations", annotations, beyond)
         projected, saved_query = self.query.forward(query)
         keys, saved_key = self.key.forward(annotations)
         context, saved = additive_attention_forward(
@@ -152,7 +152,7 @@ class AttentionGRU(Module):
         """What all steps need of annotations[B, S, K]: for steps in several calls, where the call takes it instead."""
         array = self._array(annotations, "", "annotations", ("B", "S", self.key_size))
         array, ends, beyond = ragged("AttentionGRU", array, lengths, "annotations")
-        array = np.ascontiguousarray(cleared(array, beyond))
+        array = np.ascontiguousarray(cleared("AttentionGRU", "annotations", array, beyond))
         weight = self._own["weight_ih"][:, self.input_size :]
         return Memory(array, self.attention.key(array), linear(array, weight), ends)
 

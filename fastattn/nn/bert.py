@@ -67,7 +67,8 @@ class BertConfig:
                 object.__setattr__(self, field.name, size)
         check_layers("BertConfig", self.num_hidden_layers, "num_hidden_layers")
         object.__setattr__(self, "layer_norm_eps", check_eps("BertConfig", "layer_norm_eps", self.layer_norm_eps))
-        check_choice("BertConfig", "positions", self.positions, ("bert", "roberta"))
+        positions = check_choice("BertConfig", "positions", self.positions, ("bert", "roberta"))
+        object.__setattr__(self, "positions", positions)
         if self.most_tokens < 0:
             raise ValueError(f"BertConfig: max_position_embeddings must be at least pad_token_id + 1 = "
                              f"{self.pad_token_id + 1}, got {self.max_position_embeddings}")  # fmt: skip
@@ -168,7 +169,11 @@ class BertModel(Module):
             if own in found:
                 raise ValueError(f"BertModel.load_state_dict: {own} must come once, got {found[own]} and {name}")
             found[own] = name
-        return super().load_state_dict({own: mapping[name] for own, name in found.items()})
+        try:
+            values = {own: mapping[name] for own, name in found.items()}
+        except Exception as error:  # whatever a mapping of any type raises
+            raise KeyError(f"BertModel.load_state_dict: mapping must hold what it names, got {error!r}") from None
+        return super().load_state_dict(values)
 
     @default_floats
     def pack(self, dtype: DTypeLike = np.float32) -> dict[str, Any]:
@@ -203,9 +208,8 @@ class BertModel(Module):
         """
         w = self._packed(weights)
         tokens: Array = _core.checked_array(ids, "BertModel", "ids")
-        starts: Array = _core.checked_array(cu_seqlens, "BertModel", "cu_seqlens")
-        self._check(tokens, starts)
-        config, starts = self.config, starts.astype(np.int64)
+        starts = self._starts(tokens, _core.checked_array(cu_seqlens, "BertModel", "cu_seqlens"))
+        config = self.config
         position = self._positions(tokens, starts)
         words = embedding(tokens, w["embeddings.word_embeddings.weight"])
         x = self._norm(words, embedding(position, w["position"]), w, "embeddings")
@@ -224,7 +228,11 @@ class BertModel(Module):
         w, op = self._packed(weights), "BertModel.embed"
         batch_tokens = check_integer(op, "batch_tokens", batch_tokens, 1)
         arrays = [self._array(ids, ".embed", "sequences", ("T",)) for ids in _listed(op, sequences)]
-        result = np.zeros((len(arrays), self.config.hidden_size), np.float32)
+        wrong = next((array for array in arrays if array.size and array.dtype.kind not in "iu"), None)
+        if wrong is not None:
+            raise TypeError(f"{op}: sequences must hold integers, got {wrong.dtype}")
+        result: Array = _core.new_array((len(arrays), self.config.hidden_size), np.float32, op)
+        result[...] = 0
         for part in batches([len(ids) for ids in arrays], batch_tokens):
             ids = arrays[part.start : part.stop]
             starts = np.cumsum([0, *map(len, ids)])
@@ -243,7 +251,19 @@ class BertModel(Module):
         if not isinstance(weights, dict) or getattr(weights.get("position"), "shape", None) != shape:
             kind = type(weights).__name__
             raise TypeError(f"BertModel: weights must be what pack of such a model returned, got {kind}")
+        missing = next((name for name in self._packed_names() if name not in weights), None)
+        if missing is not None:
+            raise ValueError(f"BertModel: weights must be what pack of such a model returned, got no {missing}")
         return weights
+
+    def _packed_names(self) -> Iterator[str]:
+        """What pack makes, beside "position"."""
+        for name, value in self._own.items():
+            if ".self." not in name or value.ndim == 1:
+                yield name
+        for layer in _layers(self.config):
+            yield f"{layer}.weight"
+            yield f"{layer}.bias"
 
     def _positions(self, tokens: Array, starts: Array) -> Array:
         """Of each token within its sequence."""
@@ -257,14 +277,16 @@ class BertModel(Module):
         position: Array = padding + counted * (count[1:] - np.repeat(count[starts[:-1]], lengths))
         return position
 
-    def _check(self, tokens: Array, starts: Array) -> None:
+    def _starts(self, tokens: Array, given: Array) -> Array:
+        """cu_seqlens as int64, a copy, after all is checked."""
         if tokens.size == 0:
             tokens = tokens.astype(np.int64)  # an empty list is one of floats
         if tokens.dtype.kind not in "iu":
             raise TypeError(f"BertModel: ids must be integers, got {tokens.dtype}")
-        if tokens.ndim != 1 or starts.ndim != 1 or starts.size == 0 or starts.dtype.kind not in "iu":
+        if tokens.ndim != 1 or given.ndim != 1 or given.size == 0 or given.dtype.kind not in "iu":
             raise ValueError(f"BertModel: ids must have shape [T] and cu_seqlens integers [B + 1], got {tokens.shape} "
-                             f"and {starts.dtype} {starts.shape}")  # fmt: skip
+                             f"and {given.dtype} {given.shape}")  # fmt: skip
+        starts: Array = _core.checked_integers(given, "BertModel", "cu_seqlens")
         lengths = np.diff(starts)
         if starts[0] != 0 or starts[-1] != len(tokens) or (lengths < 0).any():
             raise ValueError(f"BertModel: cu_seqlens must rise from 0 to {len(tokens)}, the number of ids")
@@ -272,6 +294,7 @@ class BertModel(Module):
         if lengths.max(initial=0) > most:
             long = int(np.argmax(lengths))
             raise ValueError(f"BertModel: sequences must have at most {most} tokens, got {lengths[long]} in {long}")
+        return starts
 
     def _layer(self, x: Array, starts: Array, w: dict[str, Any], name: str) -> Array:
         config = self.config

@@ -2,10 +2,12 @@
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 from numpy.typing import ArrayLike
 
 from fastattn.cache import KVCache
+from fastattn.functional._checks import check_flag
 from fastattn.nn.attention import Context
 
 
@@ -22,6 +24,7 @@ class LayerCache:
 
     def select(self, sequences: ArrayLike, *, keep_memory: bool = False) -> "LayerCache":
         """DecoderCache.select of one layer."""
+        keep_memory = check_flag("select", "keep_memory", keep_memory)
         target = self.target.select(sequences)
         if not keep_memory:
             return LayerCache(target, self.memory.select(sequences))
@@ -60,3 +63,24 @@ class DecoderCache:
         integers in 0..batch - 1.
         """
         return DecoderCache([layer.select(sequences, keep_memory=keep_memory) for layer in self.layers])
+
+
+def check_layer_cache(op: str, cache: Any) -> None:
+    """What a step of a layer goes on from."""
+    if not isinstance(cache, LayerCache):
+        raise TypeError(f"{op}: cache must be a LayerCache, got {type(cache).__name__}")
+    for name, kind in (("target", KVCache), ("memory", Context)):
+        if not isinstance(getattr(cache, name), kind):
+            given = type(getattr(cache, name)).__name__
+            raise TypeError(f"{op}: cache.{name} must be a {kind.__name__}, got {given}")
+
+
+def check_decoder_cache(op: str, cache: Any, layers: int) -> None:
+    """What a step of a stack of layers goes on from."""
+    if not isinstance(cache, DecoderCache):
+        raise TypeError(f"{op}: cache must be a DecoderCache, got {type(cache).__name__}")
+    if not isinstance(cache.layers, list) or len(cache.layers) != layers:
+        given = len(cache.layers) if isinstance(cache.layers, list) else type(cache.layers).__name__
+        raise ValueError(f"{op}: cache must be of {layers} layers, got {given}")
+    for layer in cache.layers:
+        check_layer_cache(op, layer)

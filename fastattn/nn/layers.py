@@ -115,8 +115,8 @@ class SinusoidalPositions(Module):
         if array.ndim < 2 or array.shape[-1] != dim:
             raise ValueError(f"SinusoidalPositions: x must have shape [..., L, {dim}], got {array.shape}")
         if not 0 <= offset <= most - array.shape[-2]:
-            raise ValueError(f"SinusoidalPositions: positions must lie in 0..{most - 1}, "
-                             f"got {array.shape[-2]} from {offset} on")  # fmt: skip
+            raise ValueError(f"SinusoidalPositions: positions must lie in 0..{most - 1}, got {array.shape[-2]} from "
+                             f"{offset} on (the length of x, and offset)")  # fmt: skip
         return added(array, self.table[offset : offset + array.shape[-2]])
 
     def forward(self, x: ArrayLike, *, offset: int = 0) -> tuple[Array, None]:
@@ -125,6 +125,8 @@ class SinusoidalPositions(Module):
 
     def backward(self, dy: ArrayLike, saved: None) -> tuple[Array, dict[str, Array]]:
         """dy, and no gradients."""
+        if saved is not None:
+            raise TypeError(f"SinusoidalPositions.backward: saved must be None, got {type(saved).__name__}")
         return self._floats(dy, "SinusoidalPositions.backward", "dy"), {}
 
     def _floats(self, value: ArrayLike, op: str, name: str) -> Array:
@@ -216,7 +218,7 @@ class FeedForward(Module):
                    dim_feedforward=dim_feedforward)  # fmt: skip
         self.linear1 = Linear(d_model, dim_feedforward, bias=bias, dtype=dtype, rng=rng)
         self.linear2 = Linear(dim_feedforward, d_model, bias=bias, dtype=dtype, rng=rng)
-        if activation == "silu_gated":
+        if self.activation == "silu_gated":
             self.gate = Linear(d_model, dim_feedforward, bias=bias, dtype=dtype, rng=rng)
 
     def __call__(self, x: ArrayLike) -> Array:
@@ -265,6 +267,7 @@ def added(x: Array, y: Array, out: Array | None = None) -> Array:
 
 def check_activation(name: str, owner: str, *, gated: bool = False) -> str:
     names = ("relu", "gelu", "gelu_tanh", "silu") + (("silu_gated",) if gated else ())
-    if not isinstance(name, str) or name not in names:
+    plain = _core.plain_text(name)
+    if not isinstance(plain, str) or plain not in names:
         raise ValueError(f"{owner}: activation must be one of {', '.join(names)}, got {_core.shown(name)}")
-    return name
+    return plain

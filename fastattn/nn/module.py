@@ -1,7 +1,7 @@
 """What all modules share: named parameters, loading and copying them, and what backward is given."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -93,16 +93,22 @@ class Module:
 
     def _uniform(self, name: str, shape: Sequence[int], bound: float, rng: np.random.Generator) -> None:
         """A parameter drawn uniformly from -bound to bound."""
-        with _core.DefaultFloats():
-            self._own[name] = rng.uniform(-bound, bound, tuple(shape)).astype(self.dtype)
+        self._own[name] = self._made(name, shape, lambda: rng.uniform(-bound, bound, tuple(shape)))
 
     def _normal(self, name: str, shape: Sequence[int], spread: float, rng: np.random.Generator) -> None:
         """A parameter drawn from the normal distribution with this standard deviation."""
-        with _core.DefaultFloats():
-            self._own[name] = (spread * rng.standard_normal(tuple(shape))).astype(self.dtype)
+        self._own[name] = self._made(name, shape, lambda: spread * rng.standard_normal(tuple(shape)))
 
     def _constant(self, name: str, shape: Sequence[int], value: float) -> None:
-        self._own[name] = np.full(tuple(shape), value, self.dtype)
+        self._own[name] = self._made(name, shape, lambda: np.full(tuple(shape), value, self.dtype))
+
+    def _made(self, name: str, shape: Sequence[int], make: Callable[[], Array]) -> Array:
+        try:
+            with _core.DefaultFloats():
+                return make().astype(self.dtype, copy=False)
+        except MemoryError:
+            kind = type(self).__name__
+            raise MemoryError(f"{kind}: no memory for the parameter {name}, shape {tuple(shape)}") from None
 
     def _array(self, value: ArrayLike, method: str, name: str, shape: Sequence[int | str]) -> Array:
         """value as an ndarray of this shape, in which a letter stands for any size."""

@@ -117,7 +117,7 @@ class _Recurrent(Module):
     def __call__(self, x: ArrayLike, state: Any = None, lengths: ArrayLike | None = None) -> Any:
         """(y, final state) of x, from a state (None: zeros), as the function of the same name."""
         return getattr(F, self._cell)(
-            x, state, self._weights(), lengths=lengths, batch_first=self.batch_first, **self._options()
+            self._input(x), state, self._weights(), lengths=lengths, batch_first=self.batch_first, **self._options()
         )
 
     def forward(self, x: ArrayLike, state: Any = None, lengths: ArrayLike | None = None, *,
@@ -130,10 +130,20 @@ class _Recurrent(Module):
         """
         function = getattr(B, self._cell + "_forward")
         result, saved = function(
-            x, state, self._own, lengths=lengths, batch_first=self.batch_first, dropout=self.dropout, seed=seed,
-            **self._options(),
+            self._input(x), state, self._own, lengths=lengths, batch_first=self.batch_first, dropout=self.dropout,
+            seed=seed, **self._options(),
         )  # fmt: skip
         return result, saved
+
+    def _input(self, x: ArrayLike) -> Array:
+        """x, which is wrong where it does not fit the parameters."""
+        kind = type(self).__name__
+        array: Array = _core.checked_floats(x, kind, "x", 3)
+        if array.dtype != self.dtype:
+            raise TypeError(f"{kind}: x must be {self.dtype} like the parameters, got {array.dtype}")
+        if array.shape[2] != self.input_size:
+            raise ValueError(f"{kind}: x must have a last axis of input_size, {self.input_size}, got {array.shape}")
+        return array
 
     def backward(self, grads: Any, saved: RecurrentSaved) -> tuple[Array, Any, dict[str, Array]]:
         """dx, the gradient of the initial state, and the gradients of the parameters by name.
@@ -295,8 +305,7 @@ class RNN(_Recurrent):
 
     @nonlinearity.setter
     def nonlinearity(self, value: str) -> None:
-        F._check_nonlinearity("RNN", value)
-        self._nonlinearity = value
+        self._nonlinearity = F._checked_nonlinearity("RNN", value)
 
     def _options(self) -> dict[str, Any]:
         return {"nonlinearity": self.nonlinearity}

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fastattn import _core
 from fastattn.functional._types import Array
 
 _DTYPES = {
@@ -37,9 +38,17 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Array]:
     >>> read_safetensors(path)
     {'x': array([1., 2.], dtype=float32)}
     """
-    data = np.fromfile(path, np.uint8)
+    try:
+        name = os.fsdecode(path)
+        data = np.fromfile(name, np.uint8)
+    except OSError:
+        raise
+    except MemoryError:
+        raise MemoryError(f"read_safetensors: no memory for the file at path {path!r}") from None
+    except Exception as error:  # no path, or one that no file can have
+        raise TypeError(f"read_safetensors: path must name a file, got {_core.shown(path)} ({error})") from None
     data.flags.writeable = False
-    label = f"read_safetensors: {Path(path).name}"
+    label = f"read_safetensors: {Path(name).name}"
     header, begin = _header(data, label)
     entries = {name: _entry(entry, len(data) - begin, f"{label}: {name}") for name, entry in header.items()}
     end, last = 0, ""

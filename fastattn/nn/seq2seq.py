@@ -176,7 +176,7 @@ class Seq2Seq(Module):
                  num_layers: int = 1, attention_size: int | None = None, reverse_source: bool = False,
                  dtype: DTypeLike = np.float32, rng: Rng = None) -> None:  # fmt: skip
         super().__init__(dtype)
-        check_choice("Seq2Seq", "kind", kind, ("bahdanau", "cho", "sutskever"))
+        kind = check_choice("Seq2Seq", "kind", kind, ("bahdanau", "cho", "sutskever"))
         source_size, target_size, embed_size, hidden_size = (
             check_size("Seq2Seq", name, value, least)
             for name, value, least in (("source_size", source_size, 0), ("target_size", target_size, 0),

@@ -19,7 +19,7 @@ from fastattn.functional._types import Array
 from fastattn.nn._arguments import Rng, check_eps, check_layers, check_rng, check_room, check_size
 from fastattn.nn._padding import clear, cleared, cleared_gradient, ragged
 from fastattn.nn.attention import MultiHeadAttention, attention_gradients
-from fastattn.nn.decoder_cache import DecoderCache, LayerCache
+from fastattn.nn.decoder_cache import DecoderCache, LayerCache, check_decoder_cache, check_layer_cache
 from fastattn.nn.layers import LayerNorm, Linear, added, check_activation, feed_forward_gradients
 from fastattn.nn.module import Module, Saved, prefixed
 
@@ -85,7 +85,7 @@ class TransformerEncoderLayer(_Layer):
         """The result, and what backward needs."""
         x, lengths, beyond = ragged("TransformerEncoderLayer", x, lengths)
         options: dict[str, Any] = {"mask": mask, "causal": causal, "lengths": lengths}
-        x = cleared(x, beyond)
+        x = cleared("TransformerEncoderLayer", "x", x, beyond)
         if self.norm_first:
             y, saved1 = self.norm1.forward(x)
             y, saved_attention = self.self_attn.forward(y, **options)
@@ -157,8 +157,7 @@ class TransformerDecoderLayer(_Layer):
 
     def step(self, x: ArrayLike, cache: LayerCache) -> Array:
         """The results of the next n tokens x[B, n, E], which the cache takes up: the bits of a call with all tokens."""
-        if not isinstance(cache, LayerCache):
-            raise TypeError(f"TransformerDecoderLayer.step: cache must be a LayerCache, got {type(cache).__name__}")
+        check_layer_cache("TransformerDecoderLayer.step", cache)
         with unchanged_on_failure(cache.target):
             return self._run(
                 x, lambda y: self.self_attn(y, cache=cache.target), lambda y: self.multihead_attn(y, cache.memory)
@@ -181,7 +180,7 @@ class TransformerDecoderLayer(_Layer):
         memory, memory_lengths, _ = ragged("TransformerDecoderLayer", memory, memory_lengths, *_OF_MEMORY)
         options: dict[str, Any] = {"mask": mask, "causal": causal, "lengths": lengths}
         to_memory: dict[str, Any] = {"mask": memory_mask, "lengths": memory_lengths}
-        x = cleared(x, beyond)
+        x = cleared("TransformerDecoderLayer", "x", x, beyond)
         if self.norm_first:
             y, saved1 = self.norm1.forward(x)
             y, saved_self = self.self_attn.forward(y, **options)
@@ -201,9 +200,9 @@ class TransformerDecoderLayer(_Layer):
 
     def backward(self, dy: ArrayLike, saved: Any) -> tuple[tuple[Array, Array], Grads]:
         """(dx, dmemory) and the gradients of the parameters, by name."""
-        return self.add_gradients(dy, saved, None)
+        return self._add_gradients(dy, saved, None)
 
-    def add_gradients(self, dy: ArrayLike, saved: Any, dmemory: Array | None) -> tuple[tuple[Array, Array], Grads]:
+    def _add_gradients(self, dy: ArrayLike, saved: Any, dmemory: Array | None) -> tuple[tuple[Array, Array], Grads]:
         """backward, with the gradient of the memory added to that of other layers, in place."""
         saved1, saved_self, saved2, saved_cross, saved3, saved_feed, beyond = self._parts(saved, 7)
         dy = cleared_gradient("TransformerDecoderLayer.backward", dy, beyond)
@@ -221,7 +220,8 @@ class TransformerDecoderLayer(_Layer):
             dx, dmemory, cross = attention_gradients(dx, saved_cross, add_to=dx, add_context_to=dmemory)
             dx, norm1 = self.norm1.backward(dx, saved1)
             dx, _, own = attention_gradients(dx, saved_self, add_to=dx)
-        assert dmemory is not None  # there is a context
+        if dmemory is None:
+            raise ValueError("TransformerDecoderLayer.backward: saved must hold attention to a memory, got to x alone")
         norms = prefixed(norm1=norm1, norm2=norm2, norm3=norm3)
         return (clear(dx, beyond), dmemory), feed | norms | prefixed(self_attn=own, multihead_attn=cross)
 
@@ -252,11 +252,11 @@ class _Stack(Module):
 
     def _finish(self, y: Array, beyond: Array | None) -> Array:
         """Through the final norm, where there is one."""
-        return clear(self.norm(y), beyond) if hasattr(self, "norm") else cleared(y, beyond)
+        return clear(self.norm(y), beyond) if hasattr(self, "norm") else cleared(type(self).__name__, "x", y, beyond)
 
     def _finish_forward(self, y: Array, beyond: Array | None) -> tuple[Array, Any]:
         if not hasattr(self, "norm"):
-            return cleared(y, beyond), None
+            return cleared(type(self).__name__, "x", y, beyond), None
         y, saved = self.norm.forward(y)
         return clear(y, beyond), saved
 
@@ -349,10 +349,7 @@ class TransformerDecoder(_Stack):
         >>> np.array_equal(np.concatenate(steps, axis=1), decoder(x, memory)), cache.length
         (True, 5)
         """
-        _check_cache("TransformerDecoder.step", cache)
-        if len(cache.layers) != len(self.layers):
-            raise ValueError(f"TransformerDecoder.step: cache must be of {len(self.layers)} layers, "
-                             f"got {len(cache.layers)}")  # fmt: skip
+        check_decoder_cache("TransformerDecoder.step", cache, len(self.layers))
         y, _, _ = ragged("TransformerDecoder.step", x, None)
         with unchanged_on_failure(*(layer.target for layer in cache.layers)):
             for layer, own in zip(self.layers, cache.layers, strict=True):
@@ -380,7 +377,7 @@ class TransformerDecoder(_Stack):
         dx, grads = self._finish_backward(dy, saved_norm, beyond)
         dmemory = None
         for i in reversed(range(len(parts))):
-            (dx, dmemory), own = self.layers[i].add_gradients(dx, parts[i], dmemory)
+            (dx, dmemory), own = self.layers[i]._add_gradients(dx, parts[i], dmemory)
             grads |= prefixed(**{f"layers.{i}": own})
         return (dx, np.zeros(shape, self.dtype) if dmemory is None else dmemory), grads
 
@@ -440,7 +437,7 @@ class Transformer(Module):
     def step(self, target: ArrayLike, cache: DecoderCache) -> Array:
         """The results of the next n tokens target[B, n, E]: the bits of a call with source and all tokens. As
         TransformerDecoder.step, all or nothing."""
-        _check_cache("Transformer.step", cache)
+        check_decoder_cache("Transformer.step", cache, len(self.decoder.layers))
         with unchanged_on_failure(*(layer.target for layer in cache.layers)):
             y = self.decoder.step(target, cache)
             return self.output(y) if hasattr(self, "output") else y
@@ -467,8 +464,3 @@ class Transformer(Module):
         (dtarget, dmemory), of_decoder = self.decoder.backward(dy, decoder)
         dsource, of_encoder = self.encoder.backward(dmemory, encoder)
         return (dsource, dtarget), grads | prefixed(encoder=of_encoder, decoder=of_decoder)
-
-
-def _check_cache(op: str, cache: Any) -> None:
-    if not isinstance(cache, DecoderCache):
-        raise TypeError(f"{op}: cache must be a DecoderCache, got {type(cache).__name__}")
