@@ -245,6 +245,39 @@ def test_losses_of_logits_of_any_size_are_those_of_the_plain_formula(rng, dtype)
         assert np.allclose(fa.cross_entropy_backward(np.ones(4, dtype), saved), slopes, atol=accuracy_of(dtype))
 
 
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("wanted", [None, ["mask"]])
+def test_gradients_of_attention_are_finite_where_those_of_the_plain_formula_are(rng, dtype, wanted):
+    """Sums of dS K before the scale would overflow."""
+    largest = float(LARGEST[dtype])
+    for draw in range(12):
+        queries, keys, size = (int(rng.integers(1, n)) for n in (20, 300, 40))
+        scale = (0.125, float(10 ** rng.uniform(-20, 0)))[draw % 2]
+        q, k, v, dout = (rng.standard_normal((1, 2, n, d)).astype(dtype) for n, d in
+                         ((queries, size), (keys, size), (keys, 5), (queries, 5)))  # fmt: skip
+        q, k = q / dtype.type(np.sqrt(scale)), k / dtype.type(np.sqrt(scale))
+        mask = np.zeros((queries, keys), dtype)
+        right = plain.attention_backward(dout, q, k, v, scale=scale, mask=mask)[:2]
+        top = max(float(np.abs(g).max()) for g in right)
+        factor = dtype.type(2.0 ** np.floor(np.log2(largest / max(2 * top, 2.0**12))))
+        saved = fa.attention_forward(q, k, v, scale=scale, mask=mask)[1]
+        ordinary = fa.attention_backward(dout, saved, gradients=wanted)
+        large = fa.attention_backward(dout * factor, saved, gradients=wanted)
+        if wanted:
+            large, ordinary = ((g.dq, g.dk) for g in (large, ordinary))
+        for got, small in list(zip(large, ordinary, strict=True))[:2]:
+            assert np.isfinite(got).all()
+            assert np.allclose(got / factor, small, rtol=1e-5, atol=1e-30)
+
+
+@pytest.mark.usefixtures("isa")
+def test_row_sums_that_overflow_are_infinite(dtype):
+    largest = LARGEST[dtype]
+    dy, ly = np.full((1, 9), largest, dtype), np.full((1, 9), -2, dtype)
+    assert (fa.log_softmax_backward(dy, ly) == -np.inf).all()
+    assert (fa.softmax_backward(dy, np.ones_like(dy)) == -np.inf).all()
+
+
 EXTREMES = [0.0, 5e-324, 1e-310, 1e-46, 1e-45, 1e-40, 1e-38, 1e-20, 1e-12, 1e12, 1e20, 1e38, 2.5e38, 3.5e38, 1e39,
             1e300, 1e308]  # fmt: skip
 

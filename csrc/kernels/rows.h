@@ -42,9 +42,11 @@ FA_INLINE void add_block(long_sum *total, vreal block)
     total->low = v_add(total->low, rest);
 }
 
+/* At an overflow or an infinity there is no rest. */
 FA_INLINE real long_total(const long_sum *total)
 {
-    return (real)((double)v_reduce_add(total->high) + (double)v_reduce_add(total->low));
+    const double high = (double)v_reduce_add(total->high);
+    return (real)(high - high == 0 ? high + (double)v_reduce_add(total->low) : high);
 }
 
 #endif

@@ -20,6 +20,7 @@
    added to it. */
 #include "attention_backward.h"
 
+#include <math.h>
 #include <string.h>
 
 #define GROUP_TILES 4                    /* register tiles whose scores stay in the first-level cache between their passes */
@@ -65,7 +66,7 @@ static void pack_tile(const backward_call *c, const gradient_scratch *w, gradien
     const stored *q = query_row(a, t->b, t->h, t->i0), *dout = gradient_row(g, t->b, t->h, t->i0);
     k->attention_scale_queries(w->queries, c->slice, q, a->q_stride[2], t->rows, a->D, c->scale_high, c->scale_low);
     k->attention_pack_values(w->query_columns, q, a->q_stride[2], t->rows, a->D, &t->found_q);
-    k->attention_scale_queries(w->gradients, c->slice, dout, g->dout_stride[2], t->rows, a->Dv, 1, 0);
+    k->attention_scale_queries(w->gradients, c->slice, dout, g->dout_stride[2], t->rows, a->Dv, c->early ? c->score_scale : 1, 0);
     k->attention_pack_values(w->gradient_columns, dout, g->dout_stride[2], t->rows, a->Dv, &t->found_g);
 }
 
@@ -100,12 +101,22 @@ static void find_row_keys(void *context, fa_index i, int worker)
     }
 }
 
+static void scale_score_gradients(const backward_call *c, const gradient_scratch *w, const gradient_tile *t, fa_index first,
+                                  fa_index rows)
+{
+    for (fa_index r = first; r < first + rows; r++) {
+        real *ds = w->ds + r * c->kernels->sizes.attention_stride;
+        for (fa_index j = t->begin[r]; j < t->end[r]; j++) ds[j] *= c->score_scale;
+    }
+}
+
 /* What becomes of dS of some rows, an even first one, before the products. */
 static void finish_scores(const backward_call *c, const gradient_scratch *w, const gradient_tile *t, fa_index first,
                           fa_index rows)
 {
     const fa_kernels *k = c->kernels;
     const fa_index at = first * k->sizes.attention_stride, at_pairs = first / 2 * k->sizes.attention_stride;
+    if (!c->early && c->score_scale != 1) scale_score_gradients(c, w, t, first, rows);
     if (c->a->softcap > 0) k->attention_softcap_gradients(w->ds + at, w->products + at, rows, t->begin + first, t->end + first);
     k->attention_pair_gradients(w->p + at_pairs, w->ds_pairs + at_pairs, w->p + at, w->ds + at, rows, t->keys);
 }
@@ -118,6 +129,7 @@ static void probabilities(const backward_call *c, const gradient_scratch *w, con
     const fa_index stride = k->sizes.attention_stride, query_stride = k->sizes.query_stride;
     const fa_index row = state_row(a, t->b, t->h, t->i0);
     unsigned char whole[GRADIENT_TILE];
+    real delta[GRADIENT_TILE];
     for (fa_index r = 0; r < t->rows; r += c->group_rows) {
         const fa_index rows = fa_min(c->group_rows, t->rows - r), *begin = t->begin + r, *end = t->end + r;
         real *p = w->p + r * stride, *ds = w->ds + r * stride;
@@ -127,8 +139,11 @@ static void probabilities(const backward_call *c, const gradient_scratch *w, con
         k->attention_probabilities(p, rows, begin, end, t->keys, (const real *)a->reference + row + r,
                                    (const real *)a->sum + row + r);
         k->attention_scores(ds, w->gradients + r * query_stride, c->slice, rows, w->values, t->keys, begin, end, a->Dv, NULL);
-        for (fa_index i = 0; i < rows; i++) whole[i] = whole_row(c, t, r + i);
-        k->attention_score_gradients(ds, p, rows, begin, end, t->keys, c->delta + row + r, whole);
+        for (fa_index i = 0; i < rows; i++) {
+            whole[i] = whole_row(c, t, r + i);
+            delta[i] = c->delta[row + r + i] * (c->early ? c->score_scale : 1);
+        }
+        k->attention_score_gradients(ds, p, rows, begin, end, t->keys, delta, whole);
         OP(attention_add_slopes)(c, w, t, r, rows);
         if (!c->arguments->dmask) finish_scores(c, w, t, r, rows);
     }
@@ -355,6 +370,21 @@ static void plan_scratch(backward_call *c, arena *plan, int members)
     OP(attention_plan_options)(c, plan);
 }
 
+/* A scale below 1 comes in two parts. A power of two is part of dS, as in the plain formula, lest sums of dS K or dS' Q overflow that
+   scaled ones do not; it changes bits only beside the underflow, and has an end before it. dout carries it, at no cost, unless
+   somebody wants dS as it is. Matrix tiles, which take dout without a scale, keep the whole of it for the end. */
+static void scale_of_gradients(backward_call *c)
+{
+    const fa_attention_backward_arguments *g = c->arguments;
+    const double scale = (double)(real)c->a->scale;
+    const int lowest = sizeof(real) == sizeof(float) ? -100 : -900;
+    const int power = scale == 0 || c->kernels->sizes.turned_gradients ? 0 : ilogb(scale);
+    const int exponent = power >= 0 ? 0 : power < lowest ? lowest : power;
+    c->score_scale = (real)ldexp(1, exponent);
+    c->scale = (real)ldexp(scale, -exponent);
+    c->early = !g->dmask && !g->dslopes;
+}
+
 /* How many of the kv heads are taken at a time. It decides the order of additions only to a dmask without keys, which adds up the
    blocks of all heads at a time: there the number may not depend on lengths, lest padding changed bits. */
 static fa_index heads_at_once(const backward_call *c, fa_index heads)
@@ -380,7 +410,7 @@ fa_status OP(attention_backward)(const fa_attention_backward_arguments *argument
     c.ldk = fa_max(lanes, fa_round_up(a->D, lanes));
     c.ldv = fa_max(lanes, fa_round_up(a->Dv, lanes));
     c.slice = GRADIENT_TILE * k->sizes.query_stride;
-    c.scale = (real)a->scale;
+    scale_of_gradients(&c);
     c.heads = heads_at_once(&c, heads);
     query_scale(a, &c.scale_high, &c.scale_low);
 

@@ -21,10 +21,12 @@ typedef struct {
     const fa_attention_arguments *a; /* of the forward call */
     const fa_kernels *kernels;
     fa_index block, blocks, tiles, group;
-    fa_index group_rows; /* rows of a few register tiles */
-    fa_index ldk, ldv;   /* rows of dk and dv: whole vectors */
-    fa_index slice;      /* size of a slice of queries or dout */
-    real scale, scale_high, scale_low;
+    fa_index group_rows;        /* rows of a few register tiles */
+    fa_index ldk, ldv;          /* rows of dk and dv: whole vectors */
+    fa_index slice;             /* size of a slice of queries or dout */
+    real scale_high, scale_low; /* of queries */
+    real score_scale, scale;    /* the scale of gradients, a power of two of it for dS and the rest: scale_of_gradients */
+    int early;                  /* dout carries score_scale already */
     gradient_scratch *worker;
     fa_index *row_keys;         /* [B, H, Lq, 2] where there is a mask: find_row_keys */
     fa_index first_head, heads; /* kv heads of all batches, taken so many at a time */
