@@ -24,7 +24,7 @@ from cpython.buffer cimport (
 )
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.float cimport FLT_MAX
-from libc.math cimport fabs, isfinite
+from libc.math cimport fabs, frexp, isfinite, ldexp
 from libc.stdint cimport INT64_MIN, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp

@@ -105,8 +105,15 @@ cdef object acquire_per_head(Array *a, object value, int dtype, fa_index heads, 
 
 
 cdef object check_power(double number, int power, int dtype, str what, str op):
-    if number > 2.0 ** power:
+    if number > ldexp(1, power):
         raise ValueError(f"{op}: {what} must be at most 2**{power} for {NAMES[dtype]}, got {number}")
+
+
+cdef bint ratio_exceeds(double a, double b, int power) noexcept:
+    """Whether a / b > 2**power, of positive numbers, without a division: that would raise flags of the caller."""
+    cdef int of_a, of_b
+    cdef double x = frexp(a, &of_a), y = frexp(b, &of_b)
+    return of_a - of_b > power or of_a - of_b == power and x > y
 
 
 cdef object set_numbers(fa_attention_arguments *a, int dtype, object scale, object softcap, str op):
@@ -123,8 +130,11 @@ cdef object set_numbers(fa_attention_arguments *a, int dtype, object scale, obje
         raise ValueError(f"{op}: softcap must be a finite number of at least 0 (0: none), got {a.softcap}")
     if a.softcap != 0:
         check_power(a.softcap, largest_cap, dtype, "softcap", op)
-        check_power(1 / a.softcap, largest_cap, dtype, "softcap, or its inverse,", op)
-        check_power(fabs(a.scale) / a.softcap, largest_scale, dtype, "scale / softcap in magnitude", op)
+        if a.softcap < ldexp(1, -largest_cap):
+            raise ValueError(f"{op}: softcap must be 0 or at least 2**-{largest_cap} for {NAMES[dtype]}, got {a.softcap}")
+        if ratio_exceeds(fabs(a.scale), a.softcap, largest_scale):
+            raise ValueError(f"{op}: scale / softcap must be at most 2**{largest_scale} in magnitude for {NAMES[dtype]}, "
+                             f"got {a.scale} / {a.softcap}")
 
 
 cdef object set_heads(AttentionInputs *x, fa_attention_arguments *a, object slopes, object sinks, str op):

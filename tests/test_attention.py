@@ -462,7 +462,7 @@ BAD = {
     "huge kv_lengths": (
         {"kv_lengths": np.array([2**64 - 1, 1], np.uint64)},
         ValueError,
-        "kv_lengths must lie in 0..5, got 1..18446744073709551615",
+        "kv_lengths must fit into 63 bits, got 18446744073709551615 at [0]",
     ),
     "scale not finite": ({"scale": np.inf}, ValueError, "scale must be finite, got inf"),
     "scale NaN": ({"scale": np.nan}, ValueError, "scale must be finite, got nan"),

@@ -584,8 +584,8 @@ def test_exit_code_says_whether_all_results_were_verified(tmp_path, monkeypatch,
     assert job.run(arguments) == (1 if spread else 0)
     assert ("NOT VERIFIED" in capsys.readouterr().out) == bool(spread)
     assert (tmp_path / "index.html").exists()
-    (ours,) = csv.DictReader((tmp_path / "a.csv").read_text().splitlines())
-    assert ours["library"] == "fastattn" and float(ours["minimum"]) > 0
+    measured = {line["library"]: line for line in csv.DictReader((tmp_path / "a.csv").read_text().splitlines())}
+    assert float(measured["fastattn"]["minimum"]) > 0
 
 
 @pytest.mark.parametrize(
