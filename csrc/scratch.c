@@ -42,6 +42,17 @@ static int allocate(fa_scratch *scratch, size_t size, size_t step)
     return 1;
 }
 
+/* Memory as it comes, or in a build that looks for reads of unset memory (scripts/patterned) full of NaN. */
+static int taken(const fa_scratch *scratch)
+{
+#if FA_PATTERNED
+    memset(scratch->base, 0xff, scratch->size);
+#else
+    (void)scratch;
+#endif
+    return 1;
+}
+
 int fa_scratch_take(fa_scratch *scratch, size_t size)
 {
     if (size < FA_CACHE_LINE) size = FA_CACHE_LINE;
@@ -59,11 +70,11 @@ int fa_scratch_take(fa_scratch *scratch, size_t size)
         /* Grow in steps of a quarter, so that calls of slowly rising size do not allocate each time. */
         size_t step = FA_CACHE_LINE;
         while (step < size / 8) step *= 2;
-        return allocate(scratch, size, step);
+        return allocate(scratch, size, step) && taken(scratch);
     }
     *scratch = best->block;
     leave(best, EMPTY);
-    return 1;
+    return taken(scratch);
 }
 
 /* Into an empty place, else in place of the first block that it outgrows. */
@@ -130,7 +141,7 @@ int fa_result_take(fa_scratch *result, size_t size)
         if (best >= 0) *result = remove_result(best);
         leave_results();
     }
-    return result->base || allocate(result, size, HUGE_PAGE);
+    return (result->base || allocate(result, size, HUGE_PAGE)) && taken(result);
 }
 
 void fa_result_give(fa_scratch *result)
