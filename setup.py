@@ -1,6 +1,6 @@
 """Builds fastattn._core: the kernels once per instruction set and type of array, everything else with plain flags.
 
-Environment: FASTATTN_BLAS=vendored|system|none (README, "Building"); CC and CFLAGS as usual.
+Environment: FASTATTN_BLAS=vendored|system|none and FASTATTN_SETS="avx2 ..." (docs/building.md); CC and CFLAGS as usual.
 """
 
 import importlib.util
@@ -64,7 +64,8 @@ class BuildExt(build_ext):
 
     def build_extension(self, ext):
         is_x86 = platform.machine().lower() in ("x86_64", "amd64")
-        sets = tuple(isa for isa in variants.INSTRUCTION_SETS if not isa.flags or (is_x86 and self.accepts(isa)))
+        wanted = variants.chosen(os.environ.get("FASTATTN_SETS", "").split())
+        sets = tuple(isa for isa in wanted if not isa.flags or (is_x86 and self.accepts(isa)))
         units = variants.all_units(sets, BLAS)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(self.compile_unit, units))

@@ -106,6 +106,20 @@ INSTRUCTION_SETS = (
     InstructionSet("amxbf16", "avx512", AMXBF16, OWN_PRODUCTS),
 )
 
+
+def chosen(names: list[str]) -> tuple[InstructionSet, ...]:
+    """The sets of these names, the whole set that each of them takes from, and the baseline; all for no names."""
+    unknown = set(names) - {isa.name for isa in INSTRUCTION_SETS}
+    if unknown:
+        raise SystemExit(f"FASTATTN_SETS: {', '.join(sorted(unknown))} is no instruction set")
+    needed, whole = {INSTRUCTION_SETS[0].name}, ""
+    for isa in INSTRUCTION_SETS:
+        whole = isa.name if isa.is_whole else whole
+        if isa.name in names or not names:
+            needed |= {isa.name, whole}
+    return tuple(isa for isa in INSTRUCTION_SETS if isa.name in needed)
+
+
 BLAS_PROVIDERS = ("vendored", "system", "none")
 
 
