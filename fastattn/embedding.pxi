@@ -42,7 +42,7 @@ cdef object check_table(object shape, str op, str name):
     cdef object most = 1 << 62
     cdef bint fits = isinstance(shape, tuple) and len(shape) == 2
     if not fits or not all([isinstance(n, int) and 0 <= n < most for n in shape]):
-        raise wrong_shape(op, name, "be a shape (rows, columns)", repr(shape))
+        raise wrong_shape(op, name, "be a shape (rows, columns)", shown(shape))
 
 
 def embedding_backward(object dy, object ids, object table, str op):

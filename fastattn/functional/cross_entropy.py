@@ -67,9 +67,10 @@ def cross_entropy_backward(dloss: ArrayLike, saved: SavedCrossEntropy) -> Array:
     """
     op = "cross_entropy_backward"
     check_saved(op, saved, SavedCrossEntropy)
-    each = check_choice(op, "saved.reduction", saved.reduction, _REDUCTIONS) == "none"
+    reduction = check_choice(op, "saved.reduction", saved.reduction, _REDUCTIONS)
+    each = reduction == "none"
     factor: Any = dloss if each else check_number(op, "dloss", dloss)
-    if saved.reduction == "mean":
+    if reduction == "mean":
         with _core.DefaultFloats():
             factor /= max(1, check_integer(op, "saved.counted", saved.counted, 0, _MOST))
     return _core.cross_entropy_backward(

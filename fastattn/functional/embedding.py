@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from fastattn import _core
@@ -37,8 +36,9 @@ def embedding_forward(ids: ArrayLike, weight: ArrayLike) -> tuple[Array, SavedEm
     array([[0., 0., 0.],
            [2., 2., 2.]])
     """
-    y, numbers = _core.embedding(ids, weight, "embedding_forward")
-    return y, SavedEmbedding(numbers, np.shape(weight))
+    table = _core.checked_array(weight, "embedding_forward", "weight")
+    y, numbers = _core.embedding(ids, table, "embedding_forward")
+    return y, SavedEmbedding(numbers, table.shape)
 
 
 def embedding_backward(dy: ArrayLike, saved: SavedEmbedding) -> Array:

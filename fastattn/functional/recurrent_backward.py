@@ -281,7 +281,7 @@ def _check_saved(op: str, saved: Any) -> tuple[int, int]:
     name = f"{op}_backward"
     check_saved(name, saved, RecurrentSaved)
     if not isinstance(saved.op, str) or saved.op != f"{op}_forward":
-        raise ValueError(f"{name}: saved must come from {op}_forward, got that of {saved.op}")
+        raise ValueError(f"{name}: saved must come from {op}_forward, got that of {_core.shown(saved.op)}")
     weights = saved.weights
     if not isinstance(weights, RecurrentWeights) or not weights.cell.startswith(op.removesuffix("_cell")):
         raise TypeError(f"{name}: saved.weights must be those of {op}_forward, got {_core.shown(weights)}")

@@ -44,7 +44,7 @@ def cleared_gradient(op: str, dy: ArrayLike, beyond: Array | None) -> ArrayLike:
     """dy[B, L, E] with zeros beyond the lengths, where the result is constant."""
     if beyond is None:
         return dy
-    if not isinstance(beyond, np.ndarray) or beyond.dtype != bool or beyond.ndim != 2:
+    if type(beyond) is not np.ndarray or beyond.dtype != bool or beyond.ndim != 2:
         raise ValueError(f"{op}: saved must hold a bool array of two axes, got {type(beyond).__name__}")
     array = _core.checked_floats(dy, op, "dy", 3)
     if array.shape[:2] != beyond.shape:

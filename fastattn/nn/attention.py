@@ -82,6 +82,7 @@ class MultiHeadAttention(Module):
         if isinstance(context, Context):
             if lengths is not None:
                 raise ValueError("MultiHeadAttention: lengths must be None with a projected context, which has its own")
+            self._check_context(context)
             queries, keys, values = self._split_queries(self._project_queries(x, linear)), *context[:2]
             lengths = context.lengths
         else:
@@ -151,6 +152,15 @@ class MultiHeadAttention(Module):
         keys_values = keys_values.reshape(*keys_values.shape[:2], 2 * kv_heads, self.embed_dim // self.num_heads)
         return keys_values[:, :, :kv_heads], keys_values[:, :, kv_heads:]
 
+    def _check_context(self, context: Context) -> None:
+        """That keys and values have the heads of this module; the rest attention checks."""
+        heads = (self.kv_heads, self.embed_dim // self.num_heads)
+        for name, part in (("keys", context.keys), ("values", context.values)):
+            shape = _core.checked_floats(part, "MultiHeadAttention", f"context.{name}", 4).shape
+            if shape[2:] != heads:
+                raise ValueError(f"MultiHeadAttention: context.{name} must have shape [B, S, {heads[0]}, {heads[1]}], "
+                                 f"got {shape}")  # fmt: skip
+
     def _options(self, context: ArrayLike | Context | None, mask: ArrayLike | None, causal: bool | str,
                  lengths: ArrayLike | None) -> dict[str, Any]:  # fmt: skip
         q_lengths = lengths if context is None else None
@@ -162,7 +172,8 @@ class MultiHeadAttention(Module):
         for name, value in others.items():
             if value is not None:
                 raise ValueError(f"MultiHeadAttention: {name} must be None with a cache, which has lengths of its own")
-        if not (isinstance(causal, bool | np.bool_) or (isinstance(causal, str) and causal == "bottom-right")):
+        plain = _core.plain_text(causal)
+        if not (isinstance(plain, bool | np.bool_) or (isinstance(plain, str) and plain == "bottom-right")):
             raise ValueError(
                 f"MultiHeadAttention: causal must be True with a cache, or left out, got {_core.shown(causal)}"
             )

@@ -88,8 +88,9 @@ class BertConfig:
         if not isinstance(mapping, Mapping):
             raise TypeError(f"BertConfig: mapping must be a mapping of names to values, got {type(mapping).__name__}")
         for name, values in _IMPLEMENTED.items():
-            if mapping.get(name, values[0]) not in values:
-                raise ValueError(f"BertConfig: {name} must be {values[0]!r}, got {_core.shown(mapping[name])}")
+            value = _core.plain_text(mapping.get(name, values[0]))
+            if not isinstance(value, str | int | float | dict | None) or value not in values:
+                raise ValueError(f"BertConfig: {name} must be {values[0]!r}, got {_core.shown(value)}")
         positions, padding = _KINDS[_model_type(mapping)]
         given = {field.name: mapping[field.name] for field in fields(cls) if field.name in mapping}
         for name in _SIZES:
@@ -337,7 +338,9 @@ def _listed(op: str, sequences: Any) -> list[Any]:
         count = len(sequences)
         check_room(op, count, np.dtype(np.int64).itemsize, sequences=count)
         return list(sequences)
-    except TypeError:
+    except MemoryError:
+        raise
+    except Exception:  # whatever a sequence of any type raises
         raise TypeError(f"{op}: sequences must be a sequence of ids, got {type(sequences).__name__}") from None
 
 

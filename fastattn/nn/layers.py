@@ -117,7 +117,8 @@ class SinusoidalPositions(Module):
         if not 0 <= offset <= most - array.shape[-2]:
             raise ValueError(f"SinusoidalPositions: positions must lie in 0..{most - 1}, got {array.shape[-2]} from "
                              f"{offset} on (the length of x, and offset)")  # fmt: skip
-        return added(array, self.table[offset : offset + array.shape[-2]])
+        out = _core.new_array(array.shape, self.dtype, "SinusoidalPositions")
+        return added(array, self.table[offset : offset + array.shape[-2]], out)
 
     def forward(self, x: ArrayLike, *, offset: int = 0) -> tuple[Array, None]:
         """The result; backward needs nothing."""

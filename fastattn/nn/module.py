@@ -133,7 +133,9 @@ def parts_of(kind: str, saved: Any, count: int) -> tuple[Any, ...]:
     if not isinstance(saved, Saved):
         raise TypeError(f"{kind}.backward: saved must be what {kind}.forward returned, got {type(saved).__name__}")
     if not isinstance(saved.kind, str) or saved.kind != kind:
-        raise ValueError(f"{kind}.backward: saved must be what {kind}.forward returned, got that of {saved.kind}")
+        raise ValueError(
+            f"{kind}.backward: saved must be what {kind}.forward returned, got that of {_core.shown(saved.kind)}"
+        )
     return check_parts(f"{kind}.backward", "saved.parts", saved.parts, count)
 
 

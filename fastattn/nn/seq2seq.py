@@ -17,6 +17,8 @@ from fastattn.nn.layers import Embedding, Linear, added
 from fastattn.nn.module import Module, Saved, prefixed
 from fastattn.nn.recurrent import GRU, LSTM
 
+_LONGEST = 100_000  # tokens of a sentence, which takes all steps where its end does not come
+
 # Each of the three: encode(x[S, B, E], lengths) -> (memory, state); decode(x[T, B, E], memory, state) -> (features
 # [T, B, features], state, weights or None); forward and backward of both together; `take` picks sequences of a batch.
 
@@ -282,6 +284,8 @@ class Seq2Seq(Module):
         ids, lengths = self._ids(source, source_lengths)
         batch = ids.shape[1]
         check_room(op, batch * width * (words + max_length), 8, width=width, max_length=max_length)
+        if max_length > _LONGEST:
+            raise ValueError(f"{op}: max_length must be at most {_LONGEST}, got {max_length}")
         memory, state = self.core.encode(self.source(ids), lengths)
         memory, state = self.core.take(memory, state, np.repeat(np.arange(batch), width))
         last = np.full((batch, width), start)
