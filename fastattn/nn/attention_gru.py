@@ -158,9 +158,11 @@ class AttentionGRU(Module):
 
     def _check_memory(self, memory: Memory) -> None:
         widths = (self.key_size, self.attention_size, 3 * self.hidden_size)
+        lead: tuple[int, ...] | None = None
         for name, part, width in zip(memory._fields, memory[:3], widths, strict=False):
             array = _core.checked_floats(part, "AttentionGRU", f"annotations.{name}", 3)
-            expected = (*memory.annotations.shape[:2], width)
+            lead = array.shape[:2] if lead is None else lead
+            expected = (*lead, width)
             if array.dtype != self.dtype or array.shape != expected:
                 raise ValueError(f"AttentionGRU: annotations.{name} must be {self.dtype} of shape {expected}, got "
                                  f"{array.dtype} of {array.shape}")  # fmt: skip
@@ -173,7 +175,8 @@ class AttentionGRU(Module):
         inputs = self._array(x, "", "x", ("T", "B", self.input_size))
         own, H = self._own, self.hidden_size
         if state is None:
-            state = np.zeros((inputs.shape[1], H), self.dtype)
+            state = _core.new_array((inputs.shape[1], H), self.dtype, op)
+            state[...] = 0
         gates = linear(inputs, own["weight_ih"][:, : self.input_size], own["bias_ih"])
         # The rows of the product with h: the query, then n, r, z.
         hh, bias = own["weight_hh"], own["bias_hh"]

@@ -106,7 +106,7 @@ class Module:
         try:
             with _core.DefaultFloats():
                 return make().astype(self.dtype, copy=False)
-        except MemoryError:
+        except (MemoryError, ValueError):  # ValueError: more than NumPy counts
             kind = type(self).__name__
             raise MemoryError(f"{kind}: no memory for the parameter {name}, shape {tuple(shape)}") from None
 
