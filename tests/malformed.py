@@ -38,6 +38,7 @@ DOCUMENTED = {"load_state_dict": (KeyError,), "read_safetensors": (OSError,)}
 MEMORY = 1 << 30  # bytes that a process may take beyond what it has: what asks for more gets a MemoryError
 SECONDS = 2.0  # of processor time in one call
 MOST_SECONDS = 30.0  # by the clock, on a busy machine
+MOST_COPIED = 10_000  # elements
 CHECK_EVERY = 64  # calls, of which the last is a valid one with a known answer
 NAMES = sorted(malformed_recipes.RECIPES)
 
@@ -55,10 +56,25 @@ def draw(case, names=NAMES):
         warnings.simplefilter("ignore")
         for argument in changed:
             arguments[argument] = spoilt(rng, arguments[argument])
+        if isinstance(arguments.get("out"), np.ndarray) and rng.random() < 0.2:
+            changed.append("out")
+            _let_meet(rng, arguments)
     if not arguments or rng.random() < 0.01:
         changed.append("unknown_argument")
         arguments["unknown_argument"] = 1
     return name, function, arguments, changed
+
+
+def _let_meet(rng, arguments):
+    """The output in the memory of an input, which is copied first: other calls share it."""
+    inputs = [name for name, value in arguments.items() if name != "out" and type(value) is np.ndarray and value.ndim]
+    if not inputs:
+        return
+    name = rng.choice(inputs)
+    if arguments[name].size > MOST_COPIED:
+        return
+    arguments[name] = whole = arguments[name].copy()
+    arguments["out"] = rng.choice((whole, whole[::-1], whole[1:], whole.reshape(-1), whole.swapaxes(0, -1)))
 
 
 def run(case, names=NAMES):
