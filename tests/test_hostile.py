@@ -145,3 +145,14 @@ def test_views_larger_than_memory_are_named():
         nn.SinusoidalPositions(8)(x)
     with pytest.raises(MemoryError, match=r"^relu: "):
         fa.relu(range(2**62))
+
+
+def test_annotations_of_another_module_are_named():
+    gru = nn.AttentionGRU(3, 4, 6, 5, rng=0)
+    x, memory = np.ones((2, 1, 3), np.float32), gru.annotate(np.ones((1, 4, 6), np.float32))
+    for name, width in (("annotations", 7), ("keys", 4), ("gates", 11)):
+        wrong = memory._replace(**{name: np.ones((1, 4, width), np.float32)})
+        with pytest.raises(ValueError, match=rf"^AttentionGRU: annotations\.{name} must be float32 of shape"):
+            gru(x, wrong)
+    changing = memory._replace(gates=Changing(memory.gates, memory.gates[0]))
+    assert np.array_equal(gru(x, changing)[1], gru(x, memory)[1])

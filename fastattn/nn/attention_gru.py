@@ -156,22 +156,23 @@ class AttentionGRU(Module):
         weight = self._own["weight_ih"][:, self.input_size :]
         return Memory(array, self.attention.key(array), linear(array, weight), ends)
 
-    def _check_memory(self, memory: Memory) -> None:
+    def _checked(self, memory: Memory) -> Memory:
+        """The memory of arrays that fit this module."""
         widths = (self.key_size, self.attention_size, 3 * self.hidden_size)
-        lead: tuple[int, ...] | None = None
+        arrays: list[Array] = []
         for name, part, width in zip(memory._fields, memory[:3], widths, strict=False):
             array = _core.checked_floats(part, "AttentionGRU", f"annotations.{name}", 3)
-            lead = array.shape[:2] if lead is None else lead
-            expected = (*lead, width)
+            arrays.append(array)
+            expected = (*arrays[0].shape[:2], width)
             if array.dtype != self.dtype or array.shape != expected:
                 raise ValueError(f"AttentionGRU: annotations.{name} must be {self.dtype} of shape {expected}, got "
                                  f"{array.dtype} of {array.shape}")  # fmt: skip
+        return Memory(*arrays, memory.lengths)
 
     def _run(self, x: ArrayLike, annotations: ArrayLike | Memory, state: ArrayLike | None, lengths: ArrayLike | None,
              save: bool) -> tuple[Attended, Array, SavedAttentionGRU]:  # fmt: skip
         op = "AttentionGRU"
-        memory = annotations if isinstance(annotations, Memory) else self.annotate(annotations, lengths)
-        self._check_memory(memory)
+        memory = self._checked(annotations) if isinstance(annotations, Memory) else self.annotate(annotations, lengths)
         inputs = self._array(x, "", "x", ("T", "B", self.input_size))
         own, H = self._own, self.hidden_size
         if state is None:
