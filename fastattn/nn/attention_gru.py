@@ -167,7 +167,8 @@ class AttentionGRU(Module):
             if array.dtype != self.dtype or array.shape != expected:
                 raise ValueError(f"AttentionGRU: annotations.{name} must be {self.dtype} of shape {expected}, got "
                                  f"{array.dtype} of {array.shape}")  # fmt: skip
-        return Memory(*arrays, memory.lengths)
+        array, keys, gates = arrays
+        return Memory(array, keys, gates, memory.lengths)
 
     def _run(self, x: ArrayLike, annotations: ArrayLike | Memory, state: ArrayLike | None, lengths: ArrayLike | None,
              save: bool) -> tuple[Attended, Array, SavedAttentionGRU]:  # fmt: skip
