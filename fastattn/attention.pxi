@@ -131,10 +131,11 @@ cdef object set_numbers(fa_attention_arguments *a, int dtype, object scale, obje
     if a.softcap != 0:
         check_power(a.softcap, largest_cap, dtype, "softcap", op)
         if a.softcap < ldexp(1, -largest_cap):
-            raise ValueError(f"{op}: softcap must be 0 or at least 2**-{largest_cap} for {NAMES[dtype]}, got {a.softcap}")
+            raise ValueError(f"{op}: softcap must be 0 or at least 2**-{largest_cap} for {NAMES[dtype]}, "
+                             f"got {a.softcap}")
         if ratio_exceeds(fabs(a.scale), a.softcap, largest_scale):
-            raise ValueError(f"{op}: scale / softcap must be at most 2**{largest_scale} in magnitude for {NAMES[dtype]}, "
-                             f"got {a.scale} / {a.softcap}")
+            raise ValueError(f"{op}: scale / softcap must be at most 2**{largest_scale} in magnitude for "
+                             f"{NAMES[dtype]}, got {a.scale} / {a.softcap}")
 
 
 cdef object set_heads(AttentionInputs *x, fa_attention_arguments *a, object slopes, object sinks, str op):
