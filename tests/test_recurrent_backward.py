@@ -461,7 +461,7 @@ def test_grads_and_state_that_are_no_pairs_are_named(rng):
 
 def test_saved_of_another_function_is_named(rng):
     saved, dy, _ = lstm_saved(rng)
-    with pytest.raises(ValueError, match="gru_backward: saved must come from gru_forward, got that of lstm_forward"):
+    with pytest.raises(ValueError, match="gru_backward: saved must come from gru_forward, got that of 'lstm_forward'"):
         fa.gru_backward(dy, saved)
     with pytest.raises(TypeError, match="lstm_backward: saved must be what lstm_forward returned, got ndarray"):
         fa.lstm_backward(dy, dy)
