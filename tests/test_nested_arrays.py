@@ -133,7 +133,7 @@ def test_the_gradient_of_the_memory_is_named_where_it_cannot_be_added_to():
     y, saved = layer.forward(np.ones((2, 5, 8), np.float32), good)
     read_only = good.copy()
     read_only.flags.writeable = False
-    wrong = (memoryview(good), np.ma.array(good), good.astype(np.float64), good[:, :3], read_only,
+    wrong = (memoryview(good), np.ma.array(good), good.astype(np.float64), good[:, :2], read_only,
              good.swapaxes(0, 1).copy().swapaxes(0, 1))  # fmt: skip
     for dmemory in wrong:
         with pytest.raises((TypeError, ValueError), match=r"^linear_backward: dmemory must"):
