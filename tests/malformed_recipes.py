@@ -536,6 +536,13 @@ def _module_methods():
         recipe(f"nn.{name}.step")(
             lambda n=name, s=start: (_kept(n).step, {"x": X[:, :2], "cache": _kept(n).start(**s)})
         )
+
+    def without_layers():
+        decoder = build("TransformerDecoder", {"num_layers": 0})
+        y, saved = decoder.forward(X, memory)
+        return decoder.backward, {"dy": np.ones_like(y), "saved": saved}
+
+    recipe("nn.TransformerDecoder.backward")(without_layers)
     source = {"source": memory, "source_lengths": lengths, **options}
     recipe("nn.Transformer.start")(lambda: (_kept("Transformer").start, dict(source)))
     recipe("nn.Transformer.step")(

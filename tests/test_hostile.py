@@ -156,3 +156,13 @@ def test_annotations_of_another_module_are_named():
             gru(x, wrong)
     changing = memory._replace(gates=Changing(memory.gates, memory.gates[0]))
     assert np.array_equal(gru(x, changing)[1], gru(x, memory)[1])
+
+
+def test_what_a_layerless_decoder_saved_is_checked():
+    decoder, x = nn.TransformerDecoder(8, 2, 12, num_layers=0), np.ones((1, 2, 8), np.float32)
+    y, saved = decoder.forward(x, np.ones((1, 3, 8), np.float32))
+    assert decoder.backward(y, saved)[0][1].shape == (1, 3, 8)
+    for shape in ("tanh", (1, 3), (1, -3, 8), RaisesEverything()):
+        wrong = saved._replace(parts=(*saved.parts[:2], shape, saved.parts[3]))
+        with pytest.raises((TypeError, ValueError), match=r"^TransformerDecoder\.backward: saved\.parts\[2\] must"):
+            decoder.backward(y, wrong)

@@ -196,7 +196,7 @@ def attention_gradients(
                          f"{type(saved_linear).__name__}")  # fmt: skip
     check_saved("attention_backward", saved_attention, SavedAttention)
     dout, grads_out = linear_gradients(dy, saved_out)
-    shape = np.shape(saved_attention.out)
+    shape = _core.checked_array(saved_attention.out, "MultiHeadAttention.backward", "saved.out").shape
     if dout.size != math.prod(shape):
         raise ValueError(f"MultiHeadAttention.backward: saved must hold an output of {dout.size} elements, got {shape}")
     dheads = attention_backward(dout.reshape(shape), saved_attention)

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
+from fastattn import _core
 from fastattn.cache import KVCache, unchanged_on_failure
-from fastattn.functional._checks import check_flag, check_parts
+from fastattn.functional._checks import check_flag, check_integer, check_parts
 from fastattn.functional._types import Array
 from fastattn.nn._arguments import Rng, check_eps, check_layers, check_rng, check_room, check_size
 from fastattn.nn._padding import clear, cleared, cleared_gradient, ragged
@@ -368,7 +369,7 @@ class TransformerDecoder(_Stack):
                                     memory_lengths=memory_lengths)  # fmt: skip
             saved.append(part)
         y, saved_norm = self._finish_forward(y, beyond)
-        return y, self._saved(saved, saved_norm, np.shape(memory), beyond)
+        return y, self._saved(saved, saved_norm, memory.shape, beyond)
 
     def backward(self, dy: ArrayLike, saved: Any) -> tuple[tuple[Array, Array], Grads]:
         """(dx, dmemory) and the gradients of the parameters, by name."""
@@ -379,7 +380,15 @@ class TransformerDecoder(_Stack):
         for i in reversed(range(len(parts))):
             (dx, dmemory), own = self.layers[i]._add_gradients(dx, parts[i], dmemory)
             grads |= prefixed(**{f"layers.{i}": own})
-        return (dx, np.zeros(shape, self.dtype) if dmemory is None else dmemory), grads
+        return (dx, self._no_gradient(shape) if dmemory is None else dmemory), grads
+
+    def _no_gradient(self, shape: Any) -> Array:
+        """Of a memory that no layer attends to."""
+        op = "TransformerDecoder.backward"
+        sizes = [check_integer(op, "saved.parts[2]", n, 0) for n in check_parts(op, "saved.parts[2]", shape, 3)]
+        dmemory: Array = _core.new_array(tuple(sizes), self.dtype, op)
+        dmemory[...] = 0
+        return dmemory
 
 
 class Transformer(Module):
