@@ -138,6 +138,10 @@ class Ordered(np.ndarray[Any, Any]):
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: Any, *inputs: Any, **keywords: Any) -> Any:
         arguments = [np.asarray(x) if isinstance(x, Ordered) else x for x in inputs]
+        if "out" in keywords:  # as NumPy's own mean has it
+            (out,) = keywords.pop("out")
+            np.copyto(np.asarray(out), np.asarray(self.__array_ufunc__(ufunc, method, *inputs, **keywords)))
+            return out
         if ufunc is np.matmul:
             result = _product(*arguments)
         elif ufunc in _ROUNDED:

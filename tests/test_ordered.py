@@ -129,3 +129,12 @@ def test_elementary_functions_are_rounded_once(rng):
         got = getattr(ordered, function)(x)
         assert (np.abs(got - right) <= np.spacing(np.abs(got)) * (0.5 + 1e-6)).all()
     assert ordered.exp(np.float32([200, -200, -np.inf])).tolist() == [np.inf, 0, 0]
+
+
+def test_formulas_of_numpy_with_means_and_results_in_place_are_ordered():
+    x = np.linspace(-3, 5, 40, dtype=np.float32).reshape(4, 10).view(ordered.Ordered)
+    of_last = x.mean(-1, keepdims=True)
+    np.testing.assert_array_equal(np.asarray(of_last), ordered.total(np.asarray(x), -1, True) / np.float32(10))
+    y = np.asarray(x).copy().view(ordered.Ordered)
+    y -= of_last
+    np.testing.assert_array_equal(np.asarray(y), np.asarray(x) - np.asarray(of_last))
