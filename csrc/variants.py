@@ -169,7 +169,8 @@ def op_units() -> list[Unit]:
 def plain_units(sets: tuple[InstructionSet, ...], blas: str) -> list[Unit]:
     """What is compiled once, and knows the sets and the BLAS of the build."""
     macros = defined(*(f"FA_HAVE_{isa.name.upper()}" for isa in sets), f"FA_BLAS_{blas.upper()}")
-    return [Unit(s, f"core_{blas}", macros) for s in (*sorted(CSRC.glob("*.c")), CSRC / "ops" / "api.c")]
+    variant = "_".join(("core", blas, *(isa.name for isa in sets)))
+    return [Unit(s, variant, macros) for s in (*sorted(CSRC.glob("*.c")), CSRC / "ops" / "api.c")]
 
 
 def all_units(sets: tuple[InstructionSet, ...], blas: str) -> list[Unit]:
