@@ -34,6 +34,11 @@ def _uniform(rng: np.random.Generator, rows: int, columns: int) -> Array:
     return ((2 * rng.random((rows, columns), np.float32) - 1) / math.sqrt(columns)).astype(np.float32)
 
 
+def _like(x: Array, weight: Array) -> Array:
+    """The weight in the type of x, and with its arithmetic (tests/ordered.py)."""
+    return weight.astype(x.dtype).view(type(x))
+
+
 class Encoder(ABC):
     """A stack of layers; `prepare` gives what is timed."""
 
@@ -83,7 +88,7 @@ class Recurrent(Encoder):
         y = x[:, None].astype(dtype)
         zeros = np.zeros(GATES[self.name] * self.width, dtype)
         for layer in range(self.layers):
-            weights = {f"weight_{kind}": self.weights[f"weight_{kind}_l{layer}"].astype(dtype) for kind in ("ih", "hh")}
+            weights = {f"weight_{kind}": _like(y, self.weights[f"weight_{kind}_l{layer}"]) for kind in ("ih", "hh")}
             y = plain.run(self.name, y, self.width, weights | {"bias_ih": zeros, "bias_hh": zeros})
         return y[:, 0]
 
@@ -139,9 +144,7 @@ class SelfAttention(Encoder):
     def plain(self, x: Array, dtype: DTypeLike) -> Array:
         x = x.astype(dtype)
         for layer in range(self.layers):
-            qkv, out, up, down = (
-                self.weights[f"{name}_{layer}"].astype(dtype).T for name in ("qkv", "out", "up", "down")
-            )
+            qkv, out, up, down = (_like(x, self.weights[f"{name}_{layer}"]).T for name in ("qkv", "out", "up", "down"))
             q, k, v = (x @ qkv).reshape(len(x), 3, -1, HEAD_SIZE).transpose(1, 2, 0, 3)
             x = x + attention.forward(q, k, v).swapaxes(0, 1).reshape(x.shape) @ out
             x = x + np.maximum(x @ up, 0) @ down
@@ -162,6 +165,11 @@ def verify(encoder: Encoder, batch: Batch) -> tuple[float, float]:
         ours = result[: len(x), b] if result.ndim == 3 else result[start : start + len(x)]
         exact = encoder.plain(x, np.float64)
         error = max(error, float(np.abs(ours - exact).max()))
-        found = np.asarray(encoder.plain(x.view(Ordered), np.float32))
+        found = yardstick(encoder, x)
         allowed = max(allowed, 2 * float(np.abs(found - exact).max()), 2 * plain.rounding(exact, "float32"))
     return error, allowed
+
+
+def yardstick(encoder: Encoder, x: Array) -> Array:
+    """The plain form in float32, with the same bits on every machine."""
+    return np.asarray(encoder.plain(x.view(Ordered), np.float32))

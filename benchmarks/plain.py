@@ -140,13 +140,14 @@ def rounding(exact: Array, dtype: str) -> float:
 def _plain_error(case: Case, inputs: Inputs) -> tuple[Array, float]:
     """The exact sample, and the largest error of the plain form."""
     exact = expected(case, inputs, np.longdouble if case.dtype == "float64" else np.float64)
-    given = ordered(inputs) if case.flops <= ORDERED_FLOPS else inputs
-    return exact, float(np.abs(np.asarray(expected(case, given, _arithmetic(case))) - exact).max())
+    return exact, float(np.abs(yardstick(case, inputs) - exact).max())
 
 
-def ordered(inputs: Inputs) -> Inputs:
-    """The same numbers, whose sums have one order on every machine."""
-    return {name: value.view(Ordered) for name, value in inputs.items()}
+def yardstick(case: Case, inputs: Inputs) -> Array:
+    """The plain form in the dtype of the case; of all but large cases with the same bits on every machine."""
+    if case.flops <= ORDERED_FLOPS:
+        inputs = {name: value.view(Ordered) for name, value in inputs.items()}
+    return np.asarray(expected(case, inputs, _arithmetic(case)))
 
 
 def _arithmetic(case: Case) -> str:
@@ -198,9 +199,9 @@ def _gates(op: str, from_input: Array, state: tuple[Array, ...], weights: Inputs
 
 def run(op: str, x: Array, hidden: int, weights: Inputs) -> Array:
     """y[T, B, H] of x[T, B, I] from a state of zeros: one product for all inputs, then the steps."""
-    state = tuple(np.zeros((x.shape[1], hidden), x.dtype) for _ in range(2 if op == "lstm" else 1))
+    state = tuple(np.zeros_like(x, shape=(x.shape[1], hidden)) for _ in range(2 if op == "lstm" else 1))
     from_input = x @ weights["weight_ih"].T + weights["bias_ih"]
-    y = np.empty((*x.shape[:2], hidden), x.dtype)
+    y = np.empty_like(x, shape=(*x.shape[:2], hidden))
     for t in range(len(x)):
         state = _gates(op, from_input[t], state, weights)
         y[t] = state[0]

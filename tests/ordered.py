@@ -134,7 +134,12 @@ _ROUNDED = {np.exp: exp, np.tanh: tanh, np.log: log}
 
 
 class Ordered(np.ndarray[Any, Any]):
-    """An array that gives formulas written for NumPy this arithmetic: `@`, sum, mean, np.exp, np.tanh and np.log."""
+    """An array that gives formulas written for NumPy this arithmetic: `@`, sum, mean, np.exp, np.tanh and np.log.
+
+    What is computed or joined from one and a common array is one again; np.where gives a common array.
+    """
+
+    __array_priority__ = 1.0  # of np.concatenate and np.stack
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: Any, *inputs: Any, **keywords: Any) -> Any:
         arguments = [np.asarray(x) if isinstance(x, Ordered) else x for x in inputs]

@@ -11,6 +11,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -251,6 +253,37 @@ def test_every_case_of_fastattn_lies_within_the_error_rule_and_numpy_too(case):
             assert np.abs(plain.sample(case, np.asarray(prepared.array(prepared.run()))) - exact).max() <= limit
     finally:
         fa.set_num_threads(before)
+
+
+YARDSTICKS = """
+import hashlib
+from benchmarks import encoders, plain, text
+from benchmarks.cases import Case
+from tests.test_benchmarks import SMALL, VARIANTS
+
+larger = [
+    Case(op, op, {axis: 8 * size for axis, size in sizes.items()}) for op, sizes in SMALL.items() if op != "attention_ragged"
+]
+for case in [*larger, *VARIANTS]:
+    print(case.name, hashlib.sha256(plain.yardstick(case, case.inputs(1)).tobytes()).hexdigest())
+x = text.Corpus(text.load(), 64).batch(1, 20).rows
+for encoder in encoders.encoders(64):
+    print(encoder.name, hashlib.sha256(encoders.yardstick(encoder, x).tobytes()).hexdigest())
+"""
+
+
+def test_yardsticks_do_not_depend_on_the_blas_of_numpy():
+    lines = [
+        subprocess.run(
+            [sys.executable, "-c", YARDSTICKS], env=environment, check=True, capture_output=True, text=True
+        ).stdout.splitlines()
+        for environment in (
+            {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"},
+            os.environ | {"OPENBLAS_CORETYPE": "Prescott"},
+        )
+    ]
+    assert len(lines[0]) > len(SMALL)
+    assert lines[0] == lines[1]
 
 
 def test_inputs_depend_on_nothing_but_seed_and_case():
