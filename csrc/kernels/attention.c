@@ -306,7 +306,7 @@ void KERNEL(attention_softmax)(real *s, fa_index rows, const fa_index *begin, co
     }
 }
 
-#if !FA_STORED_16
+#if !FA_CONVERTS
 /* The probabilities of a block from known sums: dst = 2^(s - lse log2(e)) for the keys [begin, end) of a row, 0 for the others of
    `keys`. lse = -inf: zeros. */
 void KERNEL(attention_weights)(real *dst, fa_index lddst, real *s, fa_index rows, const fa_index *begin, const fa_index *end,

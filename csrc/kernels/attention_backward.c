@@ -191,7 +191,7 @@ FA_INLINE void ask_ahead(next_rows x, fa_index i, fa_index parts)
    median error of NumPy, whose products of such sizes have several sums for each element; chains of 32 have at most 1.1 times.
    Beside the rounding to 16 bits neither shows. A tile of dq
    meets GRADIENT_PASS keys before the next one does: its rows stay in the first-level cache. */
-#if FA_STORED_16
+#if FA_CONVERTS
 #define GRADIENT_CHAIN ATTENTION_KEYS
 #define GRADIENT_PASS ATTENTION_KEYS
 #else

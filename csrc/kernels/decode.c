@@ -291,7 +291,7 @@ void KERNEL(decode_values)(real *part, fa_index ld, const real *p, fa_index rows
 }
 #endif
 
-#if !FA_STORED_16
+#if !FA_CONVERTS
 /* reference[r] = the integer nearest to the largest score of row r; -inf where it attends to nothing. NaN may be lost: it makes the sum
    NaN. */
 void KERNEL(decode_references)(real *reference, const real *s, fa_index rows, const fa_index *begin, const fa_index *end)

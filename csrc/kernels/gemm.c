@@ -111,7 +111,7 @@ void KERNEL(pack_rows)(real *dst, const stored *const *rows, fa_index m, fa_inde
 }
 #endif
 
-#if !FA_STORED_16
+#if !FA_CONVERTS
 /* Of each row k, `columns` elements from `column` on, at dst[k * step]: whole vectors up to `width`, zeros where there is nothing. */
 FA_INLINE void copy_columns(real *dst, fa_index step, fa_index width, const real *const *rows, fa_index column, fa_index columns,
                             fa_index k_size, fa_index k_padded)
@@ -338,7 +338,7 @@ void KERNEL(gemm_panels)(real *c, fa_index ldc, fa_index c_panel, const real *a,
 #endif
 #endif
 
-#if !FA_STORED_16
+#if !FA_CONVERTS
 #define SUM_ROWS 64 /* short chains: the sum over a batch is closer to the exact one than a single chain would be */
 
 void KERNEL(sum_rows)(real *sum, const real *x, fa_index ldx, const real *const *y, fa_index rows, fa_index n)

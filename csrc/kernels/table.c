@@ -22,7 +22,7 @@
 #else
 #define REAL_KERNEL(name) KERNEL__(name, FA_REAL_SUFFIX)
 #define FA_KERNEL(name, arguments) FA_HIDDEN void REAL_KERNEL(name) arguments;
-#if FA_STORED_16
+#if FA_CONVERTS
 #define STORED_KERNEL KERNEL
 #define BYTE_KERNEL REAL_KERNEL
 #define FA_STORED_KERNEL(name, arguments)

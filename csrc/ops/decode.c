@@ -67,7 +67,7 @@ static void start_part(const decode_call *c, part_state *s, const part_place *at
     for (fa_index h = 0; h < at->heads; h++) {
         const fa_index r = h * at->queries, within = fa_min(at->queries, query_length(a, at->b) - at->i0);
         if (a->sinks) c->kernels->attention_sink(s->reference + r, s->sum + r, within, ((const real *)a->sinks)[at->h + h]);
-#if TAKES_BYTES
+#if FA_FLOAT_ARRAYS
         if (c->bytes) {
             const decode_digits *d = &s->digits;
             const decode_digits rows = {d->words + r * d->ld, d->ld, d->start + r * DIGITS, d->high + r, d->low + r};

@@ -6,13 +6,6 @@
 
 #define DECODE_ROWS 48 /* rows of a part */
 
-/* Whether this type of queries has caches of bytes. */
-#if defined(FA_REAL_F32) && !FA_CONVERTS
-#define TAKES_BYTES 1
-#else
-#define TAKES_BYTES 0
-#endif
-
 typedef struct {
     real *o, *sum, *reference; /* [rows, ldo], [rows] x 2 */
     real *queries;             /* scaled, in slices; not for a cache of bytes: */

@@ -21,7 +21,7 @@ static decode_rows rows_of(const decode_call *c, const part_place *at, fa_index 
     return rows;
 }
 
-#if TAKES_BYTES
+#if FA_FLOAT_ARRAYS
 static decode_rows scales_of(const decode_call *c, const part_place *at, fa_index j, const float *scales)
 {
     const fa_index stride[3] = {c->cache->scale_stride[0], c->cache->scale_stride[1], 1};
@@ -38,7 +38,7 @@ void OP(decode_block_scores)(const decode_call *c, const part_state *s, real *sc
     const decode_rows keys = rows_of(c, at, j, a->k, a->k_stride, c->bytes ? 1 : sizeof(stored));
     real *gathered = c->gathered + worker * lanes * a->D;
     first = first / lanes * lanes;
-#if TAKES_BYTES
+#if FA_FLOAT_ARRAYS
     if (c->bytes) {
         const decode_rows scales = scales_of(c, at, j, c->cache->k_scale);
         c->kernels->decode_scores_i8(scores, &s->digits, at->rows, &keys, &scales, first, last, a->D, gathered);
@@ -75,7 +75,7 @@ static void block_values(const decode_call *c, const part_state *s, block_state 
     const fa_index packed = c->kernels->sizes.packed, from = first / packed * packed;
     const decode_rows values = rows_of(c, at, j, a->v, a->v_stride, c->bytes ? 1 : sizeof(stored));
     int found = 0;
-#if TAKES_BYTES
+#if FA_FLOAT_ARRAYS
     const decode_rows scales = c->bytes ? scales_of(c, at, j, c->cache->v_scale) : values;
     if (c->bytes)
         c->kernels->decode_values_i8(block->o, c->ldo, block->scores, at->rows, &values, &scales, from, last, a->Dv, &found);
@@ -87,7 +87,7 @@ static void block_values(const decode_call *c, const part_state *s, block_state 
     /* Rare: which keys the masks exclude is in the scores, and those have become probabilities. */
     real *unmasked = c->unmasked + worker * c->rows * c->stride;
     OP(decode_block_scores)(c, s, unmasked, worker, at, j, begin, end, first, last);
-#if TAKES_BYTES
+#if FA_FLOAT_ARRAYS
     if (c->bytes) {
         c->kernels->decode_patch_i8(block->o, c->ldo, unmasked, at->rows, begin, end, &scales, a->Dv);
         return;

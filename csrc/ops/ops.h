@@ -5,41 +5,12 @@
 #define FA_OPS_H
 
 #include "../fastattn.h"
+#include "../types.h"
 
 #include <string.h>
 
 #define FA_VERSION_(name, type) fa_##name##_##type
 #define FA_VERSION(name, type) FA_VERSION_(name, type)
-#if defined(FA_REAL_F32)
-typedef float real;
-#define REAL_INFINITY __builtin_inff()
-#define REAL_LARGEST ((double)__FLT_MAX__)
-#define FA_REAL_TYPE f32
-#else
-typedef double real;
-#define REAL_INFINITY __builtin_inf()
-#define REAL_LARGEST __DBL_MAX__
-#define FA_REAL_TYPE f64
-#endif
-#if defined(FA_STORED_BF16)
-typedef uint16_t stored;
-#define STORED_MINUS_INFINITY 0xff80
-#define FA_STORED_TYPE bf16
-#elif defined(FA_STORED_F16)
-typedef uint16_t stored;
-#define STORED_MINUS_INFINITY 0xfc00
-#define FA_STORED_TYPE f16
-#else
-typedef real stored;
-#define STORED_MINUS_INFINITY (-REAL_INFINITY)
-#define FA_STORED_TYPE FA_REAL_TYPE
-#endif
-/* 1 where arrays are of another type than the arithmetic. */
-#if defined(FA_STORED_BF16) || defined(FA_STORED_F16)
-#define FA_CONVERTS 1
-#else
-#define FA_CONVERTS 0
-#endif
 #define OP(name) FA_VERSION(name, FA_STORED_TYPE)
 typedef FA_VERSION(kernels, FA_STORED_TYPE) fa_kernels;
 #define current_kernels FA_VERSION(kernels_of, FA_STORED_TYPE)

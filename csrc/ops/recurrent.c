@@ -108,7 +108,7 @@ static void multiply(const recurrent_lane *c, real *gates, fa_index ldc, const r
 {
     const fa_kernels *kernels = c->g.kernels;
     const fa_index columns = nv * c->g.lanes, n = panels * (width / nv), at = first * k * width * c->g.lanes;
-#if FA_NARROW_WEIGHTS
+#if FA_FLOAT_ARRAYS
     if (c->w.type == FA_WEIGHT_BF16) {
         kernels->gemm_panels_bf16(gates, ldc, columns, tiles, rows, (const uint16_t *)w + at, NULL, k * columns, n, nv, k, add);
         return;

@@ -7,13 +7,6 @@
 
 #include "ops.h"
 
-/* Whether handles may hold numbers of fewer bits than the arrays. */
-#if defined(FA_REAL_F32) && !FA_CONVERTS
-#define FA_NARROW_WEIGHTS 1
-#else
-#define FA_NARROW_WEIGHTS 0
-#endif
-
 typedef struct {
     int gates;            /* rows of w per unit */
     int unit_vectors;     /* vectors of units in a panel */

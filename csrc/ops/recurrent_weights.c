@@ -111,7 +111,7 @@ static void add_units(const recurrent_layer *g, real *dst, const stored *src, fa
 static void narrow_panels(const packing *c, void *dst, real *scale, fa_index at, const real *wide, fa_index count, fa_index nv,
                           fa_index k)
 {
-#if FA_NARROW_WEIGHTS
+#if FA_FLOAT_ARRAYS
     const fa_index width = nv * c->g->lanes, size = k * width;
     for (fa_index i = 0; i < count; i++)
         if (c->packed->type == FA_WEIGHT_BF16)

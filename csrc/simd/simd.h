@@ -74,36 +74,8 @@
 #ifndef FA_SIMD_H
 #define FA_SIMD_H
 
-#include "../base.h"
 #include "../cpu.h"
-
-#if defined(FA_REAL_F32)
-typedef float real;
-typedef int32_t rint_t;
-#define REAL(x) x##f
-#define REAL_MANTISSA_BITS 23
-#define REAL_EXPONENT_BIAS 127
-#define REAL_INFINITY __builtin_inff()
-#define REAL_LARGEST __FLT_MAX__
-#elif defined(FA_REAL_F64)
-typedef double real;
-typedef int64_t rint_t;
-#define REAL(x) x
-#define REAL_MANTISSA_BITS 52
-#define REAL_EXPONENT_BIAS 1023
-#define REAL_INFINITY __builtin_inf()
-#define REAL_LARGEST __DBL_MAX__
-#else
-#error "define FA_REAL_F32 or FA_REAL_F64"
-#endif
-
-#if defined(FA_STORED_BF16) || defined(FA_STORED_F16)
-#define FA_STORED_16 1
-typedef uint16_t stored;
-#else
-#define FA_STORED_16 0
-typedef real stored;
-#endif
+#include "../types.h"
 
 #if defined(FA_STORED_BF16) && defined(__AVX512BF16__)
 #define FA_PAIRS 1
@@ -112,14 +84,14 @@ typedef real stored;
 #endif
 #define FA_PACKED (1 + FA_PAIRS)
 /* Whether products of packed operands are not those of another type: the 16-bit ones, packed as reals, take float's. */
-#define FA_OWN_PRODUCTS (!FA_STORED_16 || FA_PAIRS)
+#define FA_OWN_PRODUCTS (!FA_CONVERTS || FA_PAIRS)
 #if FA_PAIRS && defined(__AMX_BF16__)
 #define FA_TILES 1
 #else
 #define FA_TILES 0
 #endif
 
-#if defined(FA_REAL_F32) && defined(__AVX512VNNI__) && !FA_STORED_16
+#if defined(FA_REAL_F32) && defined(__AVX512VNNI__) && !FA_CONVERTS
 #define FA_BYTE_DOTS 1
 #else
 #define FA_BYTE_DOTS 0
