@@ -78,7 +78,7 @@ class InstructionSet:
     name
         Of the set, as FASTATTN_ISA names it; the suffix of its kernels.
     header
-        simd/<header>.h, chosen by the macro FA_ISA_<HEADER>.
+        simd/<header>.h, which the macro FA_SIMD names.
     flags
         Of the compiler, for kernels/ alone: detection, ops and Cython run anywhere.
     types
@@ -149,7 +149,7 @@ def kernel_units(sets: tuple[InstructionSet, ...]) -> list[Unit]:
     for isa in sets:
         whole = isa.name if isa.is_whole else whole
         for kind, files in isa.types.items():
-            macros = (*defined(f"FA_ISA_{isa.header.upper()}", *TYPES[kind]), ("FA_SUFFIX", f"{kind}_{isa.name}"))
+            macros = (("FA_SIMD", isa.header), *defined(*TYPES[kind]), ("FA_SUFFIX", f"{kind}_{isa.name}"))
             if files is not None:  # the rest is float's, of a whole set
                 macros += (("FA_REAL_SUFFIX", f"f32_{whole}"),)
             units += [Unit(s, f"{isa.name}_{kind}", macros, isa.flags) for s in sources_of("kernels", files)]

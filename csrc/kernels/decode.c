@@ -29,7 +29,7 @@
 #define LINE (FA_CACHE_LINE / (fa_index)sizeof(stored))
 #define BLOCK_LINES (VL * VL * FA_PACKED / (int)LINE) /* of VL rows by VL places */
 
-#if defined(FA_ISA_AVX512)
+#if FA_REGISTERS == 32
 #define ACCUMULATORS 24
 #define VALUE_VECTORS 8
 #else

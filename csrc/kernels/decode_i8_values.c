@@ -221,7 +221,7 @@ void KERNEL(decode_values_i8)(real *part, fa_index ld, real *p, fa_index rows, c
 #define CHUNK_BYTES 4096
 #define CHUNK_KEYS 64
 #define AHEAD_CHUNKS 4 /* so far ahead values are asked for */
-#if defined(FA_ISA_AVX512)
+#if FA_REGISTERS == 32
 #define VALUE_VECTORS 8
 #else
 #define VALUE_VECTORS 2

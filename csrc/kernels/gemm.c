@@ -226,7 +226,7 @@ FA_INLINE void add_tile(real *c, fa_index ldc, tile_acc acc, const int mr, const
     tile_product_ahead(acc, rows, nv, a, 1, TILE_ROWS(nv), b, k_size, ahead, lines); \
     add_tile(c, ldc, acc, rows, nv, columns, accumulate)
 
-#if defined(FA_ISA_AVX512)
+#if FA_REGISTERS == 32
 DEFINE_PANEL(2, TILE_SWITCH_12)
 DEFINE_PANEL(3, TILE_SWITCH_8)
 DEFINE_PANEL(4, TILE_SWITCH_6)

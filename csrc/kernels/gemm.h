@@ -6,7 +6,7 @@
    tiles read a panel from the second level at half the rate that it sustains. */
 #if FA_TILES
 #define PANEL_BYTES 131072
-#elif defined(FA_ISA_AVX512)
+#elif FA_REGISTERS == 32
 #define PANEL_BYTES 32768
 #else
 #define PANEL_BYTES 16384

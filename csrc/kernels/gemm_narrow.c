@@ -105,7 +105,7 @@ FA_INLINE void store_narrow(real *c, fa_index ldc, vreal acc[TILE_MAX_ROWS][3], 
             store_narrow(c + s * c_panel, 0, acc[s], 1, nv, scale ? scale + s * nv * VL : NULL, accumulate);                 \
     }
 
-#if defined(FA_ISA_AVX512)
+#if FA_REGISTERS == 32
 #define SWITCH_2 TILE_SWITCH_12
 #define SWITCH_3 TILE_SWITCH_8
 #else

@@ -21,7 +21,7 @@
    registers (24 of 32) are also chains enough to keep two multiply-add ports of latency 4 busy. */
 #if FA_TILES
 #define TILE_ROWS(nv) (2 * T_ROWS)
-#elif defined(FA_ISA_AVX512)
+#elif FA_REGISTERS == 32
 #define TILE_ROWS(nv) ((nv) == 2 ? 12 : (nv) == 3 ? 8 : 6)
 #else
 #define TILE_ROWS(nv) ((nv) <= 2 ? 6 : (nv) == 3 ? 4 : 3)
@@ -155,7 +155,7 @@ FA_INLINE fa_index rows_of_tile(tile_deal deal, fa_index tile) { return deal.bas
     case 5: CALL(5, nv); break;     \
     default: CALL(6, nv); break;    \
     }
-#if defined(FA_ISA_AVX512)
+#if FA_REGISTERS == 32
 #define TILE_SWITCH_8(mr, CALL, nv) \
     switch (mr) {                   \
     case 1: CALL(1, nv); break;     \

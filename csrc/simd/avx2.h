@@ -6,7 +6,12 @@
 #include <string.h>
 
 #define FA_HAS_FMA 1
+#define FA_REGISTERS 16
 #define FA_NV 2
+#define FA_PAIRS 0
+#define FA_TILES 0
+#define FA_BYTE_DOTS 0
+#define FA_BYTE_TILES 0
 
 static const int32_t v_lane_table[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
                                          0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0};

@@ -6,7 +6,30 @@
 #include <string.h>
 
 #define FA_HAS_FMA 1
+#define FA_REGISTERS 32
 #define FA_NV 4
+
+/* What else the CPU has, as the flags of the set say, and the type can use. */
+#if defined(__AVX512BF16__) && defined(FA_STORED_BF16)
+#define FA_PAIRS 1
+#else
+#define FA_PAIRS 0
+#endif
+#if defined(__AVX512VNNI__) && FA_FLOAT_ARRAYS
+#define FA_BYTE_DOTS 1
+#else
+#define FA_BYTE_DOTS 0
+#endif
+#if defined(__AMX_BF16__) && FA_PAIRS
+#define FA_TILES 1
+#else
+#define FA_TILES 0
+#endif
+#if defined(__AMX_INT8__) && FA_BYTE_DOTS
+#define FA_BYTE_TILES 1
+#else
+#define FA_BYTE_TILES 0
+#endif
 
 #if defined(FA_REAL_F32)
 #define VL 16
@@ -351,5 +374,9 @@ FA_INLINE vmask v_and(vmask a, vmask b) { return (vmask)(a & b); }
 FA_INLINE vmask v_or(vmask a, vmask b) { return (vmask)(a | b); }
 FA_INLINE vmask v_and_not(vmask a, vmask b) { return (vmask)(a & ~b); }
 FA_INLINE int v_any(vmask a) { return a != 0; }
+
+#if FA_TILES || FA_BYTE_TILES
+#include "amx.h"
+#endif
 
 #endif

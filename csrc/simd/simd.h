@@ -1,19 +1,21 @@
 /* The SIMD vocabulary: the only place where intrinsics are, and the only words that kernels use for vectors.
 
    A kernel file is compiled once per ISA and type of array: float32, float64, and bfloat16 and float16, which are storage only:
-   arithmetic is in float. The build defines FA_ISA_<NAME> (one of PORTABLE, AVX2, AVX512), FA_REAL_F32 or FA_REAL_F64, and for
-   the 16-bit types FA_STORED_BF16 or FA_STORED_F16 as well; this header then offers, for that pair,
+   arithmetic is in float. The build defines FA_SIMD, the header of the ISA (portable, avx2, avx512), and the types (types.h). For that
+   pair the header of the ISA states what it has, so that no kernel asks for an ISA by name:
 
-     real, rint_t      float or double, and the signed integer of the same width
-     stored            what arrays of the caller hold: real, or the bits of a 16-bit number
-     vreal, vmask      VL reals; VL truth values
      VL                lanes of a vreal
+     FA_REGISTERS      vector registers
      FA_NV             vectors across a register tile of attention (kernels/tile.h has the rows)
      FA_HAS_FMA        1 when v_fma rounds once
      FA_PAIRS          1 when packed operands of products hold pairs of bfloat16 (AVX-512 BF16 and FA_STORED_BF16), else 0
      FA_TILES          1 when products of pairs go through the matrix tiles of amx.h (AMX, with FA_PAIRS), else 0
      FA_BYTE_DOTS      1 when v_dot_bytes is one instruction (AVX-512 VNNI), for float without a type of storage, else 0
      FA_BYTE_TILES     1 when products of bytes can go through the matrix tiles as well (AMX), with FA_BYTE_DOTS, else 0
+
+   and this header offers the vocabulary, and
+
+     vreal, vmask      VL reals; VL truth values
      FA_PACKED         elements in a packed operand's place of one real: 2 with FA_PAIRS, else 1
 
    memory      v_load(p) v_store(p, a)           any alignment
@@ -77,31 +79,6 @@
 #include "../cpu.h"
 #include "../types.h"
 
-#if defined(FA_STORED_BF16) && defined(__AVX512BF16__)
-#define FA_PAIRS 1
-#else
-#define FA_PAIRS 0
-#endif
-#define FA_PACKED (1 + FA_PAIRS)
-/* Whether products of packed operands are not those of another type: the 16-bit ones, packed as reals, take float's. */
-#define FA_OWN_PRODUCTS (!FA_CONVERTS || FA_PAIRS)
-#if FA_PAIRS && defined(__AMX_BF16__)
-#define FA_TILES 1
-#else
-#define FA_TILES 0
-#endif
-
-#if defined(FA_REAL_F32) && defined(__AVX512VNNI__) && !FA_CONVERTS
-#define FA_BYTE_DOTS 1
-#else
-#define FA_BYTE_DOTS 0
-#endif
-#if FA_BYTE_DOTS && defined(__AMX_INT8__)
-#define FA_BYTE_TILES 1
-#else
-#define FA_BYTE_TILES 0
-#endif
-
 #if defined(FA_REAL_F32)
 #define V_MAGIC 0x1.8p23f
 #define V_EXPONENT_FLOOR (-127.0f)
@@ -110,18 +87,13 @@
 #define V_EXPONENT_FLOOR (-1023.0)
 #endif
 
-#if defined(FA_ISA_AVX512)
-#include "avx512.h"
-#if FA_TILES || FA_BYTE_TILES
-#include "amx.h"
-#endif
-#elif defined(FA_ISA_AVX2)
-#include "avx2.h"
-#elif defined(FA_ISA_PORTABLE)
-#include "portable.h"
-#else
-#error "define FA_ISA_PORTABLE, FA_ISA_AVX2 or FA_ISA_AVX512"
-#endif
+#define FA_HEADER_(name) #name
+#define FA_HEADER(name) FA_HEADER_(name)
+#include FA_HEADER(FA_SIMD.h)
+
+#define FA_PACKED (1 + FA_PAIRS)
+/* Whether products of packed operands are not those of another type: the 16-bit ones, packed as reals, take float's. */
+#define FA_OWN_PRODUCTS (!FA_CONVERTS || FA_PAIRS)
 
 #if defined(FA_STORED_BF16)
 #define FA_STORED_WORD(word, suffix) word##_bf16##suffix
