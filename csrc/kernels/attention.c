@@ -49,7 +49,7 @@ FA_INLINE void store_scores(real *s, const real *q, tile_acc acc, const int mr, 
     }
 }
 
-#if FA_TILES
+#if FA_AMX
 FA_INLINE void scale_scores(real *s, fa_index rows, fa_index columns, vreal scale)
 {
     for (fa_index r = 0; r < rows; r++, s += ATTENTION_STRIDE)
@@ -104,7 +104,7 @@ void KERNEL(attention_scores)(real *s, const real *q, fa_index slice, fa_index r
         return;
     }
 #endif
-#if FA_TILES
+#if FA_AMX
     for (fa_index t = 0, r = 0, mr; t < deal.tiles; t++, r += mr) {
         mr = rows_of_tile(deal, t);
         score_rows(s + r * ATTENTION_STRIDE, q + r * QUERY_STRIDE, slice, mr, k, keys, tile_keys(begin + r, end + r, mr), padded,
@@ -192,7 +192,7 @@ DEFINE_REDUCE_ROWS(maxima_of_rows, v_max)
 DEFINE_REDUCE_ROWS(sums_of_rows, v_add)
 
 /* What scores are multiplied with in the softmax: nothing, where that has been done. */
-FA_INLINE vreal scaled_late(vreal x, vreal scale) { return FA_TILES ? v_mul(x, scale) : x; }
+FA_INLINE vreal scaled_late(vreal x, vreal scale) { return FA_AMX ? v_mul(x, scale) : x; }
 
 #if FA_PAIRS
 /* `count` vectors of scores become pairs of p in half as many; returns what they and `total` come to. */
@@ -250,7 +250,7 @@ FA_NOINLINE vreal row_nans(const real *row, fa_index first, fa_index end)
     return total;
 }
 
-/* Scores to probabilities, and the state of the rows. With FA_TILES scores are multiplied with `scale` > 0 first. `fill_keys` > 0: rows
+/* Scores to probabilities, and the state of the rows. With FA_AMX scores are multiplied with `scale` > 0 first. `fill_keys` > 0: rows
    are zero up to there; 0: as far as attention_values reads. A row that attends to nothing keeps its state, with alpha = 1. NaN and
    +inf scores make the sum NaN. VL rows at a time: what is done once per row then takes a vector operation for all of them. */
 void KERNEL(attention_softmax)(real *s, fa_index rows, const fa_index *begin, const fa_index *end, fa_index fill_keys,

@@ -199,7 +199,7 @@ FA_INLINE void ask_ahead(next_rows x, fa_index i, fa_index parts)
 #define GRADIENT_PASS 128
 #endif
 
-#if FA_TILES
+#if FA_AMX
 /* Rows of products, nv vectors each, times the scale, added to dst. */
 FA_INLINE void add_products(real *dst, fa_index ld, const real *part, fa_index rows, fa_index nv, fa_index columns, vreal scale)
 {
@@ -224,7 +224,7 @@ void KERNEL(attention_query_gradients)(real *dq, fa_index lddq, const real *ds, 
     const fa_index padded = packed_size(keys);
     const tile_deal deal = deal_rows(rows, TILE);
     const vreal factor = v_set1(scale);
-#if FA_TILES
+#if FA_AMX
     for (fa_index t = 0, r = 0, mr; t < deal.tiles; t++, r += mr) {
         mr = rows_of_tile(deal, t);
         const key_range range = tile_keys(begin + r, end + r, mr);
@@ -283,7 +283,7 @@ FA_INLINE key_range tile_rows(const fa_index *begin, const fa_index *end, fa_ind
     add_gradients(dst + j * ld + first, ld, acc, mr, nv, PANEL, 0, v_zero())
 #define KEY_GRADIENT_PANEL(nv) TILE_SWITCH_6(mr, KEY_GRADIENT_TILE, nv)
 
-#if FA_TILES
+#if FA_AMX
 #define GRADIENT_PLACES ((fa_index)48) /* pairs of rows in a call, at most: half of GRADIENT_TILE in ops/attention_backward.h */
 
 /* A panel of nv vectors of columns, of places of pairs each, to rows of columns: matrix tiles take the one operand by rows. */
@@ -302,13 +302,13 @@ FA_INLINE void transpose_columns(real *dst, const real *x, fa_index nv, fa_index
 #endif
 
 /* dst += p' x for the keys of the block, x in panels of columns, with FA_PAIRS p in pairs of rows; rows of dst are whole vectors.
-   With FA_TILES dst += x' p: a row for each column of x, which has as many keys as p. P and dS are then right operands as they are, and
+   With FA_AMX dst += x' p: a row for each column of x, which has as many keys as p. P and dS are then right operands as they are, and
    it is the far smaller x that is transposed; and without `more` dst = x' p. */
 void KERNEL(attention_key_gradients)(real *dst, fa_index ld, const real *p, fa_index rows, const real *x, fa_index keys,
                                      const fa_index *begin, const fa_index *end, fa_index D, int more, next_rows next)
 {
     const fa_index padded = packed_size(rows);
-#if FA_TILES
+#if FA_AMX
     for (fa_index first = 0; first < D; first += PANEL) {
         const fa_index nv = panel_vectors(D, first);
         real columns[PANEL * GRADIENT_PLACES] FA_ALIGN(64);
@@ -352,13 +352,13 @@ void KERNEL(attention_key_gradients)(real *dst, fa_index ld, const real *p, fa_i
 #endif
 }
 
-/* dst = scale src, D columns of each row. With `turned`, what attention_key_gradients made with FA_TILES: a row of src for each
+/* dst = scale src, D columns of each row. With `turned`, what attention_key_gradients made with FA_AMX: a row of src for each
    column. */
 void KERNEL(attention_scale_gradients)(stored *dst, fa_index lddst, const real *src, fa_index ldsrc, fa_index rows, fa_index D,
                                        real scale, int turned)
 {
     const vreal factor = v_set1(scale);
-#if FA_TILES
+#if FA_AMX
     for (fa_index r = 0; turned && r < rows; r += VL)
         for (fa_index d = 0; d < D; d += VL) {
             vreal t[VL];

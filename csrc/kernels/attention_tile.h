@@ -7,7 +7,7 @@
 #include "tile.h"
 
 #define TILE TILE_ROWS(FA_NV)
-#define ATTENTION_ROWS (FA_TILES ? TILE / 2 : TILE) /* of which a group has two: with FA_TILES, together one tile */
+#define ATTENTION_ROWS (FA_AMX ? TILE / 2 : TILE) /* of which a group has two: with FA_AMX, together one tile */
 #define PANEL (FA_NV * VL)
 #define PANEL_TILES 4 /* tiles that a panel of keys passes in a row */
 /* Rounding by V_MAGIC, and V_MAGIC - R, are exact below this; larger rows have R taken off first. */

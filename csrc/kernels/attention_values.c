@@ -75,7 +75,7 @@ FA_INLINE void add_part(tile_acc acc, const real *part, const int mr, const int 
     }
 }
 
-#if FA_TILES
+#if FA_AMX
 /* store_values of one row whose products are in memory. */
 FA_INLINE void store_row(real *dst, stored *out, const real *o, const real *products, fa_index nv, fa_index columns,
                          const real *alpha, const real *sum)
@@ -117,7 +117,7 @@ void KERNEL(attention_values)(void *dst, fa_index lddst, const real *o, fa_index
 {
     const fa_index padded = packed_size(keys);
     const tile_deal deal = deal_rows(rows, TILE);
-#if FA_TILES
+#if FA_AMX
     for (fa_index t = 0, r = 0, mr; t < deal.tiles; t++, r += mr) {
         mr = rows_of_tile(deal, t);
         const key_range range = tile_keys(begin + r, end + r, mr);

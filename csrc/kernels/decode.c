@@ -12,13 +12,13 @@
    belongs.
 
    With FA_PAIRS places of a real hold pairs of bfloat16, as in attention.c: of neighbouring dimensions in queries and keys, of
-   neighbouring keys in P and values. With FA_TILES both kernels are those of decode_tiles.c. */
+   neighbouring keys in P and values. With FA_AMX both kernels are those of decode_tiles.c. */
 #include "attention_tile.h"
 #include "common.h"
 
 #include <string.h>
 
-#if !FA_TILES
+#if !FA_AMX
 /* Sizes found on a Zen 4 that reads 34 GB/s from memory: 4 KB of values at a time for 4 rows 31.6 GB/s, 8 KB 29.8, 16 KB 21. A pass
    over a part of each row's columns, which the hardware does not recognise as a stream, got 12. */
 #define CHUNK_BYTES 4096

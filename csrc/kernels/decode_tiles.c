@@ -1,4 +1,4 @@
-/* The two products of decode.c by matrix tiles (FA_TILES), with the sums of attention.c:
+/* The two products of decode.c by matrix tiles (FA_AMX), with the sums of attention.c:
 
      S = Q K'    keys, as they lie in memory, are rows of the left operand and queries the right one: only scores are transposed
      P V         pairs of keys are the right operand; they are zipped in registers
@@ -12,7 +12,7 @@
 
 #include <string.h>
 
-#if FA_TILES
+#if FA_AMX
 #define LAG 3       /* so many products are on their way before one is looked at */
 #define ROW_PAIRS 4 /* pairs of vectors of columns that pass together for a single row */
 /* Rows of pages are asked for at once; values of arrays in between, as they are used, which made up to 1.3 times as many bytes a

@@ -46,7 +46,7 @@ void KERNEL(pack_columns)(real *dst, fa_index step, const stored *src, fa_index 
     for (k = fa_ceil_div(k_size, FA_PACKED); k < k_padded; k++) v_store(dst + k * step, v_zero());
 }
 
-#if FA_TILES
+#if FA_AMX
 /* Rows that tiles of a deal are packed and multiplied with: those of the larger ones, so that t_configure is called once. */
 FA_INLINE fa_index common_rows(tile_deal deal) { return deal.base + (deal.larger > 0); }
 
@@ -145,7 +145,7 @@ void KERNEL(copy_tiles)(real *dst, const real *const *rows, fa_index column, fa_
 #endif
 
 #if FA_OWN_PRODUCTS
-#if FA_TILES
+#if FA_AMX
 /* c = part, or c += part, of `columns` columns. */
 FA_INLINE void add_part(real *c, fa_index ldc, const real *part, fa_index ldpart, fa_index mr, fa_index columns, int accumulate)
 {

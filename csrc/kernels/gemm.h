@@ -4,7 +4,7 @@
 
 /* k per pass over a panel of nv vectors: 16 KB of panel, half of the smallest first-level cache (32 KB); 32 KB for AVX-512, whose
    tiles read a panel from the second level at half the rate that it sustains. */
-#if FA_TILES
+#if FA_AMX
 #define PANEL_BYTES 131072
 #elif FA_REGISTERS == 32
 #define PANEL_BYTES 32768
@@ -14,7 +14,7 @@
 #define K_BLOCK(nv) (PANEL_BYTES / ((nv) * VL * (int)sizeof(real)) / 16 * 16)
 
 /* Sequences in a recurrent step from which on w_ih takes longer to multiply than to read. */
-#define STEP_ROWS (FA_TILES ? 192 : 24)
+#define STEP_ROWS (FA_AMX ? 192 : 24)
 
 /* Panels of nv vectors that a single row meets side by side, and the most there are. */
 #define ROW_SIDES_OF(nv) ((nv) == 2 ? 4 : (nv) == 3 ? 2 : 1)

@@ -6,7 +6,7 @@
 /* PROBE_CHAINS vectors x = x f + d, or of pairs x = x + f d, `rounds` times. The result is stored so that it is computed. */
 void KERNEL(probe_multiply_add)(real *result, fa_index rounds)
 {
-#if FA_TILES
+#if FA_AMX
     enum { PAIRS_OF_ROUND = PROBE_CHAINS * VL, PAIRS_OF_TILES = 4 * T_ROWS * T_K * VL };
     t_configure(2 * T_ROWS);
     t_probe(fa_ceil_div(rounds * PAIRS_OF_ROUND, PAIRS_OF_TILES));

@@ -19,7 +19,7 @@
 
 /* Rows of a tile of nv vectors: as many accumulators as leave registers for nv vectors of b and one of a. 12 accumulators of 16
    registers (24 of 32) are also chains enough to keep two multiply-add ports of latency 4 busy. */
-#if FA_TILES
+#if FA_AMX
 #define TILE_ROWS(nv) (2 * T_ROWS)
 #elif FA_REGISTERS == 32
 #define TILE_ROWS(nv) ((nv) == 2 ? 12 : (nv) == 3 ? 8 : 6)
@@ -31,7 +31,7 @@
 
 /* k runs in steps of this; operands are padded with zeros, which change no bit of a sum that began at +0. 8 against 4: +4 % at
    k = 64, the head size of attention. */
-#if FA_TILES
+#if FA_AMX
 #define TILE_K T_K
 #else
 #define TILE_K 8
@@ -94,7 +94,7 @@ FA_INLINE void tile_product_ahead(tile_acc acc, const int mr, const int nv, cons
     }
 }
 
-#if FA_TILES
+#if FA_AMX
 /* c = a b for at most TILE_ROWS rows, which t_configure has been told of, and nv of the `width` vectors of a panel: through memory, as
    tiles have no other way to vectors. a in slices as t_product_2 has them. */
 FA_INLINE void matrix_product(real *c, fa_index ldc, fa_index mr, fa_index nv, const real *a, fa_index lda, fa_index slice,

@@ -1,5 +1,5 @@
 /* Matrix tiles (AMX): products of pairs of bfloat16, 16 x 16 sums of 32 terms in one instruction, or of four bytes, whose sums of 64
-   terms are 32-bit integers, in the same places. Included by avx512.h where FA_TILES or FA_BYTE_TILES is 1.
+   terms are 32-bit integers, in the same places. Included by avx512.h where FA_AMX or FA_BYTE_TILES is 1.
 
    The eight tiles have fixed parts: four of sums, two of rows of a, two of vectors of b. A block is 2 x 2 of sums (more than T_ROWS rows of
    a by two vectors of b) or 1 x 4: sums that do not wait for each other hide the latency of the instruction. */

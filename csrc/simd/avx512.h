@@ -21,9 +21,9 @@
 #define FA_BYTE_DOTS 0
 #endif
 #if defined(__AMX_BF16__) && FA_PAIRS
-#define FA_TILES 1
+#define FA_AMX 1
 #else
-#define FA_TILES 0
+#define FA_AMX 0
 #endif
 #if defined(__AMX_INT8__) && FA_BYTE_DOTS
 #define FA_BYTE_TILES 1
@@ -375,7 +375,7 @@ FA_INLINE vmask v_or(vmask a, vmask b) { return (vmask)(a | b); }
 FA_INLINE vmask v_and_not(vmask a, vmask b) { return (vmask)(a & ~b); }
 FA_INLINE int v_any(vmask a) { return a != 0; }
 
-#if FA_TILES || FA_BYTE_TILES
+#if FA_AMX || FA_BYTE_TILES
 #include "amx.h"
 #endif
 

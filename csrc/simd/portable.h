@@ -9,7 +9,7 @@
 #define FA_REGISTERS 16 /* of SSE2; NEON has 32 */
 #define FA_NV 2
 #define FA_PAIRS 0
-#define FA_TILES 0
+#define FA_AMX 0
 #define FA_BYTE_DOTS 0
 #define FA_BYTE_TILES 0
 

@@ -9,7 +9,7 @@
      FA_NV             vectors across a register tile of attention (kernels/tile.h has the rows)
      FA_HAS_FMA        1 when v_fma rounds once
      FA_PAIRS          1 when packed operands of products hold pairs of bfloat16 (AVX-512 BF16 and FA_STORED_BF16), else 0
-     FA_TILES          1 when products of pairs go through the matrix tiles of amx.h (AMX, with FA_PAIRS), else 0
+     FA_AMX          1 when products of pairs go through the matrix tiles of amx.h (AMX, with FA_PAIRS), else 0
      FA_BYTE_DOTS      1 when v_dot_bytes is one instruction (AVX-512 VNNI), for float without a type of storage, else 0
      FA_BYTE_TILES     1 when products of bytes can go through the matrix tiles as well (AMX), with FA_BYTE_DOTS, else 0
 
