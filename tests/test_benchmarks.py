@@ -262,7 +262,9 @@ from benchmarks.cases import Case
 from tests.test_benchmarks import SMALL, VARIANTS
 
 larger = [
-    Case(op, op, {axis: 8 * size for axis, size in sizes.items()}) for op, sizes in SMALL.items() if op != "attention_ragged"
+    Case(op, op, {axis: 8 * size for axis, size in sizes.items()})
+    for op, sizes in SMALL.items()
+    if op != "attention_ragged"
 ]
 for case in [*larger, *VARIANTS]:
     print(case.name, hashlib.sha256(plain.yardstick(case, case.inputs(1)).tobytes()).hexdigest())
