@@ -1,7 +1,7 @@
 """What is compiled, with which macros and flags: the one list that setup.py and scripts/lint read.
 
 kernels/ is compiled once for each instruction set and type of array, ops/ once for each type, everything else once.
-A new file needs no entry, unless it knows 16-bit arrays (LOW_PRECISION). A new instruction set needs a row of
+A new file needs no entry, unless it knows 16-bit arrays (LOW_PRECISION) or is for matrix tiles (AMX). A new instruction set needs a row of
 INSTRUCTION_SETS.
 """
 
@@ -56,12 +56,26 @@ LOW_PRECISION = {
     "ops/softmax",
 }
 # And those that bfloat16 has of its own where its products take pairs; elsewhere it takes float's.
-PAIRS = LOW_PRECISION | {"kernels/attention", "kernels/decode_tiles"}
+PAIRS = LOW_PRECISION | {"kernels/attention"}
 # What float32 has of its own where products of bytes are an instruction.
 BYTE_PRODUCTS = {"kernels/decode_i8", "kernels/decode_i8_values", "kernels/table"}
+# The same with matrix tiles: kernels/x_amx.c has those of x.c that are made for them, perhaps all.
+AMX_PAIRS = (PAIRS - {"kernels/decode"}) | {
+    "kernels/attention_backward_amx",
+    "kernels/attention_scores_amx",
+    "kernels/attention_values_amx",
+    "kernels/decode_amx",
+}
+AMX_BYTE_PRODUCTS = {
+    "kernels/decode_i8",
+    "kernels/decode_i8_amx",
+    "kernels/decode_i8_values_amx",
+    "kernels/table",
+}
 
 ALL_TYPES = {"f32": None, "f64": None, "bf16": LOW_PRECISION, "f16": LOW_PRECISION}
 OWN_PRODUCTS = {"bf16": PAIRS, "f32": BYTE_PRODUCTS}
+AMX_PRODUCTS = {"bf16": AMX_PAIRS, "f32": AMX_BYTE_PRODUCTS}
 
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
@@ -103,7 +117,7 @@ INSTRUCTION_SETS = (
     InstructionSet("avx2", "avx2", AVX2, ALL_TYPES),
     InstructionSet("avx512", "avx512", AVX512, ALL_TYPES),
     InstructionSet("avx512bf16", "avx512", AVX512BF16, OWN_PRODUCTS),
-    InstructionSet("amxbf16", "avx512", AMXBF16, OWN_PRODUCTS),
+    InstructionSet("amxbf16", "avx512", AMXBF16, AMX_PRODUCTS),
 )
 
 
@@ -134,9 +148,9 @@ class Unit:
 
 
 def sources_of(folder: str, files: set[str] | None) -> list[Path]:
-    """The sources of a folder of csrc/, or those of them that are in a set of files."""
-    sources = sorted((CSRC / folder).rglob("*.c"))
-    return [s for s in sources if files is None or s.relative_to(CSRC).with_suffix("").as_posix() in files]
+    """The sources of a folder of csrc/ but those for matrix tiles, or those that are in a set of files."""
+    sources = {s.relative_to(CSRC).with_suffix("").as_posix(): s for s in sorted((CSRC / folder).rglob("*.c"))}
+    return [s for name, s in sources.items() if (name in files if files else not name.endswith("_amx"))]
 
 
 def defined(*names: str) -> tuple[tuple[str, str], ...]:

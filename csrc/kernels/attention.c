@@ -30,6 +30,7 @@
 /* Scores go through the softmax in steps of so many: pairs of vectors become one. */
 #define SCORES (FA_PACKED * VL)
 
+#if !FA_AMX /* attention_scores_amx.c */
 FA_INLINE void store_scores(real *s, const real *q, tile_acc acc, const int mr, const int nv)
 {
 #if FA_PAIRS
@@ -48,39 +49,6 @@ FA_INLINE void store_scores(real *s, const real *q, tile_acc acc, const int mr, 
         for (int v = 0; v < nv; v++) v_store(s + r * ATTENTION_STRIDE + v * VL, acc[r][v]);
     }
 }
-
-#if FA_AMX
-FA_INLINE void scale_scores(real *s, fa_index rows, fa_index columns, vreal scale)
-{
-    for (fa_index r = 0; r < rows; r++, s += ATTENTION_STRIDE)
-        for (fa_index j = 0; j < columns; j += VL) v_store(s + j, v_mul(v_load(s + j), scale));
-}
-
-/* The products of a tile's rows with the keys of its range, times the scale, if it is not 1: of each panel while the tiles multiply the
-   next. */
-FA_INLINE void score_rows(real *s, const real *q, fa_index slice, fa_index mr, const real *k, fa_index keys, key_range range,
-                          fa_index padded, rows_to_come *next)
-{
-    const vreal scale = v_broadcast(q + QUERY_SLICE);
-    const fa_index scaled = q[QUERY_SLICE] == 1 ? 0 : mr;
-    real *before = s;
-    fa_index unscaled = 0;
-    if (range.end <= range.begin) return;
-    t_configure(mr);
-    for (fa_index first = range.begin / PANEL * PANEL; first < fa_min(keys, range.end); first += PANEL) {
-        const fa_index nv = panel_vectors(keys, first), skipped = fa_max(0, range.begin - first) / VL;
-        const fa_index part = fa_min(nv, fa_ceil_div(range.end - first, VL)) - skipped;
-        real *to = s + first + skipped * VL;
-        ask_for_lines(next);
-        matrix_product(to, ATTENTION_STRIDE, mr, part, q, QUERY_STRIDE, slice, QUERY_SLICE, k + first * padded + skipped * VL, nv,
-                       padded);
-        scale_scores(before, scaled, unscaled, scale);
-        before = to;
-        unscaled = part * VL;
-    }
-    scale_scores(before, scaled, unscaled, scale);
-}
-#endif
 
 #define SCORE_TILE(mr, nv, width)                                                                                          \
     tile_zero(acc, mr, nv);                                                                                                \
@@ -104,13 +72,6 @@ void KERNEL(attention_scores)(real *s, const real *q, fa_index slice, fa_index r
         return;
     }
 #endif
-#if FA_AMX
-    for (fa_index t = 0, r = 0, mr; t < deal.tiles; t++, r += mr) {
-        mr = rows_of_tile(deal, t);
-        score_rows(s + r * ATTENTION_STRIDE, q + r * QUERY_STRIDE, slice, mr, k, keys, tile_keys(begin + r, end + r, mr), padded,
-                   next);
-    }
-#else
     for (fa_index t0 = 0, r0 = 0; t0 < deal.tiles; t0 += PANEL_TILES) {
         /* A panel passes PANEL_TILES tiles while it is in the first-level cache. */
         const fa_index tiles = fa_min(PANEL_TILES, deal.tiles - t0);
@@ -148,8 +109,8 @@ void KERNEL(attention_scores)(real *s, const real *q, fa_index slice, fa_index r
             }
         }
     }
-#endif
 }
+#endif
 
 /* 2^n of integers n <= 0; 0 below the normal range. */
 FA_INLINE vreal exact_power(vreal n)

@@ -15,21 +15,11 @@
 
    A pair whose P is 0, masked or underflowed, contributes nothing, whatever stands in its rows: what is not finite is packed as 0
    into the second factors and added by attention_patch_gradients to the pairs whose P is not 0. */
-#include "attention_tile.h"
+#include "attention_backward.h"
 #include "nonfinite.h"
 
 #include <math.h>
 #include <string.h>
-
-/* The first of `count` elements that fill a vector: partial ones pass through memory where there are no masks for 16 bits. */
-FA_INLINE vreal load_some(const stored *p, fa_index count) { return count >= VL ? v_load_stored(p) : v_load_stored_n(p, count); }
-FA_INLINE void store_some(stored *p, vreal x, fa_index count)
-{
-    if (count >= VL)
-        v_store_stored(p, x);
-    else
-        v_store_stored_n(p, x, count);
-}
 
 /* delta = rowsum(dout out). */
 void KERNEL(attention_delta)(real *delta, const stored *dout, fa_index lddout, const stored *out, fa_index ldout, fa_index rows,
@@ -156,37 +146,7 @@ void KERNEL(attention_pair_gradients)(real *p_pairs, real *ds_pairs, const real 
 
 #endif
 
-/* dst += scale acc, or with `scaled` 0 dst += acc, never -0: a sum that underflows to -0 would stay so, or not, by how many masked
-   pairs follow. Sums without a product do not underflow. */
-FA_INLINE vreal sum_of_gradients(vreal sum, vreal x, const int scaled, vreal scale)
-{
-    return scaled ? v_add(v_fma(x, scale, sum), v_zero()) : v_add(sum, x);
-}
-
-FA_INLINE void add_gradients(real *dst, fa_index ld, tile_acc acc, const int mr, const int nv, fa_index columns, const int scaled,
-                             vreal scale)
-{
-    FA_UNROLL
-    for (int r = 0; r < mr; r++) {
-        FA_UNROLL
-        for (int v = 0; v < nv; v++) {
-            const fa_index count = columns - v * VL;
-            real *to = dst + r * ld + v * VL;
-            if (v + 1 < nv || count >= VL)
-                v_store(to, sum_of_gradients(v_load(to), acc[r][v], scaled, scale));
-            else
-                v_store_n(to, sum_of_gradients(v_load_n(to, count), acc[r][v], scaled, scale), count);
-        }
-    }
-}
-
-/* Asks for part `i` of `parts` of the rows: a few at a time, spread over a product, where all at once would stand in its way. */
-FA_INLINE void ask_ahead(next_rows x, fa_index i, fa_index parts)
-{
-    for (fa_index r = x.count * i / parts; r < x.count * (i + 1) / parts; r++)
-        for (fa_index at = 0; at < x.bytes; at += FA_CACHE_LINE) FA_PREFETCH_FAR((const char *)x.first + r * x.step + at);
-}
-
+#if !FA_AMX /* attention_backward_amx.c */
 /* Terms in a chain of the last three products; chains are added up in memory. One chain over a block of 256 keys has 1.7 times the
    median error of NumPy, whose products of such sizes have several sums for each element; chains of 32 have at most 1.1 times.
    Beside the rounding to 16 bits neither shows. A tile of dq
@@ -197,18 +157,6 @@ FA_INLINE void ask_ahead(next_rows x, fa_index i, fa_index parts)
 #else
 #define GRADIENT_CHAIN 32
 #define GRADIENT_PASS 128
-#endif
-
-#if FA_AMX
-/* Rows of products, nv vectors each, times the scale, added to dst. */
-FA_INLINE void add_products(real *dst, fa_index ld, const real *part, fa_index rows, fa_index nv, fa_index columns, vreal scale)
-{
-    for (fa_index r = 0; r < rows; r++)
-        for (fa_index v = 0; v < nv; v++) {
-            tile_acc acc = {{v_load(part + r * PANEL + v * VL)}};
-            add_gradients(dst + r * ld + v * VL, ld, acc, 1, 1, columns - v * VL, 1, scale);
-        }
-}
 #endif
 
 #define QUERY_GRADIENT_TILE(mr, nv)                                                              \
@@ -224,23 +172,6 @@ void KERNEL(attention_query_gradients)(real *dq, fa_index lddq, const real *ds, 
     const fa_index padded = packed_size(keys);
     const tile_deal deal = deal_rows(rows, TILE);
     const vreal factor = v_set1(scale);
-#if FA_AMX
-    for (fa_index t = 0, r = 0, mr; t < deal.tiles; t++, r += mr) {
-        mr = rows_of_tile(deal, t);
-        const key_range range = tile_keys(begin + r, end + r, mr);
-        const fa_index from = range.begin / FA_PACKED, k_size = (range.end - range.begin) / FA_PACKED;
-        ask_ahead(next, t, deal.tiles);
-        if (k_size == 0) continue;
-        t_configure(mr);
-        for (fa_index first = 0; first < D; first += PANEL) {
-            const fa_index nv = panel_vectors(D, first);
-            real part[TILE * PANEL] FA_ALIGN(64);
-            matrix_product(part, PANEL, mr, nv, ds + r * ATTENTION_STRIDE + from, ATTENTION_STRIDE, 0, k_size,
-                           k + first * padded + from * nv * VL, nv, k_size);
-            add_products(dq + r * lddq + first, lddq, part, mr, nv, D - first, factor);
-        }
-    }
-#else
     for (fa_index first = 0; first < D; first += PANEL) {
         const fa_index nv = panel_vectors(D, first);
         const real *panel = k + first * padded;
@@ -265,16 +196,6 @@ void KERNEL(attention_query_gradients)(real *dq, fa_index lddq, const real *ds, 
                 }
             }
     }
-#endif
-}
-
-/* The rows that attend to one of the keys [first, first + keys), widened to whole steps. */
-FA_INLINE key_range tile_rows(const fa_index *begin, const fa_index *end, fa_index rows, fa_index first, fa_index keys)
-{
-    fa_index from = 0, to = rows;
-    while (from < to && (end[from] <= first || begin[from] >= first + keys)) from++;
-    while (from < to && (end[to - 1] <= first || begin[to - 1] >= first + keys)) to--;
-    return (key_range){from / STEP * STEP, from < to ? fa_round_up(to, STEP) : from / STEP * STEP};
 }
 
 #define KEY_GRADIENT_TILE(mr, nv)                                                               \
@@ -283,49 +204,12 @@ FA_INLINE key_range tile_rows(const fa_index *begin, const fa_index *end, fa_ind
     add_gradients(dst + j * ld + first, ld, acc, mr, nv, PANEL, 0, v_zero())
 #define KEY_GRADIENT_PANEL(nv) TILE_SWITCH_6(mr, KEY_GRADIENT_TILE, nv)
 
-#if FA_AMX
-#define GRADIENT_PLACES ((fa_index)48) /* pairs of rows in a call, at most: half of GRADIENT_TILE in ops/attention_backward.h */
-
-/* A panel of nv vectors of columns, of places of pairs each, to rows of columns: matrix tiles take the one operand by rows. */
-FA_INLINE void transpose_columns(real *dst, const real *x, fa_index nv, fa_index places)
-{
-    for (fa_index v = 0; v < nv; v++)
-        for (fa_index i = 0; i < places; i += VL) {
-            vreal t[VL];
-            FA_UNROLL
-            for (int u = 0; u < VL; u++) t[u] = v_load(x + ((i + u) * nv + v) * VL);
-            v_transpose(t);
-            FA_UNROLL
-            for (int u = 0; u < VL; u++) v_store(dst + (v * VL + u) * GRADIENT_PLACES + i, t[u]);
-        }
-}
-#endif
-
 /* dst += p' x for the keys of the block, x in panels of columns, with FA_PAIRS p in pairs of rows; rows of dst are whole vectors.
-   With FA_AMX dst += x' p: a row for each column of x, which has as many keys as p. P and dS are then right operands as they are, and
-   it is the far smaller x that is transposed; and without `more` dst = x' p. */
+   With FA_AMX dst is transposed, and without `more` it is not added to. */
 void KERNEL(attention_key_gradients)(real *dst, fa_index ld, const real *p, fa_index rows, const real *x, fa_index keys,
                                      const fa_index *begin, const fa_index *end, fa_index D, int more, next_rows next)
 {
     const fa_index padded = packed_size(rows);
-#if FA_AMX
-    for (fa_index first = 0; first < D; first += PANEL) {
-        const fa_index nv = panel_vectors(D, first);
-        real columns[PANEL * GRADIENT_PLACES] FA_ALIGN(64);
-        transpose_columns(columns, x + first * padded, nv, padded);
-        for (fa_index j = 0; j < keys; j += 2 * VL) {
-            const key_range range = tile_rows(begin, end, rows, j, 2 * VL);
-            const fa_index from = range.begin / FA_PACKED, k_size = (range.end - range.begin) / FA_PACKED;
-            if (first == 0) ask_ahead(next, j / (2 * VL), fa_ceil_div(keys, 2 * VL));
-            for (fa_index d = 0, mr; (k_size > 0 || !more) && d < nv * VL; d += mr) {
-                mr = fa_min(2 * T_ROWS, nv * VL - d);
-                t_configure(mr);
-                t_product_onto(dst + (first + d) * ld + j, ld, more, mr, columns + d * GRADIENT_PLACES + from, GRADIENT_PLACES,
-                               p + j + from * ATTENTION_STRIDE, ATTENTION_STRIDE, k_size);
-            }
-        }
-    }
-#else
     const tile_deal deal = deal_rows(keys, TILE);
     (void)more;
     for (fa_index first = 0; first < D; first += PANEL) {
@@ -349,37 +233,15 @@ void KERNEL(attention_key_gradients)(real *dst, fa_index ld, const real *p, fa_i
             }
         }
     }
-#endif
 }
 
-/* dst = scale src, D columns of each row. With `turned`, what attention_key_gradients made with FA_AMX: a row of src for each
-   column. */
 void KERNEL(attention_scale_gradients)(stored *dst, fa_index lddst, const real *src, fa_index ldsrc, fa_index rows, fa_index D,
-                                       real scale, int turned)
+                                       real scale, int transposed)
 {
-    const vreal factor = v_set1(scale);
-#if FA_AMX
-    for (fa_index r = 0; turned && r < rows; r += VL)
-        for (fa_index d = 0; d < D; d += VL) {
-            vreal t[VL];
-            FA_UNROLL
-            for (int u = 0; u < VL; u++) t[u] = v_load(src + (d + u) * ldsrc + r);
-            v_transpose(t);
-            /* Tiles make 0 of sums that underflow, with a sign that would depend on how many masked pairs follow. */
-            FA_UNROLL
-            for (int u = 0; u < VL; u++)
-                if (r + u < rows) store_some(dst + (r + u) * lddst + d, v_add(v_mul(t[u], factor), v_zero()), D - d);
-        }
-    if (turned) return;
-#else
-    (void)turned;
-#endif
-    for (fa_index r = 0; r < rows; r++)
-        for (fa_index d = 0; d < D; d += VL) {
-            const vreal y = v_mul(v_load_n(src + r * ldsrc + d, D - d), factor);
-            store_some(dst + r * lddst + d, y, D - d);
-        }
+    (void)transposed;
+    scale_gradients(dst, lddst, src, ldsrc, rows, D, scale);
 }
+#endif
 
 /* p or ds of query i and key j, as attention_key_gradients reads it. */
 FA_INLINE real element(const real *p, fa_index i, fa_index j)
@@ -411,7 +273,7 @@ void KERNEL(attention_patch_gradients)(real *dst, fa_index row, fa_index column,
             const fa_index n = fa_min(NONFINITE_ROWS, J - j0), columns = fa_min(NONFINITE_COLUMNS, D - d);
             if (!take_nonfinite(&part, x + j0 * ldx + d, ldx, n, columns)) continue;
             for (fa_index i = 0; i < I; i++) {
-                real *to = dst + i * row + d * column, turned[NONFINITE_COLUMNS];
+                real *to = dst + i * row + d * column, row_of_dst[NONFINITE_COLUMNS];
                 nonfinite_list list = {.count = 0};
                 for (fa_index j = 0; j < n; j++) {
                     const fa_index query = of_keys ? j0 + j : i, key = of_keys ? i : j0 + j;
@@ -421,9 +283,9 @@ void KERNEL(attention_patch_gradients)(real *dst, fa_index row, fa_index column,
                     add_nonfinite(to, &part, &list, columns);
                     continue;
                 }
-                copy_columns(turned, 1, to, column, columns);
-                add_nonfinite(turned, &part, &list, columns);
-                copy_columns(to, column, turned, 1, columns);
+                copy_columns(row_of_dst, 1, to, column, columns);
+                add_nonfinite(row_of_dst, &part, &list, columns);
+                copy_columns(to, column, row_of_dst, 1, columns);
             }
         }
 }

@@ -3,7 +3,7 @@
 
      O = alpha O + P V
      out = O / sum,  lse = ln sum + R ln 2 */
-#include "attention_tile.h"
+#include "attention_values.h"
 #include "common.h"
 #include "nonfinite.h"
 
@@ -12,50 +12,7 @@
 
 #define LN2_REST -0x1.8432a1b0e2634p-43 /* ln 2 - 0x1.62e42fefa4p-1 */
 
-/* -0 becomes +0. A sum that underflows to -0 would stay so, or not, by how many masked keys follow. */
-FA_INLINE vreal unsigned_zero(vreal x) { return v_add(x, v_zero()); }
-
-/* What O is divided by; a row that attended to nothing has the sum 0, and O = 0. With FA_PAIRS O is multiplied instead, by the rounded
-   inverse: the result is rounded to bfloat16, and a division takes as long as 16 products. */
-FA_INLINE vreal divisor_of(real sum)
-{
-    const vreal divisor = v_set1(sum == 0 ? 1 : sum);
-    return FA_PAIRS ? v_div(v_set1(1), divisor) : divisor;
-}
-FA_INLINE vreal divided(vreal x, vreal divisor)
-{
-    return FA_PAIRS ? v_mul(unsigned_zero(x), divisor) : v_div(unsigned_zero(x), divisor);
-}
-
-/* What becomes of the products of a tile: acc, plus alpha o unless o is NULL, goes to dst, or divided by sum, if that is given, to
-   out. */
-FA_INLINE void store_values(real *dst, stored *out, fa_index ld, const real *o, fa_index ldo, tile_acc acc, const int mr,
-                            const int nv, fa_index columns, const real *alpha, const real *sum)
-{
-    FA_UNROLL
-    for (int r = 0; r < mr; r++) {
-        if (o) {
-            const vreal factor = v_broadcast(alpha + r);
-            FA_UNROLL
-            for (int v = 0; v < nv; v++) acc[r][v] = v_fma(v_load(o + r * ldo + v * VL), factor, acc[r][v]);
-        }
-        if (sum) {
-            const vreal divisor = divisor_of(sum[r]);
-            FA_UNROLL
-            for (int v = 0; v < nv; v++) acc[r][v] = divided(acc[r][v], divisor);
-        }
-        FA_UNROLL
-        for (int v = 0; v < nv; v++) {
-            if (!sum)
-                v_store(dst + r * ld + v * VL, acc[r][v]);
-            else if (columns - v * VL >= VL)
-                v_store_stored(out + r * ld + v * VL, acc[r][v]);
-            else
-                v_store_stored_n(out + r * ld + v * VL, acc[r][v], columns - v * VL);
-        }
-    }
-}
-
+#if !FA_AMX /* attention_values_amx.c */
 /* The sums over the keys of a block are chains of CHAIN_KEYS: one of 512 has a larger error than NumPy's product, whose BLAS cuts it
    at 256 to 384. */
 FA_INLINE void keep_part(real *part, tile_acc acc, const int mr, const int nv)
@@ -74,25 +31,6 @@ FA_INLINE void add_part(tile_acc acc, const real *part, const int mr, const int 
         for (int v = 0; v < nv; v++) acc[r][v] = v_add(v_load(part + (r * nv + v) * VL), acc[r][v]);
     }
 }
-
-#if FA_AMX
-/* store_values of one row whose products are in memory. */
-FA_INLINE void store_row(real *dst, stored *out, const real *o, const real *products, fa_index nv, fa_index columns,
-                         const real *alpha, const real *sum)
-{
-    if (nv == FA_NV && columns >= PANEL) {
-        tile_acc acc;
-        FA_UNROLL
-        for (int v = 0; v < FA_NV; v++) acc[0][v] = v_load(products + v * VL);
-        store_values(dst, out, 0, o, 0, acc, 1, FA_NV, PANEL, alpha, sum);
-        return;
-    }
-    for (fa_index d = 0; d < nv * VL; d += VL) {
-        tile_acc acc = {{v_load(products + d)}};
-        store_values(dst ? dst + d : NULL, out ? out + d : NULL, 0, o ? o + d : NULL, 0, acc, 1, 1, columns - d, alpha, sum);
-    }
-}
-#endif
 
 #define VALUE_TILE(mr, nv)                                                                                            \
     for (fa_index j = range.begin, next = chain_end, more = 0;; more = 1, j = next) {                                 \
@@ -117,31 +55,6 @@ void KERNEL(attention_values)(void *dst, fa_index lddst, const real *o, fa_index
 {
     const fa_index padded = packed_size(keys);
     const tile_deal deal = deal_rows(rows, TILE);
-#if FA_AMX
-    for (fa_index t = 0, r = 0, mr; t < deal.tiles; t++, r += mr) {
-        mr = rows_of_tile(deal, t);
-        const key_range range = tile_keys(begin + r, end + r, mr);
-        const fa_index from = range.begin / FA_PACKED, k_size = (range.end - range.begin) / FA_PACKED;
-        ask_for_lines(next);
-        if (range.end == 0 && o && !sum) continue;
-        t_configure(mr);
-        for (fa_index first = 0; first < D; first += PANEL) {
-            const fa_index nv = panel_vectors(D, first);
-            real part[TILE * PANEL] FA_ALIGN(64);
-            matrix_product(part, PANEL, mr, nv, p + r * ATTENTION_STRIDE + from, ATTENTION_STRIDE, 0, fa_max(TILE_K, k_size),
-                           v + first * padded + from * nv * VL, nv, k_size);
-            for (fa_index i = r; i < r + mr; i++) {
-                const real *row = part + (i - r) * PANEL;
-                if (sum)
-                    store_row(NULL, (stored *)dst + i * lddst + first, o ? o + i * ldo + first : NULL, row, nv, D - first,
-                              alpha + i, sum + i);
-                else
-                    store_row((real *)dst + i * lddst + first, NULL, o ? o + i * ldo + first : NULL, row, nv, D - first,
-                              alpha + i, NULL);
-            }
-        }
-    }
-#else
     for (fa_index first = 0; first < D; first += PANEL) {
         const fa_index nv = panel_vectors(D, first), columns = D - first;
         const real *panel = v + first * padded;
@@ -164,8 +77,8 @@ void KERNEL(attention_values)(void *dst, fa_index lddst, const real *o, fa_index
             }
         }
     }
-#endif
 }
+#endif
 
 /* o = alpha o, for BLAS, which adds to it. */
 void KERNEL(attention_scale_rows)(real *o, fa_index ldo, fa_index rows, fa_index D, const real *alpha)

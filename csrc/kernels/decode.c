@@ -12,13 +12,12 @@
    belongs.
 
    With FA_PAIRS places of a real hold pairs of bfloat16, as in attention.c: of neighbouring dimensions in queries and keys, of
-   neighbouring keys in P and values. With FA_AMX both kernels are those of decode_tiles.c. */
+   neighbouring keys in P and values. With FA_AMX both kernels are those of decode_amx.c. */
 #include "attention_tile.h"
 #include "common.h"
 
 #include <string.h>
 
-#if !FA_AMX
 /* Sizes found on a Zen 4 that reads 34 GB/s from memory: 4 KB of values at a time for 4 rows 31.6 GB/s, 8 KB 29.8, 16 KB 21. A pass
    over a part of each row's columns, which the hardware does not recognise as a stream, got 12. */
 #define CHUNK_BYTES 4096
@@ -289,7 +288,6 @@ void KERNEL(decode_values)(real *part, fa_index ld, const real *p, fa_index rows
     value_pass(part, ld, p, rows, v, begin, end, D, 1);
     *found = VALUES_NOT_FINITE | (values_found(part, ld, rows, D) & VALUES_LARGE);
 }
-#endif
 
 #if !FA_CONVERTS
 /* reference[r] = the integer nearest to the largest score of row r; -inf where it attends to nothing. NaN may be lost: it makes the sum

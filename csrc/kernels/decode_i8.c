@@ -8,14 +8,13 @@
    there, where one digit alone would have an error as large as the cache's own. All instruction sets have the same sums.
 
    32 bits limit the dimension, to FA_CACHE_LONGEST_I8. */
+#if defined(FA_REAL_F32)
+#include "decode_i8.h"
 #include "attention.h"
-#include "common.h"
 #include "tile.h"
 
 #include <math.h>
 #include <string.h>
-
-#if defined(FA_REAL_F32)
 
 #define LARGEST 8290176 /* the largest whole number whose digits are at most 127, the lower two being the lowest they can */
 #define DIGITS_OF_128 0x808080u
@@ -59,128 +58,7 @@ void KERNEL(decode_digits_of)(const decode_digits *dst, const real *q, fa_index 
     }
 }
 
-/* Scores of VL keys and a query from the sums of its digits. */
-FA_INLINE void store_scores(real *s, const vint sums[DIGITS], const decode_digits *q, fa_index row, vreal scales)
-{
-    const vreal low = v_fma(v_real_of(sums[1]), v_set1(256), v_real_of(sums[0]));
-    const vreal x = v_mul(v_fma(v_real_of(sums[2]), v_set1(65536), low), scales);
-    const vreal y = v_fma(x, v_broadcast(q->high + row), v_mul(x, v_broadcast(q->low + row)));
-    v_store(s, v_select(v_is_nan(y), v_set1((real)__builtin_nanf("")), y));
-}
-
-#if FA_BYTE_TILES
-#define TILE_QUERIES (VL / DIGITS) /* a column of a tile is a digit */
-#define STEP (4 * T_K)             /* dimensions */
-#define SLICE (8 * STEP)           /* of a query as an operand */
-#define LAG 3                      /* so many products are on their way before one is looked at */
-
-/* A slice of the digits as the right operand: [4 dimensions][digit of a query], zeros for those that are missing. */
-FA_INLINE void turn_digits(int32_t *dst, const decode_digits *q, fa_index first, fa_index rows, fa_index d, fa_index size)
-{
-    memset(dst, 0, (size_t)(size / 4 * VL) * sizeof *dst);
-    for (fa_index r = 0; r < rows; r++) {
-        const int32_t *words = q->words + (first + r) * q->ld + d / 4 * DIGITS;
-        for (fa_index i = 0; i < size / 4; i++) memcpy(dst + i * VL + r * DIGITS, words + i * DIGITS, DIGITS * sizeof *dst);
-    }
-}
-
-/* `count` dimensions from d on of VL keys, in rows of `size`. */
-FA_INLINE void gather_slice(int8_t *dst, const void *const *row, fa_index d, fa_index count, fa_index size)
-{
-    for (fa_index i = 0; i < VL; i++, dst += size) {
-        memcpy(dst, (const int8_t *)row[i] + d, (size_t)count);
-        memset(dst + count, 0, (size_t)(size - count));
-    }
-}
-
-/* The products of VL keys, [keys][digits of queries], and the scales of the keys. */
-typedef struct {
-    int32_t product[LAG + 1][VL * VL] FA_ALIGN(64);
-    real copied[LAG + 1][VL];
-    const real *scale[LAG + 1];
-} key_products;
-
-/* Of the keys from j on, as they lie in memory: rows of the left operand. words: the digits as the right one, in tiles already if they
-   take `kept` steps, or none of them. */
-FA_INLINE void multiply_keys(key_products *to, fa_index place, int32_t *words, fa_index kept, const decode_digits *q,
-                             fa_index first, fa_index rows, const decode_rows *k, const decode_rows *scales, fa_index j,
-                             fa_index end, fa_index D)
-{
-    const fa_index places = fa_round_up(D, STEP);
-    real *product = (real *)to->product[place];
-    const void *row[VL], *scale_row[VL];
-    int8_t gathered[VL * SLICE] FA_ALIGN(64);
-    fa_index together;
-    const int8_t *at = find_row(k, j, &together);
-    to->scale[place] = find_row(scales, j, &together);
-    const int in_place = fa_min(together, end - j) >= VL && D % STEP == 0;
-    if (k->table) prefetch_values(k, j + rows_ahead(D), VL, D);
-    if (!in_place) {
-        const fa_index count = fa_min(VL, end - j);
-        find_rows(row, k, j, count);
-        find_rows(scale_row, scales, j, count);
-        for (fa_index i = 0; i < VL; i++) { /* lanes that nobody reads repeat the last key */
-            if (i >= count) row[i] = row[count - 1], scale_row[i] = scale_row[count - 1];
-            memcpy(to->copied[place] + i, scale_row[i], sizeof **to->copied);
-        }
-        to->scale[place] = to->copied[place];
-    }
-    if (kept && in_place) {
-        t_product_kept(T_SIGNED, product, at, k->ld, kept);
-        return;
-    }
-    for (fa_index d = 0; d == 0 || d < places; d += SLICE) {
-        const fa_index size = fa_min(SLICE, places - d);
-        if (places > SLICE) turn_digits(words, q, first, rows, d, size);
-        if (!in_place) gather_slice(gathered, row, d, fa_min(size, D - d), size);
-        if (kept)
-            t_product_kept(T_SIGNED, product, gathered, size, kept);
-        else
-            t_product_rows(T_SIGNED, product, d > 0, in_place ? at + d : gathered, in_place ? k->ld : size, (const real *)words,
-                           size / 4);
-    }
-}
-
-/* Scores from products. */
-FA_INLINE void store_products(real *s, const int32_t *product, vreal scales, const decode_digits *q, fa_index first,
-                              fa_index rows)
-{
-    if (rows == 1) {
-        vreal x[4];
-        v_load_columns(x, (const real *)product, VL);
-        const vint sums[DIGITS] = {v_int_bits(x[0]), v_int_bits(x[1]), v_int_bits(x[2])};
-        store_scores(s, sums, q, first, scales);
-        return;
-    }
-    vreal t[VL];
-    FA_UNROLL
-    for (int c = 0; c < VL; c++) t[c] = v_load((const real *)product + c * VL);
-    v_transpose(t);
-    for (fa_index r = 0; r < rows; r++) {
-        const vint sums[DIGITS] = {v_int_bits(t[r * DIGITS]), v_int_bits(t[r * DIGITS + 1]), v_int_bits(t[r * DIGITS + 2])};
-        store_scores(s + r * ATTENTION_STRIDE, sums, q, first + r, scales);
-    }
-}
-
-/* For at most TILE_QUERIES rows from `first` on. */
-FA_INLINE void few_scores(real *s, const decode_digits *q, fa_index first, fa_index rows, const decode_rows *k,
-                          const decode_rows *scales, fa_index begin, fa_index end, fa_index D)
-{
-    int32_t words[SLICE / 4 * VL] FA_ALIGN(64);
-    key_products products;
-    const fa_index places = fa_round_up(D, STEP), groups = fa_ceil_div(end - begin, VL);
-    const fa_index kept = places <= T_KEPT * STEP ? places / STEP : 0;
-    if (places <= SLICE) turn_digits(words, q, first, rows, 0, places);
-    t_configure(2 * T_ROWS);
-    if (kept) t_keep((const real *)words, kept);
-    for (fa_index g = 0; g < groups + LAG; g++) {
-        const fa_index place = g % (LAG + 1), oldest = (g + 1) % (LAG + 1), j = begin + g * VL;
-        if (g < groups) multiply_keys(&products, place, words, kept, q, first, rows, k, scales, j, end, D);
-        if (g >= LAG) store_products(s + j - LAG * VL, products.product[oldest], v_load(products.scale[oldest]), q, first, rows);
-    }
-}
-
-#else
+#if !FA_BYTE_TILES /* decode_i8_amx.c */
 /* Scores of one tile of rows and VL keys, ld apart. */
 FA_INLINE void score_tile(real *s, const decode_digits *q, fa_index first, const int mr, const int8_t *k, fa_index ld, fa_index D,
                           vreal scales, const int8_t *ahead)
@@ -220,18 +98,12 @@ FA_INLINE void score_tile(real *s, const decode_digits *q, fa_index first, const
 }
 
 #define SCORE_TILE(mr, ahead) score_tile(s + r * ATTENTION_STRIDE + j, q, r, mr, row, ld, D, v_load(scale), ahead)
-#endif
 
 /* The scores of `rows` rows and the keys [begin, end), begin a multiple of VL; whole vectors of s are written. buffer: as in
    decode_scores. */
 void KERNEL(decode_scores_i8)(real *s, const decode_digits *q, fa_index rows, const decode_rows *k, const decode_rows *scales,
                               fa_index begin, fa_index end, fa_index D, void *buffer)
 {
-#if FA_BYTE_TILES
-    (void)buffer;
-    for (fa_index r = 0; r < rows; r += TILE_QUERIES)
-        few_scores(s + r * ATTENTION_STRIDE, q, r, fa_min(TILE_QUERIES, rows - r), k, scales, begin, end, D);
-#else
     const tile_deal deal = deal_rows(rows, SCORE_ROWS);
     const fa_index distance = fa_max(1, AHEAD_BYTES / (fa_max(1, D) * VL)) * VL;
     for (fa_index j = begin; j < end; j += VL) {
@@ -260,8 +132,8 @@ void KERNEL(decode_scores_i8)(real *s, const decode_digits *q, fa_index rows, co
             TILE_SWITCH_4(mr, SCORE_TILE, ahead)
         }
     }
-#endif
 }
+#endif
 
 /* NaN for the rows that attend to a key whose scale is not finite: those whose score s (before the softmax) is not -inf. */
 void KERNEL(decode_patch_i8)(real *part, fa_index ld, const real *s, fa_index rows, const fa_index *begin, const fa_index *end,

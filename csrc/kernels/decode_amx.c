@@ -1,33 +1,39 @@
 /* The two products of decode.c by matrix tiles (FA_AMX), with the sums of attention.c:
 
-     S = Q K'    keys, as they lie in memory, are rows of the left operand and queries the right one: only scores are transposed
-     P V         pairs of keys are the right operand; they are zipped in registers
+     S = Q K'    decode_amx.h
+     P V         pairs of keys are the right operand; they are interleaved in registers
 
-   Where a step of 16 pairs is not all there, or not in one piece, it is put together with zeros, which change no sum.
-
-   Products of keys are looked at some steps later, when they have left the tiles. The values of a single row, unless its head has no
-   whole steps, take vectors that add up in the same order: they are used once, and vectors keep more of their lines on the way. */
+   The values of a single row, unless its head has no whole steps, take vectors that add up in the same order: they are used once, and
+   vectors keep more of their lines on the way. */
+#include "decode_amx.h"
 #include "attention_tile.h"
 #include "common.h"
 
 #include <string.h>
 
-#if FA_AMX
-#define LAG 3       /* so many products are on their way before one is looked at */
 #define ROW_PAIRS 4 /* pairs of vectors of columns that pass together for a single row */
 /* Rows of pages are asked for at once; values of arrays in between, as they are used, which made up to 1.3 times as many bytes a
    second as the hardware's own prefetch, where asking for all at once made fewer; keys of arrays not at all, which are a stream that
    the hardware keeps up with. */
 
-/* A slice of the queries as the right operand: [pair of dimensions][query], zeros for those that are missing. */
-FA_INLINE void turn_queries(real *dst, const real *q, fa_index rows, fa_index places)
+/* At most T_ROWS queries, and the rows of their scores. */
+typedef struct {
+    real *s;
+    const real *q;
+    fa_index slice, rows;
+} few_queries;
+
+/* A slice: [pair of dimensions][query], zeros for those that are missing. */
+FA_INLINE void transpose_queries(real *operand, const void *context, fa_index first, fa_index size)
 {
-    for (fa_index d = 0; d < places; d += VL) {
+    const few_queries *x = context;
+    const real *q = x->q + first / QUERY_SLICE * x->slice;
+    for (fa_index d = 0; d < size; d += VL) {
         vreal t[VL];
-        for (int i = 0; i < VL; i++) t[i] = i < rows ? v_load(q + i * QUERY_STRIDE + d) : v_zero();
+        for (int i = 0; i < VL; i++) t[i] = i < x->rows ? v_load(q + i * QUERY_STRIDE + d) : v_zero();
         v_transpose(t);
         FA_UNROLL
-        for (int i = 0; i < VL; i++) v_store(dst + (d + i) * VL, t[i]);
+        for (int i = 0; i < VL; i++) v_store(operand + (d + i) * VL, t[i]);
     }
 }
 
@@ -38,76 +44,22 @@ FA_INLINE vreal scaled_scores(vreal sums, const real *q)
     return v_select(v_is_nan(x), v_set1((real)__builtin_nanf("")), x);
 }
 
-/* Scores of VL keys, [key][query], to rows of s. */
-FA_INLINE void store_turned(real *s, const real *product, const real *q, fa_index rows)
+/* Scores of VL keys from j on, [key][query], to rows of s. */
+FA_INLINE void store_transposed(const void *context, const real *product, fa_index j)
 {
-    if (rows <= 4) {
+    const few_queries *x = context;
+    real *s = x->s + j;
+    if (x->rows <= 4) {
         vreal t[4];
         v_load_columns(t, product, VL);
-        for (fa_index r = 0; r < rows; r++) v_store(s + r * ATTENTION_STRIDE, scaled_scores(t[r], q + r * QUERY_STRIDE));
+        for (fa_index r = 0; r < x->rows; r++) v_store(s + r * ATTENTION_STRIDE, scaled_scores(t[r], x->q + r * QUERY_STRIDE));
         return;
     }
     vreal t[VL];
     FA_UNROLL
     for (int i = 0; i < VL; i++) t[i] = v_load(product + i * VL);
     v_transpose(t);
-    for (fa_index r = 0; r < rows; r++) v_store(s + r * ATTENTION_STRIDE, scaled_scores(t[r], q + r * QUERY_STRIDE));
-}
-
-/* `count` dimensions from `first` on of the keys [j, j + n), in rows of `padded`; up to VL, the last one again. */
-FA_INLINE void gather_slice(stored *dst, const decode_rows *k, fa_index j, fa_index n, fa_index first, fa_index count,
-                            fa_index padded)
-{
-    const void *row[VL];
-    find_rows(row, k, j, n);
-    for (fa_index i = 0; i < VL; i++, dst += padded) {
-        memcpy(dst, (const stored *)row[fa_min(i, n - 1)] + first, (size_t)count * sizeof *dst);
-        memset(dst + count, 0, (size_t)(padded - count) * sizeof *dst);
-    }
-}
-
-/* The products of the VL keys from j on, as they lie in memory, with queries: those are in tiles already if they take `kept` steps. */
-FA_INLINE void multiply_keys(real *product, real *queries, fa_index kept, const real *q, fa_index slice, fa_index rows,
-                             const decode_rows *k, fa_index j, fa_index end, fa_index D)
-{
-    const fa_index places = packed_size(D), bytes = D * (fa_index)sizeof(stored);
-    stored gathered[VL * QUERY_SLICE * FA_PACKED] FA_ALIGN(64);
-    fa_index together;
-    const stored *row = find_row(k, j, &together);
-    const int in_place = fa_min(together, end - j) >= VL && D % STEP == 0;
-    if (k->table) prefetch_values(k, j + rows_ahead(bytes), VL, bytes);
-    if (kept && in_place) {
-        t_product_kept(T_PAIRS, product, row, k->ld, kept);
-        return;
-    }
-    for (fa_index d = 0; d == 0 || d < places; d += QUERY_SLICE) {
-        const fa_index size = fa_min(QUERY_SLICE, places - d), first = d * FA_PACKED, padded = size * FA_PACKED;
-        const stored *from = in_place ? row + first : gathered;
-        const fa_index row_bytes = in_place ? k->ld : padded * (fa_index)sizeof(stored);
-        if (places > QUERY_SLICE) turn_queries(queries, q + d / QUERY_SLICE * slice, rows, size);
-        if (!in_place) gather_slice(gathered, k, j, fa_min(VL, end - j), first, fa_min(padded, D - first), padded);
-        if (kept)
-            t_product_kept(T_PAIRS, product, from, row_bytes, kept);
-        else
-            t_product_rows(T_PAIRS, product, d > 0, from, row_bytes, queries, size);
-    }
-}
-
-/* For at most T_ROWS rows. */
-FA_INLINE void few_scores(real *s, const real *q, fa_index slice, fa_index rows, const decode_rows *k, fa_index begin,
-                          fa_index end, fa_index D)
-{
-    real queries[QUERY_SLICE * VL] FA_ALIGN(64), product[LAG + 1][VL * VL] FA_ALIGN(64);
-    const fa_index places = packed_size(D), kept = places <= T_KEPT * T_K ? places / T_K : 0,
-                   groups = fa_ceil_div(end - begin, VL);
-    if (places <= QUERY_SLICE) turn_queries(queries, q, rows, places);
-    t_configure(2 * T_ROWS);
-    if (kept) t_keep(queries, kept);
-    for (fa_index g = 0; g < groups + LAG; g++) {
-        const fa_index j = begin + g * VL;
-        if (g < groups) multiply_keys(product[g % (LAG + 1)], queries, kept, q, slice, rows, k, j, end, D);
-        if (g >= LAG) store_turned(s + j - LAG * VL, product[(g + 1) % (LAG + 1)], q, rows);
-    }
+    for (fa_index r = 0; r < x->rows; r++) v_store(s + r * ATTENTION_STRIDE, scaled_scores(t[r], x->q + r * QUERY_STRIDE));
 }
 
 /* decode.c has the contract; `buffer` is not needed. */
@@ -119,8 +71,11 @@ void KERNEL(decode_scores)(real *s, const real *q, fa_index slice, fa_index rows
         for (fa_index r = 0; r < rows; r++) fill(s + r * ATTENTION_STRIDE, begin, fa_round_up(end, VL));
         return;
     }
-    for (fa_index r = 0; r < rows; r += T_ROWS)
-        few_scores(s + r * ATTENTION_STRIDE, q + r * QUERY_STRIDE, slice, fa_min(T_ROWS, rows - r), k, begin, end, D);
+    const key_operand keys = {k, begin, end, D * (fa_index)sizeof(stored)};
+    for (fa_index r = 0; r < rows; r += T_ROWS) {
+        const few_queries queries = {s + r * ATTENTION_STRIDE, q + r * QUERY_STRIDE, slice, fa_min(T_ROWS, rows - r)};
+        multiply_all_keys(T_PAIRS, &keys, transpose_queries, store_transposed, &queries);
+    }
 }
 
 FA_INLINE vreal some_values(const stored *v, fa_index columns, const int clean)
@@ -305,6 +260,3 @@ void KERNEL(decode_values)(real *part, fa_index ld, const real *p, fa_index rows
         *found |= values_found(to, ld, n, D) & VALUES_LARGE;
     }
 }
-#else
-typedef int no_tiles; /* a file of C has to have something in it */
-#endif

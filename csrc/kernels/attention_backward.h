@@ -1,0 +1,69 @@
+/* What the files of attention backward share. */
+#ifndef FA_ATTENTION_BACKWARD_KERNELS_H
+#define FA_ATTENTION_BACKWARD_KERNELS_H
+
+#include "attention_tile.h"
+
+/* The first of `count` elements that fill a vector: partial ones pass through memory where there are no masks for 16 bits. */
+FA_INLINE vreal load_some(const stored *p, fa_index count) { return count >= VL ? v_load_stored(p) : v_load_stored_n(p, count); }
+FA_INLINE void store_some(stored *p, vreal x, fa_index count)
+{
+    if (count >= VL)
+        v_store_stored(p, x);
+    else
+        v_store_stored_n(p, x, count);
+}
+
+/* dst += scale acc, or with `scaled` 0 dst += acc, never -0: a sum that underflows to -0 would stay so, or not, by how many masked
+   pairs follow. Sums without a product do not underflow. */
+FA_INLINE vreal sum_of_gradients(vreal sum, vreal x, const int scaled, vreal scale)
+{
+    return scaled ? v_add(v_fma(x, scale, sum), v_zero()) : v_add(sum, x);
+}
+
+FA_INLINE void add_gradients(real *dst, fa_index ld, tile_acc acc, const int mr, const int nv, fa_index columns, const int scaled,
+                             vreal scale)
+{
+    FA_UNROLL
+    for (int r = 0; r < mr; r++) {
+        FA_UNROLL
+        for (int v = 0; v < nv; v++) {
+            const fa_index count = columns - v * VL;
+            real *to = dst + r * ld + v * VL;
+            if (v + 1 < nv || count >= VL)
+                v_store(to, sum_of_gradients(v_load(to), acc[r][v], scaled, scale));
+            else
+                v_store_n(to, sum_of_gradients(v_load_n(to, count), acc[r][v], scaled, scale), count);
+        }
+    }
+}
+
+/* Asks for part `i` of `parts` of the rows: a few at a time, spread over a product, where all at once would stand in its way. */
+FA_INLINE void ask_ahead(next_rows x, fa_index i, fa_index parts)
+{
+    for (fa_index r = x.count * i / parts; r < x.count * (i + 1) / parts; r++)
+        for (fa_index at = 0; at < x.bytes; at += FA_CACHE_LINE) FA_PREFETCH_FAR((const char *)x.first + r * x.step + at);
+}
+
+/* The rows that attend to one of the keys [first, first + keys), widened to whole steps. */
+FA_INLINE key_range tile_rows(const fa_index *begin, const fa_index *end, fa_index rows, fa_index first, fa_index keys)
+{
+    fa_index from = 0, to = rows;
+    while (from < to && (end[from] <= first || begin[from] >= first + keys)) from++;
+    while (from < to && (end[to - 1] <= first || begin[to - 1] >= first + keys)) to--;
+    return (key_range){from / STEP * STEP, from < to ? fa_round_up(to, STEP) : from / STEP * STEP};
+}
+
+/* dst = scale src, D columns of each row. */
+FA_INLINE void scale_gradients(stored *dst, fa_index lddst, const real *src, fa_index ldsrc, fa_index rows, fa_index D,
+                               real scale)
+{
+    const vreal factor = v_set1(scale);
+    for (fa_index r = 0; r < rows; r++)
+        for (fa_index d = 0; d < D; d += VL) {
+            const vreal y = v_mul(v_load_n(src + r * ldsrc + d, D - d), factor);
+            store_some(dst + r * lddst + d, y, D - d);
+        }
+}
+
+#endif
