@@ -187,6 +187,7 @@ def attention(
     out: NDArray[Any] | None,
     return_lse: bool,
     return_state: bool,
+    op: str = ...,
 ) -> Any: ...
 
 # ---- attention_varlen.pxi ----

@@ -18,9 +18,9 @@ cdef object set_two_strides(const Array *a, fa_index *stride):
 
 
 cdef object acquire_additive_mask(Array *a, object mask, int dtype, fa_additive_arguments *arguments, str op):
-    """Holds a mask; sets its kind, data and strides, 0 where it is broadcast. The last axis is copied unless it is
-    contiguous and as long as the keys."""
-    cdef object array = as_ndarray(mask, op, "mask")
+    """Holds a mask, an ndarray; sets its kind, data and strides, 0 where it is broadcast. The last axis is copied unless
+    it is contiguous and as long as the keys."""
+    cdef object array = mask
     cdef tuple shape = (arguments.B, arguments.T, arguments.S)
     cdef bint is_bool = acquire_mask_buffer(a, array, dtype, "query", op)
     cdef int axis, missing = 3 - a.ndim
@@ -43,6 +43,9 @@ cdef object acquire_additive(AdditiveInputs *x, fa_additive_arguments *a, object
     """Checks and holds the inputs, and fills in `a` but for its outputs. The caller keeps the result alive as long as
     `a`, and calls release_additive in any case."""
     x.query.held = x.keys.held = x.values.held = x.v.held = x.mask.held = False
+    query, keys = as_ndarray(query, op, "query"), as_ndarray(keys, op, "keys")
+    values, v = as_ndarray(values, op, "values"), as_ndarray(v, op, "v")
+    lengths, mask = as_optional(lengths, op, "lengths"), as_optional(mask, op, "mask")
     acquire(&x.query, query, op, "query", 3)
     acquire(&x.keys, keys, op, "keys", 3, x.query.dtype)
     acquire(&x.values, values, op, "values", 3, x.query.dtype)
@@ -109,6 +112,7 @@ def additive_attention_backward(object dcontext, object query, object keys, obje
     cdef str op = "additive_attention_backward"
     cdef object kept, dquery, dkeys, dvalues, dv
     ag.held = aw.held = aq.held = ak.held = ax.held = av.held = False
+    dcontext, weights = as_ndarray(dcontext, op, "dcontext"), as_ndarray(weights, op, "saved.weights")
     try:
         try:
             kept = acquire_additive(&x, a, query, keys, values, v, lengths, None, op)

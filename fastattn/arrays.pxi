@@ -5,6 +5,8 @@
 # anything else that is an array of such floats is copied first, so no layout is ever wrong.
 # `as_ndarray` is the one door for what is no ndarray: whatever exports memory (buffer, __array__, DLPack), shared and
 # not copied, so that overlaps show in addresses whatever the object.
+# No method of an argument runs while an Array is held: it could resize what is held already, and NumPy moves memory
+# under a buffer that is exported. So every op turns its arguments into ndarrays and numbers first, and acquires then.
 # bfloat16 is the dtype of that name, from whatever package (ml_dtypes): it is never imported, and since its arrays
 # export no buffer, their bits are held as uint16. Results have the dtype of their input, of the same package.
 # All messages have one form: "op: argument must be ..., got ...".
@@ -97,6 +99,11 @@ cpdef object plain_text(object value):
 cdef object as_ndarray(object value, str op, str name):
     """value as an ndarray and no subclass, without changing its dtype; of the same memory, where it has any."""
     return value if type(value) is ndarray else exported(value, op, name)
+
+
+cdef object as_optional(object value, str op, str name):
+    """as_ndarray; None for None."""
+    return None if value is None else as_ndarray(value, op, name)
 
 
 cdef object exported(object value, str op, str name):
@@ -550,11 +557,14 @@ cdef Py_ssize_t first_outside(const fa_index *numbers, Py_ssize_t count, fa_inde
 
 
 cdef object as_lengths(object value, Py_ssize_t batch, Py_ssize_t longest, str op, str name):
-    """int64 lengths [batch] in 0..longest, contiguous: a copy."""
+    """int64 lengths [batch] in 0..longest, contiguous: a copy, which is what is checked. (The caller's array may be
+    much larger, and may change at any moment.)"""
     cdef object array = as_ndarray(value, op, name)
     if array.shape != (batch,):
         raise wrong_shape(op, name, f"have shape ({batch},)", f"shape {array.shape}")
     lengths = as_integers(array, op, name)
+    if lengths.shape != (batch,):
+        raise wrong_shape(op, name, f"have shape ({batch},)", f"shape {lengths.shape}")
     if first_outside(index_pointer(lengths), batch, longest) >= 0:
         raise wrong_shape(op, name, f"lie in 0..{longest}", f"{lengths.min()}..{lengths.max()}")
     return lengths

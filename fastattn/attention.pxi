@@ -9,8 +9,7 @@ cdef object set_strides(Array *a, fa_index *stride, int head_axis):
 
 cdef object acquire_mask(Array *a, object mask, int dtype, const Py_ssize_t *full, fa_attention_arguments *arguments,
                          str op):
-    """Holds a mask, or none for None; sets its kind, data and strides, 0 where it is broadcast."""
-    cdef object array
+    """Holds a mask, an ndarray, or none for None; sets its kind, data and strides, 0 where it is broadcast."""
     cdef int axis, missing
     a.held = False
     arguments.mask_kind = FA_MASK_NONE
@@ -19,13 +18,12 @@ cdef object acquire_mask(Array *a, object mask, int dtype, const Py_ssize_t *ful
         arguments.mask_stride[axis] = 0
     if mask is None:
         return
-    array = as_ndarray(mask, op, "mask")
-    arguments.mask_kind = FA_MASK_BOOL if acquire_mask_buffer(a, array, dtype, "q", op) else FA_MASK_ADD
+    arguments.mask_kind = FA_MASK_BOOL if acquire_mask_buffer(a, mask, dtype, "q", op) else FA_MASK_ADD
     missing = 4 - a.ndim
     for axis in range(max(0, missing), 4):
         if missing < 0 or (a.shape[axis - missing] != full[axis] and a.shape[axis - missing] != 1):
             raise wrong_shape(op, "mask", f"broadcast to {(full[0], full[1], full[2], full[3])}",
-                              f"shape {array.shape}")
+                              f"shape {mask.shape}")
         if a.shape[axis - missing] != 1:
             arguments.mask_stride[axis] = a.stride[axis - missing]
     arguments.mask = a.data
@@ -41,8 +39,9 @@ cdef fa_index window_side(object side, str op) except -2:
     return min(side, 1 << 60)
 
 
-cdef object set_alignment(fa_attention_arguments *a, object causal, object window, str op):
-    """left, right and bottom_right from causal and window."""
+cdef bint read_alignment(fa_attention_arguments *a, object causal, object window, str op) except -1:
+    """left, right and bottom_right from causal and window; whether causal=True, which needs as many queries as keys."""
+    cdef bint is_square = False
     a.left = a.right = FA_UNBOUNDED
     a.bottom_right = True
     if causal is not False and isinstance(causal, np.bool_):
@@ -51,9 +50,7 @@ cdef object set_alignment(fa_attention_arguments *a, object causal, object windo
     if causal is False or causal is None:
         pass
     elif causal is True:
-        if a.Lq != a.Lk:
-            raise ValueError(f"{op}: causal=True needs as many queries as keys, got {a.Lq} and {a.Lk}; "
-                             "say causal='top-left' or causal='bottom-right'")
+        is_square = True
         a.right = 0
     elif isinstance(causal, str) and causal == "bottom-right":
         a.right = 0
@@ -69,6 +66,24 @@ cdef object set_alignment(fa_attention_arguments *a, object causal, object windo
             raise ValueError(f"{op}: window must be a pair (left, right), got {shown(window)}") from None
         a.left = window_side(left, op)
         a.right = min(<fa_index>a.right, window_side(right, op))
+    return is_square
+
+
+cdef object check_square(const fa_attention_arguments *a, str op):
+    if a.Lq != a.Lk:
+        raise ValueError(f"{op}: causal=True needs as many queries as keys, got {a.Lq} and {a.Lk}; "
+                         "say causal='top-left' or causal='bottom-right'")
+
+
+cdef bint read_options(fa_attention_arguments *a, object causal, object window, object scale, object softcap,
+                       str op) except -1:
+    """What depends on no array: read_alignment, and scale (unless it is None) and softcap as finite numbers."""
+    a.softcap = as_float(softcap, op, "softcap")
+    if not isfinite(a.softcap) or a.softcap < 0:
+        raise ValueError(f"{op}: softcap must be a finite number of at least 0 (0: none), got {a.softcap}")
+    if scale is not None:
+        a.scale = finite(scale, op, "scale")
+    return read_alignment(a, causal, window, op)
 
 
 cdef struct AttentionInputs:
@@ -116,18 +131,15 @@ cdef bint ratio_exceeds(double a, double b, int power) noexcept:
     return of_a - of_b > power or of_a - of_b == power and x > y
 
 
-cdef object set_numbers(fa_attention_arguments *a, int dtype, object scale, object softcap, str op):
-    """scale and softcap, which neither overflow nor lose digits in units of log2(e) in the type of the arithmetic."""
+cdef object check_numbers(fa_attention_arguments *a, int dtype, bint own_scale, str op):
+    """That scale, by default that of the head size, and softcap neither overflow nor lose digits in units of log2(e) in
+    the type of the arithmetic."""
     cdef bint wide = real_dtype(dtype) == FA_F64
     cdef int largest_scale = 900 if wide else 100, largest_cap = 400 if wide else 40
-    if scale is None:
-        a.scale = fa_attention_scale(a.D)
-    else:
-        a.scale = finite(scale, op, "scale")
+    if own_scale:
         check_power(fabs(a.scale), largest_scale, dtype, "scale in magnitude", op)
-    a.softcap = as_float(softcap, op, "softcap")
-    if not isfinite(a.softcap) or a.softcap < 0:
-        raise ValueError(f"{op}: softcap must be a finite number of at least 0 (0: none), got {a.softcap}")
+    else:
+        a.scale = fa_attention_scale(a.D)
     if a.softcap != 0:
         check_power(a.softcap, largest_cap, dtype, "softcap", op)
         if a.softcap < ldexp(1, -largest_cap):
@@ -155,7 +167,13 @@ cdef tuple acquire_inputs(AttentionInputs *x, fa_attention_arguments *a, int hea
     """Checks and holds what every form of attention takes, and fills in `a` but for its outputs. The caller keeps the
     result alive as long as `a`, and calls release_inputs in any case."""
     cdef Py_ssize_t full[4]
+    cdef bint is_square
     x.q.held = x.k.held = x.v.held = x.mask.held = x.slopes.held = x.sinks.held = False
+    q, k, v = as_ndarray(q, op, "q"), as_ndarray(k, op, "k"), as_ndarray(v, op, "v")
+    mask = as_optional(mask, op, "mask")
+    alibi_slopes, sinks = as_optional(alibi_slopes, op, "alibi_slopes"), as_optional(sinks, op, "sinks")
+    q_lengths, kv_lengths = as_optional(q_lengths, op, "q_lengths"), as_optional(kv_lengths, op, "kv_lengths")
+    is_square = read_options(a, causal, window, scale, softcap, op)
     acquire(&x.q, q, op, "q", 4, ALL_TYPES)
     acquire(&x.k, k, op, "k", 4, x.q.dtype)
     acquire(&x.v, v, op, "v", 4, x.q.dtype)
@@ -173,8 +191,9 @@ cdef tuple acquire_inputs(AttentionInputs *x, fa_attention_arguments *a, int hea
     set_strides(&x.v, a.v_stride, head_axis)
     a.q, a.k, a.v = x.q.data, x.k.data, x.v.data
 
-    set_alignment(a, causal, window, op)
-    set_numbers(a, x.q.dtype, scale, softcap, op)
+    if is_square:
+        check_square(a, op)
+    check_numbers(a, x.q.dtype, scale is not None, op)
     set_heads(x, a, alibi_slopes, sinks, op)
     full[0], full[1], full[2], full[3] = a.B, a.H, a.Lq, a.Lk
     acquire_mask(&x.mask, mask, x.q.dtype, full, a, op)
@@ -204,14 +223,13 @@ cdef object attention_out(Array *a, object out, int ndim, const Py_ssize_t *shap
 
 def attention(object q, object k, object v, object mask, object causal, object scale, object window, object softcap,
               object alibi_slopes, object sinks, object q_lengths, object kv_lengths, object layout, object out,
-              object return_lse, bint return_state):
+              object return_lse, bint return_state, str op="attention"):
     """out; with return_lse (out, lse); with return_state (out, lse, state)."""
     cdef AttentionInputs x
     cdef Array ao, al, state
     cdef fa_attention_arguments a
     cdef Py_ssize_t shape[4]
     cdef fa_status status
-    cdef str op = "attention"
     cdef int head_axis = head_axis_of(layout, op)
     cdef object kept, result, lse = None, saved = None
     cdef bint wants_lse = as_flag(return_lse, op, "return_lse") or return_state

@@ -125,6 +125,8 @@ def attention_backward(object dout, object q, object k, object v, object out, ob
     cdef int head_axis = head_axis_of(layout, op, "saved.layout")
     cdef object kept
     cdef set wanted = as_gradients(gradients, (mask, sinks, alibi_slopes), op)
+    dout, out = as_ndarray(dout, op, "dout"), as_ndarray(out, op, "saved.out")
+    state = as_ndarray(state, op, "saved.state")
     try:
         try:
             kept = acquire_inputs(&x, a, head_axis, q, k, v, mask, causal, scale, window, softcap, alibi_slopes, sinks,
@@ -147,6 +149,8 @@ def attention_varlen_backward(object dout, object q, object k, object v, object 
     cdef str op = "attention_varlen_backward"
     cdef object kept
     cdef set wanted = as_gradients(gradients, (mask, sinks, alibi_slopes), op)
+    dout, out = as_ndarray(dout, op, "dout"), as_ndarray(out, op, "saved.out")
+    state = as_ndarray(state, op, "saved.state")
     try:
         try:
             kept = acquire_ragged(&x, a, q, k, v, cu_seqlens_q, cu_seqlens_k, mask, causal, scale, window, softcap,

@@ -29,6 +29,11 @@ cdef object acquire_attention_gru(AttentionGruArrays *x, fa_attention_gru *a, ob
     x.gates_x.held = x.keys.held = x.values.held = x.annotations.held = x.v.held = False
     x.w.held = x.bias.held = x.h0.held = False
     x.h.held = x.context.held = x.weights.held = x.sums.held = x.saved.held = False
+    keys, values, annotations = (
+        as_ndarray(keys, op, "keys"), as_ndarray(values, op, "values"), as_ndarray(annotations, op, "annotations")
+    )
+    gates_x, h0, v = as_ndarray(gates_x, op, "x"), as_ndarray(h0, op, "state"), as_ndarray(v, op, "v")
+    w, bias, lengths = as_ndarray(w, op, "w"), as_ndarray(bias, op, "bias"), as_optional(lengths, op, "lengths")
     acquire_contiguous(&x.keys, keys, op, "keys", 3)
     dtype = x.keys.dtype
     acquire_contiguous(&x.h0, h0, op, "state", 2, dtype)
@@ -85,7 +90,7 @@ def attention_gru(object gates_x, object keys, object values, object annotations
 
 cdef tuple parts_of(object value, int count, str op, str name):
     """A tuple of so many parts."""
-    if not isinstance(value, tuple) or len(value) != count:
+    if type(value) is not tuple or len(value) != count:
         raise wrong_shape(op, name, f"have {count} parts", type(value).__name__)
     return value
 
@@ -103,6 +108,10 @@ def attention_gru_backward(object dh, object dcontext, object dh_last, object ar
     ay.held = al.held = aw.held = ada.held = ag.held = ak.held = ax.held = an.held = av.held = a0.held = False
     gates_x, keys, values, annotations, v, w, bias, h0, lengths = parts_of(arguments, 9, op, "saved.arguments")
     h, _, weights, sums, saved = parts_of(results, 5, op, "saved.results")
+    h, weights = as_ndarray(h, op, "saved.h"), as_ndarray(weights, op, "saved.weights")
+    sums, saved = as_ndarray(sums, op, "saved.sums"), as_ndarray(saved, op, "saved.gates")
+    dh, dh_last = as_optional(dh, op, "dy"), as_optional(dh_last, op, "dstate")
+    dcontext = as_optional(dcontext, op, "dcontext")
     try:
         try:
             kept = acquire_attention_gru(&x, a, gates_x, keys, values, annotations, v, w, bias, h0, lengths, op)

@@ -1,15 +1,23 @@
 # Probabilities of attention on demand, and one result of two over different keys.
 
+cdef object as_selector(object value, str op, str name):
+    """None, a slice of integers, or an array: what no method of the caller's is part of."""
+    if value is None:
+        return None
+    if type(value) is not slice:
+        array = as_ndarray(value, op, name)
+        return array.astype(np.int64) if array.size == 0 and array.dtype == float64 else array
+    parts = (value.start, value.stop, value.step)
+    return slice(*[None if part is None else as_integer(part, op, name, "be a slice of integers") for part in parts])
+
+
 cdef object as_selection(object value, fa_index size, str op, str name):
-    """int64 indices [n] in 0..size - 1 of what a slice or an array of indices selects; None: everything."""
-    if value is not None and not isinstance(value, slice):
-        value = as_ndarray(value, op, name)
-        value = value.astype(np.int64) if value.size == 0 and value.dtype == float64 else value
+    """int64 indices [n] in 0..size - 1 of what a selector selects; None: everything."""
     try:
         selected = np.arange(size) if value is None else np.arange(size)[value]
     except MemoryError:
         raise MemoryError(f"{op}: no memory for the indices that {name} selects") from None
-    except Exception as error:  # whatever the parts of a slice raise
+    except Exception as error:
         raise ValueError(f"{op}: {name} must be None, a slice or integers in 0..{size - 1}, got {shown(value)} "
                          f"({error})") from None
     if selected.ndim != 1:
@@ -29,7 +37,8 @@ def attention_weights(object q, object k, object lse, object heads, object rows,
     cdef int head_axis = head_axis_of(layout, op)
     cdef object kept, result
     al.held = aw.held = False
-    k = as_ndarray(k, op, "k")
+    k, lse = as_ndarray(k, op, "k"), as_ndarray(lse, op, "lse")
+    heads, rows = as_selector(heads, op, "heads"), as_selector(rows, op, "rows")
     try:
         # The values are not read: k stands in for them.
         kept = acquire_inputs(&x, a, head_axis, q, k, k, mask, causal, scale, window, softcap, alibi_slopes, sinks,
@@ -75,6 +84,8 @@ def merge_attention(object out_a, object lse_a, object out_b, object lse_b):
     cdef str op = "merge_attention"
     cdef object out, lse
     xa.held = la.held = xb.held = lb.held = ao.held = al.held = False
+    out_a, lse_a = as_ndarray(out_a, op, "out_a"), as_ndarray(lse_a, op, "lse_a")
+    out_b, lse_b = as_ndarray(out_b, op, "out_b"), as_ndarray(lse_b, op, "lse_b")
     try:
         acquire_contiguous(&xa, out_a, op, "out_a")
         acquire_contiguous(&la, lse_a, op, "lse_a", -1, xa.dtype)

@@ -23,7 +23,14 @@ cdef tuple acquire_ragged(AttentionInputs *x, fa_attention_arguments *a, object 
     """As acquire_inputs, for q[Tq, H, D], k[Tk, Hk, D], v[Tk, Hk, Dv]."""
     cdef str op = "attention_varlen"
     cdef Py_ssize_t full[4]
+    cdef bint is_square
     x.q.held = x.k.held = x.v.held = x.mask.held = x.slopes.held = x.sinks.held = False
+    q, k, v = as_ndarray(q, op, "q"), as_ndarray(k, op, "k"), as_ndarray(v, op, "v")
+    mask = as_optional(mask, op, "mask")
+    alibi_slopes, sinks = as_optional(alibi_slopes, op, "alibi_slopes"), as_optional(sinks, op, "sinks")
+    cu_seqlens_q = as_ndarray(cu_seqlens_q, op, "cu_seqlens_q")
+    cu_seqlens_k = as_ndarray(cu_seqlens_k, op, "cu_seqlens_k")
+    is_square = read_options(a, causal, window, scale, softcap, op)
     acquire(&x.q, q, op, "q", 3, ALL_TYPES)
     acquire(&x.k, k, op, "k", 3, x.q.dtype)
     acquire(&x.v, v, op, "v", 3, x.q.dtype)
@@ -49,13 +56,10 @@ cdef tuple acquire_ragged(AttentionInputs *x, fa_attention_arguments *a, object 
     a.k_stride[:] = [0, x.k.stride[1], x.k.stride[0]]
     a.v_stride[:] = [0, x.v.stride[1], x.v.stride[0]]
     a.q, a.k, a.v = x.q.data, x.k.data, x.v.data
-    if isinstance(causal, (bool, np.bool_)) and causal:
-        if not np.array_equal(starts_q, starts_k):
-            raise ValueError(f"{op}: causal=True needs as many queries as keys in each sequence, got other cu_seqlens_k"
-                             " than cu_seqlens_q; say causal='top-left' or causal='bottom-right'")
-        causal = "bottom-right"
-    set_alignment(a, causal, window, op)
-    set_numbers(a, x.q.dtype, scale, softcap, op)
+    if is_square and not np.array_equal(starts_q, starts_k):
+        raise ValueError(f"{op}: causal=True needs as many queries as keys in each sequence, got other cu_seqlens_k"
+                         " than cu_seqlens_q; say causal='top-left' or causal='bottom-right'")
+    check_numbers(a, x.q.dtype, scale is not None, op)
     set_heads(x, a, alibi_slopes, sinks, op)
     full[0], full[1], full[2], full[3] = a.B, a.H, a.Lq, a.Lk
     acquire_mask(&x.mask, mask, x.q.dtype, full, a, op)

@@ -140,11 +140,18 @@ def cache_attention(object q, object keys, object values, object key_scales, obj
     cdef Py_ssize_t shape[4]
     cdef fa_status status
     cdef str op = "attend"
-    cdef bint wants_lse = as_flag(return_lse, op, "return_lse")
+    cdef bint wants_lse = as_flag(return_lse, op, "return_lse"), is_square
     cdef object result, lse = None
     x.q.held = x.k.held = x.v.held = x.mask.held = x.slopes.held = x.sinks.held = ao.held = al.held = False
     kept.key_scales.held = kept.value_scales.held = kept.lengths.held = kept.table.held = False
     kept.numbers = NULL
+    q, mask, q_lengths = as_ndarray(q, op, "q"), as_optional(mask, op, "mask"), as_optional(q_lengths, op, "q_lengths")
+    alibi_slopes, sinks = as_optional(alibi_slopes, op, "alibi_slopes"), as_optional(sinks, op, "sinks")
+    keys, values = as_ndarray(keys, op, "keys"), as_ndarray(values, op, "values")
+    key_scales = as_optional(key_scales, op, "key_scales")
+    value_scales = as_optional(value_scales, op, "value_scales")
+    lengths, table = as_ndarray(lengths, op, "lengths"), as_optional(table, op, "table")
+    is_square = read_options(a, causal, window, scale, softcap, op)
     try:
         acquire(&x.q, q, op, "q", 4, ALL_TYPES)
         acquire_parts(&x, &kept, keys, values, key_scales, value_scales, op)
@@ -162,8 +169,9 @@ def cache_attention(object q, object keys, object values, object key_scales, obj
         set_places(&c, &x, &kept, lengths, table, op)
         a.lse_stride = a.Lq
         a.strategy = FA_ATTENTION_FUSED
-        set_alignment(a, causal, window, op)
-        set_numbers(a, x.q.dtype, scale, softcap, op)
+        if is_square:
+            check_square(a, op)
+        check_numbers(a, x.q.dtype, scale is not None, op)
         set_heads(&x, a, alibi_slopes, sinks, op)
         full[0], full[1], full[2], full[3] = a.B, a.H, a.Lq, a.Lk
         acquire_mask(&x.mask, mask, x.q.dtype, full, a, op)

@@ -9,13 +9,14 @@ def cross_entropy(object logits, object targets, object ignore_index, object lab
     cdef object losses, tops, sums, ids
     x.held = loss.held = top.held = total.held = False
     arguments.smoothing = as_smoothing(label_smoothing, op, "label_smoothing")
+    arguments.ignored = as_ignored(ignore_index, op, "ignore_index")
+    logits, targets = as_ndarray(logits, op, "logits"), as_ndarray(targets, op, "targets")
     try:
         acquire_contiguous(&x, logits, op, "logits")
         check_axis(&x, op, "logits")
         shape = shape_of(&x)
         lead = shape[:len(shape) - 1]
         arguments.n = x.shape[x.ndim - 1]
-        arguments.ignored = as_ignored(ignore_index, op, "ignore_index")
         ids = as_ids(targets, arguments.n, op, "targets", None if ignore_index is None else arguments.ignored)
         if ids.shape != lead:
             raise wrong_shape(op, "targets", f"have shape {lead}, that of logits but for the last axis",
@@ -55,6 +56,9 @@ def cross_entropy_backward(object dloss, bint for_each, object logits, object ta
     x.held = d.held = top.held = total.held = g.held = False
     arguments.smoothing = as_smoothing(label_smoothing, op, "saved.label_smoothing")
     arguments.ignored = as_ignored(ignore_index, op, "saved.ignore_index")
+    logits, targets = as_ndarray(logits, op, "saved.logits"), as_ndarray(targets, op, "saved.targets")
+    tops, sums = as_ndarray(tops, op, "saved.top"), as_ndarray(sums, op, "saved.sum")
+    dloss = as_ndarray(dloss, op, "dloss") if for_each else as_float(dloss, op, "dloss")
     try:
         acquire_contiguous(&x, logits, op, "saved.logits")
         check_axis(&x, op, "saved.logits")

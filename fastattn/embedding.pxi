@@ -23,6 +23,7 @@ def embedding(object ids, object weight, str op):
     cdef object result
     cdef Py_ssize_t rows
     w.held = y.held = False
+    weight, ids = as_ndarray(weight, op, "weight"), as_ndarray(ids, op, "ids")
     try:
         acquire_contiguous(&w, weight, op, "weight", 2, ALL_TYPES)
         numbers = as_ids(ids, w.shape[0], op, "ids")
@@ -40,8 +41,8 @@ def embedding(object ids, object weight, str op):
 cdef object check_table(object shape, str op, str name):
     """A shape of two axes."""
     cdef object most = 1 << 62
-    cdef bint fits = isinstance(shape, tuple) and len(shape) == 2
-    if not fits or not all([isinstance(n, int) and 0 <= n < most for n in shape]):
+    cdef bint fits = type(shape) is tuple and len(shape) == 2
+    if not fits or not all([type(n) is int and 0 <= n < most for n in shape]):
         raise wrong_shape(op, name, "be a shape (rows, columns)", shown(shape))
 
 
@@ -53,9 +54,9 @@ def embedding_backward(object dy, object ids, object table, str op):
     cdef object result
     cdef Py_ssize_t rows
     g.held = d.held = False
+    check_table(table, op, "saved.shape")
+    ids, dy = as_ids(ids, table[0], op, "saved.ids"), as_ndarray(dy, op, "dy")
     try:
-        check_table(table, op, "saved.shape")
-        ids = as_ids(ids, table[0], op, "saved.ids")
         acquire_contiguous(&g, dy, op, "dy")
         if shape_of(&g) != (*ids.shape, table[1]):
             raise wrong_shape(op, "dy", f"have shape {(*ids.shape, table[1])}", f"shape {shape_of(&g)}")

@@ -180,13 +180,17 @@ def linear(object x, object weight, object bias, object activation, object out, 
     cdef char *sums_data = NULL
     a.held = w.held = b.held = y.held = z.held = False
     f = as_activation(activation, op, "activation")
+    x, bias = as_ndarray(x, op, "x"), as_optional(bias, op, "bias")
+    if isinstance(weight, PackedLinear):
+        packed = weight
+        if save:
+            raise TypeError(f"{op}: weight must be an array, which the gradient needs, got a PackedLinear")
+    else:
+        weight = as_ndarray(weight, op, "weight")
     try:
         acquire_contiguous(&a, x, op, "x", -1, REAL_TYPES if save else ALL_TYPES)
         check_axis(&a, op, "x")
-        if isinstance(weight, PackedLinear) and save:
-            raise TypeError(f"{op}: weight must be an array, which the gradient needs, got a PackedLinear")
-        if isinstance(weight, PackedLinear):
-            packed = weight
+        if packed is not None:
             N, K = packed.N, packed.K
             if packed.dtype_code != a.dtype:
                 raise TypeError(f"{op}: x must be {packed.dtype} like the packed weight, got {NAMES[a.dtype]}")
@@ -254,6 +258,9 @@ def linear_backward(object dy, object x, object weight, object z, object activat
     cdef bint with_bias = as_flag(bias, op, "saved.bias")
     g.held = a.held = w.held = s.held = dx.held = dw.held = db.held = False
     arguments.activation = as_activation(activation, op, "saved.activation")
+    x, weight, dy = as_ndarray(x, op, "saved.x"), as_ndarray(weight, op, "saved.weight"), as_ndarray(dy, op, "dy")
+    if arguments.activation != FA_IDENTITY:
+        z = as_ndarray(z, op, "saved.z")
     try:
         acquire_contiguous(&a, x, op, "saved.x")
         check_axis(&a, op, "saved.x")

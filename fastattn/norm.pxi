@@ -47,6 +47,8 @@ def norm(str kind, object x, object residual, object weight, object bias, object
     arguments.eps = as_float(eps, op, "eps")
     if not (arguments.eps >= 0 and isfinite(arguments.eps)):
         raise ValueError(f"{op}: eps must be at least 0 and finite, got {arguments.eps}")
+    x, residual = as_ndarray(x, op, "x"), as_optional(residual, op, "residual")
+    weight, bias = as_optional(weight, op, "weight"), as_optional(bias, op, "bias")
     try:
         total = acquire_contiguous(&a, x, op, "x", -1, ALL_TYPES)
         check_narrowed(arguments.eps, a.dtype, op, "eps")
@@ -110,6 +112,9 @@ def norm_backward(str kind, object dy, object x, object weight, object mean, obj
     arguments.kind = NORMS[kind]
     if (mean is None) != (arguments.kind == FA_RMS_NORM):
         raise wrong_shape(op, "saved", f"come from {kind}_norm_forward", "that of another norm")
+    x, dy, dsum = as_ndarray(x, op, "saved.x"), as_ndarray(dy, op, "dy"), as_optional(dsum, op, "dsum")
+    weight, rstd = as_optional(weight, op, "saved.weight"), as_ndarray(rstd, op, "saved.rstd")
+    mean = as_optional(mean, op, "saved.mean")
     try:
         acquire_contiguous(&a, x, op, "saved.x", -1, ALL_TYPES)
         check_axis(&a, op, "saved.x")

@@ -47,9 +47,15 @@ def recurrent(str op, RecurrentWeights w, options, object x, object h0, object c
     cdef fa_recurrent_arguments *below
     cdef fa_status status
     cdef Py_ssize_t i, lanes = w.layers * w.directions, at
-    cdef int kind_of_c = cell_dtype(c0, w, op, of_c)
+    cdef int kind_of_c
+    cdef fa_activation activation = NONLINEARITIES[options.nonlinearity]
+    cdef double clip = options.clip, dropout = options.dropout
+    cdef unsigned long long seed = options.seed
     cdef object h, c = None
     ax.held = ay.held = ad.held = ah.held = ac.held = h_out.held = c_out.held = False
+    x, h0, c0 = as_ndarray(x, op, "x"), as_optional(h0, op, of_h), as_optional(c0, op, of_c)
+    kind_of_c = cell_dtype(c0, w, op, of_c)
+    check_places(w, op)
     if lanes > MOST_LANES:
         lane = <fa_recurrent_arguments *>calloc(lanes, sizeof(fa_recurrent_arguments))
         if lane == NULL:
@@ -68,7 +74,7 @@ def recurrent(str op, RecurrentWeights w, options, object x, object h0, object c
         for i in range(lanes):
             a = &lane[i]
             set_lane(a, w, i, &ah, &ac, &h_out, &c_out)
-            a.activation, a.clip = NONLINEARITIES[options.nonlinearity], options.clip
+            a.activation, a.clip = activation, clip
             a.T, a.B, a.lengths = ax.shape[0], ax.shape[1], index_pointer(lengths)
             if i < w.directions:
                 a.x, a.x_stride[0], a.x_stride[1] = ax.data, ax.stride[0], ax.stride[1]
@@ -88,7 +94,7 @@ def recurrent(str op, RecurrentWeights w, options, object x, object h0, object c
                 if i % w.directions == 0:
                     release(&ad)
                     acquire_own_output(&ad, dropped[i // w.directions])
-                a.dropped, a.dropout, a.seed = ad.data + at, options.dropout, options.seed
+                a.dropped, a.dropout, a.seed = ad.data + at, dropout, seed
         with nogil:
             status = fa_recurrent_forward(<fa_dtype>w.dtype_code, lane, w.layers, w.directions)
         raise_status(status, op)

@@ -45,8 +45,11 @@ def recurrent_backward(str op, RecurrentWeights w, options, object x, list input
     cdef fa_status status
     cdef Py_ssize_t i, layer, at, lanes = w.layers * w.directions, rows = CELL_GATES[w.cell] * w.hidden_size
     cdef Py_ssize_t output, state, item
-    cdef fa_recurrent_arguments *arguments = <fa_recurrent_arguments *>calloc(lanes, sizeof(fa_recurrent_arguments))
-    cdef fa_recurrent_gradients *gradients = <fa_recurrent_gradients *>calloc(lanes, sizeof(fa_recurrent_gradients))
+    cdef fa_activation activation = NONLINEARITIES[options.nonlinearity]
+    cdef double clip = options.clip, dropout = options.dropout
+    cdef unsigned long long seed = options.seed
+    cdef fa_recurrent_arguments *arguments = NULL
+    cdef fa_recurrent_gradients *gradients = NULL
     cdef fa_recurrent_arguments *a
     cdef fa_recurrent_gradients *g
     cdef list states = [], results = [], kept = [], weights
@@ -54,7 +57,16 @@ def recurrent_backward(str op, RecurrentWeights w, options, object x, list input
     cdef char *dh0
     cdef char *dc0
     ax.held = ah.held = ac.held = ady.held = adh.held = adc.held = own.held = False
+    x, h0, c0 = as_ndarray(x, op, "saved.x"), as_optional(h0, op, "saved.h0"), as_optional(c0, op, "saved.c0")
+    dy, dh, dc = as_optional(dy, op, "dy"), as_optional(dh, op, "dh"), as_optional(dc, op, "dc")
+    inputs = [as_ndarray(array, op, "saved.dropped") for array in inputs]
+    ys = [as_ndarray(array, op, "saved.ys") for array in ys]
+    saves = [as_optional(array, op, "saved.activations") for array in saves]
+    lengths = as_optional(lengths, op, "saved.lengths")
+    check_places(w, op, "saved.weights")
     try:
+        arguments = <fa_recurrent_arguments *>calloc(lanes, sizeof(fa_recurrent_arguments))
+        gradients = <fa_recurrent_gradients *>calloc(lanes, sizeof(fa_recurrent_gradients))
         if arguments == NULL or gradients == NULL:
             raise no_lanes(op, lanes)
         check_counts((inputs, ys, saves), (w.layers - 1, w.layers, lanes), op)
@@ -78,8 +90,8 @@ def recurrent_backward(str op, RecurrentWeights w, options, object x, list input
         for i in range(lanes):
             a, g, layer, at = &arguments[i], &gradients[i], i // w.directions, i % w.directions * w.output_size * item
             a[0] = w.lane[i]
-            a.activation, a.clip = NONLINEARITIES[options.nonlinearity], options.clip
-            a.dropout, a.seed = options.dropout, options.seed
+            a.activation, a.clip = activation, clip
+            a.dropout, a.seed = dropout, seed
             a.T, a.B, a.lengths = ax.shape[0], ax.shape[1], index_pointer(lengths)
             if layer == 0:
                 a.x, a.x_stride[0], a.x_stride[1] = ax.data, ax.stride[0], ax.stride[1]

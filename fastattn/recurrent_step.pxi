@@ -32,9 +32,7 @@ cdef object acquire_input(Array *a, object value, int ndim, Py_ssize_t batch, Py
 
 cdef object acquire_result(Array *a, object value, Py_ssize_t batch, Py_ssize_t units, RecurrentWeights w, int dtype,
                            str op):
-    """Holds an array for a new state, which is written in place."""
-    if not isinstance(value, ndarray) or isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{op}: out must be a NumPy array, got {type(value).__name__}")
+    """Holds an array for a new state, an ndarray, which is written in place."""
     if take(a, value, 3, batch, units, w, dtype, PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE):
         return
     if not value.flags.writeable:
@@ -67,6 +65,10 @@ def recurrent_step(str op, RecurrentWeights w, str nonlinearity, double clip, ob
     if w.directions != 1 or w.layers > MOST_LANES:
         raise ValueError(f"{op}: a step needs one direction and at most {MOST_LANES} layers, "
                          f"got {w.directions} and {w.layers}")
+    x, h0, c0 = as_ndarray(x, op, "x"), as_ndarray(h0, op, of_h), as_optional(c0, op, "state[1]")
+    h_out = as_output(h_out, op, "out")
+    if c0 is not None:
+        c_out = as_output(c_out, op, "out")
     try:
         acquire_input(&ax, x, 2, -1, w.input_size, w, w.dtype_code, op, "x")
         B = ax.shape[0]

@@ -17,6 +17,7 @@ cdef class RecurrentWeights:
 
     cdef fa_recurrent_arguments *lane  # [layers * directions]
     cdef list held  # what the pointers point into
+    cdef list places  # of arrays that are not packed: (address, bytes)
     cdef int dtype_code
     cdef readonly object dtype
     cdef bint is_packed
@@ -111,19 +112,36 @@ cdef RecurrentWeights new_weights(str op, str cell, Py_ssize_t layers, Py_ssize_
     w.cell, w.layers, w.directions = cell, layers, directions
     w.input_size, w.hidden_size, w.output_size = input_size, hidden_size, output_size
     w.dtype, w.dtype_code = dtype, type_of(dtype)
-    w.held = []
+    w.held, w.places = [], []
     w.lane = <fa_recurrent_arguments *>calloc(layers * directions, sizeof(fa_recurrent_arguments))
     if w.lane == NULL:
         raise no_lanes(op, layers * directions)
     return w
 
 
+cdef object keep_weight(RecurrentWeights w, object array, const Array *a):
+    w.held.append(array)
+    w.places.append((<uintptr_t>a.view.buf, a.view.len))
+
+
+cdef object check_places(RecurrentWeights w, str op, str name="weights"):
+    """That arrays which the caller has too are where they were: NumPy can resize them in place."""
+    cdef Array a
+    for array, (address, size) in zip(w.held, w.places):
+        a.held = False
+        try:
+            if (hold_floats(&a, array, PyBUF_STRIDES | PyBUF_FORMAT) != w.dtype_code or a.view.len != size
+                    or <uintptr_t>a.view.buf != <uintptr_t>address):
+                raise wrong_shape(op, name, "keep memory and type while they are in use", f"shape {array.shape}")
+        finally:
+            release(&a)
+
+
 cdef const void *hold_weight(RecurrentWeights w, object value, tuple shape, str op, str name) except? NULL:
-    """Contiguous data of an optional weight, NULL for None; type and shape are checked."""
+    """Contiguous data of an optional weight, an ndarray, NULL for None; type and shape are checked."""
     cdef Array a
     if value is None:
         return NULL
-    value = as_ndarray(value, op, name)
     if not (value.flags.c_contiguous and value.flags.aligned):
         value = copied(value, op, name)
     a.held = False
@@ -131,7 +149,7 @@ cdef const void *hold_weight(RecurrentWeights w, object value, tuple shape, str 
         acquire(&a, value, op, name, len(shape), w.dtype_code)
         if shape_of(&a) != shape:
             raise wrong_shape(op, name, f"have shape {shape}", f"shape {shape_of(&a)}")
-        w.held.append(value)
+        keep_weight(w, value, &a)
         return a.data
     finally:
         release(&a)
@@ -160,6 +178,8 @@ def recurrent_weights(str op, str cell, list lanes, list names, Py_ssize_t direc
             if own[kind] is None:
                 raise wrong_type(op, labels[kind], None)
     check_optional(lanes, names, op)
+    lanes = [{kind: as_optional(own[kind], op, labels[kind]) for kind in LANE_ARRAYS}
+             for own, labels in zip(lanes, names)]
     first = checked_floats(lanes[0]["weight_hh"], op, names[0]["weight_hh"], 2)
     P = H = first.shape[1]
     if lanes[0]["weight_hr"] is not None:
@@ -191,6 +211,8 @@ def widened_weights(str op, RecurrentWeights weights):
     cdef fa_recurrent_weights *into
     cdef Py_ssize_t i, n
     cdef list held = weights.held[::-1]
+    cdef Array a
+    check_places(weights, op, "saved.weights")
     for i in range(w.layers * w.directions):
         w.lane[i] = weights.lane[i]
         into = &w.lane[i].weights
@@ -198,8 +220,11 @@ def widened_weights(str op, RecurrentWeights weights):
         field[:] = [&into.w_ih, &into.w_hh, &into.b_ih, &into.b_hh, &into.w_hr, &into.peephole]
         for n in range(6):
             if field[n][0] != NULL:
-                w.held.append(cast(held.pop(), float32))
-                field[n][0] = <const void *><uintptr_t>w.held[len(w.held) - 1].ctypes.data
+                wide = cast(held.pop(), float32)
+                hold_floats(&a, wide, PyBUF_STRIDES | PyBUF_FORMAT)
+                keep_weight(w, wide, &a)
+                field[n][0] = a.view.buf
+                release(&a)
     return w
 
 
@@ -221,6 +246,7 @@ def pack_recurrent(str op, RecurrentWeights weights, str type_name):
     cdef size_t size
     if type_name != NAMES[w.dtype_code]:
         type = <fa_weight_type><int>WEIGHT_TYPES[type_name]
+    check_places(weights, op)
     w.is_packed = True
     w.weight_dtype = type_name
     for i in range(w.layers * w.directions):

@@ -4,13 +4,21 @@ cdef bint has_sizes(const Py_buffer *view, int ndim, const Py_ssize_t *sizes) no
     return view.ndim == ndim and memcmp(view.shape, sizes, ndim * sizeof(Py_ssize_t)) == 0
 
 
+cdef object as_output(object value, str op, str name):
+    """An ndarray that results are written to, as one of no subclass: no method of it runs."""
+    if type(value) is ndarray:
+        return value
+    if not issubclass(type(value), ndarray) or issubclass(type(value), np.ma.MaskedArray):
+        raise TypeError(f"{op}: {name} must be an ndarray, got {type(value).__name__}")
+    return np.asarray(value)
+
+
 cdef bint acquire_sized(Array *a, object out, int ndim, const Py_ssize_t *sizes, const Array *like, str op,
                         str name) except -1:
     """acquire_out, of a shape that no tuple has been made of."""
     cdef bint fits
     a.held = False
-    if type(out) is not ndarray and (not isinstance(out, ndarray) or isinstance(out, np.ma.MaskedArray)):
-        raise TypeError(f"{op}: {name} must be an ndarray, got {type(out).__name__}")
+    out = as_output(out, op, name)
     a.dtype = hold_floats(a, out, PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE)
     if a.dtype != like.dtype or not has_sizes(&a.view, ndim, sizes) or (
         a.bfloat16 != like.bfloat16 and out.dtype != dtype_of(like)

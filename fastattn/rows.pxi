@@ -39,6 +39,7 @@ def map_backward(str kind, object dy, object x, str op):
     cdef fa_status status
     cdef object result
     g.held = a.held = d.held = False
+    x, dy = as_ndarray(x, op, "x"), as_ndarray(dy, op, "dy")
     try:
         acquire_contiguous(&a, x, op, "x")
         acquire_same(&g, dy, op, "dy", &a, "x")
@@ -59,6 +60,7 @@ def silu_gated(object gate, object up, object out, str op):
     cdef fa_status status
     cdef object result
     a.held = u.held = y.held = False
+    gate, up = as_ndarray(gate, op, "gate"), as_ndarray(up, op, "up")
     try:
         acquire_contiguous(&a, gate, op, "gate", -1, ALL_TYPES)
         acquire_same(&u, up, op, "up", &a, "gate")
@@ -86,6 +88,7 @@ def silu_gated_backward(object dy, object gate, object up, str op):
     cdef fa_status status
     cdef object dgate, dup
     g.held = a.held = u.held = da.held = du.held = False
+    gate, up, dy = as_ndarray(gate, op, "gate"), as_ndarray(up, op, "up"), as_ndarray(dy, op, "dy")
     try:
         acquire_contiguous(&a, gate, op, "gate")
         acquire_same(&u, up, op, "up", &a, "gate")
@@ -148,6 +151,7 @@ def softmax_backward_rows(bint log, object dy, object y, object scale, str op):
     cdef object result
     cdef Py_ssize_t n, rows
     g.held = a.held = d.held = False
+    y, dy = as_ndarray(y, op, "y"), as_ndarray(dy, op, "dy")
     try:
         acquire_contiguous(&a, y, op, "y", -1, ALL_TYPES)
         acquire_contiguous(&g, dy, op, "dy", -1, a.dtype)

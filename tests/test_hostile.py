@@ -1,11 +1,17 @@
 """Objects whose own methods raise, lie, or answer something else than the first time: the error is ours, and names
 function and argument."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 import fastattn as fa
 from fastattn import nn
+from tests import resizing
+from tests.malformed_recipes import RECIPES
 from tests.malformed_values import (
     Changing,
     HostileString,
@@ -121,7 +127,9 @@ def test_caches_of_steps_are_checked():
         with pytest.raises(TypeError, match=r"^TransformerDecoderLayer\.step: cache\."):
             decoder.layers[0].step(x, wrong)
     narrow = layer.memory._replace(values=layer.memory.values[..., :2])
-    with pytest.raises(ValueError, match=r"^MultiHeadAttention: context\.values must have shape"):
+    with pytest.raises(
+        ValueError, match=r"^TransformerDecoderLayer\.step: x and cache must suit .* context\.values must have"
+    ):
         decoder.layers[0].step(x, type(layer)(layer.target, narrow))
     with pytest.raises(TypeError, match=r"^select: keep_memory must be True or False"):
         cache.select([0], keep_memory=np.array([True, False]))
@@ -166,3 +174,52 @@ def test_what_a_layerless_decoder_saved_is_checked():
         wrong = saved._replace(parts=(*saved.parts[:2], shape, saved.parts[3]))
         with pytest.raises((TypeError, ValueError), match=r"^TransformerDecoder\.backward: saved\.parts\[2\] must"):
             decoder.backward(y, wrong)
+
+
+MODULES = ("nn.AttentionGRU.", "nn.LSTM.step", "nn.MultiHeadAttention.__call__")
+
+
+def test_no_argument_moves_another_one_under_c():
+    """tests/resizing.py: methods of an argument resize all others, in a process that a stale address ends."""
+    names = [name for name in RECIPES if not name.startswith(("nn.", "config.")) or name.startswith(MODULES)]
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.resizing", *names], capture_output=True, text=True, check=False, timeout=300,
+        env=os.environ | resizing.ENVIRONMENT,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert int(result.stdout.split()[1]) > 4000, result.stdout
+
+
+def _moved(array):
+    array.resize(1 << 13, refcheck=False)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_weights_that_moved_between_forward_and_backward_are_named(batch_first):
+    weights = {"weight_ih_l0": np.ones((16, 3)), "weight_hh_l0": np.ones((16, 4))}
+    (y, _), saved = fa.lstm_forward(np.ones((2, 2, 3)), None, weights, batch_first=batch_first)
+    fa.lstm_backward(y, saved)
+    _moved(weights["weight_hh_l0"])
+    with pytest.raises(ValueError, match=r"^lstm_backward: saved\.weights must keep memory and type"):
+        fa.lstm_backward(y, saved)
+
+
+def test_outputs_of_subclasses_are_written_and_their_methods_are_not_called():
+    class Loud(np.ndarray):
+        @property
+        def dtype(self):
+            raise RuntimeError("called")
+
+        shape = strides = dtype
+        view = None
+
+    for dtype in (np.float32, fa.nn.Linear(1, 1).dtype):
+        out = np.empty(X.shape, dtype).view(Loud)
+        assert fa.relu(X, out=out) is out
+        assert np.array_equal(np.asarray(out), X)
+
+
+def test_slices_hold_integers():
+    for wrong in (slice(RaisesEverything()), slice(0.5), slice("a", None)):
+        with pytest.raises(TypeError, match=r"^attention_weights: rows must be a slice of integers, got"):
+            fa.attention_weights(QKV, QKV, np.ones((1, 1, 2), np.float32), rows=wrong)

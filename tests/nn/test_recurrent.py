@@ -269,8 +269,8 @@ def test_a_step_names_what_it_cannot_take(rng):
         (TypeError, "x must", lambda: m.step(np.ma.masked_array(x, x == 0))),
         (TypeError, "x must", lambda: m.step(None)),
         (TypeError, "state must", lambda: m.step(x, "state")),
-        (TypeError, "out must be a NumPy array", lambda: m.step(x, out=torch.zeros(1, 2, 4))),
-        (TypeError, "out must be a NumPy array", lambda: m.step(x, out=[[[0.0] * 4] * 2])),
+        (TypeError, "out must be an ndarray", lambda: m.step(x, out=torch.zeros(1, 2, 4))),
+        (TypeError, "out must be an ndarray", lambda: m.step(x, out=[[[0.0] * 4] * 2])),
         (TypeError, "out must be float32", lambda: m.step(x, out=np.zeros((1, 2, 4)))),
         (ValueError, "out must be writable", lambda: m.step(x, out=np.broadcast_to(np.float32(0), (1, 2, 4)))),
     ):
