@@ -14,7 +14,6 @@ from fastattn import _core
 from fastattn.functional._checks import check_dtype, check_integer
 from fastattn.functional._floats import default_floats
 from fastattn.functional._types import Array
-from fastattn.functional.attention import attention
 
 _DTYPES = ("float32", "float64", "bfloat16", "float16", "int8")
 _FIRST_ROOM = 64  # tokens, where the capacity is open
@@ -185,11 +184,13 @@ class KVCache:
                 return _core.cache_attention(queries, k, v, k_scales, v_scales, table, lengths, mask, causal, scale,
                                              window, softcap, alibi_slopes, sinks, q_lengths, out,
                                              return_lse)  # fmt: skip
+            if queries.shape[1] % max(1, self._heads):
+                raise ValueError(f"attend: q must have a multiple of the {self._heads} heads of the cache, got "
+                                 f"{queries.shape[1]}")  # fmt: skip
             longest = int(lengths.max(initial=0))
             k, v = (self._plain(part, table, longest) for part in parts)
-            return attention(queries, k, v, mask=mask, causal=causal, scale=scale, window=window, softcap=softcap,
-                             alibi_slopes=alibi_slopes, sinks=sinks, q_lengths=q_lengths, kv_lengths=lengths,
-                             return_lse=return_lse, out=out)  # fmt: skip
+            return _core.attention(queries, k, v, mask, causal, scale, window, softcap, alibi_slopes, sinks, q_lengths,
+                                   lengths, "bhld", out, return_lse, False, "attend")  # fmt: skip
         finally:
             with access.lock:
                 access.readers -= 1
@@ -207,17 +208,7 @@ class KVCache:
         >>> cache.lengths
         array([1, 3])
         """
-        wanted = _core.checked_integers(lengths, "crop", "lengths")
-        if wanted.shape not in ((), self._lengths.shape):
-            raise ValueError(f"crop: lengths must be an integer or have shape {self._lengths.shape}, "
-                             f"got shape {wanted.shape}")  # fmt: skip
-        after = np.full(self._lengths.shape, wanted)
-        with self._access.lock:
-            wrong = (after < 0) | (after > self._lengths)
-            if wrong.any():
-                at = int(wrong.argmax())
-                raise ValueError(f"crop: lengths must lie in 0..{self._lengths[at]} for sequence {at}, got {after[at]}")
-            self._cut(after)
+        crop_all(lengths, self)
 
     def select(self, sequences: ArrayLike) -> "KVCache":
         """A cache of the sequences with these indices, in this order, each as often as it is named.
@@ -297,8 +288,8 @@ class KVCache:
 
     def _new_part(self, width: int, rows: int, room: int) -> tuple[Array, Array | None]:
         shape = (rows, self._heads, room)
-        scales = _zeros(shape, np.dtype(np.float32)) if self._dtype == np.int8 else None
-        return _zeros((*shape, width), self._dtype), scales
+        array = _zeros((*shape, width), self._dtype)  # the larger of the two, which fails first
+        return array, _zeros(shape, np.dtype(np.float32)) if self._dtype == np.int8 else None
 
     def _keep_readers(self) -> None:
         """Before tokens are written: whoever may attend to tokens that were taken back keeps their memory."""
@@ -306,6 +297,18 @@ class KVCache:
             rows, _, room, _ = self._parts[0][0].shape
             self._parts, self._table = self._larger(rows, room), self._table.copy()
         self._cropped = False
+
+    def _after_crop(self, wanted: Array) -> Array:
+        """The lengths that the cache would be cropped to."""
+        if wanted.shape not in ((), self._lengths.shape):
+            raise ValueError(f"crop: lengths must be an integer or have shape {self._lengths.shape}, "
+                             f"got shape {wanted.shape}")  # fmt: skip
+        after = np.full(self._lengths.shape, wanted)
+        wrong = (after < 0) | (after > self._lengths)
+        if wrong.any():
+            at = int(wrong.argmax())
+            raise ValueError(f"crop: lengths must lie in 0..{self._lengths[at]} for sequence {at}, got {after[at]}")
+        return after
 
     def _cut(self, after: Array) -> None:
         """The tokens of each sequence from after[b] on are gone. Needs no memory worth naming."""
@@ -434,6 +437,15 @@ class unchanged_on_failure:
         finally:
             for lock in self._locks:
                 lock.release()
+
+
+def crop_all(lengths: ArrayLike, *caches: KVCache) -> None:
+    """KVCache.crop of caches with the same tokens: of all of them, or where anything is wrong of none."""
+    wanted = _core.checked_integers(lengths, "crop", "lengths")
+    with unchanged_on_failure(*caches):
+        after = [cache._after_crop(wanted) for cache in caches]
+        for cache, ends in zip(caches, after, strict=True):
+            cache._cut(ends)
 
 
 def _size(name: str, value: Any, least: int = 0) -> int:

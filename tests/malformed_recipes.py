@@ -562,6 +562,8 @@ def _module_methods():
         return cache
 
     recipe("DecoderCache.select")(lambda: (decoder_cache().select, {"sequences": [1, 0], "keep_memory": False}))
+    recipe("LayerCache.crop")(lambda: (layer_cache().crop, {"lengths": [2, 1]}))
+    recipe("DecoderCache.crop")(lambda: (decoder_cache().crop, {"lengths": [0, 2]}))
     annotations = floats(2, 4, 6)
     recipe("nn.AttentionGRU.annotate")(
         lambda: (_kept("AttentionGRU").annotate, {"annotations": annotations, "lengths": np.array([4, 2])})

@@ -370,3 +370,34 @@ def test_lengths_are_a_copy():
     cache = fa.KVCache(2, 1, 4, dtype="float32")
     cache.lengths[:] = 5
     np.testing.assert_array_equal(cache.lengths, [0, 0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mask": np.ones((3, 3))}, "mask must be bool"),
+        ({"mask": np.ones((7, 3), bool)}, "mask must broadcast"),
+        ({"causal": "left"}, "causal must be"),
+        ({"scale": np.inf}, "scale must be finite"),
+        ({"scale": "1"}, "scale must be a number"),
+        ({"window": 3}, "window must be a pair"),
+        ({"softcap": -1.0}, "softcap must be"),
+        ({"alibi_slopes": np.ones(3, np.float32)}, r"alibi_slopes must have shape \(4,\)"),
+        ({"sinks": np.ones(4)}, "sinks must be float32"),
+        ({"q_lengths": [99, 0]}, "q_lengths must lie in"),
+        ({"return_lse": 1}, "return_lse must be True or False"),
+        ({"out": np.ones(3, np.float32)}, "out must have shape"),
+        ({"heads": 3}, "q must have a multiple of the 2 heads of the cache, got 3"),
+        ({"dtype": np.float64}, "q must be float32"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("queries", [8, 9])
+@pytest.mark.parametrize("page_size", [None, 4])
+def test_attend_names_itself_for_any_number_of_queries(options, message, queries, page_size):
+    options = dict(options)
+    cache = fa.KVCache(2, 2, 4, dtype="float32", page_size=page_size)
+    cache.append(np.ones((2, 2, 5, 4), np.float32), np.ones((2, 2, 5, 4), np.float32))
+    q = np.ones((2, options.pop("heads", 4), queries, 4), options.pop("dtype", np.float32))
+    with pytest.raises((TypeError, ValueError), match=f"^attend: {message}"):
+        cache.attend(q, **options)

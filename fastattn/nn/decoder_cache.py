@@ -6,7 +6,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from fastattn.cache import KVCache
+from fastattn.cache import KVCache, crop_all
 from fastattn.functional._checks import check_flag
 from fastattn.nn.attention import Context
 
@@ -21,6 +21,10 @@ class LayerCache:
     def __copy__(self) -> "LayerCache":
         """A cache of its own, on the same memory, which no step writes."""
         return LayerCache(copy.copy(self.target), self.memory)
+
+    def crop(self, lengths: ArrayLike) -> None:
+        """DecoderCache.crop of one layer."""
+        crop_all(lengths, self.target)
 
     def select(self, sequences: ArrayLike, *, keep_memory: bool = False) -> "LayerCache":
         """DecoderCache.select of one layer."""
@@ -53,6 +57,16 @@ class DecoderCache:
     def nbytes(self) -> int:
         """Memory of all keys and values."""
         return sum(layer.target.nbytes + layer.memory.keys.nbytes + layer.memory.values.nbytes for layer in self.layers)
+
+    def crop(self, lengths: ArrayLike) -> None:
+        """Takes back the tokens of each sequence from lengths[b] on, in every layer; one integer counts for all
+        sequences.
+
+        For speculative decoding: a step takes several drafted tokens, and those that are rejected are taken back.
+        Lengths lie in 0..what the sequence has. The next steps have the bits of a cache to which the rest was never
+        given. Raises TypeError or ValueError naming the argument, and then no layer is changed.
+        """
+        crop_all(lengths, *(layer.target for layer in self.layers))
 
     def select(self, sequences: ArrayLike, *, keep_memory: bool = False) -> "DecoderCache":
         """A cache that goes on from the sequences with these indices, in this order, each as often as it is named.

@@ -76,6 +76,47 @@ def test_a_projected_context_gives_the_bits_of_the_array(dtype, rng):
     assert same_bits(m(x, m.project(context), mask=mask), m(x, context, mask=mask))
 
 
+@pytest.mark.parametrize("of_cache", CACHES.values(), ids=CACHES)
+def test_rejected_tokens_are_taken_back_in_every_layer(rng, of_cache):
+    m = decoder(rng)
+    x, memory = sample(rng)
+    whole = m(x, memory, memory_lengths=LENGTHS)
+    cache = m.start(memory, memory_lengths=LENGTHS, **of_cache)
+    m.step(x[:, :4], cache)
+    drafted = rng.standard_normal((3, 5, 24), np.float32)
+    m.step(drafted, cache)
+    cache.crop(4)
+    assert cache.length == 4
+    assert same_bits(m.step(x[:, 4:7], cache), whole[:, 4:7])
+    m.step(drafted, cache)
+    cache.crop([7, 5, 0])  # each sequence to its own
+    step = np.stack([x[0, 7], x[1, 5], x[2, 0]])[:, None]
+    assert same_bits(m.step(step, cache)[:, 0], np.stack([whole[0, 7], whole[1, 5], whole[2, 0]]))
+    own = cache.layers[0]
+    own.crop(0)
+    assert own.target.lengths.tolist() == [0, 0, 0]
+    assert cache.layers[1].target.lengths.tolist() == [8, 6, 1]
+
+
+@pytest.mark.parametrize("of_cache", CACHES.values(), ids=CACHES)
+def test_what_cannot_be_taken_back_is_named_and_changes_no_layer(rng, of_cache):
+    m = decoder(rng)
+    x, memory = sample(rng)
+    cache = m.start(memory, **of_cache)
+    m.step(x[:, :4], cache)
+    cache.layers[1].crop([4, 1, 4])
+    for wrong, message in (
+        ([0, 2, 0], r"^crop: lengths must lie in 0\.\.1 for sequence 1, got 2"),
+        ([0, 0], r"^crop: lengths must be an integer or have shape \(3,\)"),
+        (5, r"^crop: lengths must lie in 0\.\.4 for sequence 0"),
+        (-1, r"^crop: lengths must lie in"),
+        ("a", r"^crop: lengths must be integers"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            cache.crop(wrong)
+        assert [layer.target.lengths.tolist() for layer in cache.layers] == [[4, 4, 4], [4, 1, 4]]
+
+
 def test_a_step_that_is_refused_leaves_the_cache_as_it_was(rng):
     m = decoder(rng)
     x, memory = sample(rng)
@@ -103,7 +144,7 @@ def test_wrong_arguments_are_named(rng):
         m.start(memory, memory_lengths=[1, 2])
     with pytest.raises(ValueError, match=r"lengths must"):
         m.start(memory, memory_lengths=[1, 2, 8])
-    with pytest.raises(TypeError, match=r"KVCache: dtype must be"):
+    with pytest.raises(TypeError, match=r"TransformerDecoder\.start: dtype must be"):
         m.start(memory, dtype="int16")
 
 
