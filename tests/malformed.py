@@ -118,15 +118,14 @@ _PARTS = {"grads": {"dy", "dstate", "dh", "dc", "dcontext"}, "positions": {"cos"
 
 
 def _words_of(name, owner, function, arguments):
-    """What an error may call its argument, if `owner` is the function, its class, or what a module computes by."""
+    """What an error may call its argument, if `owner` is the function or its class."""
     parts = name.removeprefix("nn.").removeprefix("config.").split(".")
     words = set(arguments)
     for argument, value in arguments.items():
         words |= _PARTS.get(argument, set()) | _names_in(value)
     if owner in {".".join(parts), parts[-1], parts[0], name, parts[-1].removesuffix("_forward"), f"{parts[0]}.step"}:
         return words | _parameters(function)
-    of_module = name[0].isupper() or name.startswith("nn.")
-    return words | _public()[owner] if of_module and owner in _public() else None
+    return None
 
 
 def _names_in(value):
@@ -136,18 +135,6 @@ def _names_in(value):
     if dataclasses.is_dataclass(value):
         return {field.name for field in dataclasses.fields(value)}
     return set(getattr(value, "_fields", ())) if isinstance(value, tuple) else set()
-
-
-@functools.cache
-def _public():
-    """Parameters of what is public by the names that errors may begin with."""
-    found = {}
-    for name, thing in malformed_recipes.discovered().items():
-        short = name.removeprefix("nn.")
-        names = {name, name.split(".")[-1], short, short.split(".")[0]}  # a module speaks for its methods
-        for own in names:
-            found[own] = found.get(own, set()) | _parameters(thing) | {"weight", "weights"}
-    return found
 
 
 def _parameters(function):

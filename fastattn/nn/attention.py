@@ -78,7 +78,7 @@ class MultiHeadAttention(Module):
         """
         if cache is not None:
             return self._with_cache(x, cache, causal, context=context, mask=mask, lengths=lengths)
-        x = _three_axes(x, "x")
+        x = self._checked("MultiHeadAttention", x, "x")
         if isinstance(context, Context):
             if lengths is not None:
                 raise ValueError("MultiHeadAttention: lengths must be None with a projected context, which has its own")
@@ -86,21 +86,22 @@ class MultiHeadAttention(Module):
             queries, keys, values = self._split_queries(self._project_queries(x, linear)), *context[:2]
             lengths = context.lengths
         else:
-            _, lengths, _ = _attended(x, context, lengths)
+            _, lengths, _ = self._attended(x, context, lengths)
             queries, keys, values = self._heads(*self._project(x, context, linear))
         out = attention(queries, keys, values, **self._options(context, mask, causal, lengths))
         return self.out_proj(out.reshape(*out.shape[:2], self.embed_dim))
 
     def project(self, context: ArrayLike, lengths: ArrayLike | None = None) -> Context:
         """Keys and values of a context[B, S, E] of these lengths[B], for many calls."""
-        array, checked, _ = ragged("MultiHeadAttention.project", context, lengths, "context")
+        op = "MultiHeadAttention.project"
+        array, checked, _ = ragged(op, self._checked(op, context, "context"), lengths, "context")
         return Context(*self._split_keys_values(self._project_context(array, linear)), checked)
 
     def forward(self, x: ArrayLike, context: ArrayLike | None = None, *, mask: ArrayLike | None = None,
                 causal: bool | str = False, lengths: ArrayLike | None = None) -> tuple[Array, Saved]:  # fmt: skip
         """The result, and what backward needs. What x (or the context) holds beyond lengths reaches no gradient."""
-        x = _three_axes(x, "x")
-        array, lengths, beyond = _attended(x, context, lengths)
+        x = self._checked("MultiHeadAttention", x, "x")
+        array, lengths, beyond = self._attended(x, context, lengths)
         if context is None:
             x = cleared("MultiHeadAttention", "x", array, beyond)
         else:
@@ -161,6 +162,21 @@ class MultiHeadAttention(Module):
                 raise ValueError(f"MultiHeadAttention: context.{name} must have shape [B, S, {heads[0]}, {heads[1]}], "
                                  f"got {shape}")  # fmt: skip
 
+    def _checked(self, op: str, x: ArrayLike, name: str) -> Array:
+        array: Array = _core.checked_floats(x, op, name, 3)
+        if array.dtype != self.dtype:
+            raise TypeError(f"{op}: {name} must be {self.dtype} like the parameters, got {array.dtype}")
+        if array.shape[2] != self.embed_dim:
+            raise ValueError(f"{op}: {name} must have a last axis of embed_dim, {self.embed_dim}, got {array.shape}")
+        return array
+
+    def _attended(self, x: Array, context: ArrayLike | None, lengths: ArrayLike | None) -> tuple[Array, Any, Any]:
+        """`ragged` of what is attended to."""
+        if context is None:
+            return ragged("MultiHeadAttention", x, lengths)
+        context = self._checked("MultiHeadAttention", context, "context")
+        return ragged("MultiHeadAttention", context, lengths, "context")
+
     def _options(self, context: ArrayLike | Context | None, mask: ArrayLike | None, causal: bool | str,
                  lengths: ArrayLike | None) -> dict[str, Any]:  # fmt: skip
         q_lengths = lengths if context is None else None
@@ -177,7 +193,7 @@ class MultiHeadAttention(Module):
             raise ValueError(
                 f"MultiHeadAttention: causal must be True with a cache, or left out, got {_core.shown(causal)}"
             )
-        heads = self._heads(*self._project(_three_axes(x, "x"), None, linear))
+        heads = self._heads(*self._project(self._checked("MultiHeadAttention", x, "x"), None, linear))
         queries, keys, values = (part.swapaxes(1, 2) for part in heads)
         with unchanged_on_failure(cache):
             cache.append(keys, values)
@@ -218,15 +234,3 @@ def attention_gradients(
                              f"of {shapes[0]} and {shapes[1]}")  # fmt: skip
         grads = {name: np.concatenate([part, grads_context[name]]) for name, part in grads.items()}
     return dx, dcontext, {f"in_proj_{name}": part for name, part in grads.items()} | prefixed(out_proj=grads_out)
-
-
-def _three_axes(x: ArrayLike, name: str) -> Array:
-    array: Array = _core.checked_floats(x, "MultiHeadAttention", name, 3)
-    return array
-
-
-def _attended(x: Array, context: ArrayLike | None, lengths: ArrayLike | None) -> tuple[Array, Any, Any]:
-    """`ragged` of what is attended to."""
-    if context is None:
-        return ragged("MultiHeadAttention", x, lengths)
-    return ragged("MultiHeadAttention", context, lengths, "context")

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from fastattn import _core
+from fastattn.functional._checks import check_parts
 from fastattn.functional._types import Array
 from fastattn.functional.additive import (
     SavedAdditive,
@@ -212,13 +213,14 @@ class AttentionGRU(Module):
             raise ValueError(f"AttentionGRU.backward: grads must be three, of y, context and state, "
                              f"got {type(grads).__name__}")  # fmt: skip
         dy, dcontext, dstate = grads
-        x, _, arguments, results = saved
         op, own, A, H = "AttentionGRU.backward", self._own, self.attention_size, self.hidden_size
+        x, arguments = saved.x, _arrays_of(op, saved.arguments, "saved.arguments", _ARGUMENTS)
+        results = _arrays_of(op, saved.results, "saved.results", _RESULTS)
         da, dgates, dkeys, dvalues, direct, dv, dh0 = _core.attention_gru_backward(
             dy, dcontext, dstate, arguments, results, op
         )
         annotations = arguments[3]
-        before = np.concatenate([np.asarray(arguments[7])[None], results[0][:-1]]) if len(results[0]) else results[0]
+        before = np.concatenate([arguments[7][None], results[0][:-1]]) if len(results[0]) else results[0]
         _, dw, dbias = _core.linear_backward(da, before, arguments[5], None, None, True, False, None, op)
         dweight = _core.new_array(own["weight_ih"].shape, self.dtype, op)
         x_part, key_part = np.split(own["weight_ih"], [self.input_size], 1)
@@ -242,6 +244,17 @@ class AttentionGRU(Module):
             "attention.v": dv,
         }
         return (dx, dannotations), dh0, grads
+
+
+# What _core.attention_gru takes and returns, by the names of messages.
+_ARGUMENTS = ("x", "keys", "values", "annotations", "v", "w", "bias", "state", "lengths")
+_RESULTS = ("h", "context", "weights", "sums", "gates")
+
+
+def _arrays_of(op: str, saved: Any, label: str, names: tuple[str, ...]) -> tuple[Any, ...]:
+    """The parts as ndarrays, which answer the same each time; None stays None."""
+    parts = zip(names, check_parts(op, label, saved, len(names)), strict=True)
+    return tuple(None if part is None else _core.checked_array(part, op, f"saved.{name}") for name, part in parts)
 
 
 def _check_saved(owner: str, saved: Any, kind: type) -> None:

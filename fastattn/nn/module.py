@@ -11,6 +11,7 @@ from fastattn import _core
 from fastattn.functional._checks import check_dtype, check_parts
 from fastattn.functional._floats import default_floats
 from fastattn.functional._types import Array
+from fastattn.nn._errors import name_errors_of
 
 
 class Saved(NamedTuple):
@@ -32,6 +33,8 @@ class Module:
         super().__init_subclass__()
         if "__init__" in vars(cls):  # where values are drawn and tables made
             cls.__init__ = default_floats(cls.__init__)  # type: ignore[method-assign]
+        if cls.__module__.startswith(__package__):
+            name_errors_of(cls)
 
     def __init__(self, dtype: DTypeLike = np.float32) -> None:
         self.dtype = check_dtype(type(self).__name__, dtype, self._dtypes)

@@ -22,6 +22,7 @@ from fastattn.functional._checks import check_flag
 from fastattn.functional._types import Array
 from fastattn.functional.recurrent import RecurrentSaved
 from fastattn.nn._arguments import Rng, check_layers, check_rng, check_room, check_size
+from fastattn.nn._errors import names_itself
 from fastattn.nn.module import Module
 
 _PAIRS = (tuple, list)
@@ -168,6 +169,7 @@ class _Recurrent(Module):
         self._pack_type = None
         self._drop_packed()
 
+    @names_itself
     def parameters(self) -> dict[str, Array]:
         """The parameters by name: the arrays themselves, which may be changed in place at any time. Steps are fastest
         while nobody holds them: as long as somebody does, each step reads them once more."""
@@ -225,6 +227,7 @@ class _Recurrent(Module):
         super().__setstate__(state)
         self._drop_packed()
 
+    @names_itself
     def step(self, x: ArrayLike, state: Any = None, *, out: Any = None) -> tuple[Array, Any]:
         """One step of x[B, I]: (y[B, H], state), for streams; one direction only.
 

@@ -286,6 +286,8 @@ class Seq2Seq(Module):
         check_room(op, batch * width * (words + max_length), 8, width=width, max_length=max_length)
         if max_length > _LONGEST:
             raise ValueError(f"{op}: max_length must be at most {_LONGEST}, got {max_length}")
+        if batch == 0:
+            return []
         memory, state = self.core.encode(self.source(ids), lengths)
         memory, state = self.core.take(memory, state, np.repeat(np.arange(batch), width))
         last = np.full((batch, width), start)

@@ -18,6 +18,7 @@ from fastattn.cache import KVCache, unchanged_on_failure
 from fastattn.functional._checks import check_flag, check_integer, check_parts
 from fastattn.functional._types import Array
 from fastattn.nn._arguments import Rng, check_eps, check_layers, check_rng, check_room, check_size
+from fastattn.nn._errors import renaming
 from fastattn.nn._padding import clear, cleared, cleared_gradient, ragged
 from fastattn.nn.attention import MultiHeadAttention, attention_gradients
 from fastattn.nn.decoder_cache import DecoderCache, LayerCache, check_decoder_cache, check_layer_cache
@@ -27,6 +28,7 @@ from fastattn.nn.module import Module, Saved, prefixed
 Grads = dict[str, Array]
 
 _OF_MEMORY = ("memory", "memory_lengths")  # names of arguments
+_OF_CONTEXT = {"context": "memory", "mask": "memory_mask", "lengths": "memory_lengths"}
 
 
 class _Layer(Module):
@@ -139,11 +141,12 @@ class TransformerDecoderLayer(_Layer):
         """mask, causal and lengths[B] of self-attention, memory_mask and memory_lengths[B] of that to memory."""
         x, lengths, beyond = ragged("TransformerDecoderLayer", x, lengths)
         memory, memory_lengths, _ = ragged("TransformerDecoderLayer", memory, memory_lengths, *_OF_MEMORY)
-        y = self._run(
-            x,
-            lambda y: self.self_attn(y, mask=mask, causal=causal, lengths=lengths),
-            lambda y: self.multihead_attn(y, memory, mask=memory_mask, lengths=memory_lengths),
-        )
+
+        def to_memory(y: Array) -> Array:
+            with renaming(**_OF_CONTEXT):
+                return self.multihead_attn(y, memory, mask=memory_mask, lengths=memory_lengths)
+
+        y = self._run(x, lambda y: self.self_attn(y, mask=mask, causal=causal, lengths=lengths), to_memory)
         return clear(y, beyond)
 
     def start(self, memory: ArrayLike, *, memory_lengths: ArrayLike | None = None, dtype: DTypeLike | None = None,
@@ -186,14 +189,16 @@ class TransformerDecoderLayer(_Layer):
             y, saved1 = self.norm1.forward(x)
             y, saved_self = self.self_attn.forward(y, **options)
             y, saved2 = self.norm2.forward(x, residual=y)
-            y, saved_cross = self.multihead_attn.forward(y, memory, **to_memory)
+            with renaming(**_OF_CONTEXT):
+                y, saved_cross = self.multihead_attn.forward(y, memory, **to_memory)
             y, saved3 = self.norm3.forward(saved2.x, residual=y)
             y, saved_feed = self._feed_forward_forward(y)
             added(y, saved3.x, out=y)
         else:
             y, saved_self = self.self_attn.forward(x, **options)
             y, saved1 = self.norm1.forward(x, residual=y)
-            z, saved_cross = self.multihead_attn.forward(y, memory, **to_memory)
+            with renaming(**_OF_CONTEXT):
+                z, saved_cross = self.multihead_attn.forward(y, memory, **to_memory)
             y, saved2 = self.norm2.forward(y, residual=z)
             z, saved_feed = self._feed_forward_forward(y)
             y, saved3 = self.norm3.forward(y, residual=z)

@@ -127,7 +127,7 @@ def test_wrong_weights_are_named_and_load_nothing():
 @pytest.mark.parametrize(
     ("ids", "starts", "message"),
     [
-        ([1, 50], [0, 2], r"embedding: ids must lie in 0\.\.49, got 50 at \[1\]"),
+        ([1, 50], [0, 2], r"BertModel: ids must lie in 0\.\.49, got 50 at \[1\]"),
         ([1] * 13, [0, 13], r"BertModel: sequences must have at most 12 tokens, got 13 in 0"),
         ([1, 2], [0, 3], r"BertModel: cu_seqlens must rise from 0 to 2"),
         ([1, 2], [0, 2, 1, 2], r"BertModel: cu_seqlens must rise from 0 to 2"),

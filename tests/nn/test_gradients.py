@@ -151,7 +151,7 @@ def test_an_embedding_has_a_gradient_of_its_weight(rng):
     dx, grads = module.backward(np.ones((2, 2, 3)), saved)
     assert dx is None
     assert grads["weight"][:, 0].tolist() == [1, 0, 2, 0, 1]
-    with pytest.raises(ValueError, match=r"embedding: ids must lie in 0\.\.4, got 5 at \[0\]"):
+    with pytest.raises(ValueError, match=r"Embedding: ids must lie in 0\.\.4, got 5 at \[0\]"):
         module([5])
 
 
