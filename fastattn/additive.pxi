@@ -18,8 +18,8 @@ cdef object set_two_strides(const Array *a, fa_index *stride):
 
 
 cdef object acquire_additive_mask(Array *a, object mask, int dtype, fa_additive_arguments *arguments, str op):
-    """Holds a mask, an ndarray; sets its kind, data and strides, 0 where it is broadcast. The last axis is copied unless
-    it is contiguous and as long as the keys."""
+    """Holds a mask, an ndarray; sets its kind, data and strides, 0 where it is broadcast. The last axis is copied
+    unless it is contiguous and as long as the keys."""
     cdef object array = mask
     cdef tuple shape = (arguments.B, arguments.T, arguments.S)
     cdef bint is_bool = acquire_mask_buffer(a, array, dtype, "query", op)

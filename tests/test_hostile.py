@@ -143,7 +143,7 @@ def test_files_need_a_path():
 
 def test_sentences_are_bounded():
     model = nn.Seq2Seq(5, 6, 3, 4, rng=0)
-    with pytest.raises(ValueError, match=r"^Seq2Seq\.beam: max_length must be at most"):
+    with pytest.raises(ValueError, match=r"^Seq2Seq\.greedy: max_length must be at most"):
         model.greedy([[1]], start=0, end=1, max_length=10**9)
 
 
