@@ -47,8 +47,8 @@ cdef object acquire_additive(AdditiveInputs *x, fa_additive_arguments *a, object
     values, v = as_ndarray(values, op, "values"), as_ndarray(v, op, "v")
     lengths, mask = as_optional(lengths, op, "lengths"), as_optional(mask, op, "mask")
     acquire(&x.query, query, op, "query", 3)
-    acquire(&x.keys, keys, op, "keys", 3, x.query.dtype)
-    acquire(&x.values, values, op, "values", 3, x.query.dtype)
+    acquire_read(&x.keys, keys, op, "keys", 3, x.query.dtype)
+    acquire_read(&x.values, values, op, "values", 3, x.query.dtype)
     acquire_contiguous(&x.v, v, op, "v", 1, x.query.dtype)
     a.B, a.T, a.A = x.query.shape[0], x.query.shape[1], x.query.shape[2]
     a.S, a.C = x.keys.shape[1], x.values.shape[2]
@@ -91,9 +91,10 @@ def additive_attention(object query, object keys, object values, object v, objec
         if wants_weights:
             weights = new_like(&aw, (a.B, a.T, a.S), &x.query, op)
         a.context, a.weights = ac.data, data_of(&aw)
-        with nogil:
-            status = fa_additive_forward(<fa_dtype>x.query.dtype, &a)
-        raise_status(status, op)
+        if not (is_empty(&ac) and is_empty(&aw)):
+            with nogil:
+                status = fa_additive_forward(<fa_dtype>x.query.dtype, &a)
+            raise_status(status, op)
     finally:
         release_additive(&x)
         release(&ac)
@@ -132,9 +133,10 @@ def additive_attention_backward(object dcontext, object query, object keys, obje
         dvalues = new_like(&ax, shape_of(&x.values), &x.query, op)
         dv = new_like(&av, shape_of(&x.v), &x.query, op)
         g.dquery, g.dkeys, g.dvalues, g.dv = aq.data, ak.data, ax.data, av.data
-        with nogil:
-            status = fa_additive_backward(<fa_dtype>x.query.dtype, &g)
-        raise_status(status, op)
+        if not (is_empty(&aq) and is_empty(&ak) and is_empty(&ax) and is_empty(&av)):
+            with nogil:
+                status = fa_additive_backward(<fa_dtype>x.query.dtype, &g)
+            raise_status(status, op)
     finally:
         release_additive(&x)
         release(&ag)

@@ -16,6 +16,7 @@ cdef int MAX_DIMS = 8
 cdef Py_ssize_t LONGEST_SHOWN = 200  # characters of a value in an error message
 # More bytes than an address space holds: only a view with strides of 0 has them, and no call would come to its end.
 cdef Py_ssize_t MOST_BYTES = <Py_ssize_t>1 << 47
+cdef Py_ssize_t MOST_REPEATED = <Py_ssize_t>1 << 40  # bytes of a view that repeats elements: a minute of reading
 
 cdef struct Array:
     Py_buffer view
@@ -333,6 +334,15 @@ cdef object acquire(Array *a, object value, str op, str name, int ndim=-1, int d
     return array
 
 
+cdef object acquire_read(Array *a, object value, str op, str name, int ndim, int dtype):
+    """acquire, of what a call reads whole, however small its result is."""
+    cdef object array = acquire(a, value, op, name, ndim, dtype)
+    if a.view.len > MOST_REPEATED and a.end - a.first < a.view.len:
+        raise wrong_shape(op, name, f"have at most {MOST_REPEATED} bytes where it repeats elements",
+                          f"shape {array.shape} of {array.dtype}")
+    return array
+
+
 cdef object acquire_contiguous(Array *a, object value, str op, str name, int ndim=-1, int dtype=REAL_TYPES):
     """acquire, and C-contiguous: copied if need be."""
     cdef object array = acquire(a, value, op, name, ndim, dtype)
@@ -389,6 +399,11 @@ cdef Py_ssize_t count(const Array *a) noexcept nogil:
     for i in range(a.ndim):
         n *= a.shape[i]
     return n
+
+
+cdef bint is_empty(const Array *a) noexcept:
+    """Whether nothing is held, or nothing is in it."""
+    return not a.held or count(a) == 0
 
 
 cdef tuple shape_from(int ndim, const Py_ssize_t *sizes):

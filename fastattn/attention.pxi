@@ -1,5 +1,7 @@
 # Blocked attention.
 
+cdef Py_ssize_t MOST_EMPTY_KEYS = <Py_ssize_t>1 << 31
+
 cdef object set_strides(Array *a, fa_index *stride, int head_axis):
     """Strides of batch, head and row of a four-axis array whose heads are on `head_axis`."""
     stride[0] = a.stride[0]
@@ -175,8 +177,8 @@ cdef tuple acquire_inputs(AttentionInputs *x, fa_attention_arguments *a, int hea
     q_lengths, kv_lengths = as_optional(q_lengths, op, "q_lengths"), as_optional(kv_lengths, op, "kv_lengths")
     is_square = read_options(a, causal, window, scale, softcap, op)
     acquire(&x.q, q, op, "q", 4, ALL_TYPES)
-    acquire(&x.k, k, op, "k", 4, x.q.dtype)
-    acquire(&x.v, v, op, "v", 4, x.q.dtype)
+    acquire_read(&x.k, k, op, "k", 4, x.q.dtype)
+    acquire_read(&x.v, v, op, "v", 4, x.q.dtype)
     a.B, a.H, a.Lq, a.D = x.q.shape[0], x.q.shape[head_axis], x.q.shape[3 - head_axis], x.q.shape[3]
     a.Hk, a.Lk, a.Dv = x.k.shape[head_axis], x.k.shape[3 - head_axis], x.v.shape[3]
     if x.k.shape[0] != a.B or x.k.shape[3] != a.D:
@@ -208,6 +210,12 @@ cdef tuple acquire_inputs(AttentionInputs *x, fa_attention_arguments *a, int hea
         a.k_lengths = index_pointer(kv_lengths)
     a.strategy = FA_ATTENTION_BLAS if by_blas(FA_SETTING_ATTENTION) else FA_ATTENTION_FUSED
     return q_lengths, kv_lengths
+
+
+cdef object check_keys(const fa_attention_arguments *a, const Array *out, const Array *lse, str op):
+    """Keys of no columns take no memory, but each is a score: there may be more than a call ever reads."""
+    if a.D == 0 and a.Lk > MOST_EMPTY_KEYS and not (is_empty(out) and is_empty(lse)):
+        raise ValueError(f"{op}: k must have at most {MOST_EMPTY_KEYS} keys of no columns, got {a.Lk}")
 
 
 cdef object attention_out(Array *a, object out, int ndim, const Py_ssize_t *shape, AttentionInputs *x, str op):
@@ -248,6 +256,7 @@ def attention(object q, object k, object v, object mask, object causal, object s
         if return_state:
             saved = new_out(&state, (2, a.B, a.H, a.Lq), real_dtype(x.q.dtype), op)
             a.reference, a.sum = state.data, state.data + state.stride[0] * state.view.itemsize
+        check_keys(&a, &ao, &al, op)
         with nogil:
             status = fa_attention_forward(<fa_dtype>x.q.dtype, &a)
         raise_status(status, op)

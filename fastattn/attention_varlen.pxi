@@ -32,8 +32,8 @@ cdef tuple acquire_ragged(AttentionInputs *x, fa_attention_arguments *a, object 
     cu_seqlens_k = as_ndarray(cu_seqlens_k, op, "cu_seqlens_k")
     is_square = read_options(a, causal, window, scale, softcap, op)
     acquire(&x.q, q, op, "q", 3, ALL_TYPES)
-    acquire(&x.k, k, op, "k", 3, x.q.dtype)
-    acquire(&x.v, v, op, "v", 3, x.q.dtype)
+    acquire_read(&x.k, k, op, "k", 3, x.q.dtype)
+    acquire_read(&x.v, v, op, "v", 3, x.q.dtype)
     a.H, a.D, a.Hk, a.Dv = x.q.shape[1], x.q.shape[2], x.k.shape[1], x.v.shape[2]
     if x.k.shape[2] != a.D:
         raise wrong_shape(op, "k", f"have the head size {a.D} of q", f"shape {shape_of(&x.k)}")
@@ -94,6 +94,7 @@ def attention_varlen(object q, object k, object v, object cu_seqlens_q, object c
         if return_state:
             saved = new_out(&state, (2, a.H, x.q.shape[0]), real_dtype(x.q.dtype), op)
             a.reference, a.sum = state.data, state.data + state.stride[0] * state.view.itemsize
+        check_keys(&a, &ao, &al, op)
         with nogil:
             status = fa_attention_forward(<fa_dtype>x.q.dtype, &a)
         raise_status(status, op)

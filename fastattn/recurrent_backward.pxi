@@ -129,9 +129,11 @@ def recurrent_backward(str op, RecurrentWeights w, options, object x, list input
             g.dpeephole = new_gradient(weights, (2 if w.cell == "lstm_coupled" else 3, w.hidden_size), w.dtype_code,
                                        a.weights.peephole != NULL, op)
             results.append(weights)
-        with nogil:
-            status = fa_recurrent_backward(<fa_dtype>w.dtype_code, arguments, gradients, w.layers, w.directions)
-        raise_status(status, op)
+        # Without units and inputs no gradient has an element, however many steps there were.
+        if not (w.hidden_size == w.output_size == 0 and is_empty(&ax)):
+            with nogil:
+                status = fa_recurrent_backward(<fa_dtype>w.dtype_code, arguments, gradients, w.layers, w.directions)
+            raise_status(status, op)
     finally:
         release(&ax)
         release(&ah)

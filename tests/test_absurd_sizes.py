@@ -46,6 +46,11 @@ REFUSED = {
     "cross_entropy": lambda: fa.cross_entropy(np.ones((2, 3)), view(2**58, dtype=np.int64)),
     "rope": lambda: fa.rope(rows(4, 2**40), view(2**40)),
     "attention": lambda: fa.attention(empty(1, 1, 1, 8), rows(8, 1, 1, 2**50), rows(8, 1, 1, 2**50)),
+    "attention ": lambda: fa.attention(empty(1, 1, 1, 8), rows(8, 1, 1, 2**41), rows(8, 1, 1, 2**41)),
+    "attention  ": lambda: fa.attention(empty(1, 1, 1, 0), *[empty(1, 1, 2**40, 0)] * 2, return_lse=True),
+    "attention_varlen ": lambda: fa.attention_varlen(
+        empty(1, 1, 0), *[empty(2**40, 1, 0)] * 2, [0, 1], [0, 2**40], return_lse=True
+    ),
     "attention_varlen": lambda: fa.attention_varlen(
         *[empty(0, 1, 1)] * 3, view(2**58, dtype=np.int64), view(2**58, dtype=np.int64)
     ),
@@ -86,6 +91,16 @@ EMPTY = {
     "attention of many heads": lambda: fa.attention(empty(1, MANY, 1, 0), *[empty(1, 1, 1, 0)] * 2),
     "attention of many keys": lambda: fa.attention(empty(1, 1, 1, 0), *[empty(1, 1, 2**40, 0)] * 2),
     "additive_attention": lambda: fa.additive_attention(*[empty(MANY, 1, 0)] * 3, empty(0)),
+    "additive_attention of no keys": lambda: fa.additive_attention_backward(
+        empty(2**40, 1, 0),
+        fa.additive_attention_forward(empty(2**40, 1, 0), *[empty(2**40, 0, 0)] * 2, empty(0))[1],
+    ),
+    "additive_attention of no keys and many queries": lambda: fa.additive_attention(
+        rows(3, 1, 2**40), empty(1, 0, 3), empty(1, 0, 0), empty(3)
+    ),
+    "rnn_backward of no units": lambda: backward_of_nothing("rnn"),
+    "gru_backward of no units": lambda: backward_of_nothing("gru"),
+    "lstm_backward of no units": lambda: backward_of_nothing("lstm"),
     "rnn of no units": lambda: fa.rnn(rows(3, 2**40, 1), None, weights(1, 0)),
     "gru of no units": lambda: fa.gru(rows(3, 2**40, 1), None, weights(3, 0)),
     "lstm of no units": lambda: fa.lstm(rows(3, 2**40, 1), None, weights(4, 0)),
@@ -95,6 +110,12 @@ EMPTY = {
 
 def weights(gates, hidden):
     return {"weight_ih_l0": empty(gates * hidden, 3), "weight_hh_l0": empty(gates * hidden, hidden)}
+
+
+def backward_of_nothing(op):
+    names = {"weight_ih_l0": empty(0, 0), "weight_hh_l0": empty(0, 0)}
+    (y, _), saved = getattr(fa, f"{op}_forward")(empty(2**40, 1, 0), None, names)
+    return getattr(fa, f"{op}_backward")(y, saved)
 
 
 def run_empty():
