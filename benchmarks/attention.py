@@ -1,9 +1,8 @@
-"""Attention in the cases: who attends to whom, inputs, and the plain form. cases.py and plain.py ask here.
+"""Attention in the cases: who attends to whom, inputs, and the specification. cases.py and plain.py ask here.
 
 The work of backward counts its five products, 2.5 times that of forward, although the scores are computed again in it.
 """
 
-import math
 from functools import cache
 from importlib import import_module
 from itertools import pairwise
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+from fastattn import reference
 
 if TYPE_CHECKING:
     from benchmarks.cases import Case
@@ -85,47 +86,29 @@ def sample(case: "Case", result: Array) -> Array:
     return result.reshape(-1, case.sizes["B"] * case.sizes["H"], *shape(case)[2:])[:, heads][:, :, rows]
 
 
-def forward(q: Array, k: Array, v: Array, where: Array | None = None) -> Array:
-    """softmax(q k^T / sqrt(D)) v over the last two axes."""
-    return np.asarray(_probabilities(q, k, where) @ v)
-
-
-def _probabilities(q: Array, k: Array, where: Array | None) -> Array:
-    scores = q @ k.swapaxes(-1, -2) * q.dtype.type(1 / math.sqrt(q.shape[-1]))
-    if where is not None:
-        scores[..., ~where] = -np.inf
-    e = np.exp(scores - scores.max(-1, keepdims=True))
-    return np.asarray(e / e.sum(-1, keepdims=True))
-
-
-def backward(dout: Array, q: Array, k: Array, v: Array, where: Array | None = None) -> tuple[Array, Array, Array]:
-    """dq, dk, dv from whole matrices of scores."""
-    p = _probabilities(q, k, where)
-    dp = dout @ v.swapaxes(-1, -2)
-    ds = p * (dp - (dp * p).sum(-1, keepdims=True)) * q.dtype.type(1 / math.sqrt(q.shape[-1]))
-    return ds @ k, ds.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ dout
-
-
-def ragged(q: Array, k: Array, v: Array, begins: Array) -> Array:
-    """Sequence after sequence of [tokens, H, D]."""
-    out = np.empty_like(q)
-    for begin, end in pairwise(begins):
-        parts = (x[begin:end].swapaxes(0, 1) for x in (q, k, v))
-        out[begin:end] = forward(*parts).swapaxes(0, 1)
-    return out
+def result(case: "Case", inputs: Inputs, dtype: DTypeLike) -> Array:
+    """The whole result by the specification: out, or dq, dk and dv in one array."""
+    q, k, v = (inputs[name] for name in "qkv")
+    if case.op == "attention_ragged":
+        parts = ([x[begin:end].swapaxes(0, 1)[None] for x in (q, k, v)] for begin, end in pairwise(starts(case)))
+        outs = (reference.attention(part[0], part[1], part[2], dtype=dtype)[0] for part in parts)
+        return np.concatenate([out[0].swapaxes(0, 1) for out in outs])
+    mask = inputs["allowed"] if "allowed" in inputs else allowed(case, inputs, np.arange(case.sizes["S"]))
+    if case.op == "attention":
+        return np.asanyarray(reference.attention(q, k, v, dtype=dtype, mask=mask)[0])
+    return np.stack(reference.attention_backward(inputs["dout"], q, k, v, dtype=dtype, mask=mask))
 
 
 def expected(case: "Case", inputs: Inputs, dtype: DTypeLike) -> Array:
     """`sample` of the result, computed in `dtype`."""
     if case.op == "attention_ragged":
         heads = _spread(case.sizes["H"], _SAMPLED_HEADS)
-        q, k, v = (inputs[name][:, heads].astype(dtype) for name in "qkv")
-        return ragged(q, k, v, starts(case))
+        return result(case, {name: a[:, heads] for name, a in inputs.items()}, dtype)
     heads, rows = _sample(case)
-    merged = case.sizes["B"] * case.sizes["H"], *shape(case)[2:]
-    q, k, v = (inputs[name].reshape(merged)[heads].astype(dtype) for name in "qkv")
+    merged = 1, case.sizes["B"] * case.sizes["H"], *shape(case)[2:]
+    part = {name: a if name == "mask" else a.reshape(merged)[:, heads] for name, a in inputs.items()}
     if case.op == "attention":
-        return forward(q[:, rows], k, v, allowed(case, inputs, rows))[None]
-    dout = inputs["dout"].reshape(merged)[heads].astype(dtype)
-    where = allowed(case, inputs, np.arange(case.sizes["S"]))
-    return np.stack([x[:, rows] for x in backward(dout, q, k, v, where)])
+        where = allowed(case, inputs, rows)
+        part |= {"q": part["q"][:, :, rows]} | ({} if where is None else {"allowed": where})
+        return result(case, part, dtype)
+    return result(case, part, dtype)[:, 0][:, :, rows]

@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 import fastattn as fa
-from benchmarks import attention, plain
+from benchmarks import plain
 from benchmarks.cases import GATES, Array
 from benchmarks.text import Batch
+from fastattn import reference
 from tests.ordered import Ordered
 
 WIDTH = 256
@@ -65,7 +66,7 @@ class Encoder(ABC):
 
     @abstractmethod
     def plain(self, x: Array, dtype: DTypeLike) -> Array:
-        """One sequence x[T, width] by plain NumPy in `dtype`."""
+        """One sequence x[T, width] by the specification in `dtype`."""
 
 
 class Recurrent(Encoder):
@@ -86,10 +87,10 @@ class Recurrent(Encoder):
 
     def plain(self, x: Array, dtype: DTypeLike) -> Array:
         y = x[:, None].astype(dtype)
-        zeros = np.zeros(GATES[self.name] * self.width, dtype)
+        weights = {name: _like(y, weight) for name, weight in self.weights.items()}
         for layer in range(self.layers):
-            weights = {f"weight_{kind}": _like(y, self.weights[f"weight_{kind}_l{layer}"]) for kind in ("ih", "hh")}
-            y = plain.run(self.name, y, self.width, weights | {"bias_ih": zeros, "bias_hh": zeros})
+            cell, state = plain.cell(self.name, weights, f"_l{layer}"), plain.zeros(self.name, y, weights, f"_l{layer}")
+            y = reference.sequence(cell, y, state, dtype=y.dtype)[0]
         return y[:, 0]
 
 
@@ -146,7 +147,8 @@ class SelfAttention(Encoder):
         for layer in range(self.layers):
             qkv, out, up, down = (_like(x, self.weights[f"{name}_{layer}"]).T for name in ("qkv", "out", "up", "down"))
             q, k, v = (x @ qkv).reshape(len(x), 3, -1, HEAD_SIZE).transpose(1, 2, 0, 3)
-            x = x + attention.forward(q, k, v).swapaxes(0, 1).reshape(x.shape) @ out
+            mixed = reference.attention(q[None], k[None], v[None], dtype=x.dtype)[0][0]
+            x = x + mixed.swapaxes(0, 1).reshape(x.shape) @ out
             x = x + np.maximum(x @ up, 0) @ down
         return x
 

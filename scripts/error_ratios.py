@@ -4,7 +4,7 @@
     python scripts/error_ratios.py [--draws 4] [--write]
 
 A ratio is an error of fastattn divided by that of the plain implementation in the same type on the same numbers
-(float32, float64: tests/plain.py; bfloat16, float16: the same that rounds after each op, tests/low_precision.py), both
+(fastattn.reference in the arithmetic of tests/ordered.py; in bfloat16 and float16 rounded after each op), both
 against the reference in a wider type. Neither uses BLAS: sums have the order of tests/ordered.py on every machine.
 Errors of all shapes and draws of a type and an option make one pool: the largest of each, and the medians. Float64
 gradients are also compared with complex steps of the forward equation, which share no formula with ours. Ratios are
@@ -24,9 +24,8 @@ sys.path.insert(0, str(ROOT))
 
 import fastattn as fa  # noqa: E402
 from fastattn import reference  # noqa: E402
-from tests import plain  # noqa: E402
-from tests.errors import exact  # noqa: E402
 from tests.low_precision import Rounded  # noqa: E402
+from tests.specification import exact, plain  # noqa: E402
 
 RECORD = ROOT / "tests" / "error_ratios.md"
 DTYPES = {
@@ -81,13 +80,10 @@ def results(name, arrays, options):
     dout, q, k, v = arrays
     out, saved = fa.attention_forward(q, k, v, **options)
     yield out, fa.attention_backward(dout, saved)[:3]
-    if name in LOW:
-        rounded = Rounded(np.dtype(DTYPES[name]))
-        yield rounded.attention(q, k, v, **options), rounded.attention_backward(dout, q, k, v, **options)
-    else:
-        yield plain.attention(q, k, v, **options)[0], plain.attention_backward(dout, q, k, v, **options)
+    yardstick = Rounded(np.dtype(DTYPES[name])) if name in LOW else plain
     truth = exact(np.float64) if name == "float64" else reference
-    yield truth.attention(q, k, v, **options)[0], truth.attention_backward(dout, q, k, v, **options)
+    for of in (yardstick, truth):
+        yield of.attention(q, k, v, **options)[0], of.attention_backward(dout, q, k, v, **options)
 
 
 def ratios(name, option, draws):

@@ -1,47 +1,19 @@
 """Tolerances that nobody chose: the error rule and the bounds in ULP of the promises about values.
 
 The error rule: against exact arithmetic, the largest error is at most 2 times that of the plain implementation in the
-same dtype, and the median at most 1 times (of gradients 1.1). "Plain" is tests/plain.py, the same on every machine.
-"Exact" is fastattn.reference, in float64 for float32 results; for float64 results the same source runs in NumPy's long
-double.
+same dtype, and the median at most 1 times (of gradients 1.1). "Plain" and "exact" are fastattn.reference: in the
+dtype with the arithmetic of tests/ordered.py, the same on every machine, and in float64 for float32 results, in long
+double for float64 results (tests/specification.py).
 
 The rule compares distributions, over many calls: of 400 small problems (few keys, large scores), each judged alone, ten
 broke it by chance. What each call keeps is the bound of tests/bounds.py.
 """
 
-import inspect
 import math
-import types
 
 import numpy as np
-import pytest
-
-from fastattn import reference
-from tests.ordered import wide_erfc
 
 SIGMAS = 4  # how unlikely chance must be to explain a median that is too large
-HAS_LONG_DOUBLE = np.finfo(np.longdouble).nmant > np.finfo(np.float64).nmant
-
-
-def _in_long_double():
-    """fastattn.reference once more, with long double for float64."""
-    module = types.ModuleType("reference_in_long_double")
-    source = inspect.getsource(reference).replace("np.float64", "np.longdouble")
-    exec(compile(source, "reference_in_long_double", "exec"), module.__dict__)
-    module._erfc = wide_erfc
-    return module
-
-
-_extended = _in_long_double()
-
-
-def exact(dtype):
-    """The reference in a type wider than `dtype`: its errors do not count beside those of `dtype`."""
-    if np.dtype(dtype) == np.float32:
-        return reference
-    if not HAS_LONG_DOUBLE:
-        pytest.skip("long double is no wider than float64 on this platform: no exact values to compare with")
-    return _extended
 
 
 class ErrorRule:

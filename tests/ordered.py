@@ -1,4 +1,6 @@
-"""Arithmetic that is the same on every machine, NumPy version and build: what the plain implementations are made of.
+"""Arithmetic that is the same on every machine, NumPy version and build: that of the yardstick.
+
+An `Ordered` array brings it to the formulas of fastattn.reference, and to others that are written for NumPy.
 
 Every product, sum, quotient and root is rounded to the type of its arguments, as IEEE 754 has it. Sums have one order:
 
@@ -19,6 +21,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+from fastattn import reference
 
 Array = NDArray[Any]
 
@@ -130,32 +134,67 @@ def wide_erfc(z: Array) -> Array:
 
 
 exp, tanh, log, erfc = (_rounded_once(function) for function in (np.exp, np.tanh, np.log, wide_erfc))
-_ROUNDED = {np.exp: exp, np.tanh: tanh, np.log: log}
+_OWN = {np.exp: exp, np.tanh: tanh, np.log: log, reference.erfc: erfc}
+# Left to NumPy: each element is rounded by itself, as IEEE 754 has it, or no element is rounded.
+_ELEMENTWISE = {np.add, np.subtract, np.multiply, np.true_divide, np.sqrt, np.square, np.negative, np.absolute,
+                np.maximum, np.minimum, np.greater, np.greater_equal, np.less, np.less_equal, np.equal, np.not_equal,
+                np.isfinite, np.isnan, np.conjugate}  # fmt: skip
+_REARRANGED = {np.where, np.concatenate, np.stack, np.split, np.array_split, np.repeat, np.take_along_axis, np.clip,
+               np.zeros_like, np.empty_like, np.copyto, np.moveaxis, np.swapaxes, np.expand_dims,
+               np.broadcast_to}  # fmt: skip
 
 
 class Ordered(np.ndarray[Any, Any]):
     """An array that gives formulas written for NumPy this arithmetic: `@`, sum, mean, np.exp, np.tanh and np.log.
 
-    What is computed or joined from one and a common array is one again; np.where gives a common array.
+    What is computed or joined from one and a common array is one again. An operation of another kind, whose order NumPy
+    may choose, is refused; so is a common array of floating-point numbers, which would have lost this arithmetic on its
+    way.
     """
 
     __array_priority__ = 1.0  # of np.concatenate and np.stack
 
+    def _viewed(self, x: Any) -> Any:
+        return x.view(type(self)) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x
+
     def __array_ufunc__(self, ufunc: np.ufunc, method: Any, *inputs: Any, **keywords: Any) -> Any:
+        for x in inputs:
+            if isinstance(x, np.ndarray) and not isinstance(x, Ordered) and x.dtype.kind == "f" and x.ndim:
+                raise TypeError(f"{ufunc.__name__}: an array in NumPy's arithmetic among ordered ones")
         arguments = [np.asarray(x) if isinstance(x, Ordered) else x for x in inputs]
-        if "out" in keywords:  # as NumPy's own mean has it
+        if "out" in keywords:  # x += y
             (out,) = keywords.pop("out")
             np.copyto(np.asarray(out), np.asarray(self.__array_ufunc__(ufunc, method, *inputs, **keywords)))
             return out
         if ufunc is np.matmul:
             result = _product(*arguments)
-        elif ufunc in _ROUNDED:
-            result = _ROUNDED[ufunc](arguments[0])
-        elif ufunc is np.add and method == "reduce":
+        elif ufunc in _OWN:
+            result = _OWN[ufunc](arguments[0])
+        elif ufunc is np.add and method == "reduce" and keywords["axis"] is not None:
             result = total(arguments[0], keywords["axis"], keywords.get("keepdims", False))
-        else:
+        elif ufunc in _ELEMENTWISE and (method in ("__call__", "at") or ufunc in (np.maximum, np.minimum)):
             result = getattr(ufunc, method)(*arguments, **keywords)
-        return result.view(Ordered) if isinstance(result, np.ndarray) else result
+        else:
+            raise TypeError(f"{ufunc.__name__}: {method} has no stated order")
+        return self._viewed(self._result(result))
+
+    def _result(self, x: Any) -> Any:
+        """Of one operation, for types with fewer digits than the dtype."""
+        return x
+
+    def __array_function__(self, function: Any, types: Any, arguments: Any, keywords: Any) -> Any:
+        if function not in _REARRANGED:
+            raise TypeError(f"{function.__name__} has no stated order")
+        result = super().__array_function__(function, types, arguments, keywords)
+        return [self._viewed(x) for x in result] if isinstance(result, list) else self._viewed(result)
+
+    def _refused(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("a method of NumPy has no stated order")
+
+    dot = cumsum = cumprod = trace = _refused  # type: ignore[assignment]
+
+    def mean(self, axis: int, keepdims: bool = False) -> Any:  # type: ignore[override]
+        return self._viewed(self._result(mean(np.asarray(self), axis, keepdims)))
 
 
 def _product(a: Array, b: Array) -> Array:

@@ -5,9 +5,9 @@ import pytest
 
 import fastattn as fa
 from fastattn import reference
-from tests import plain
 from tests.arrays import LAYOUTS, same_bits
-from tests.errors import ErrorRule, exact
+from tests.errors import ErrorRule
+from tests.specification import exact, plain
 
 SHAPES = [  # B, T, S, A, C
     (9, 9, 9, 33, 17), (19, 2, 50, 64, 40), (3, 4, 1, 1, 1), (5, 18, 131, 19, 66), (9, 11, 6, 257, 5),

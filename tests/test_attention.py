@@ -7,10 +7,10 @@ import pytest
 
 import fastattn as fa
 from fastattn import _core
-from tests import plain
 from tests.arrays import LAYOUTS, same_bits
 from tests.conftest import HAS_BLAS
-from tests.errors import ErrorRule, exact
+from tests.errors import ErrorRule
+from tests.specification import exact, plain
 
 # 0, 1, 2; around the vector lengths 4, 8, 16; around register tiles, tiles of 96 queries and blocks of 256 and 512
 # keys; primes; several blocks.

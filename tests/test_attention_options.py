@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import fastattn as fa
-from tests import plain
 from tests.arrays import LAYOUTS, same_bits
-from tests.errors import ErrorRule, exact
+from tests.errors import ErrorRule
+from tests.specification import exact, plain
 
 SIZES = [(1, 1, 1), (2, 15, 3), (7, 16, 8), (97, 17, 64), (192, 513, 129), (13, 1031, 5)]  # Lq, Lk, D = Dv
 

@@ -6,8 +6,9 @@ import pytest
 import fastattn as fa
 from fastattn import reference
 from tests.arrays import LAYOUTS, same_bits
-from tests.errors import ErrorRule, exact
+from tests.errors import ErrorRule
 from tests.ordered import exp, log
+from tests.specification import exact
 from tests.test_attention_options import drawn_options, every_score_option, inputs
 
 

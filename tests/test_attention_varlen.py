@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import fastattn as fa
-from tests import plain
 from tests.arrays import LAYOUTS, same_bits
-from tests.errors import ErrorRule, exact
+from tests.errors import ErrorRule
+from tests.specification import exact, plain
 
 LENGTHS = [(0, 5), (1, 1), (37, 20), (200, 530), (3, 0), (96, 97), (0, 0), (13, 64)]  # of q and of k
 

@@ -5,7 +5,7 @@ import pytest
 
 import fastattn as fa
 from tests.bounds import Bounded, bounded, share_of_bound
-from tests.errors import exact
+from tests.specification import exact
 from tests.test_recurrent_backward import CELLS, backward, case, cell_weights, functions_of, joined, parts
 
 DRAWS = 25
@@ -15,18 +15,11 @@ def normal(rng, dtype, *shapes):
     return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
 
 
-def lifted(arguments):
-    """Bounded numbers for the floating-point arrays among the values of a list or a dict."""
-    if isinstance(arguments, dict):
-        return dict(zip(arguments, lifted(list(arguments.values())), strict=True))
-    return [Bounded.of(a) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a for a in arguments]
-
-
 def results(function, arguments, options=None):
     """Of the bounded plain implementation and of the exact one."""
     options = options or {}
     dtype = next(a.dtype for a in arguments if isinstance(a, np.ndarray) and a.dtype.kind == "f")
-    found = getattr(bounded, function)(*lifted(arguments), **lifted(options))
+    found = getattr(bounded, function)(*arguments, **options)
     right = getattr(exact(dtype), function)(*arguments, **options)
     return (found, right) if isinstance(right, tuple) else ((found,), (right,))
 
@@ -125,14 +118,11 @@ def recurrent(rng, dtype):
     x, state, weights, dy, dstate = case(rng, name, steps, batch, inputs, hidden, dtype)
     y, after = getattr(fa, op)(x, joined(name, state), weights, **own)
     found = []
-    for module, lift in ((bounded, lifted), (exact(dtype), lambda arguments: arguments)):
-        cell, cell_backward = functions_of(module, name, lift(weights))
-        start, last = ([lift([part[0]])[0] for part in whole] for whole in (state, dstate))
-        x_lifted, dy_lifted = lift([x, dy])
-        values, end = module.sequence(cell, x_lifted, tuple(start))
-        dx, dstart, dweights = module.sequence_backward(
-            cell, cell_backward, dy_lifted, tuple(last), x_lifted, tuple(start)
-        )
+    start, last = (tuple(part[0] for part in whole) for whole in (state, dstate))
+    for module in (bounded, exact(dtype)):
+        cell, cell_backward = functions_of(module, name, weights)
+        values, end = module.sequence(cell, x, start)
+        dx, dstart, dweights = module.sequence_backward(cell, cell_backward, dy, last, x, start)
         found.append(((values, *end), (dx, *dstart), [dweights[key] for key in cell_weights(weights)]))
     yield op, (y, *(part[0] for part in parts(name, after))), found[0][0], found[1][0]
     dx, dstart, dweights = backward(name, x, state, weights, dy, dstate)
@@ -147,7 +137,7 @@ def elementwise(rng, dtype):
     yield "silu_gated", (fa.silu_gated(gate, up),), *results("silu_gated", [gate, up])
     yield "silu_gated_backward", fa.silu_gated_backward(dy, gate, up), *results("silu_gated_backward", [dy, gate, up])
     x, positions, ids = dy.reshape(5, 6), rng.integers(0, 500, 5), rng.integers(0, 3, 5)
-    summed = bounded.matmul(Bounded.of((np.arange(3)[:, None] == ids).astype(dtype)), Bounded.of(x))
+    summed = Bounded.of((np.arange(3)[:, None] == ids).astype(dtype)) @ Bounded.of(x)
     got = fa.embedding_backward(x, fa.embedding_forward(ids, np.zeros((3, 6), dtype))[1])
     yield "embedding_backward", (got,), (summed,), (exact(dtype).embedding_backward(x, ids, 3),)
     yield "rope", (fa.rope(x, positions),), *results("rope", [x, positions])

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 import fastattn as fa
-from tests import plain
 from tests.arrays import same_bits
-from tests.errors import ErrorRule, exact
+from tests.errors import ErrorRule
 from tests.low_precision import BFLOAT16
+from tests.specification import exact, plain
 
 PAGE_SIZES = [None, 1, 16, 33]
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 import fastattn as fa
-from tests import plain
 from tests.arrays import LAYOUTS, same_bits
-from tests.errors import ErrorRule, exact
+from tests.errors import ErrorRule
 from tests.low_precision import BFLOAT16, FLOAT16
+from tests.specification import exact, plain
 
 ROWS = 12  # more queries than few: this call packs its keys
 SIZES = [  # H, Hk, Lk, D, Dv

@@ -10,8 +10,9 @@ import pytest
 import fastattn as fa
 from fastattn import _core
 from tests.arrays import LAYOUTS, same_bits
-from tests.errors import HAS_LONG_DOUBLE, exact, ulps
+from tests.errors import ulps
 from tests.ordered import wide_erfc
+from tests.specification import HAS_LONG_DOUBLE, exact
 
 # Largest errors in ULP that are promised: the names of NUMERICS, and of silu, which is a product of one of them, the
 # bound of gelu.

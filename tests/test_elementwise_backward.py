@@ -5,9 +5,9 @@ import pytest
 
 import fastattn as fa
 from fastattn import reference
-from tests import plain
 from tests.arrays import LAYOUTS, same_bits
-from tests.errors import ErrorRule, exact
+from tests.errors import ErrorRule
+from tests.specification import exact, plain
 
 SIZES = [0, 1, 2, 3, 7, 8, 15, 16, 17, 63, 65, 1031, 40_000]
 

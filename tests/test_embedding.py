@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import fastattn as fa
-from tests import plain
 from tests.arrays import LAYOUTS, same_bits
-from tests.errors import ErrorRule, exact
+from tests.errors import ErrorRule
+from tests.specification import exact, plain
 
 WIDTHS = [1, 2, 7, 8, 15, 16, 17, 63, 64, 65, 130, 1031]
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import fastattn as fa
-from tests import plain
 from tests.arrays import LAYOUTS, same_bits
 from tests.conftest import HAS_BLAS, NEEDS_BLAS
-from tests.errors import ErrorRule, exact
+from tests.errors import ErrorRule
+from tests.specification import exact, plain
 
 ACTIVATIONS = [None, "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid"]
 # M, N, K around the blocks of ops/linear.c: 96 rows and 1024 of K (native; up to 192 rows are few), 64 rows and 256

@@ -5,9 +5,10 @@ import pytest
 
 import fastattn as fa
 from fastattn import _core, reference
-from tests import plain
 from tests.arrays import LAYOUTS, same_bits
-from tests.errors import ErrorRule, exact
+from tests.errors import ErrorRule
+from tests.ordered import wider
+from tests.specification import exact, plain
 
 ACTIVATIONS = [None, "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid"]
 # M, N, K: 1, primes, a tile and its neighbours, parts of sums over rows, and their chunks.
@@ -116,7 +117,7 @@ def test_dx_can_be_added_to_a_gradient_from_elsewhere(dtype, rng):
     assert dx is total
     rule = ErrorRule()
     rule.add(total, start + plain.linear_backward(dy, x, weight)[0],
-             start.astype(exact(dtype).np.longdouble) + exact(dtype).linear_backward(dy, x, weight)[0])  # fmt: skip
+             start.astype(wider(dtype)) + exact(dtype).linear_backward(dy, x, weight)[0])  # fmt: skip
     rule.check(median=False)
     assert all(map(same_bits, rest, fa.linear_backward(dy, saved)[1:]))
     dx, *rest = _core.linear_backward(dy, x, weight, None, None, True, False, None, "test")

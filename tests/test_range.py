@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import fastattn as fa
-from tests import plain
 from tests.arrays import same_bits
 from tests.low_precision import BFLOAT16
+from tests.specification import plain
 
 DOWN = 2.0**-60
 LARGEST = {np.dtype(np.float32): np.finfo(np.float32).max, np.dtype(np.float64): np.finfo(np.float64).max,

@@ -11,9 +11,9 @@ import pytest
 
 import fastattn as fa
 from fastattn import _core, reference
-from tests import plain
 from tests.arrays import LAYOUTS, same_bits
-from tests.errors import ErrorRule, exact
+from tests.errors import ErrorRule
+from tests.specification import exact, plain
 
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 FORMS = [

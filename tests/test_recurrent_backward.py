@@ -7,9 +7,9 @@ import pytest
 
 import fastattn as fa
 from fastattn import reference
-from tests import plain
 from tests.arrays import LAYOUTS, same_bits
-from tests.errors import ErrorRule, exact
+from tests.errors import ErrorRule
+from tests.specification import exact, plain
 
 # name: gates, public name, options of the plain call
 CELLS = {

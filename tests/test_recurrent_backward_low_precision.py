@@ -5,8 +5,8 @@ import pytest
 
 import fastattn as fa
 from fastattn import nn, reference
-from tests import plain
 from tests.low_precision import BFLOAT16, FLOAT16, LOW, LowPrecisionRule, Rounded, same
+from tests.specification import plain
 from tests.test_recurrent_backward import (
     CELLS,
     NAMES,

@@ -1,5 +1,6 @@
 """Recurrent networks on bfloat16 and float16 arrays, under every instruction set (avx512bf16 multiplies pairs)."""
 
+import functools
 import os
 import shutil
 import subprocess
@@ -11,9 +12,9 @@ import pytest
 
 import fastattn as fa
 from fastattn import reference
-from tests import plain
 from tests.low_precision import BFLOAT16, LOW, LowPrecisionRule, Rounded, same
-from tests.ordered import tanh
+from tests.ordered import matmul, tanh
+from tests.specification import plain
 from tests.test_recurrent import GATES, draw, forms, run, spec, weight_form
 
 SIZES = [(3, 2, 5, 17), (4, 13, 31, 16), (5, 26, 33, 37), (2, 1, 70, 130), (6, 40, 32, 64)]
@@ -36,13 +37,13 @@ def draw_low(rng, cell, T, B, I, H, dtype, layers=1, directions=1, **form):
 class RoundedCells:
     """The cells in NumPy, each operation rounded to the 16-bit type; arrays are float32."""
 
-    sequence = staticmethod(plain.sequence)
+    sequence = staticmethod(functools.partial(reference.sequence, dtype=np.float32))
 
     def __init__(self, dtype):
         self.q = Rounded(dtype)
 
     def affine(self, x, w, b):
-        y = self.q(plain.product(x, w))
+        y = self.q(matmul(x, w.T))
         return y if b is None else self.q(y + b)
 
     def sigmoid(self, x):
@@ -50,7 +51,7 @@ class RoundedCells:
 
     def rnn_cell(self, x, h, w_ih, w_hh, b_ih, b_hh, nonlinearity="tanh"):
         a = self.q(self.affine(x, w_ih, b_ih) + self.affine(h, w_hh, b_hh))
-        return self.q(plain.ACTIVATIONS[nonlinearity](a))
+        return self.q(getattr(plain, nonlinearity)(a))
 
     def gru_cell(self, x, h, w_ih, w_hh, b_ih, b_hh, linear_before_reset=True):
         q, H = self.q, h.shape[1]

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import fastattn as fa
-from tests import plain
 from tests.arrays import LAYOUTS, same_bits
-from tests.errors import ErrorRule, exact
+from tests.errors import ErrorRule
+from tests.specification import exact, plain
 
 SIZES = [2, 4, 6, 14, 16, 18, 30, 32, 34, 64, 128, 130]
 both = pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])

@@ -7,9 +7,9 @@ import pytest
 from numpy.exceptions import AxisError
 
 import fastattn as fa
-from tests import plain
 from tests.arrays import LAYOUTS, same_bits
-from tests.errors import ErrorRule, exact
+from tests.errors import ErrorRule
+from tests.specification import exact, plain
 
 FORWARD = {"softmax": fa.softmax, "log_softmax": fa.log_softmax}
 BACKWARD = {"softmax": fa.softmax_backward, "log_softmax": fa.log_softmax_backward}

@@ -6,10 +6,10 @@ import pytest
 import fastattn as fa
 import fastattn.nn
 from fastattn import reference
-from tests import plain
 from tests.arrays import same_bits
-from tests.errors import ErrorRule, exact
+from tests.errors import ErrorRule
 from tests.nn.gradients import assert_gradients
+from tests.specification import exact, plain
 
 CELL = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 NAMES = (*CELL, "attention.query.weight", "attention.key.weight", "attention.v")
