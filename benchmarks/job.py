@@ -11,8 +11,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import cases, claim, encoders, machine, peers, runner, summary, terminal, text
-from benchmarks.report import Report
+from benchmarks.kernels import cases, machine, peers, runner
+from benchmarks.report import summary, terminal
+from benchmarks.report.report import Report
+from benchmarks.text import claim, encoders
+from benchmarks.text import corpus as text
 from fastattn import config
 
 SETTINGS = {False: runner.Settings(rounds=7, turn_seconds=0.1), True: runner.Settings(rounds=2, turn_seconds=0.02)}

@@ -28,27 +28,14 @@ from rich.console import Console
 
 import fastattn as fa
 from benchmarks import __main__ as command
-from benchmarks import (
-    attention,
-    cases,
-    claim,
-    encoders,
-    headline,
-    job,
-    machine,
-    peers,
-    plain,
-    plots,
-    report,
-    runner,
-    summary,
-    terminal,
-    text,
-    worker,
-)
-from benchmarks.cases import CASES, Case, Target
-from benchmarks.peers import numpy_
-from benchmarks.runner import Measurement, Result, Settings, Team, WorkerError, WorkerProcess
+from benchmarks import job
+from benchmarks.kernels import attention, cases, machine, peers, plain, runner, worker
+from benchmarks.kernels.cases import CASES, Case, Target
+from benchmarks.kernels.peers import numpy_
+from benchmarks.kernels.runner import Measurement, Result, Settings, Team, WorkerError, WorkerProcess
+from benchmarks.report import headline, plots, report, summary, terminal
+from benchmarks.text import claim, encoders
+from benchmarks.text import corpus as text
 from fastattn import reference
 
 SMALL = {
@@ -243,7 +230,7 @@ def assert_close(found, exact):
 
 @pytest.mark.parametrize("case", [*map(small, SMALL), *VARIANTS], ids=lambda case: case.name)
 def test_every_case_of_fastattn_lies_within_the_error_rule_and_numpy_too(case):
-    from benchmarks.peers import fastattn_  # noqa: PLC0415
+    from benchmarks.kernels.peers import fastattn_  # noqa: PLC0415
 
     exact, limit = plain.errors(case, case.inputs(1))
     before = fa.get_num_threads()
@@ -257,8 +244,9 @@ def test_every_case_of_fastattn_lies_within_the_error_rule_and_numpy_too(case):
 
 YARDSTICKS = """
 import hashlib
-from benchmarks import encoders, plain, text
-from benchmarks.cases import Case
+from benchmarks.kernels import plain
+from benchmarks.text import corpus as text, encoders
+from benchmarks.kernels.cases import Case
 from tests.test_benchmarks import SMALL, VARIANTS
 
 larger = [
@@ -336,8 +324,8 @@ def test_crossing_is_where_the_first_becomes_slower_for_good(points, where):
 FAKE = """
 import os, sys, time
 import numpy as np
-from benchmarks import plain
-from benchmarks.peers import Prepared, itself
+from benchmarks.kernels import plain
+from benchmarks.kernels.peers import Prepared, itself
 
 def available(): return True
 def version(): return "threads " + os.environ["OMP_NUM_THREADS"]
@@ -413,7 +401,7 @@ def test_a_peer_that_takes_too_long_is_ended(fake):
 
 
 def test_a_library_that_cannot_be_imported_is_reported_missing():
-    with Team([peers.Contender("none", "benchmarks.peers.no_such_module", "numpy")], [1], QUICK) as team:
+    with Team([peers.Contender("none", "benchmarks.kernels.peers.no_such_module", "numpy")], [1], QUICK) as team:
         team.start()
     assert "ModuleNotFoundError" in team.missing["none"]
     assert not team.contenders

@@ -10,9 +10,9 @@ pytest.importorskip("rich", reason='needs rich: python -m pip install -e ".[benc
 pytest.importorskip("matplotlib", reason='needs matplotlib: python -m pip install -e ".[bench]"')
 pytest.importorskip("jinja2", reason='needs jinja2: python -m pip install -e ".[bench]"')
 
-from benchmarks.adam import Adam
 from benchmarks.claims import LeftOut, Settings, dates, memory, positions, precision, self_attention, sentences
 from benchmarks.claims import __main__ as command
+from benchmarks.claims.adam import Adam
 
 QUICK = Settings(quick=True)
 

@@ -42,9 +42,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console  # noqa: PLC0415
 
-    from benchmarks import machine, terminal  # noqa: PLC0415
     from benchmarks.claims import LeftOut, Part, Settings, page  # noqa: PLC0415
     from benchmarks.job import Steps  # noqa: PLC0415
+    from benchmarks.kernels import machine  # noqa: PLC0415
+    from benchmarks.report import terminal  # noqa: PLC0415
     from fastattn import config  # noqa: PLC0415
 
     started = perf_counter()

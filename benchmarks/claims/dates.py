@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fastattn as fa
-from benchmarks import plots
-from benchmarks.adam import Adam
 from benchmarks.claims import LeftOut, Part, Settings, Tick
+from benchmarks.claims.adam import Adam
+from benchmarks.report import plots
 
 Array = NDArray[Any]
 

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fastattn as fa
-from benchmarks import plots
 from benchmarks.claims import Part, Settings, Tick
+from benchmarks.report import plots
 
 Array = NDArray[Any]
 

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from benchmarks.claims import Part
-from benchmarks.report import templates
+from benchmarks.report.report import templates
 
 
 def write(folder: Path, parts: Mapping[str, Part], missing: Sequence[str], machine: dict[str, Any],

@@ -3,8 +3,8 @@
 import numpy as np
 
 import fastattn as fa
-from benchmarks import plots
 from benchmarks.claims import Part, Settings, Tick
+from benchmarks.report import plots
 
 TOKENS, COLUMNS = 20, 512
 

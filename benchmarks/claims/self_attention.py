@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fastattn as fa
-from benchmarks import plots, terminal
 from benchmarks.claims import Part, Settings, Tick
+from benchmarks.report import plots, terminal
 
 Array = NDArray[Any]
 WIDTH = 64

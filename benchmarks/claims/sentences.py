@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 import fastattn as fa
-from benchmarks import embed, embed_rates
-from benchmarks.cases import Array
 from benchmarks.claims import LeftOut, Part, Settings, Tick
+from benchmarks.embed import rates as embed_rates
+from benchmarks.embed import sentences as embed
+from benchmarks.kernels.cases import Array
 
 QUICK_SENTENCES = 128
 QUESTIONS = (
@@ -23,7 +24,9 @@ def measure(settings: Settings, tick: Tick) -> Part:
     """Tokens a second, and answers."""
     for package in ("tokenizers", embed.PACKAGE):
         if find_spec(package) is None:
-            raise LeftOut(f"sentences: needs the package {package.replace('_', '-')} (see benchmarks/embed.py)")
+            raise LeftOut(
+                f"sentences: needs the package {package.replace('_', '-')} (see benchmarks/embed/sentences.py)"
+            )
     tick("loading the model")
     model = embed.load(embed.model_folder())
     sentences = embed_rates.sentences(QUICK_SENTENCES if settings.quick else embed_rates.SENTENCES)

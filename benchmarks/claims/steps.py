@@ -1,7 +1,10 @@
 """Sequential recurrence against parallel attention, over length and threads: the main job's measurement, in short."""
 
-from benchmarks import claim, encoders, job, plots, report, text
+from benchmarks import job
 from benchmarks.claims import Part, Settings, Tick
+from benchmarks.report import plots, report
+from benchmarks.text import claim, encoders
+from benchmarks.text import corpus as text
 
 
 def measure(settings: Settings, tick: Tick) -> Part:

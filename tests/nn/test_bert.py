@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import fastattn as fa
-from benchmarks import embed, embed_rates
+from benchmarks.embed import rates as embed_rates
+from benchmarks.embed import sentences as embed
 from fastattn import nn, reference
 from tests.arrays import same_bits
 
@@ -310,7 +311,7 @@ def test_the_real_model_equals_the_published_architecture(minilm):
 
 def test_the_real_model_equals_torch(minilm):
     pytest.importorskip("torch", exc_type=ImportError)
-    peer = importlib.import_module("benchmarks.peers.torch_bert").TorchBert(minilm.bert)
+    peer = importlib.import_module("benchmarks.kernels.peers.torch_bert").TorchBert(minilm.bert)
     ids = minilm.ids(SENTENCES)
     assert np.abs(minilm.bert.embed(ids) - peer.embed(ids)).max() <= 1e-5
 

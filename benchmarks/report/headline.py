@@ -1,8 +1,8 @@
 """One picture of what was measured: the speed of the libraries on six jobs, as bars.
 
-    python -m benchmarks.headline results/TIME.json [--embeddings FILE.json] [--out FOLDER]
+    python -m benchmarks.report.headline results/TIME.json [--embeddings FILE.json] [--out FOLDER]
 
-The first file is that of `python -m benchmarks`, the second that of `python -m benchmarks.embed_rates --json FILE`.
+The first file is that of `python -m benchmarks`, the second that of `python -m benchmarks.embed.rates --json FILE`.
 Writes headline-light.svg and headline-dark.svg, which the README shows.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import plots
+from benchmarks.report import plots
 
 OURS = "fastattn"
 LABELS = {"fastattn": "fastattn", "torch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
@@ -51,7 +51,7 @@ def jobs(cases: Sequence[Mapping[str, Any]], rates: Sequence[Mapping[str, Any]],
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.headline", description=__doc__,
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report.headline", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("results", type=Path)
     parser.add_argument("--embeddings", type=Path)

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import Array
+from benchmarks.kernels.cases import Array
 from fastattn import _core, config
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PROBE_ROUNDS = 200_000  # about half a millisecond: shorter than most interruptions by other processes
 READ_BYTES = 256 << 20  # far beyond any cache
 

@@ -7,8 +7,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.claim import Claim
-from benchmarks.summary import Row
+from benchmarks.report.summary import Row
+from benchmarks.text.claim import Claim
 
 
 def time_text(seconds: float | None) -> str:

@@ -18,9 +18,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from benchmarks.cases import Array
-from benchmarks.claim import Claim, Point
-from benchmarks.summary import OURS, OWN_NAMES, Row
+from benchmarks.kernels.cases import Array
+from benchmarks.report.summary import OURS, OWN_NAMES, Row
+from benchmarks.text.claim import Claim, Point
 
 # Stand-ins that matplotlib accepts, and what they become in the page.
 _TEXT, _GRID, _BACK = "#010101", "#020202", "#040404"

@@ -1,6 +1,6 @@
 """Tokens a second of all-MiniLM-L6-v2 on real sentences, as they come and sorted by length, beside torch.
 
-    python -m benchmarks.embed_rates [--sentences N] [--dtype bfloat16] [--threads N] [--json FILE]
+    python -m benchmarks.embed.rates [--sentences N] [--dtype bfloat16] [--threads N] [--json FILE]
 
 Without --dtype and --threads: float32 and bfloat16, on one thread and on all. Tokenizing is not timed. fastattn packs
 ragged batches without padding; torch.nn (where installed, on a quarter of the sentences) pads batches of 32 to their
@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 
 import fastattn as fa
-from benchmarks import embed, machine, text
-from benchmarks.cases import Array
+from benchmarks.embed import sentences as embed
+from benchmarks.kernels import machine
+from benchmarks.kernels.cases import Array
+from benchmarks.text import corpus as text
 from fastattn import nn
 
 SENTENCES = 1024
@@ -57,7 +59,7 @@ def measure(model: embed.SentenceModel, ids: Sequence[Array], kind: str, threads
     peer = None
     if find_spec("torch"):
         import_module("torch").set_num_threads(threads)
-        peer = import_module("benchmarks.peers.torch_bert").TorchBert(model.bert, kind)
+        peer = import_module("benchmarks.kernels.peers.torch_bert").TorchBert(model.bert, kind)
     rows = []
     for order, given in (("as they come", ids), ("sorted", sorted(ids, key=len))):
         with fa.num_threads(threads):
@@ -74,7 +76,7 @@ def measure(model: embed.SentenceModel, ids: Sequence[Array], kind: str, threads
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.embed_rates", description=__doc__,
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.embed.rates", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--sentences", type=int, default=SENTENCES)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"])

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import attention
-from benchmarks.recurrences import as_bfloat16, as_weight, stack_suffixes
+from benchmarks.kernels import attention
+from benchmarks.kernels.recurrences import as_bfloat16, as_weight, stack_suffixes
 from fastattn import config, nn
 
 Array = NDArray[Any]

@@ -9,9 +9,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from benchmarks import headline, plots, summary, terminal
-from benchmarks.claim import Claim
-from benchmarks.summary import Row
+from benchmarks.report import headline, plots, summary, terminal
+from benchmarks.report.summary import Row
+from benchmarks.text.claim import Claim
 
 
 @dataclass(frozen=True)

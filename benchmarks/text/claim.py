@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 import fastattn as fa
-from benchmarks.encoders import Encoder, encoders, verify
-from benchmarks.machine import multiply_add_peak
-from benchmarks.text import Batch, Corpus
+from benchmarks.kernels.machine import multiply_add_peak
+from benchmarks.text.corpus import Batch, Corpus
+from benchmarks.text.encoders import Encoder, encoders, verify
 
 Tick = Callable[[str], None]
 

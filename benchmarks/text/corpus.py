@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.cases import Array
+from benchmarks.kernels.cases import Array
 
 _SENTENCE_END = re.compile(r"([.!?][\"')\]]*) (?=[\"'(\[*“]?[A-Z])")
 _ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|etc|cf|vs|Mr|Mrs|Dr|St|No)\.[\"')\]]*$")

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import attention, plain
-from benchmarks.cases import Array, Case, Inputs
-from benchmarks.peers import Prepared, itself
+from benchmarks.kernels import attention, plain
+from benchmarks.kernels.cases import Array, Case, Inputs
+from benchmarks.kernels.peers import Prepared, itself
 
 
 def available() -> bool:

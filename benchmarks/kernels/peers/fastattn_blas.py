@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 import fastattn as fa
-from benchmarks.cases import Case, Inputs
-from benchmarks.peers import Prepared, fastattn_, itself
+from benchmarks.kernels.cases import Case, Inputs
+from benchmarks.kernels.peers import Prepared, fastattn_, itself
 
 
 def available() -> bool:

@@ -1,4 +1,6 @@
-"""One process that runs one library with one number of threads: `python -m benchmarks.worker FD MODULE THREADS`.
+"""One process that runs one library with one number of threads:
+
+    python -m benchmarks.kernels.worker FD MODULE THREADS
 
 It answers the requests that the parent (runner.py) sends through a socket, one at a time:
     ("hello",)                           -> version, or None when the library is not available
@@ -22,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import plain
-from benchmarks.cases import Array, Case
-from benchmarks.peers import Prepared
+from benchmarks.kernels import plain
+from benchmarks.kernels.cases import Array, Case
+from benchmarks.kernels.peers import Prepared
 
 GROUP = 100e-6  # seconds: calls are timed in groups at least as long, far above the clock's resolution
 SHORT = 0.01  # seconds: calls below are cheap enough to repeat before they are timed

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from benchmarks.cases import GRADIENTS, Array, Case
+from benchmarks.kernels.cases import GRADIENTS, Array, Case
 
 
 class Prepared(NamedTuple):
@@ -44,12 +44,12 @@ class Contender:
 
 
 CONTENDERS = (
-    Contender("fastattn", "benchmarks.peers.fastattn_", "fastattn", ours=True),
-    Contender("fastattn-blas", "benchmarks.peers.fastattn_blas", "fastattn", ours=True),
-    Contender("numpy", "benchmarks.peers.numpy_", "numpy"),
-    Contender("torch", "benchmarks.peers.torch_", "torch"),
-    Contender("onnxruntime", "benchmarks.peers.onnxruntime_", "onnxruntime"),
-    Contender("openvino", "benchmarks.peers.openvino_", "openvino"),
+    Contender("fastattn", "benchmarks.kernels.peers.fastattn_", "fastattn", ours=True),
+    Contender("fastattn-blas", "benchmarks.kernels.peers.fastattn_blas", "fastattn", ours=True),
+    Contender("numpy", "benchmarks.kernels.peers.numpy_", "numpy"),
+    Contender("torch", "benchmarks.kernels.peers.torch_", "torch"),
+    Contender("onnxruntime", "benchmarks.kernels.peers.onnxruntime_", "onnxruntime"),
+    Contender("openvino", "benchmarks.kernels.peers.openvino_", "openvino"),
 )
 
 

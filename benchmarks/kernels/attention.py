@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 from fastattn import reference
 
 if TYPE_CHECKING:
-    from benchmarks.cases import Case
+    from benchmarks.kernels.cases import Case
 
 Array = NDArray[Any]
 Inputs = dict[str, Array]
@@ -26,7 +26,7 @@ _SAMPLED_HEADS, _SAMPLED_ROWS = 2, 128
 @cache
 def lengths(sequences: int) -> Array:
     """Tokens of the first sentences of the text of the standard library."""
-    text = import_module("benchmarks.text")
+    text = import_module("benchmarks.text.corpus")
     return text.Corpus(text.load(), 2).sentence_lengths[:sequences]  # type: ignore[no-any-return]
 
 

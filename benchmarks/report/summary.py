@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import Case
-from benchmarks.peers import CONTENDERS
-from benchmarks.runner import Measurement, Result
+from benchmarks.kernels.cases import Case
+from benchmarks.kernels.peers import CONTENDERS
+from benchmarks.kernels.runner import Measurement, Result
 
 OURS = "fastattn"
 OWN_NAMES = frozenset(contender.name for contender in CONTENDERS if contender.ours)

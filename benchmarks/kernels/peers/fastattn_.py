@@ -8,9 +8,9 @@ import numpy as np
 
 import fastattn as fa
 import fastattn.nn
-from benchmarks import attention
-from benchmarks.cases import DECODER_WEIGHTS, GATES, GRADIENTS, STACK, WEIGHTS, Array, Case, Inputs
-from benchmarks.peers import Prepared, first, itself
+from benchmarks.kernels import attention
+from benchmarks.kernels.cases import DECODER_WEIGHTS, GATES, GRADIENTS, STACK, WEIGHTS, Array, Case, Inputs
+from benchmarks.kernels.peers import Prepared, first, itself
 
 
 def available() -> bool:

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 import fastattn as fa
-from benchmarks import plain
-from benchmarks.cases import GATES, Array
-from benchmarks.text import Batch
+from benchmarks.kernels import plain
+from benchmarks.kernels.cases import GATES, Array
+from benchmarks.text.corpus import Batch
 from fastattn import reference
 from tests.ordered import Ordered
 

@@ -18,10 +18,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from benchmarks import plain
-from benchmarks.cases import Case
-from benchmarks.machine import ROOT
-from benchmarks.peers import Contender
+from benchmarks.kernels import plain
+from benchmarks.kernels.cases import Case
+from benchmarks.kernels.machine import ROOT
+from benchmarks.kernels.peers import Contender
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "FASTATTN_NUM_THREADS")
 # A forced core of OpenBLAS is no library's best.
@@ -41,7 +41,14 @@ class WorkerProcess:
         environment |= dict.fromkeys(THREAD_VARIABLES, str(threads))
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [environment.get("PYTHONPATH")])])
         with theirs:
-            command = [sys.executable, "-m", "benchmarks.worker", str(theirs.fileno()), contender.module, str(threads)]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.kernels.worker",
+                str(theirs.fileno()),
+                contender.module,
+                str(threads),
+            ]
             # A session of its own: Ctrl-C in the terminal reaches the parent alone, which then ends the workers.
             # Its messages are dropped; what matters comes back as an answer.
             self._process = subprocess.Popen(

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import attention
-from benchmarks.cases import DECODER_WEIGHTS, GATES, GRADIENTS, STACK, WEIGHTS, Array, Case, Inputs
-from benchmarks.peers import Prepared, seconds
-from benchmarks.plain import ADDITIVE
+from benchmarks.kernels import attention
+from benchmarks.kernels.cases import DECODER_WEIGHTS, GATES, GRADIENTS, STACK, WEIGHTS, Array, Case, Inputs
+from benchmarks.kernels.peers import Prepared, seconds
+from benchmarks.kernels.plain import ADDITIVE
 
 _inference = ExitStack()
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from benchmarks import attention
-from benchmarks.cases import GATES, GRADIENTS, STACK, WEIGHTS, Array, Case, Inputs
-from benchmarks.recurrences import stack_suffixes
+from benchmarks.kernels import attention
+from benchmarks.kernels.cases import GATES, GRADIENTS, STACK, WEIGHTS, Array, Case, Inputs
+from benchmarks.kernels.recurrences import stack_suffixes
 from fastattn import reference
 from tests.ordered import Ordered
 

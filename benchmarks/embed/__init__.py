@@ -1,0 +1,1 @@
+"""A pre-trained model of sentence embeddings at work."""

@@ -1,0 +1,1 @@
+"""Ops timed one by one by pytest-benchmark."""

@@ -1,0 +1,1 @@
+"""Recurrence against attention on the sentences of a text."""
