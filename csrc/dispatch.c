@@ -75,8 +75,9 @@ const fa_kernels_f16 *fa_kernels_of_f16(void) { return tables[fa_get_isa()].f16;
 const char *fa_kernel_name(int i)
 {
     static const char *const names[] = {
-#define FA_KERNEL(name, arguments) #name,
+#define FA_KERNEL(class, name, arguments) #name,
 #include "kernels/kernels.def"
+#undef FA_KERNEL
         NULL};
     return names[i];
 }

@@ -73,9 +73,32 @@ AMX_BYTE_PRODUCTS = {
     "kernels/table",
 }
 
-ALL_TYPES = {"f32": None, "f64": None, "bf16": LOW_PRECISION, "f16": LOW_PRECISION}
-OWN_PRODUCTS = {"bf16": PAIRS, "f32": BYTE_PRODUCTS}
-AMX_PRODUCTS = {"bf16": AMX_PAIRS, "f32": AMX_BYTE_PRODUCTS}
+# The classes of kernels (kernels.def says what they are).
+CLASSES = ("REAL", "STORED", "PACKED", "FLOAT", "BYTES")
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a set compiles of kernels/ for a type: these files (None: all), which have the kernels of these classes.
+
+    The kernels of the other classes are float32's of the whole set.
+    """
+
+    files: frozenset[str] | None
+    classes: tuple[str, ...]
+
+
+WHOLE = Share(None, CLASSES)
+CONVERTED = Share(frozenset(LOW_PRECISION), ("STORED",))
+ALL_TYPES = {"f32": WHOLE, "f64": WHOLE, "bf16": CONVERTED, "f16": CONVERTED}
+OWN_PRODUCTS = {
+    "bf16": Share(frozenset(PAIRS), ("STORED", "PACKED")),
+    "f32": Share(frozenset(BYTE_PRODUCTS), ("BYTES",)),
+}
+AMX_PRODUCTS = {
+    "bf16": Share(frozenset(AMX_PAIRS), ("STORED", "PACKED")),
+    "f32": Share(frozenset(AMX_BYTE_PRODUCTS), ("BYTES",)),
+}
 
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
@@ -96,14 +119,13 @@ class InstructionSet:
     flags
         Of the compiler, for kernels/ alone: detection, ops and Cython run anywhere.
     types
-        Type -> its files (None: all). The types that are missing, and of float32 the other files, come from the set
-        before.
+        Type -> its share of kernels/. The types that are missing come from the whole set before.
     """
 
     name: str
     header: str
     flags: tuple[str, ...]
-    types: dict[str, set[str] | None]
+    types: dict[str, Share]
 
     @property
     def is_whole(self) -> bool:
@@ -147,7 +169,7 @@ class Unit:
     flags: tuple[str, ...] = ()
 
 
-def sources_of(folder: str, files: set[str] | None) -> list[Path]:
+def sources_of(folder: str, files: frozenset[str] | None) -> list[Path]:
     """The sources of a folder of csrc/ but those for matrix tiles, or those that are in a set of files."""
     sources = {s.relative_to(CSRC).with_suffix("").as_posix(): s for s in sorted((CSRC / folder).rglob("*.c"))}
     return [s for name, s in sources.items() if (name in files if files else not name.endswith("_amx"))]
@@ -162,11 +184,11 @@ def kernel_units(sets: tuple[InstructionSet, ...]) -> list[Unit]:
     units, whole = [], ""
     for isa in sets:
         whole = isa.name if isa.is_whole else whole
-        for kind, files in isa.types.items():
-            macros = (("FA_SIMD", isa.header), *defined(*TYPES[kind]), ("FA_SUFFIX", f"{kind}_{isa.name}"))
-            if files is not None:  # the rest is float's, of a whole set
-                macros += (("FA_REAL_SUFFIX", f"f32_{whole}"),)
-            units += [Unit(s, f"{isa.name}_{kind}", macros, isa.flags) for s in sources_of("kernels", files)]
+        for kind, share in isa.types.items():
+            own = f"{kind}_{isa.name}"
+            macros = (("FA_SIMD", isa.header), *defined(*TYPES[kind]), ("FA_SUFFIX", own))
+            macros += tuple((f"FA_FROM_{c}", own if c in share.classes else f"f32_{whole}") for c in CLASSES)
+            units += [Unit(s, f"{isa.name}_{kind}", macros, isa.flags) for s in sources_of("kernels", share.files)]
     return units
 
 
@@ -175,7 +197,7 @@ def op_units() -> list[Unit]:
     return [
         Unit(source, f"ops_{kind}", defined(*macros))
         for kind, macros in TYPES.items()
-        for source in sources_of("ops", ALL_TYPES[kind])
+        for source in sources_of("ops", ALL_TYPES[kind].files)
         if source.stem != "api"
     ]
 

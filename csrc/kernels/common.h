@@ -12,7 +12,8 @@
 #define KERNEL__(name, suffix) KERNEL_(name, suffix)
 #define KERNEL(name) KERNEL__(name, FA_SUFFIX)
 
-#define FA_KERNEL(name, arguments) FA_HIDDEN void KERNEL(name) arguments;
+#define FA_KERNEL(class, name, arguments) FA_HIDDEN void KERNEL(name) arguments;
 #include "kernels.def"
+#undef FA_KERNEL
 
 #endif

@@ -28,47 +28,42 @@ typedef struct {
     fa_index probe_chains;     /* vectors in a round of probe_multiply_add */
 } fa_kernel_sizes;
 
-#define FA_TABLE_MEMBER(name, arguments) void(*name) arguments;
+/* The tables; that of double lacks what only float has. */
+#define FA_KERNEL(class, name, arguments) FA_MEMBER_##class(void(*name) arguments;)
+#define FA_MEMBER_REAL(...) __VA_ARGS__
+#define FA_MEMBER_STORED(...) __VA_ARGS__
+#define FA_MEMBER_PACKED(...) __VA_ARGS__
 
-#define real float
-#define stored float
-typedef struct {
-    fa_kernel_sizes sizes;
-#define FA_KERNEL(name, arguments) FA_TABLE_MEMBER(name, arguments)
-#include "kernels.def"
-} fa_kernels_f32;
-#undef real
-#undef stored
-
+#define FA_MEMBER_FLOAT(...)
+#define FA_MEMBER_BYTES(...)
 #define real double
 #define stored double
 typedef struct {
     fa_kernel_sizes sizes;
-#define FA_KERNEL(name, arguments) FA_TABLE_MEMBER(name, arguments)
-#define FA_FLOAT_KERNEL(name, arguments)
 #include "kernels.def"
 } fa_kernels_f64;
 #undef real
 #undef stored
+#undef FA_MEMBER_FLOAT
+#undef FA_MEMBER_BYTES
 
+#define FA_MEMBER_FLOAT(...) __VA_ARGS__
+#define FA_MEMBER_BYTES(...) __VA_ARGS__
 #define real float
+#define stored float
+typedef struct {
+    fa_kernel_sizes sizes;
+#include "kernels.def"
+} fa_kernels_f32;
+#undef stored
 #define stored uint16_t
 typedef struct {
     fa_kernel_sizes sizes;
-#define FA_KERNEL(name, arguments) FA_TABLE_MEMBER(name, arguments)
 #include "kernels.def"
 } fa_kernels_bf16;
+typedef fa_kernels_bf16 fa_kernels_f16;
 #undef real
 #undef stored
-
-#define real float
-#define stored uint16_t
-typedef struct {
-    fa_kernel_sizes sizes;
-#define FA_KERNEL(name, arguments) FA_TABLE_MEMBER(name, arguments)
-#include "kernels.def"
-} fa_kernels_f16;
-#undef real
-#undef stored
+#undef FA_KERNEL
 
 #endif

@@ -12,48 +12,14 @@
 #define TEXT_(x) #x
 #define TEXT(x) TEXT_(x)
 
-/* A 16-bit type takes from float what has to do with arithmetic alone, and float itself in a set that has but products of bytes of its
-   own takes all the rest from the set below: FA_REAL_SUFFIX, such as f32_avx2, comes from the build. */
-#if !defined(FA_REAL_SUFFIX)
-#define REAL_KERNEL KERNEL
-#define STORED_KERNEL KERNEL
-#define PACKED_KERNEL KERNEL
-#define BYTE_KERNEL KERNEL
-#else
-#define REAL_KERNEL(name) KERNEL__(name, FA_REAL_SUFFIX)
-#define FA_KERNEL(name, arguments) FA_HIDDEN void REAL_KERNEL(name) arguments;
-#if FA_CONVERTS
-#define STORED_KERNEL KERNEL
-#define BYTE_KERNEL REAL_KERNEL
-#define FA_STORED_KERNEL(name, arguments)
-#define FA_BYTE_KERNEL FA_KERNEL
-#if FA_OWN_PRODUCTS
-#define PACKED_KERNEL KERNEL
-#else
-#define PACKED_KERNEL REAL_KERNEL
-#define FA_PACKED_KERNEL FA_KERNEL
-#endif
-#else
-#define STORED_KERNEL REAL_KERNEL
-#define PACKED_KERNEL REAL_KERNEL
-#define BYTE_KERNEL KERNEL
-#define FA_BYTE_KERNEL(name, arguments)
-#endif
+/* The kernel of a class: this compilation's, or another's, as the build says (FA_FROM_REAL and so on, such as f32_avx2). */
+#define FROM(class, name) KERNEL__(name, FA_FROM_##class)
+#define FA_KERNEL(class, name, arguments) FA_HIDDEN void FROM(class, name) arguments;
 #include "kernels.def"
-#endif
+#undef FA_KERNEL
 
-#if defined(FA_STORED_BF16)
-#define TYPE bf16
-#elif defined(FA_STORED_F16)
-#define TYPE f16
-#elif defined(FA_REAL_F32)
-#define TYPE f32
-#else
-#define TYPE f64
-#endif
-
-FA_HIDDEN extern TABLE(TYPE, FA_SUFFIX);
-TABLE(TYPE, FA_SUFFIX) = {
+FA_HIDDEN extern TABLE(FA_STORED_TYPE, FA_SUFFIX);
+TABLE(FA_STORED_TYPE, FA_SUFFIX) = {
     .sizes = {.suffix = TEXT(FA_SUFFIX),
               .lanes = VL,
               .panel_vectors = FA_NV,
@@ -70,13 +36,12 @@ TABLE(TYPE, FA_SUFFIX) = {
               .query_slice = QUERY_SLICE,
               .query_stride = QUERY_STRIDE,
               .probe_chains = PROBE_CHAINS},
-#define FA_KERNEL(name, arguments) .name = REAL_KERNEL(name),
-#define FA_STORED_KERNEL(name, arguments) .name = STORED_KERNEL(name),
-#define FA_PACKED_KERNEL(name, arguments) .name = PACKED_KERNEL(name),
-#if defined(FA_REAL_F32)
-#define FA_BYTE_KERNEL(name, arguments) .name = BYTE_KERNEL(name),
-#else
-#define FA_FLOAT_KERNEL(name, arguments)
+#define FA_KERNEL(class, name, arguments) FA_MEMBER_##class(.name = FROM(class, name), )
+#if defined(FA_REAL_F64)
+#undef FA_MEMBER_FLOAT
+#undef FA_MEMBER_BYTES
+#define FA_MEMBER_FLOAT(...)
+#define FA_MEMBER_BYTES(...)
 #endif
 #include "kernels.def"
 };
