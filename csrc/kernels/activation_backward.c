@@ -78,22 +78,23 @@ FA_INLINE vreal gelu_slope(vreal x)
     return v_fma(v_mul(y, v_set1(INVERSE_ROOT_2_PI)), density, phi);
 }
 
-#define BACKWARD(slope)                                                                                 \
-    for (; i + VL <= n; i += VL) v_store(dx + i, v_mul(v_load(dy + i), slope(v_load(x + i))));          \
-    if (i < n) v_store_n(dx + i, v_mul(v_load_n(dy + i, n - i), slope(v_load_n(x + i, n - i))), n - i); \
-    break;
+FA_INLINE void apply_slope(real *dx, const real *dy, const real *x, fa_index n, vreal (*slope)(vreal x))
+{
+    fa_index i = 0;
+    for (; i + VL <= n; i += VL) v_store(dx + i, v_mul(v_load(dy + i), slope(v_load(x + i))));
+    if (i < n) v_store_n(dx + i, v_mul(v_load_n(dy + i, n - i), slope(v_load_n(x + i, n - i))), n - i);
+}
 
 void KERNEL(map_backward)(real *dx, const real *dy, const real *x, fa_index n, int activation)
 {
-    fa_index i = 0;
     switch ((fa_activation)activation) {
-    case FA_TANH: BACKWARD(tanh_slope)
-    case FA_SIGMOID: BACKWARD(sigmoid_slope)
-    case FA_RELU: BACKWARD(relu_slope)
-    case FA_GELU: BACKWARD(gelu_slope)
-    case FA_GELU_TANH: BACKWARD(gelu_tanh_slope)
-    case FA_SILU: BACKWARD(silu_slope)
-    case FA_EXP: BACKWARD(v_exp)
+    case FA_TANH: apply_slope(dx, dy, x, n, tanh_slope); break;
+    case FA_SIGMOID: apply_slope(dx, dy, x, n, sigmoid_slope); break;
+    case FA_RELU: apply_slope(dx, dy, x, n, relu_slope); break;
+    case FA_GELU: apply_slope(dx, dy, x, n, gelu_slope); break;
+    case FA_GELU_TANH: apply_slope(dx, dy, x, n, gelu_tanh_slope); break;
+    case FA_SILU: apply_slope(dx, dy, x, n, silu_slope); break;
+    case FA_EXP: apply_slope(dx, dy, x, n, v_exp); break;
     case FA_IDENTITY: break; /* callers have dy already */
     }
 }

@@ -209,32 +209,46 @@ FA_INLINE void add_tile(real *c, fa_index ldc, tile_acc acc, const int mr, const
     }
 }
 
-/* One k block of one panel against all tiles, which meanwhile ask for so many bytes ahead: what comes after it. */
-#define DEFINE_PANEL(nv, SWITCH)                                                                                           \
-    FA_NOINLINE void panel_##nv(real *c, fa_index ldc, const real *a, fa_index a_tile, tile_deal deal, const real *b,      \
-                                fa_index k_size, fa_index columns, int accumulate, const char *ahead, fa_index bytes)      \
-    {                                                                                                                      \
-        const fa_index steps = fa_max(1, k_size / TILE_K), lines = fa_ceil_div(bytes, deal.tiles * steps * FA_CACHE_LINE); \
-        for (fa_index t = 0; t < deal.tiles; t++, a += a_tile, ahead += steps * lines * FA_CACHE_LINE) {                   \
-            const fa_index mr = rows_of_tile(deal, t);                                                                     \
-            tile_acc acc;                                                                                                  \
-            SWITCH(mr, PANEL_TILE, nv)                                                                                     \
-            c += mr * ldc;                                                                                                 \
-        }                                                                                                                  \
-    }
-#define PANEL_TILE(rows, nv)                                                         \
-    tile_product_ahead(acc, rows, nv, a, 1, TILE_ROWS(nv), b, k_size, ahead, lines); \
-    add_tile(c, ldc, acc, rows, nv, columns, accumulate)
+/* A register tile of a k block: rows of a from `a` on, whose products go to c; and the lines that it prefetches meanwhile. */
+typedef struct {
+    real *c;
+    const real *a, *b;
+    fa_index ldc, k_size, columns, lines;
+    const char *ahead;
+    int accumulate;
+} gemm_tile;
 
-#if FA_REGISTERS == 32
-DEFINE_PANEL(2, TILE_SWITCH_12)
-DEFINE_PANEL(3, TILE_SWITCH_8)
-DEFINE_PANEL(4, TILE_SWITCH_6)
-#else
-DEFINE_PANEL(2, TILE_SWITCH_6)
-DEFINE_PANEL(3, TILE_SWITCH_4)
-DEFINE_PANEL(4, TILE_SWITCH_3)
-#endif
+FA_INLINE void multiply_tile(const void *tile, const int mr, const int nv)
+{
+    const gemm_tile *t = tile;
+    tile_acc acc;
+    tile_product_ahead(acc, mr, nv, t->a, 1, TILE_ROWS(nv), t->b, t->k_size, t->ahead, t->lines);
+    add_tile(t->c, t->ldc, acc, mr, nv, t->columns, t->accumulate);
+}
+
+/* One k block of one panel with all tiles, which meanwhile prefetch so many bytes: of what comes after it. */
+FA_INLINE void multiply_panel(gemm_tile t, fa_index a_tile, tile_deal deal, fa_index bytes, const int nv)
+{
+    const fa_index steps = fa_max(1, t.k_size / TILE_K);
+    t.lines = fa_ceil_div(bytes, deal.tiles * steps * FA_CACHE_LINE);
+    for (fa_index i = 0; i < deal.tiles; i++, t.a += a_tile, t.ahead += steps * t.lines * FA_CACHE_LINE) {
+        const fa_index mr = rows_of_tile(deal, i);
+        tile_dispatch(multiply_tile, &t, mr, TILE_ROWS(nv), nv);
+        t.c += mr * t.ldc;
+    }
+}
+FA_NOINLINE void panel_2(gemm_tile t, fa_index a_tile, tile_deal deal, fa_index bytes)
+{
+    multiply_panel(t, a_tile, deal, bytes, 2);
+}
+FA_NOINLINE void panel_3(gemm_tile t, fa_index a_tile, tile_deal deal, fa_index bytes)
+{
+    multiply_panel(t, a_tile, deal, bytes, 3);
+}
+FA_NOINLINE void panel_4(gemm_tile t, fa_index a_tile, tile_deal deal, fa_index bytes)
+{
+    multiply_panel(t, a_tile, deal, bytes, 4);
+}
 
 /* A single row, not dealt to a tile but as it is, and `side` panels of nv vectors at a time: enough chains to hide the latency of a
    multiply-add, and enough streams from the second-level cache or beyond, where the panels come from, once per call. */
@@ -327,10 +341,12 @@ void KERNEL(gemm_panels)(real *c, fa_index ldc, fa_index c_panel, const real *a,
             const fa_index ahead_k = last && !next ? 0 : fa_min(k_block, left > 0 ? left : k_size);
             const fa_index bytes = ahead_k * nv * VL * (fa_index)sizeof(real);
             const int add = accumulate || k > 0;
+            const gemm_tile tile = {
+                .c = c, .a = ak, .b = bk, .ldc = ldc, .k_size = kb, .columns = columns, .ahead = ahead, .accumulate = add};
             switch (nv) {
-            case 2: panel_2(c, ldc, ak, most * k_size, deal, bk, kb, columns, add, ahead, bytes); break;
-            case 3: panel_3(c, ldc, ak, most * k_size, deal, bk, kb, columns, add, ahead, bytes); break;
-            default: panel_4(c, ldc, ak, most * k_size, deal, bk, kb, columns, add, ahead, bytes); break;
+            case 2: panel_2(tile, most * k_size, deal, bytes); break;
+            case 3: panel_3(tile, most * k_size, deal, bytes); break;
+            default: panel_4(tile, most * k_size, deal, bytes); break;
             }
         }
     }

@@ -79,78 +79,96 @@ FA_INLINE void store_narrow(real *c, fa_index ldc, vreal acc[TILE_MAX_ROWS][3], 
     }
 }
 
-#define NARROW_TILE(mr, nv)                                                      \
-    narrow_product(acc, 1, mr, nv, a, 1, TILE_ROWS(nv), b, at, 0, k_size, type); \
-    store_narrow(c, ldc, acc[0], mr, nv, scale, accumulate)
-#define DEFINE_NARROW(nv, SWITCH, TYPE, suffix)                                                                                  \
-    FA_NOINLINE void panel_##nv##_##suffix(real *c, fa_index ldc, const real *a, fa_index a_tile, tile_deal deal, const void *b, \
-                                           fa_index at, fa_index k_size, const real *scale, int accumulate)                      \
-    {                                                                                                                            \
-        for (fa_index t = 0; t < deal.tiles; t++, a += a_tile) {                                                                 \
-            const fa_index mr = rows_of_tile(deal, t);                                                                           \
-            vreal acc[ROW_SIDES][TILE_MAX_ROWS][3];                                                                              \
-            const narrow_type type = TYPE;                                                                                       \
-            SWITCH(mr, NARROW_TILE, nv)                                                                                          \
-            c += mr * ldc;                                                                                                       \
-        }                                                                                                                        \
-    }
-#define DEFINE_NARROW_ROW(side, nv, TYPE, suffix)                                                                            \
-    FA_NOINLINE void row_##side##_##nv##_##suffix(real *c, fa_index c_panel, const real *a, const void *b, fa_index at,      \
-                                                  fa_index panel_stride, fa_index k_size, const real *scale, int accumulate) \
-    {                                                                                                                        \
-        vreal acc[ROW_SIDES][TILE_MAX_ROWS][3];                                                                              \
-        narrow_product(acc, side, 1, nv, a, 0, 1, b, at, panel_stride, k_size, TYPE);                                        \
-        FA_UNROLL                                                                                                            \
-        for (int s = 0; s < side; s++)                                                                                       \
-            store_narrow(c + s * c_panel, 0, acc[s], 1, nv, scale ? scale + s * nv * VL : NULL, accumulate);                 \
-    }
+/* A k block of one panel with all tiles, or of some panels with a single row. */
+typedef struct {
+    real *c;
+    const real *a, *scale;
+    const void *b;
+    fa_index ldc, c_panel, at, panel_stride, k_size, a_tile; /* at: where the block begins in b */
+    tile_deal deal;
+    int accumulate;
+} narrow_block;
 
-#if FA_REGISTERS == 32
-#define SWITCH_2 TILE_SWITCH_12
-#define SWITCH_3 TILE_SWITCH_8
-#else
-#define SWITCH_2 TILE_SWITCH_6
-#define SWITCH_3 TILE_SWITCH_4
-#endif
+FA_INLINE void multiply_tile(const narrow_block *t, const int mr, const int nv, const narrow_type type)
+{
+    vreal acc[ROW_SIDES][TILE_MAX_ROWS][3];
+    narrow_product(acc, 1, mr, nv, t->a, 1, TILE_ROWS(nv), t->b, t->at, 0, t->k_size, type);
+    store_narrow(t->c, t->ldc, acc[0], mr, nv, t->scale, t->accumulate);
+}
+FA_INLINE void tile_bf16(const void *tile, const int mr, const int nv) { multiply_tile(tile, mr, nv, BF16); }
+FA_INLINE void tile_i8(const void *tile, const int mr, const int nv) { multiply_tile(tile, mr, nv, INT8); }
 
-#define DEFINE_KERNEL(TYPE, suffix)                                                                                              \
-    DEFINE_NARROW(2, SWITCH_2, TYPE, suffix)                                                                                     \
-    DEFINE_NARROW(3, SWITCH_3, TYPE, suffix)                                                                                     \
-    DEFINE_NARROW_ROW(4, 2, TYPE, suffix)                                                                                        \
-    DEFINE_NARROW_ROW(2, 3, TYPE, suffix)                                                                                        \
-    DEFINE_NARROW_ROW(1, 2, TYPE, suffix)                                                                                        \
-    DEFINE_NARROW_ROW(1, 3, TYPE, suffix)                                                                                        \
-    void KERNEL(gemm_panels_##suffix)(real * c, fa_index ldc, fa_index c_panel, const real *a, fa_index m, const void *b,        \
-                                      const real *scale, fa_index panel_stride, fa_index n_panels, fa_index nv, fa_index k_size, \
-                                      int accumulate)                                                                            \
-    {                                                                                                                            \
-        const fa_index k_block = K_BLOCK(nv), most = TILE_ROWS(nv), step = m == 1 ? 1 : most;                                    \
-        const tile_deal deal = deal_rows(m, most);                                                                               \
-        for (fa_index p = 0, side; p < n_panels; p += side) {                                                                    \
-            side = m == 1 && p + ROW_SIDES_OF(nv) <= n_panels ? ROW_SIDES_OF(nv) : 1;                                            \
-            const real *factor = scale ? scale + p * nv * VL : NULL;                                                             \
-            for (fa_index k = 0; k == 0 || k < k_size; k += k_block) {                                                           \
-                const fa_index kb = fa_min(k_block, k_size - k), at = p * panel_stride + k * nv * VL;                            \
-                const real *ak = a + k * step;                                                                                   \
-                real *to = c + p * c_panel;                                                                                      \
-                const int add = accumulate || k > 0;                                                                             \
-                if (side == 4)                                                                                                   \
-                    row_4_2_##suffix(to, c_panel, ak, b, at, panel_stride, kb, factor, add);                                     \
-                else if (side == 2)                                                                                              \
-                    row_2_3_##suffix(to, c_panel, ak, b, at, panel_stride, kb, factor, add);                                     \
-                else if (m == 1 && nv == 2)                                                                                      \
-                    row_1_2_##suffix(to, c_panel, ak, b, at, panel_stride, kb, factor, add);                                     \
-                else if (m == 1)                                                                                                 \
-                    row_1_3_##suffix(to, c_panel, ak, b, at, panel_stride, kb, factor, add);                                     \
-                else if (nv == 2)                                                                                                \
-                    panel_2_##suffix(to, ldc, ak, most * k_size, deal, b, at, kb, factor, add);                                  \
-                else                                                                                                             \
-                    panel_3_##suffix(to, ldc, ak, most * k_size, deal, b, at, kb, factor, add);                                  \
-            }                                                                                                                    \
-        }                                                                                                                        \
+FA_INLINE void multiply_tiles(const narrow_block *block, tile_body *body, const int nv)
+{
+    narrow_block t = *block;
+    for (fa_index i = 0; i < t.deal.tiles; i++, t.a += t.a_tile) {
+        const fa_index mr = rows_of_tile(t.deal, i);
+        tile_dispatch(body, &t, mr, TILE_ROWS(nv), nv);
+        t.c += mr * t.ldc;
     }
-DEFINE_KERNEL(BF16, bf16)
-DEFINE_KERNEL(INT8, i8)
+}
+
+FA_INLINE void multiply_row(const narrow_block *t, const int side, const int nv, const narrow_type type)
+{
+    vreal acc[ROW_SIDES][TILE_MAX_ROWS][3];
+    narrow_product(acc, side, 1, nv, t->a, 0, 1, t->b, t->at, t->panel_stride, t->k_size, type);
+    FA_UNROLL
+    for (int s = 0; s < side; s++)
+        store_narrow(t->c + s * t->c_panel, 0, acc[s], 1, nv, t->scale ? t->scale + s * nv * VL : NULL, t->accumulate);
+}
+
+FA_NOINLINE void tiles_2_bf16(const narrow_block *t) { multiply_tiles(t, tile_bf16, 2); }
+FA_NOINLINE void tiles_3_bf16(const narrow_block *t) { multiply_tiles(t, tile_bf16, 3); }
+FA_NOINLINE void tiles_2_i8(const narrow_block *t) { multiply_tiles(t, tile_i8, 2); }
+FA_NOINLINE void tiles_3_i8(const narrow_block *t) { multiply_tiles(t, tile_i8, 3); }
+FA_NOINLINE void row_2_bf16(const narrow_block *t) { multiply_row(t, 1, 2, BF16); }
+FA_NOINLINE void row_3_bf16(const narrow_block *t) { multiply_row(t, 1, 3, BF16); }
+FA_NOINLINE void row_2_i8(const narrow_block *t) { multiply_row(t, 1, 2, INT8); }
+FA_NOINLINE void row_3_i8(const narrow_block *t) { multiply_row(t, 1, 3, INT8); }
+FA_NOINLINE void row_sides_2_bf16(const narrow_block *t) { multiply_row(t, ROW_SIDES_OF(2), 2, BF16); }
+FA_NOINLINE void row_sides_3_bf16(const narrow_block *t) { multiply_row(t, ROW_SIDES_OF(3), 3, BF16); }
+FA_NOINLINE void row_sides_2_i8(const narrow_block *t) { multiply_row(t, ROW_SIDES_OF(2), 2, INT8); }
+FA_NOINLINE void row_sides_3_i8(const narrow_block *t) { multiply_row(t, ROW_SIDES_OF(3), 3, INT8); }
+
+/* [nv - 2]: of all tiles and a panel, of a single row and a panel, of a single row and ROW_SIDES_OF(nv) panels */
+typedef void block_product(const narrow_block *t);
+static block_product *const products_bf16[2][3] = {{tiles_2_bf16, row_2_bf16, row_sides_2_bf16},
+                                                   {tiles_3_bf16, row_3_bf16, row_sides_3_bf16}};
+static block_product *const products_i8[2][3] = {{tiles_2_i8, row_2_i8, row_sides_2_i8}, {tiles_3_i8, row_3_i8, row_sides_3_i8}};
+
+FA_INLINE void narrow_panels(block_product *const products[2][3], real *c, fa_index ldc, fa_index c_panel, const real *a,
+                             fa_index m, const void *b, const real *scale, fa_index panel_stride, fa_index n_panels, fa_index nv,
+                             fa_index k_size, int accumulate)
+{
+    const fa_index k_block = K_BLOCK(nv), most = TILE_ROWS(nv), step = m == 1 ? 1 : most;
+    narrow_block t = {.b = b, .ldc = ldc, .c_panel = c_panel, .panel_stride = panel_stride, .a_tile = most * k_size};
+    t.deal = deal_rows(m, most);
+    for (fa_index p = 0, side; p < n_panels; p += side) {
+        side = m == 1 && p + ROW_SIDES_OF(nv) <= n_panels ? ROW_SIDES_OF(nv) : 1;
+        t.c = c + p * c_panel;
+        t.scale = scale ? scale + p * nv * VL : NULL;
+        for (fa_index k = 0; k == 0 || k < k_size; k += k_block) {
+            t.k_size = fa_min(k_block, k_size - k);
+            t.at = p * panel_stride + k * nv * VL;
+            t.a = a + k * step;
+            t.accumulate = accumulate || k > 0;
+            products[nv - 2][m > 1 ? 0 : side > 1 ? 2 : 1](&t);
+        }
+    }
+}
+
+void KERNEL(gemm_panels_bf16)(real *c, fa_index ldc, fa_index c_panel, const real *a, fa_index m, const void *b,
+                              const real *scale, fa_index panel_stride, fa_index n_panels, fa_index nv, fa_index k_size,
+                              int accumulate)
+{
+    narrow_panels(products_bf16, c, ldc, c_panel, a, m, b, scale, panel_stride, n_panels, nv, k_size, accumulate);
+}
+
+void KERNEL(gemm_panels_i8)(real *c, fa_index ldc, fa_index c_panel, const real *a, fa_index m, const void *b, const real *scale,
+                            fa_index panel_stride, fa_index n_panels, fa_index nv, fa_index k_size, int accumulate)
+{
+    narrow_panels(products_i8, c, ldc, c_panel, a, m, b, scale, panel_stride, n_panels, nv, k_size, accumulate);
+}
 
 /* One panel of `width` columns to bfloat16: element j of the rows k and k + 1 side by side. */
 void KERNEL(pair_panel)(uint16_t *b, const real *panel, fa_index width, fa_index k_size)

@@ -45,21 +45,25 @@ FA_INLINE void end_block(row_sum *s)
     clear_chains(s);
 }
 
-/* STEP(j, count, i): columns j to j + count, chain i; blocks end with BLOCK_END. The vectors of a row fall to the same chains
-   whatever the number of columns. */
-#define FOR_ROW(n, STEP, BLOCK_END)                                        \
-    for (fa_index first = 0; first < n; first += SUM_BLOCK * VL) {         \
-        const fa_index end = fa_min(n, first + SUM_BLOCK * VL);            \
-        fa_index j = first;                                                \
-        for (; j + CHAINS * VL <= end; j += CHAINS * VL) {                 \
-            FA_UNROLL                                                      \
-            for (int i = 0; i < CHAINS; i++) STEP(j + i * VL, VL, i);      \
-        }                                                                  \
-        FA_UNROLL                                                          \
-        for (int i = 0; i < CHAINS; i++)                                   \
-            if (j + i * VL < end) STEP(j + i * VL, end - (j + i * VL), i); \
-        BLOCK_END;                                                         \
+/* Runs step(walk, j, count, i) for each vector of a row, the columns j to j + count, whose terms belong to chain i of the sums; those (b
+   may be NULL) are of `walk`. The vectors of a row fall to the same chains whatever the number of columns. */
+typedef void row_step(void *walk, fa_index j, fa_index count, const int i);
+FA_INLINE void for_row(fa_index n, row_step *step, void *walk, row_sum *a, row_sum *b)
+{
+    for (fa_index first = 0; first < n; first += SUM_BLOCK * VL) {
+        const fa_index end = fa_min(n, first + SUM_BLOCK * VL);
+        fa_index j = first;
+        for (; j + CHAINS * VL <= end; j += CHAINS * VL) {
+            FA_UNROLL
+            for (int i = 0; i < CHAINS; i++) step(walk, j + i * VL, VL, i);
+        }
+        FA_UNROLL
+        for (int i = 0; i < CHAINS; i++)
+            if (j + i * VL < end) step(walk, j + i * VL, end - (j + i * VL), i);
+        end_block(a);
+        if (b) end_block(b);
     }
+}
 
 /* The first lanes of a vector; the others 0. */
 FA_INLINE vreal first_lanes(vreal a, fa_index count) { return count >= VL ? a : v_select(v_first(count), a, v_zero()); }
@@ -116,28 +120,48 @@ FA_INLINE vreal load_z(const stored *z, fa_index count, const int large)
 }
 FA_INLINE longer eps_of(double eps, const int large) { return large ? (longer)eps * LARGE_SCALE * LARGE_SCALE : (longer)eps; }
 
-/* The root of variance + eps; *mean and *low of the two steps. `large`: of z times LARGE_SCALE. */
+/* What the statistics of a row are made of; `large`: of z times LARGE_SCALE. */
+typedef struct {
+    const stored *z;
+    int large;
+    vreal mean;
+    row_sum sum, square;
+} row_statistics;
+
+FA_INLINE void add_numbers(void *walk, fa_index j, fa_index count, const int i)
+{
+    row_statistics *s = walk;
+    s->sum.chain[i] = v_add(s->sum.chain[i], load_z(s->z + j, count, s->large));
+}
+
+FA_INLINE void add_deviations(void *walk, fa_index j, fa_index count, const int i)
+{
+    row_statistics *s = walk;
+    const vreal d = first_lanes(v_sub(load_z(s->z + j, count, s->large), s->mean), count);
+    s->sum.chain[i] = v_add(s->sum.chain[i], d);
+    s->square.chain[i] = v_fma(d, d, s->square.chain[i]);
+}
+
+FA_INLINE void add_squares(void *walk, fa_index j, fa_index count, const int i)
+{
+    row_statistics *s = walk;
+    const vreal a = load_z(s->z + j, count, s->large);
+    s->square.chain[i] = v_fma(a, a, s->square.chain[i]);
+}
+
+/* The root of variance + eps; *mean and *low of the two steps. */
 FA_INLINE longer layer_statistics(const stored *z, fa_index n, double eps, real *mean, real *low, const int large)
 {
-    row_sum sum, square;
-    start_sum(&sum);
-#define STEP(j, count, i) sum.chain[i] = v_add(sum.chain[i], load_z(z + j, count, large))
-    FOR_ROW(n, STEP, end_block(&sum))
-#undef STEP
-    *mean = long_total(&sum.total) / (real)n;
-    const vreal m = v_set1(*mean);
-    start_sum(&sum);
-    start_sum(&square);
-#define STEP(j, count, i)                                                            \
-    do {                                                                             \
-        const vreal d = first_lanes(v_sub(load_z(z + (j), count, large), m), count); \
-        sum.chain[i] = v_add(sum.chain[i], d);                                       \
-        square.chain[i] = v_fma(d, d, square.chain[i]);                              \
-    } while (0)
-    FOR_ROW(n, STEP, (end_block(&sum), end_block(&square)))
-#undef STEP
-    const longer rest = (longer)long_total(&sum.total) / (longer)n;
-    const longer root = root_of_mean((longer)long_total(&square.total) - rest * rest * (longer)n, n, eps_of(eps, large));
+    row_statistics s = {.z = z, .large = large};
+    start_sum(&s.sum);
+    for_row(n, add_numbers, &s, &s.sum, NULL);
+    *mean = long_total(&s.sum.total) / (real)n;
+    s.mean = v_set1(*mean);
+    start_sum(&s.sum);
+    start_sum(&s.square);
+    for_row(n, add_deviations, &s, &s.sum, &s.square);
+    const longer rest = (longer)long_total(&s.sum.total) / (longer)n;
+    const longer root = root_of_mean((longer)long_total(&s.square.total) - rest * rest * (longer)n, n, eps_of(eps, large));
     /* Where the mean is no larger than the deviations, they are rounded as coarsely as it is: their mean is noise. */
     *low = (longer)*mean > root || (longer)*mean < -root ? (real)rest : 0;
     return root;
@@ -145,16 +169,10 @@ FA_INLINE longer layer_statistics(const stored *z, fa_index n, double eps, real 
 
 FA_INLINE longer rms_statistics(const stored *z, fa_index n, double eps, const int large)
 {
-    row_sum square;
-    start_sum(&square);
-#define STEP(j, count, i)                               \
-    do {                                                \
-        const vreal a = load_z(z + j, count, large);    \
-        square.chain[i] = v_fma(a, a, square.chain[i]); \
-    } while (0)
-    FOR_ROW(n, STEP, end_block(&square))
-#undef STEP
-    return root_of_mean((longer)long_total(&square.total), n, eps_of(eps, large));
+    row_statistics s = {.z = z, .large = large};
+    start_sum(&s.square);
+    for_row(n, add_squares, &s, &s.square, NULL);
+    return root_of_mean((longer)long_total(&s.square.total), n, eps_of(eps, large));
 }
 
 FA_INLINE vreal apply_weight(vreal a, const stored *w, const stored *b, fa_index count)
@@ -243,27 +261,37 @@ void KERNEL(rms_norm_rows)(stored *y, stored *sum, real *rstd, const stored *x, 
     }
 }
 
-/* One row of the backward. rms: mean is 0, and the sum of g is left out. */
+/* A row of the backward: sums of g x^ and of g, where the gradients of w and b are added to on the way. rms: mean is 0, and the sum of g
+   is left out. */
+typedef struct {
+    real *dw, *db;
+    const stored *dy, *x, *w;
+    vreal mean, rstd;
+    int rms;
+    row_sum along, sum;
+} backward_sums;
+
+FA_INLINE void add_gradients(void *walk, fa_index j, fa_index count, const int i)
+{
+    backward_sums *s = walk;
+    const vreal d = load_stored_some(s->dy + j, count), z = load_stored_some(s->x + j, count);
+    const vreal a = v_mul(s->rms ? z : first_lanes(v_sub(z, s->mean), count), s->rstd);
+    const vreal g = s->w ? v_mul(d, load_stored_some(s->w + j, count)) : d;
+    s->along.chain[i] = v_fma(g, a, s->along.chain[i]);
+    if (!s->rms) s->sum.chain[i] = v_add(s->sum.chain[i], g);
+    if (s->dw) store_some(s->dw + j, v_fma(d, a, load_some(s->dw + j, count)), count);
+    if (s->db) store_some(s->db + j, v_add(d, load_some(s->db + j, count)), count);
+}
+
 FA_INLINE void backward_row(stored *dx, real *dw, real *db, const stored *dy, const stored *x, const stored *w,
                             const stored *dsum, fa_index n, real mean, real rstd, const int rms)
 {
     const vreal m = v_set1(mean), r = v_set1(rstd);
-    row_sum along, sum;
-    start_sum(&along);
-    start_sum(&sum);
-#define STEP(j, count, i)                                                                    \
-    do {                                                                                     \
-        const vreal d = load_stored_some(dy + j, count), z = load_stored_some(x + j, count); \
-        const vreal a = v_mul(rms ? z : first_lanes(v_sub(z, m), count), r);                 \
-        const vreal g = w ? v_mul(d, load_stored_some(w + j, count)) : d;                    \
-        along.chain[i] = v_fma(g, a, along.chain[i]);                                        \
-        if (!rms) sum.chain[i] = v_add(sum.chain[i], g);                                     \
-        if (dw) store_some(dw + j, v_fma(d, a, load_some(dw + j, count)), count);            \
-        if (db) store_some(db + j, v_add(d, load_some(db + j, count)), count);               \
-    } while (0)
-    FOR_ROW(n, STEP, (end_block(&along), end_block(&sum)))
-#undef STEP
-    const vreal slope = v_set1(long_total(&along.total) / (real)n), level = v_set1(long_total(&sum.total) / (real)n);
+    backward_sums s = {.dw = dw, .db = db, .dy = dy, .x = x, .w = w, .mean = m, .rstd = r, .rms = rms};
+    start_sum(&s.along);
+    start_sum(&s.sum);
+    for_row(n, add_gradients, &s, &s.along, &s.sum);
+    const vreal slope = v_set1(long_total(&s.along.total) / (real)n), level = v_set1(long_total(&s.sum.total) / (real)n);
     for (fa_index j = 0; j < n; j += VL) {
         const fa_index count = n - j;
         const vreal z = load_stored_some(x + j, count), a = v_mul(rms ? z : v_sub(z, m), r);

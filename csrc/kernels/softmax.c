@@ -76,24 +76,33 @@ FA_NOINLINE void scale_row(real *y, const real *x, fa_index n, real scale)
 /* x becomes e^z 2^(EXPONENT_DETOUR - N): the detour keeps all terms normal, and is gone when they are divided by their sum. Each
    step is for all `count` vectors: one after the other, their chains would fill the queues of the processor with operations that
    cannot begin yet. */
-#define EACH(count) \
-    FA_UNROLL       \
-    for (int i = 0; i < (count); i++)
 FA_INLINE void exp_vectors(vreal *x, const int count, const row_frame *f)
 {
     enum { DEGREE = sizeof exp_coefficient / sizeof *exp_coefficient - 1 };
     vreal t[EXP_GROUP], n[EXP_GROUP], p[EXP_GROUP];
-    EACH(count) x[i] = v_max(f->lowest, v_fma(f->scale, x[i], f->minus_shift));
-    EACH(count) t[i] = v_fma(x[i], v_set1(LOG2_E), f->magic);
-    EACH(count) n[i] = v_sub(t[i], f->magic);
-    EACH(count) x[i] = v_fnma(n[i], v_set1(LN2_HIGH), x[i]);
-    EACH(count) x[i] = v_fnma(n[i], v_set1(LN2_LOW), x[i]);
-    EACH(count) p[i] = v_set1(exp_coefficient[DEGREE]);
     FA_UNROLL
-    for (int c = DEGREE - 1; c >= 0; c--) EACH(count) p[i] = v_fma(p[i], x[i], v_set1(exp_coefficient[c]));
-    EACH(count) p[i] = v_fma(v_mul(x[i], x[i]), p[i], x[i]);
-    EACH(count) t[i] = power_of_two(t[i]);
-    EACH(count) x[i] = v_fma(p[i], t[i], t[i]);
+    for (int i = 0; i < count; i++) x[i] = v_max(f->lowest, v_fma(f->scale, x[i], f->minus_shift));
+    FA_UNROLL
+    for (int i = 0; i < count; i++) t[i] = v_fma(x[i], v_set1(LOG2_E), f->magic);
+    FA_UNROLL
+    for (int i = 0; i < count; i++) n[i] = v_sub(t[i], f->magic);
+    FA_UNROLL
+    for (int i = 0; i < count; i++) x[i] = v_fnma(n[i], v_set1(LN2_HIGH), x[i]);
+    FA_UNROLL
+    for (int i = 0; i < count; i++) x[i] = v_fnma(n[i], v_set1(LN2_LOW), x[i]);
+    FA_UNROLL
+    for (int i = 0; i < count; i++) p[i] = v_set1(exp_coefficient[DEGREE]);
+    FA_UNROLL
+    for (int c = DEGREE - 1; c >= 0; c--) {
+        FA_UNROLL
+        for (int i = 0; i < count; i++) p[i] = v_fma(p[i], x[i], v_set1(exp_coefficient[c]));
+    }
+    FA_UNROLL
+    for (int i = 0; i < count; i++) p[i] = v_fma(v_mul(x[i], x[i]), p[i], x[i]);
+    FA_UNROLL
+    for (int i = 0; i < count; i++) t[i] = power_of_two(t[i]);
+    FA_UNROLL
+    for (int i = 0; i < count; i++) x[i] = v_fma(p[i], t[i], t[i]);
 }
 
 FA_INLINE vreal exp_in_frame(vreal x, const row_frame *f)
@@ -148,16 +157,23 @@ FA_INLINE real exp_row(real *y, const real *x, fa_index n, const row_frame *f, c
             vreal e[EXP_GROUP];
             FA_UNROLL
             for (int i = 0; i < EXP_GROUP * VL; i += 64 / (int)sizeof(real)) FA_PREFETCH(b->ahead + b->further + j + i);
-            EACH(EXP_GROUP)
-            {
+            FA_UNROLL
+            for (int i = 0; i < EXP_GROUP; i++) {
                 const vreal a = v_load(b->ahead + j + i * VL);
                 largest_ahead = v_max(largest_ahead, negative ? v_negate(a) : a);
             }
-            EACH(EXP_GROUP) e[i] = v_load(x + j + i * VL);
+            FA_UNROLL
+            for (int i = 0; i < EXP_GROUP; i++) e[i] = v_load(x + j + i * VL);
             exp_vectors(e, EXP_GROUP, f);
-            EACH(EXP_GROUP) v_store(y + j + i * VL, e[i]);
-            if (divide) EACH(EXP_GROUP) v_store(b->behind + j + i * VL, v_mul(v_load(b->behind + j + i * VL), b->inverse));
-            EACH(EXP_GROUP) block = v_add(block, e[i]);
+            FA_UNROLL
+            for (int i = 0; i < EXP_GROUP; i++) v_store(y + j + i * VL, e[i]);
+            if (divide) {
+                FA_UNROLL
+                for (int i = 0; i < EXP_GROUP; i++)
+                    v_store(b->behind + j + i * VL, v_mul(v_load(b->behind + j + i * VL), b->inverse));
+            }
+            FA_UNROLL
+            for (int i = 0; i < EXP_GROUP; i++) block = v_add(block, e[i]);
         }
         for (; j < end; j += VL) {
             const fa_index count = end - j;

@@ -132,6 +132,31 @@ FA_INLINE tile_deal deal_rows(fa_index rows, fa_index most)
 }
 FA_INLINE fa_index rows_of_tile(tile_deal deal, fa_index tile) { return deal.base + (tile < deal.larger); }
 
+/* body(tile, mr, nv) with mr a constant, 1 <= mr <= most: dispatch and body are inlined, so that each number of rows has code of its own,
+   whose accumulators are registers. */
+typedef void tile_body(const void *tile, const int mr, const int nv);
+FA_INLINE void tile_case(tile_body *body, const void *tile, const int mr, const int most, const int nv)
+{
+    if (mr <= most) body(tile, mr, nv);
+}
+FA_INLINE void tile_dispatch(tile_body *body, const void *tile, fa_index mr, const int most, const int nv)
+{
+    switch (mr) {
+    case 1: tile_case(body, tile, 1, most, nv); break;
+    case 2: tile_case(body, tile, 2, most, nv); break;
+    case 3: tile_case(body, tile, 3, most, nv); break;
+    case 4: tile_case(body, tile, 4, most, nv); break;
+    case 5: tile_case(body, tile, 5, most, nv); break;
+    case 6: tile_case(body, tile, 6, most, nv); break;
+    case 7: tile_case(body, tile, 7, most, nv); break;
+    case 8: tile_case(body, tile, 8, most, nv); break;
+    case 9: tile_case(body, tile, 9, most, nv); break;
+    case 10: tile_case(body, tile, 10, most, nv); break;
+    case 11: tile_case(body, tile, 11, most, nv); break;
+    default: tile_case(body, tile, 12, most, nv); break;
+    }
+}
+
 /* Runs CALL(mr, nv) with mr a constant. The number in the name is the most rows there are. */
 #define TILE_SWITCH_3(mr, CALL, nv) \
     switch (mr) {                   \
