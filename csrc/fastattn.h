@@ -95,9 +95,17 @@ fa_status fa_norm_backward(fa_dtype dtype, const fa_norm_backward_arguments *a);
 /* ---- linear: y[M, N] = activation(z), z = x[M, K] w[N, K]' + bias[N]; bias may be NULL; no aliasing ----
    z, laid out as y, is written unless it is NULL: only with an activation, FA_F32 and FA_F64 only. */
 typedef enum { FA_LINEAR_NATIVE = 0, FA_LINEAR_BLAS } fa_linear_strategy;
-fa_status fa_linear_forward(fa_dtype dtype, void *y, void *z, fa_index ldy, const void *x, fa_index ldx, const void *w,
-                            fa_index ldw, const void *bias, fa_index M, fa_index N, fa_index K, fa_activation activation,
-                            fa_linear_strategy strategy);
+/* Row strides ldy, ldx, ldw of y, x, w. z, as y, is kept unless NULL. packed: w packed under `isa`, whose layout it has, which then
+   computes; w, z and strategy do not count. */
+typedef struct {
+    fa_index M, N, K, ldy, ldx, ldw;
+    void *y, *z;
+    const void *x, *w, *packed, *bias;
+    fa_isa isa;
+    fa_activation activation;
+    fa_linear_strategy strategy;
+} fa_linear_arguments;
+fa_status fa_linear_forward(fa_dtype dtype, const fa_linear_arguments *a);
 /* Gradients from dy[M, N]: dx[M, K], dw[N, K], dbias[N]; all contiguous but w and dw, with row strides ldw and lddw. dx and dbias may be
    NULL; add_dx: dx is added to. z as forward left it (of relu y will do), NULL without an activation. FA_F32 and FA_F64 only. No output overlaps
    anything. */
@@ -109,12 +117,9 @@ typedef struct {
     int add_dx;
 } fa_linear_backward_arguments;
 fa_status fa_linear_backward(fa_dtype dtype, const fa_linear_backward_arguments *a);
-/* Forward with w packed beforehand, under the ISA `isa` whose layout the buffer then has. */
+/* w packed for fa_linear_arguments. */
 size_t fa_linear_packed_bytes(fa_dtype dtype, fa_isa isa, fa_index N, fa_index K);
 fa_status fa_linear_pack(fa_dtype dtype, fa_isa isa, void *packed, const void *w, fa_index ldw, fa_index N, fa_index K);
-fa_status fa_linear_forward_packed(fa_dtype dtype, fa_isa isa, void *y, fa_index ldy, const void *x, fa_index ldx,
-                                   const void *packed, const void *bias, fa_index M, fa_index N, fa_index K,
-                                   fa_activation activation);
 
 /* ---- attention, per batch b and head h, the keys of head h being those of h / (H / Hk) ----
    q[B, H, Lq, D], k[B, Hk, Lk, D], v[B, Hk, Lk, Dv], out[B, H, Lq, Dv] with strides of batch, head and row and contiguous last axes.

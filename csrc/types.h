@@ -9,6 +9,7 @@
 typedef float real;
 typedef int32_t rint_t; /* the signed integer of the same width */
 #define FA_REAL_TYPE f32
+#define FA_OBJECT(name) name##_f32 /* of kernels/arguments.def */
 #define REAL(x) x##f
 #define REAL_MANTISSA_BITS 23
 #define REAL_EXPONENT_BIAS 127
@@ -18,6 +19,7 @@ typedef int32_t rint_t; /* the signed integer of the same width */
 typedef double real;
 typedef int64_t rint_t;
 #define FA_REAL_TYPE f64
+#define FA_OBJECT(name) name##_f64
 #define REAL(x) x
 #define REAL_MANTISSA_BITS 52
 #define REAL_EXPONENT_BIAS 1023

@@ -161,9 +161,19 @@ cdef extern from "fastattn.h" nogil:
         FA_LINEAR_NATIVE
         FA_LINEAR_BLAS
 
-    fa_status fa_linear_forward(fa_dtype dtype, void *y, void *z, fa_index ldy, const void *x, fa_index ldx,
-                                const void *w, fa_index ldw, const void *bias, fa_index M, fa_index N, fa_index K,
-                                fa_activation activation, fa_linear_strategy strategy)
+    ctypedef struct fa_linear_arguments:
+        fa_index M, N, K, ldy, ldx, ldw
+        void *y
+        void *z
+        const void *x
+        const void *w
+        const void *packed
+        const void *bias
+        fa_isa isa
+        fa_activation activation
+        fa_linear_strategy strategy
+
+    fa_status fa_linear_forward(fa_dtype dtype, const fa_linear_arguments *a)
 
     ctypedef struct fa_linear_backward_arguments:
         fa_index M, N, K, ldw, lddw
@@ -181,9 +191,6 @@ cdef extern from "fastattn.h" nogil:
     size_t fa_linear_packed_bytes(fa_dtype dtype, fa_isa isa, fa_index N, fa_index K)
     fa_status fa_linear_pack(fa_dtype dtype, fa_isa isa, void *packed, const void *w, fa_index ldw, fa_index N,
                              fa_index K)
-    fa_status fa_linear_forward_packed(fa_dtype dtype, fa_isa isa, void *y, fa_index ldy, const void *x, fa_index ldx,
-                                       const void *packed, const void *bias, fa_index M, fa_index N, fa_index K,
-                                       fa_activation activation)
 
     ctypedef enum fa_mask_kind:
         FA_MASK_NONE

@@ -174,10 +174,11 @@ def linear(object x, object weight, object bias, object activation, object out, 
     cdef fa_status status
     cdef fa_activation f
     cdef fa_linear_strategy strategy = FA_LINEAR_BLAS if by_blas(FA_SETTING_LINEAR) else FA_LINEAR_NATIVE
-    cdef Py_ssize_t N, K, M, ldy
+    cdef fa_linear_arguments arguments
+    cdef Py_ssize_t N, K
     cdef object result, sums = None
-    cdef char *bias_data = NULL
-    cdef char *sums_data = NULL
+    arguments.z = arguments.w = arguments.packed = arguments.bias = NULL
+    arguments.ldw, arguments.isa = 0, FA_ISA_BASELINE
     a.held = w.held = b.held = y.held = z.held = False
     f = as_activation(activation, op, "activation")
     x, bias = as_ndarray(x, op, "x"), as_optional(bias, op, "bias")
@@ -205,7 +206,7 @@ def linear(object x, object weight, object bias, object activation, object out, 
             acquire_contiguous(&b, bias, op, "bias", 1, a.dtype)
             if b.shape[0] != N:
                 raise wrong_shape(op, "bias", f"have shape ({N},), the rows of weight", f"shape {shape_of(&b)}")
-            bias_data = b.data
+            arguments.bias = b.data
         shape = (*[a.shape[i] for i in range(a.ndim - 1)], N)
         if out is not None and acquire_out(&y, out, shape, &a, op) and is_contiguous(&y) and not (
             overlap(&y, &a) or (w.held and overlap(&y, &w)) or (b.held and overlap(&y, &b))
@@ -218,15 +219,17 @@ def linear(object x, object weight, object bias, object activation, object out, 
             sums = result
         elif save and f != FA_IDENTITY:
             sums = new_like(&z, shape, &a, op)
-            sums_data = z.data
-        M = rows_before(&a)
+            arguments.z = z.data
+        arguments.M, arguments.N, arguments.K = rows_before(&a), N, K
+        arguments.y, arguments.ldy = y.data, N
+        arguments.x, arguments.ldx = a.data, K
+        arguments.activation, arguments.strategy = f, strategy
+        if packed is None:
+            arguments.w, arguments.ldw = w.data, w.stride[0]
+        else:
+            arguments.packed, arguments.isa = packed.data, packed.isa
         with nogil:
-            if packed is None:
-                status = fa_linear_forward(<fa_dtype>a.dtype, y.data, sums_data, N, a.data, K, w.data, w.stride[0],
-                                           bias_data, M, N, K, f, strategy)
-            else:
-                status = fa_linear_forward_packed(<fa_dtype>a.dtype, packed.isa, y.data, N, a.data, K, packed.data,
-                                                  bias_data, M, N, K, f)
+            status = fa_linear_forward(<fa_dtype>a.dtype, &arguments)
         raise_status(status, op)
     finally:
         release(&a)

@@ -3,6 +3,7 @@
 #define FA_KERNELS_COMMON_H
 
 #include "../simd/simd.h"
+#include "arguments.h"
 #include "attention.h"
 #include "decode.h"
 #include "vmath.h"
@@ -12,8 +13,10 @@
 #define KERNEL__(name, suffix) KERNEL_(name, suffix)
 #define KERNEL(name) KERNEL__(name, FA_SUFFIX)
 
+#define OBJECT(name) name /* as arguments.h has it */
 #define FA_KERNEL(class, name, arguments) FA_HIDDEN void KERNEL(name) arguments;
 #include "kernels.def"
 #undef FA_KERNEL
+#undef OBJECT
 
 #endif

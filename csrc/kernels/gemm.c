@@ -157,28 +157,28 @@ FA_INLINE void add_part(real *c, fa_index ldc, const real *part, fa_index ldpart
         }
 }
 
-void KERNEL(gemm_panels)(real *c, fa_index ldc, fa_index c_panel, const real *a, fa_index m, const real *b, fa_index panel_stride,
-                         fa_index n_panels, fa_index last_columns, fa_index nv, fa_index k_size, int accumulate, const void *next)
+void KERNEL(gemm_panels)(const panel_product *product)
 {
-    const fa_index k_block = K_BLOCK(nv), most = TILE_ROWS(nv);
-    const tile_deal deal = deal_rows(m, most);
+    const panel_product p = *product;
+    const fa_index k_block = K_BLOCK(p.nv), most = TILE_ROWS(p.nv);
+    const tile_deal deal = deal_rows(p.m, most);
     const fa_index height = common_rows(deal);
-    real part[TILE_ROWS(TILE_MAX_VECTORS) * TILE_MAX_VECTORS * VL] FA_ALIGN(64);
-    (void)next; /* tiles are done before it could be there */
-    if (m == 0) return;
-    t_configure(height);
-    for (fa_index p = 0; p < n_panels; p++, b += panel_stride, c += c_panel) {
-        const fa_index columns = p + 1 < n_panels ? nv * VL : last_columns;
-        for (fa_index k = 0; k == 0 || k < k_size; k += k_block) {
-            const fa_index kb = fa_min(k_block, k_size - k);
-            const real *ak = a + k * height;
+    const real *b = p.b;
+    real *c = p.c, part[TILE_ROWS(TILE_MAX_VECTORS) * TILE_MAX_VECTORS * VL] FA_ALIGN(64);
+    if (p.m == 0) return;
+    t_configure(height); /* p.next is not prefetched: tiles are done before it could be there */
+    for (fa_index i = 0; i < p.panels; i++, b += p.panel_stride, c += p.c_panel) {
+        const fa_index columns = i + 1 < p.panels ? p.nv * VL : p.last_columns;
+        for (fa_index k = 0; k == 0 || k < p.k_size; k += k_block) {
+            const fa_index kb = fa_min(k_block, p.k_size - k);
+            const real *ak = p.a + k * height;
             real *to = c;
-            for (fa_index t = 0, mr; t < deal.tiles; t++, ak += most * k_size, to += mr * ldc) {
+            for (fa_index t = 0, mr; t < deal.tiles; t++, ak += most * p.k_size, to += mr * p.ldc) {
                 mr = rows_of_tile(deal, t);
-                const int direct = mr == height && columns == nv * VL && !accumulate && k == 0;
-                matrix_product(direct ? to : part, direct ? ldc : nv * VL, height, nv, ak, T_K, height * T_K, T_K,
-                               b + k * nv * VL, nv, kb);
-                if (!direct) add_part(to, ldc, part, nv * VL, mr, columns, accumulate || k > 0);
+                const int direct = mr == height && columns == p.nv * VL && !p.accumulate && k == 0;
+                matrix_product(direct ? to : part, direct ? p.ldc : p.nv * VL, height, p.nv, ak, T_K, height * T_K, T_K,
+                               b + k * p.nv * VL, p.nv, kb);
+                if (!direct) add_part(to, p.ldc, part, p.nv * VL, mr, columns, p.accumulate || k > 0);
             }
         }
     }
@@ -294,59 +294,59 @@ DEFINE_ROW(1, 2)
 DEFINE_ROW(1, 3)
 DEFINE_ROW(1, 4)
 
-FA_NOINLINE void row_panels(real *c, fa_index c_panel, const real *a, const real *b, fa_index panel_stride, fa_index n_panels,
-                            fa_index last_columns, fa_index nv, fa_index k_size, int accumulate)
+FA_NOINLINE void row_panels(panel_product p)
 {
-    const fa_index k_block = K_BLOCK(nv);
-    for (fa_index p = 0, side; p < n_panels; p += side) {
-        side = p + ROW_SIDES_OF(nv) <= n_panels ? ROW_SIDES_OF(nv) : 1;
-        const fa_index columns = p + side < n_panels ? nv * VL : last_columns;
-        for (fa_index k = 0; k == 0 || k < k_size; k += k_block) {
-            const fa_index kb = fa_min(k_block, k_size - k);
-            real *to = c + p * c_panel;
-            const real *bk = b + p * panel_stride + k * nv * VL;
-            const int add = accumulate || k > 0;
+    const fa_index k_block = K_BLOCK(p.nv), most = ROW_SIDES_OF(p.nv);
+    for (fa_index i = 0, side; i < p.panels; i += side) {
+        side = i + most <= p.panels ? most : 1;
+        const fa_index columns = i + side < p.panels ? p.nv * VL : p.last_columns;
+        for (fa_index k = 0; k == 0 || k < p.k_size; k += k_block) {
+            const fa_index kb = fa_min(k_block, p.k_size - k);
+            real *to = p.c + i * p.c_panel;
+            const real *bk = (const real *)p.b + i * p.panel_stride + k * p.nv * VL;
+            const int add = p.accumulate || k > 0;
             if (side == 4)
-                row_4_2(to, c_panel, a + k, bk, panel_stride, kb, columns, add);
+                row_4_2(to, p.c_panel, p.a + k, bk, p.panel_stride, kb, columns, add);
             else if (side == 2)
-                row_2_3(to, c_panel, a + k, bk, panel_stride, kb, columns, add);
-            else if (nv == 2)
-                row_1_2(to, c_panel, a + k, bk, panel_stride, kb, columns, add);
-            else if (nv == 3)
-                row_1_3(to, c_panel, a + k, bk, panel_stride, kb, columns, add);
+                row_2_3(to, p.c_panel, p.a + k, bk, p.panel_stride, kb, columns, add);
+            else if (p.nv == 2)
+                row_1_2(to, p.c_panel, p.a + k, bk, p.panel_stride, kb, columns, add);
+            else if (p.nv == 3)
+                row_1_3(to, p.c_panel, p.a + k, bk, p.panel_stride, kb, columns, add);
             else
-                row_1_4(to, c_panel, a + k, bk, panel_stride, kb, columns, add);
+                row_1_4(to, p.c_panel, p.a + k, bk, p.panel_stride, kb, columns, add);
         }
     }
 }
 
-void KERNEL(gemm_panels)(real *c, fa_index ldc, fa_index c_panel, const real *a, fa_index m, const real *b, fa_index panel_stride,
-                         fa_index n_panels, fa_index last_columns, fa_index nv, fa_index k_size, int accumulate, const void *next)
+void KERNEL(gemm_panels)(const panel_product *product)
 {
-    const fa_index k_block = K_BLOCK(nv), most = TILE_ROWS(nv);
-    const tile_deal deal = deal_rows(m, most);
-    if (m == 0) return;
-    if (m == 1) {
-        row_panels(c, c_panel, a, b, panel_stride, n_panels, last_columns, nv, k_size, accumulate);
+    const panel_product p = *product;
+    const fa_index k_block = K_BLOCK(p.nv), most = TILE_ROWS(p.nv);
+    const tile_deal deal = deal_rows(p.m, most);
+    const real *b = p.b;
+    if (p.m == 0) return;
+    if (p.m == 1) {
+        row_panels(p);
         return;
     }
-    for (fa_index p = 0; p < n_panels; p++, b += panel_stride, c += c_panel) {
-        const fa_index columns = p + 1 < n_panels ? nv * VL : last_columns;
-        for (fa_index k = 0; k == 0 || k < k_size; k += k_block) {
-            const fa_index kb = fa_min(k_block, k_size - k);
-            const real *ak = a + k * most, *bk = b + k * nv * VL;
-            const fa_index left = k_size - k - kb;
-            const int last = left <= 0 && p + 1 == n_panels;
-            const void *ahead = left > 0 ? bk + kb * nv * VL : last && next ? next : b + panel_stride;
-            const fa_index ahead_k = last && !next ? 0 : fa_min(k_block, left > 0 ? left : k_size);
-            const fa_index bytes = ahead_k * nv * VL * (fa_index)sizeof(real);
-            const int add = accumulate || k > 0;
-            const gemm_tile tile = {
-                .c = c, .a = ak, .b = bk, .ldc = ldc, .k_size = kb, .columns = columns, .ahead = ahead, .accumulate = add};
-            switch (nv) {
-            case 2: panel_2(tile, most * k_size, deal, bytes); break;
-            case 3: panel_3(tile, most * k_size, deal, bytes); break;
-            default: panel_4(tile, most * k_size, deal, bytes); break;
+    gemm_tile tile = {.c = p.c, .ldc = p.ldc};
+    for (fa_index i = 0; i < p.panels; i++, b += p.panel_stride, tile.c += p.c_panel) {
+        tile.columns = i + 1 < p.panels ? p.nv * VL : p.last_columns;
+        for (fa_index k = 0; k == 0 || k < p.k_size; k += k_block) {
+            const fa_index kb = fa_min(k_block, p.k_size - k), left = p.k_size - k - kb;
+            const int last = left <= 0 && i + 1 == p.panels;
+            tile.a = p.a + k * most;
+            tile.b = b + k * p.nv * VL;
+            tile.k_size = kb;
+            tile.accumulate = p.accumulate || k > 0;
+            tile.ahead = left > 0 ? (const void *)(tile.b + kb * p.nv * VL) : last && p.next ? p.next : b + p.panel_stride;
+            const fa_index ahead_k = last && !p.next ? 0 : fa_min(k_block, left > 0 ? left : p.k_size);
+            const fa_index bytes = ahead_k * p.nv * VL * (fa_index)sizeof(real);
+            switch (p.nv) {
+            case 2: panel_2(tile, most * p.k_size, deal, bytes); break;
+            case 3: panel_3(tile, most * p.k_size, deal, bytes); break;
+            default: panel_4(tile, most * p.k_size, deal, bytes); break;
             }
         }
     }

@@ -136,39 +136,28 @@ static block_product *const products_bf16[2][3] = {{tiles_2_bf16, row_2_bf16, ro
                                                    {tiles_3_bf16, row_3_bf16, row_sides_3_bf16}};
 static block_product *const products_i8[2][3] = {{tiles_2_i8, row_2_i8, row_sides_2_i8}, {tiles_3_i8, row_3_i8, row_sides_3_i8}};
 
-FA_INLINE void narrow_panels(block_product *const products[2][3], real *c, fa_index ldc, fa_index c_panel, const real *a,
-                             fa_index m, const void *b, const real *scale, fa_index panel_stride, fa_index n_panels, fa_index nv,
-                             fa_index k_size, int accumulate)
+FA_INLINE void narrow_panels(const panel_product *product, block_product *const products[2][3])
 {
-    const fa_index k_block = K_BLOCK(nv), most = TILE_ROWS(nv), step = m == 1 ? 1 : most;
-    narrow_block t = {.b = b, .ldc = ldc, .c_panel = c_panel, .panel_stride = panel_stride, .a_tile = most * k_size};
-    t.deal = deal_rows(m, most);
-    for (fa_index p = 0, side; p < n_panels; p += side) {
-        side = m == 1 && p + ROW_SIDES_OF(nv) <= n_panels ? ROW_SIDES_OF(nv) : 1;
-        t.c = c + p * c_panel;
-        t.scale = scale ? scale + p * nv * VL : NULL;
-        for (fa_index k = 0; k == 0 || k < k_size; k += k_block) {
-            t.k_size = fa_min(k_block, k_size - k);
-            t.at = p * panel_stride + k * nv * VL;
-            t.a = a + k * step;
-            t.accumulate = accumulate || k > 0;
-            products[nv - 2][m > 1 ? 0 : side > 1 ? 2 : 1](&t);
+    const panel_product p = *product;
+    const fa_index k_block = K_BLOCK(p.nv), most = TILE_ROWS(p.nv), step = p.m == 1 ? 1 : most;
+    narrow_block t = {.b = p.b, .ldc = p.ldc, .c_panel = p.c_panel, .panel_stride = p.panel_stride, .a_tile = most * p.k_size};
+    t.deal = deal_rows(p.m, most);
+    for (fa_index i = 0, side; i < p.panels; i += side) {
+        side = p.m == 1 && i + ROW_SIDES_OF(p.nv) <= p.panels ? ROW_SIDES_OF(p.nv) : 1;
+        t.c = p.c + i * p.c_panel;
+        t.scale = p.scale ? p.scale + i * p.nv * VL : NULL;
+        for (fa_index k = 0; k == 0 || k < p.k_size; k += k_block) {
+            t.k_size = fa_min(k_block, p.k_size - k);
+            t.at = i * p.panel_stride + k * p.nv * VL;
+            t.a = p.a + k * step;
+            t.accumulate = p.accumulate || k > 0;
+            products[p.nv - 2][p.m > 1 ? 0 : side > 1 ? 2 : 1](&t);
         }
     }
 }
 
-void KERNEL(gemm_panels_bf16)(real *c, fa_index ldc, fa_index c_panel, const real *a, fa_index m, const void *b,
-                              const real *scale, fa_index panel_stride, fa_index n_panels, fa_index nv, fa_index k_size,
-                              int accumulate)
-{
-    narrow_panels(products_bf16, c, ldc, c_panel, a, m, b, scale, panel_stride, n_panels, nv, k_size, accumulate);
-}
-
-void KERNEL(gemm_panels_i8)(real *c, fa_index ldc, fa_index c_panel, const real *a, fa_index m, const void *b, const real *scale,
-                            fa_index panel_stride, fa_index n_panels, fa_index nv, fa_index k_size, int accumulate)
-{
-    narrow_panels(products_i8, c, ldc, c_panel, a, m, b, scale, panel_stride, n_panels, nv, k_size, accumulate);
-}
+void KERNEL(gemm_panels_bf16)(const panel_product *product) { narrow_panels(product, products_bf16); }
+void KERNEL(gemm_panels_i8)(const panel_product *product) { narrow_panels(product, products_i8); }
 
 /* One panel of `width` columns to bfloat16: element j of the rows k and k + 1 side by side. */
 void KERNEL(pair_panel)(uint16_t *b, const real *panel, fa_index width, fa_index k_size)

@@ -28,6 +28,16 @@ typedef struct {
     fa_index probe_chains;     /* vectors in a round of probe_multiply_add */
 } fa_kernel_sizes;
 
+/* What the kernels of a real type take: OBJECT(name) is <name>_<type>. */
+#define real float
+#define OBJECT(name) name##_f32
+#include "arguments.def"
+#undef real
+#undef OBJECT
+#define real double
+#define OBJECT(name) name##_f64
+#include "arguments.def"
+
 /* The tables; that of double lacks what only float has. */
 #define FA_KERNEL(class, name, arguments) FA_MEMBER_##class(void(*name) arguments;)
 #define FA_MEMBER_REAL(...) __VA_ARGS__
@@ -36,7 +46,6 @@ typedef struct {
 
 #define FA_MEMBER_FLOAT(...)
 #define FA_MEMBER_BYTES(...)
-#define real double
 #define stored double
 typedef struct {
     fa_kernel_sizes sizes;
@@ -44,6 +53,7 @@ typedef struct {
 } fa_kernels_f64;
 #undef real
 #undef stored
+#undef OBJECT
 #undef FA_MEMBER_FLOAT
 #undef FA_MEMBER_BYTES
 
@@ -51,6 +61,7 @@ typedef struct {
 #define FA_MEMBER_BYTES(...) __VA_ARGS__
 #define real float
 #define stored float
+#define OBJECT(name) name##_f32
 typedef struct {
     fa_kernel_sizes sizes;
 #include "kernels.def"
@@ -64,6 +75,7 @@ typedef struct {
 typedef fa_kernels_bf16 fa_kernels_f16;
 #undef real
 #undef stored
+#undef OBJECT
 #undef FA_KERNEL
 
 #endif

@@ -21,10 +21,10 @@ FA_INLINE void store_units(real *y, vreal h, fa_index units)
         v_store_n(y, h, units);
 }
 
-/* What the backward pass needs of a row: `plane` elements from one quantity to the next. */
-FA_INLINE void save(real *saved, fa_index plane, int number, vreal a, fa_index units)
+/* What the backward pass needs of row r: quantity `number`. */
+FA_INLINE void save(const cell_rows *a, fa_index r, int number, vreal x)
 {
-    store_units(saved + number * plane, a, units);
+    store_units(a->saved[r] + a->first + number * a->plane, x, a->units);
 }
 
 FA_INLINE vreal inverse(vreal a) { return v_div(v_set1(1), a); }
@@ -43,14 +43,14 @@ FA_INLINE vreal rnn_activation(vreal a, int activation)
     return activation == FA_TANH ? v_tanh(a) : v_sigmoid(a);
 }
 
-void KERNEL(rnn_gates)(real *const *y, real *h, fa_index ld, const real *gates, const real *bias, fa_index rows, fa_index first,
-                       fa_index units, int activation)
+void KERNEL(rnn_gates)(const cell_rows *at, real *h, const real *gates, int activation)
 {
-    for (fa_index r = 0; r < rows; r++, gates += 2 * VL)
+    const cell_rows a = *at;
+    for (fa_index r = 0; r < a.rows; r++, gates += 2 * VL)
         for (int v = 0; v < 2; v++) {
-            const vreal next = rnn_activation(biased(gates, bias, v), activation);
-            v_store(h + r * ld + first + v * VL, next);
-            if (y) store_units(y[r] + first + v * VL, next, units - v * VL);
+            const vreal next = rnn_activation(biased(gates, a.bias, v), activation);
+            v_store(h + r * a.ld + a.first + v * VL, next);
+            if (a.y) store_units(a.y[r] + a.first + v * VL, next, a.units - v * VL);
         }
 }
 
@@ -76,16 +76,17 @@ FA_INLINE vreal coupled_cell(vreal gate[3], vreal i, vreal g, vreal before)
     return v_fma(gate[0], gate[1], v_mul(v_sub(v_set1(1), gate[0]), before));
 }
 
-FA_INLINE void lstm_rows(real *const *y, real *const *saved, fa_index plane, real *h, real *c, fa_index ld, const real *gates,
-                         const real *bias, const real *peephole, fa_index rows, fa_index first, fa_index units, real clip,
+FA_INLINE void lstm_rows(const cell_rows *at, real *h, real *c, const real *gates, const real *peephole, real clip,
                          const int coupled)
 {
+    const cell_rows a = *at;
+    const real *bias = a.bias;
     const int last = coupled ? 2 : 3; /* gate o, and the first row of what is saved after the gates */
     const vreal peep_i = peephole ? v_load(peephole) : v_zero();
     const vreal peep_f = peephole && !coupled ? v_load(peephole + VL) : v_zero();
     const vreal peep_o = peephole ? v_load(peephole + (last - 1) * VL) : v_zero(), two = v_set1(2);
-    for (fa_index r = 0; r < rows; r++, gates += (last + 1) * VL) {
-        real *cell = c + r * ld + first;
+    for (fa_index r = 0; r < a.rows; r++, gates += (last + 1) * VL) {
+        real *cell = c + r * a.ld + a.first;
         const vreal before = v_load(cell);
         vreal i = biased(gates, bias, 0), o = biased(gates, bias, last), gate[3], after;
         if (peephole) i = v_fma(peep_i, before, i);
@@ -94,7 +95,7 @@ FA_INLINE void lstm_rows(real *const *y, real *const *saved, fa_index plane, rea
         } else {
             vreal f = biased(gates, bias, 1);
             if (peephole) f = v_fma(peep_f, before, f);
-            after = lstm_cell(gate, i, f, biased(gates, bias, 2), before, saved != NULL);
+            after = lstm_cell(gate, i, f, biased(gates, bias, 2), before, a.saved != NULL);
         }
         /* NaN stays NaN: v_min and v_max hand on their second argument. */
         if (clip > 0) after = v_min(v_set1(clip), v_max(v_set1(-clip), after));
@@ -102,77 +103,79 @@ FA_INLINE void lstm_rows(real *const *y, real *const *saved, fa_index plane, rea
         o = gate_sigmoid(o);
         const vreal t = gate_tanh(after);
         const vreal next = v_div(t, v_mul(o, v_add(t, two)));
-        if (saved) {
+        if (a.saved) {
             FA_UNROLL
-            for (int n = 0; n < last; n++) save(saved[r] + first, plane, n, gate[n], units);
-            save(saved[r] + first, plane, last, inverse(o), units);
-            save(saved[r] + first, plane, last + 1, after, units);
+            for (int n = 0; n < last; n++) save(&a, r, n, gate[n]);
+            save(&a, r, last, inverse(o));
+            save(&a, r, last + 1, after);
         }
         v_store(cell, after);
-        v_store(h + r * ld + first, next);
-        if (y) store_units(y[r] + first, next, units);
+        v_store(h + r * a.ld + a.first, next);
+        if (a.y) store_units(a.y[r] + a.first, next, a.units);
     }
 }
 
-void KERNEL(lstm_gates)(real *const *y, real *const *saved, fa_index plane, real *h, real *c, fa_index ld, const real *gates,
-                        const real *bias, const real *peephole, fa_index rows, fa_index first, fa_index units, real clip,
-                        int coupled)
+void KERNEL(lstm_gates)(const cell_rows *at, real *h, real *c, const real *gates, const real *peephole, real clip, int coupled)
 {
     if (coupled)
-        lstm_rows(y, saved, plane, h, c, ld, gates, bias, peephole, rows, first, units, clip, 1);
+        lstm_rows(at, h, c, gates, peephole, clip, 1);
     else
-        lstm_rows(y, saved, plane, h, c, ld, gates, bias, peephole, rows, first, units, clip, 0);
+        lstm_rows(at, h, c, gates, peephole, clip, 0);
 }
 
-void KERNEL(gru_gates)(real *const *y, real *const *saved, fa_index plane, real *h, const real *before, fa_index ld,
-                       const real *gates_x, const real *gates_h, const real *bias, fa_index rows, fa_index first, fa_index units)
+void KERNEL(gru_gates)(const cell_rows *at, real *h, const real *before, const real *gates_x, const real *gates_h)
 {
-    for (fa_index r = 0; r < rows; r++, gates_x += 3 * VL, gates_h += 3 * VL) {
+    const cell_rows a = *at;
+    const real *bias = a.bias;
+    for (fa_index r = 0; r < a.rows; r++, gates_x += 3 * VL, gates_h += 3 * VL) {
         const vreal reset = gate_sigmoid(v_add(biased(gates_x, bias, 0), v_load(gates_h)));
         const vreal update = gate_sigmoid(v_add(biased(gates_x, bias, 1), v_load(gates_h + VL)));
         const vreal inner = v_add(v_load(gates_h + 2 * VL), v_load(bias + 3 * VL));
         const vreal n = v_tanh(v_add(v_div(inner, reset), biased(gates_x, bias, 2)));
-        const vreal next = v_add(v_div(v_sub(v_load(before + r * ld + first), n), update), n);
-        if (saved) {
-            save(saved[r] + first, plane, 0, inverse(reset), units);
-            save(saved[r] + first, plane, 1, inverse(update), units);
-            save(saved[r] + first, plane, 2, n, units);
-            save(saved[r] + first, plane, 3, inner, units);
+        const vreal next = v_add(v_div(v_sub(v_load(before + r * a.ld + a.first), n), update), n);
+        if (a.saved) {
+            save(&a, r, 0, inverse(reset));
+            save(&a, r, 1, inverse(update));
+            save(&a, r, 2, n);
+            save(&a, r, 3, inner);
         }
-        v_store(h + r * ld + first, next);
-        if (y) store_units(y[r] + first, next, units);
+        v_store(h + r * a.ld + a.first, next);
+        if (a.y) store_units(a.y[r] + a.first, next, a.units);
     }
 }
 
 /* First half of gru with reset before the product: reset_h = r h, update = 1 / z. */
-void KERNEL(gru_reset)(real *const *saved, fa_index plane, real *reset_h, real *update, const real *before, fa_index ld,
-                       const real *gates_x, const real *gates_h, const real *bias, fa_index rows, fa_index first, fa_index units)
+void KERNEL(gru_reset)(const cell_rows *at, real *reset_h, real *update, const real *before, const real *gates_x,
+                       const real *gates_h)
 {
-    for (fa_index r = 0; r < rows; r++, gates_x += 3 * VL, gates_h += 2 * VL) {
-        const fa_index at = r * ld + first;
+    const cell_rows a = *at;
+    const real *bias = a.bias;
+    for (fa_index r = 0; r < a.rows; r++, gates_x += 3 * VL, gates_h += 2 * VL) {
+        const fa_index i = r * a.ld + a.first;
         const vreal reset = gate_sigmoid(v_add(biased(gates_x, bias, 0), v_load(gates_h)));
         const vreal z = gate_sigmoid(v_add(biased(gates_x, bias, 1), v_load(gates_h + VL)));
-        v_store(update + at, z);
-        if (saved) {
-            save(saved[r] + first, plane, 0, inverse(reset), units);
-            save(saved[r] + first, plane, 1, inverse(z), units);
+        v_store(update + i, z);
+        if (a.saved) {
+            save(&a, r, 0, inverse(reset));
+            save(&a, r, 1, inverse(z));
         }
-        v_store(reset_h + at, v_div(v_load(before + at), reset));
+        v_store(reset_h + i, v_div(v_load(before + i), reset));
     }
 }
 
 /* Second half. Rows of gates_n are panels of two vectors of units; the caller points at the right one. */
-void KERNEL(gru_update)(real *const *y, real *const *saved, fa_index plane, real *h, const real *before, const real *update,
-                        fa_index ld, const real *gates_x, const real *gates_n, const real *bias, fa_index rows, fa_index first,
-                        fa_index units)
+void KERNEL(gru_update)(const cell_rows *at, real *h, const real *before, const real *update, const real *gates_x,
+                        const real *gates_n)
 {
-    for (fa_index r = 0; r < rows; r++, gates_x += 3 * VL, gates_n += 2 * VL) {
-        const fa_index at = r * ld + first;
+    const cell_rows a = *at;
+    const real *bias = a.bias;
+    for (fa_index r = 0; r < a.rows; r++, gates_x += 3 * VL, gates_n += 2 * VL) {
+        const fa_index i = r * a.ld + a.first;
         const vreal inner = v_add(v_load(gates_n), v_load(bias + 3 * VL));
         const vreal n = v_tanh(v_add(biased(gates_x, bias, 2), inner));
-        const vreal next = v_add(v_div(v_sub(v_load(before + at), n), v_load(update + at)), n);
-        if (saved) save(saved[r] + first, plane, 2, n, units);
-        v_store(h + at, next);
-        if (y) store_units(y[r] + first, next, units);
+        const vreal next = v_add(v_div(v_sub(v_load(before + i), n), v_load(update + i)), n);
+        if (a.saved) save(&a, r, 2, n);
+        v_store(h + i, next);
+        if (a.y) store_units(a.y[r] + a.first, next, a.units);
     }
 }

@@ -35,18 +35,19 @@ FA_INLINE vreal sum_of_gradients(const real *dh, const real *const *dy, fa_index
     return dy ? v_add(later, load_units(dy[row] + at, units)) : later;
 }
 
-void KERNEL(rnn_backward)(real *da, fa_index ldda, const real *dh, fa_index ld, const real *const *dy, const real *const *y,
-                          fa_index row_step, fa_index rows, fa_index first, fa_index units, int activation)
+void KERNEL(rnn_backward)(const cell_gradients *gradients, const real *dh, const real *const *y, int activation)
 {
-    for (fa_index r = 0; r < rows; r++, da += ldda, dh += ld)
-        for (fa_index u = 0; u < units; u += VL) {
-            const fa_index at = first + u, left = units - u;
-            const vreal d = sum_of_gradients(dh + at, dy, r * row_step, at, left);
+    const cell_gradients g = *gradients;
+    real *da = g.da;
+    for (fa_index r = 0; r < g.rows; r++, da += g.ldda, dh += g.ld)
+        for (fa_index u = 0; u < g.units; u += VL) {
+            const fa_index at = g.first + u, left = g.units - u;
+            const vreal d = sum_of_gradients(dh + at, g.dy, r * g.row_step, at, left);
             if (activation == FA_IDENTITY) {
                 store_units(da + at, d, left);
                 continue;
             }
-            const vreal h = load_units(y[r * row_step] + at, left);
+            const vreal h = load_units(y[r * g.row_step] + at, left);
             const vreal a = activation == FA_RELU   ? v_select(v_le(h, v_zero()), v_zero(), d)
                             : activation == FA_TANH ? v_mul(d, tanh_slope(h))
                                                     : v_mul(d, sigmoid_slope(h));
@@ -54,21 +55,23 @@ void KERNEL(rnn_backward)(real *da, fa_index ldda, const real *dh, fa_index ld, 
         }
 }
 
-FA_INLINE void lstm_rows(real *da, fa_index ldda, const real *dh, real *dc, fa_index ld, const real *const *dy,
-                         const real *const *saved, const real *const *c_before, const real *peephole, fa_index row_step,
-                         fa_index rows, fa_index first, fa_index units, fa_index H, real clip, const int coupled)
+FA_INLINE void lstm_rows(const cell_gradients *gradients, const real *dh, real *dc, const real *const *c_before,
+                         const real *peephole, real clip, const int coupled)
 {
+    const cell_gradients s = *gradients;
+    const fa_index H = s.H;
+    real *da = s.da;
     const int last = coupled ? 2 : 3; /* gate o; g comes before it */
     const vreal zero = v_zero(), one = v_set1(1);
-    for (fa_index r = 0; r < rows; r++, da += ldda, dh += ld, dc += ld)
-        for (fa_index u = 0; u < units; u += VL) {
-            const fa_index at = first + u, left = units - u;
-            const real *gates = saved[r * row_step] + at;
+    for (fa_index r = 0; r < s.rows; r++, da += s.ldda, dh += s.ld, dc += s.ld)
+        for (fa_index u = 0; u < s.units; u += VL) {
+            const fa_index at = s.first + u, left = s.units - u;
+            const real *gates = s.saved[r * s.row_step] + at;
             const vreal i = load_units(gates, left), f = coupled ? v_sub(one, i) : load_units(gates + H, left);
             const vreal g = load_units(gates + (last - 1) * H, left), o = load_units(gates + last * H, left);
             const vreal after = load_units(gates + (last + 1) * H, left), t = v_tanh(after);
-            const vreal before = load_units(c_before[r * row_step] + at, left);
-            const vreal d = sum_of_gradients(dh + at, dy, r * row_step, at, left);
+            const vreal before = load_units(c_before[r * s.row_step] + at, left);
+            const vreal d = sum_of_gradients(dh + at, s.dy, r * s.row_step, at, left);
             const vreal da_o = v_mul(v_mul(d, t), sigmoid_slope(o));
             vreal cell = v_fma(v_mul(d, o), tanh_slope(t), v_load(dc + at));
             if (peephole) cell = v_fma(load_units(peephole + (last - 1) * H + at, left), da_o, cell);
@@ -89,27 +92,27 @@ FA_INLINE void lstm_rows(real *da, fa_index ldda, const real *dh, real *dc, fa_i
         }
 }
 
-void KERNEL(lstm_backward)(real *da, fa_index ldda, const real *dh, real *dc, fa_index ld, const real *const *dy,
-                           const real *const *saved, const real *const *c_before, const real *peephole, fa_index row_step,
-                           fa_index rows, fa_index first, fa_index units, fa_index H, real clip, int coupled)
+void KERNEL(lstm_backward)(const cell_gradients *gradients, const real *dh, real *dc, const real *const *c_before,
+                           const real *peephole, real clip, int coupled)
 {
     if (coupled)
-        lstm_rows(da, ldda, dh, dc, ld, dy, saved, c_before, peephole, row_step, rows, first, units, H, clip, 1);
+        lstm_rows(gradients, dh, dc, c_before, peephole, clip, 1);
     else
-        lstm_rows(da, ldda, dh, dc, ld, dy, saved, c_before, peephole, row_step, rows, first, units, H, clip, 0);
+        lstm_rows(gradients, dh, dc, c_before, peephole, clip, 0);
 }
 
-void KERNEL(gru_backward)(real *da, fa_index ldda, real *dh, fa_index ld, const real *const *dy, const real *const *saved,
-                          const real *const *h_before, fa_index row_step, fa_index rows, fa_index first, fa_index units,
-                          fa_index H, int reset_before)
+void KERNEL(gru_backward)(const cell_gradients *gradients, real *dh, const real *const *h_before, int reset_before)
 {
-    for (fa_index r = 0; r < rows; r++, da += ldda, dh += ld)
-        for (fa_index u = 0; u < units; u += VL) {
-            const fa_index at = first + u, left = units - u;
-            const real *gates = saved[r * row_step] + at;
+    const cell_gradients g = *gradients;
+    const fa_index H = g.H;
+    real *da = g.da;
+    for (fa_index r = 0; r < g.rows; r++, da += g.ldda, dh += g.ld)
+        for (fa_index u = 0; u < g.units; u += VL) {
+            const fa_index at = g.first + u, left = g.units - u;
+            const real *gates = g.saved[r * g.row_step] + at;
             const vreal reset = load_units(gates, left), z = load_units(gates + H, left), n = load_units(gates + 2 * H, left);
-            const vreal before = load_units(h_before[r * row_step] + at, left);
-            const vreal d = sum_of_gradients(dh + at, dy, r * row_step, at, left);
+            const vreal before = load_units(h_before[r * g.row_step] + at, left);
+            const vreal d = sum_of_gradients(dh + at, g.dy, r * g.row_step, at, left);
             const vreal da_n = v_mul(v_mul(d, v_sub(v_set1(1), z)), tanh_slope(n));
             store_units(da + 2 * H + at, v_mul(v_mul(d, v_sub(before, n)), sigmoid_slope(z)), left);
             store_units(da + 3 * H + at, da_n, left);
@@ -123,15 +126,16 @@ void KERNEL(gru_backward)(real *da, fa_index ldda, real *dh, fa_index ld, const 
         }
 }
 
-void KERNEL(gru_reset_backward)(real *da, fa_index ldda, real *dh, const real *d_reset, fa_index ld, const real *const *saved,
-                                const real *const *h_before, fa_index row_step, fa_index rows, fa_index first, fa_index units,
-                                fa_index H)
+void KERNEL(gru_reset_backward)(const cell_gradients *gradients, real *dh, const real *d_reset, const real *const *h_before)
 {
-    for (fa_index r = 0; r < rows; r++, da += ldda, dh += ld, d_reset += ld)
-        for (fa_index u = 0; u < units; u += VL) {
-            const fa_index at = first + u, left = units - u;
-            const vreal reset = load_units(saved[r * row_step] + at, left), d = v_load(d_reset + at);
-            const vreal before = load_units(h_before[r * row_step] + at, left);
+    const cell_gradients g = *gradients;
+    const fa_index H = g.H;
+    real *da = g.da;
+    for (fa_index r = 0; r < g.rows; r++, da += g.ldda, dh += g.ld, d_reset += g.ld)
+        for (fa_index u = 0; u < g.units; u += VL) {
+            const fa_index at = g.first + u, left = g.units - u;
+            const vreal reset = load_units(g.saved[r * g.row_step] + at, left), d = v_load(d_reset + at);
+            const vreal before = load_units(h_before[r * g.row_step] + at, left);
             store_units(da + H + at, v_mul(v_mul(d, before), sigmoid_slope(reset)), left);
             v_store(dh + at, v_fma(d, reset, v_load(dh + at)));
         }

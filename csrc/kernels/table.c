@@ -3,7 +3,6 @@
 
 #include "attention_tile.h"
 #include "gemm.h"
-#include "kernels.h"
 #include "probe.h"
 #include "tile.h"
 
@@ -14,6 +13,7 @@
 
 /* The kernel of a class: this compilation's, or another's, as the build says (FA_FROM_REAL and so on, such as f32_avx2). */
 #define FROM(class, name) KERNEL__(name, FA_FROM_##class)
+#define OBJECT(name) name
 #define FA_KERNEL(class, name, arguments) FA_HIDDEN void FROM(class, name) arguments;
 #include "kernels.def"
 #undef FA_KERNEL

@@ -136,12 +136,7 @@ fa_status fa_norm_backward(fa_dtype dtype, const fa_norm_backward_arguments *a)
     COMPUTE(fa_status, BY_ANY_DTYPE(norm_backward, a));
 }
 
-fa_status fa_linear_forward(fa_dtype dtype, void *y, void *z, fa_index ldy, const void *x, fa_index ldx, const void *w,
-                            fa_index ldw, const void *bias, fa_index M, fa_index N, fa_index K, fa_activation activation,
-                            fa_linear_strategy strategy)
-{
-    COMPUTE(fa_status, BY_ANY_DTYPE(linear_forward, y, z, ldy, x, ldx, w, ldw, bias, M, N, K, activation, strategy));
-}
+fa_status fa_linear_forward(fa_dtype dtype, const fa_linear_arguments *a) { COMPUTE(fa_status, BY_ANY_DTYPE(linear_forward, a)); }
 
 fa_status fa_linear_backward(fa_dtype dtype, const fa_linear_backward_arguments *a)
 {
@@ -156,13 +151,6 @@ size_t fa_linear_packed_bytes(fa_dtype dtype, fa_isa isa, fa_index N, fa_index K
 fa_status fa_linear_pack(fa_dtype dtype, fa_isa isa, void *packed, const void *w, fa_index ldw, fa_index N, fa_index K)
 {
     COMPUTE(fa_status, BY_ANY_DTYPE(linear_pack, isa, packed, w, ldw, N, K));
-}
-
-fa_status fa_linear_forward_packed(fa_dtype dtype, fa_isa isa, void *y, fa_index ldy, const void *x, fa_index ldx,
-                                   const void *packed, const void *bias, fa_index M, fa_index N, fa_index K,
-                                   fa_activation activation)
-{
-    COMPUTE(fa_status, BY_ANY_DTYPE(linear_forward_packed, isa, y, ldy, x, ldx, packed, bias, M, N, K, activation));
 }
 
 double fa_attention_scale(fa_index D) { COMPUTE(double, fa_attention_scale_f64(D)); }

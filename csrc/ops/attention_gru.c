@@ -59,9 +59,9 @@ static void forward_task(void *context, fa_index b, int worker)
     clear(w + keys, S - keys);
     k->additive_weighted_rows(c, 3 * H, w, e, S, 1, -REAL_INFINITY, 1, (const real *)a->values + b * S * 3 * H, 3 * H, keys,
                               3 * H);
-    k->gru_rows((real *)a->h + row * H, H, a->saved ? (real *)a->saved + row * 4 * H : NULL, 4 * H,
-                state_before(a, call->t) + b * H, H, (const real *)a->gates_x + row * 3 * H, 3 * H, c, 3 * H, sums + a->A,
-                call->N, 1, H);
+    k->gru_rows((real_rows){(real *)a->h + row * H, H}, (real_rows){a->saved ? (real *)a->saved + row * 4 * H : NULL, 4 * H},
+                (const_rows){state_before(a, call->t) + b * H, H}, (const_rows){(const real *)a->gates_x + row * 3 * H, 3 * H},
+                (const_rows){c, 3 * H}, (const_rows){sums + a->A, call->N}, 1, H);
 }
 
 static double work_of(const fa_attention_gru *a)
@@ -98,9 +98,19 @@ fa_status OP(attention_gru_forward)(const fa_attention_gru *a)
         plan.base = scratch.base;
     }
     status = OP(linear_pack)(isa, call.packed, a->w, a->H, call.N, a->H);
+    fa_linear_arguments product = {.M = a->B,
+                                   .N = call.N,
+                                   .K = a->H,
+                                   .ldy = call.N,
+                                   .ldx = a->H,
+                                   .packed = call.packed,
+                                   .bias = a->bias,
+                                   .isa = isa,
+                                   .activation = FA_IDENTITY};
     for (call.t = 0; call.t < a->T && status == FA_OK; call.t++) {
-        status = OP(linear_forward_packed)(isa, (real *)a->sums + call.t * a->B * call.N, call.N, state_before(a, call.t), a->H,
-                                           call.packed, a->bias, a->B, call.N, a->H, FA_IDENTITY);
+        product.y = (real *)a->sums + call.t * a->B * call.N;
+        product.x = state_before(a, call.t);
+        status = OP(linear_forward)(&product);
         if (status == FA_OK) fa_parallel_for(a->B, members, forward_task, &call);
     }
     call.row_tasks = fa_ceil_div(a->T, TASK_ROWS);
@@ -148,7 +158,16 @@ static void backward_task(void *context, fa_index b, int worker)
     const real *before = state_before(a, call->t) + b * H, *w = (const real *)a->weights + (b * a->T + call->t) * S;
     real *step = call->de_step + b * S;
     add_product(call, b);
-    k->gru_backward(gates, 4 * H, call->dh + b * call->ld, call->ld, dy ? &dy : NULL, &saved, &before, 1, 1, 0, H, H, 0);
+    const cell_gradients at = {.da = gates,
+                               .ldda = 4 * H,
+                               .ld = call->ld,
+                               .dy = dy ? &dy : NULL,
+                               .saved = &saved,
+                               .row_step = 1,
+                               .rows = 1,
+                               .units = H,
+                               .H = H};
+    k->gru_backward(&at, call->dh + b * call->ld, &before, 0);
     memcpy(da + A, gates, 3 * (size_t)H * sizeof(real));
     memcpy(dgates, gates + H, 3 * (size_t)H * sizeof(real));
     k->additive_score_gradients(step, S, w, S, dgates, 3 * H, 1, (const real *)a->values + b * S * 3 * H, 3 * H, keys, 3 * H);
@@ -233,12 +252,21 @@ fa_status OP(attention_gru_backward)(const fa_attention_gru_gradients *g)
     for (fa_index n = 0; n < call.N; n++) call.w_rows[n] = (const real *)a->w + n * a->H;
     const product_operand w = {call.packed, call.w_rows, a->H, call.N};
     OP(products_pack)(call.kernels, &w, 1, whole);
+    fa_linear_arguments product = {.M = a->B,
+                                   .N = a->H,
+                                   .K = call.N,
+                                   .ldy = a->H,
+                                   .ldx = call.N,
+                                   .y = call.dh_product,
+                                   .packed = call.packed,
+                                   .isa = isa,
+                                   .activation = FA_IDENTITY};
     set_state_gradient(&call);
     fa_parallel_for(a->B * call.row_tasks, whole, context_gradient_task, &call);
     for (call.t = a->T - 1; call.t >= 0 && status == FA_OK; call.t--) {
         fa_parallel_for(a->B, members, backward_task, &call);
-        status = OP(linear_forward_packed)(isa, call.dh_product, a->H, (const real *)g->da + call.t * a->B * call.N, call.N,
-                                           call.packed, NULL, a->B, a->H, call.N, FA_IDENTITY);
+        product.x = (const real *)g->da + call.t * a->B * call.N;
+        status = OP(linear_forward)(&product);
     }
     if (status == FA_OK) {
         for (fa_index b = 0; b < a->B; b++) {

@@ -15,14 +15,10 @@ fa_status OP(rope)(void *y, const void *x, const void *cosine, const void *sine,
                    fa_index n, int interleaved);
 fa_status OP(norm_forward)(const fa_norm_arguments *a);
 fa_status OP(norm_backward)(const fa_norm_backward_arguments *a);
-fa_status OP(linear_forward)(void *y, void *z, fa_index ldy, const void *x, fa_index ldx, const void *w, fa_index ldw,
-                             const void *bias, fa_index M, fa_index N, fa_index K, fa_activation activation,
-                             fa_linear_strategy strategy);
+fa_status OP(linear_forward)(const fa_linear_arguments *a);
 fa_status OP(linear_backward)(const fa_linear_backward_arguments *a);
 size_t OP(linear_packed_bytes)(fa_isa isa, fa_index N, fa_index K);
 fa_status OP(linear_pack)(fa_isa isa, void *packed, const void *w, fa_index ldw, fa_index N, fa_index K);
-fa_status OP(linear_forward_packed)(fa_isa isa, void *y, fa_index ldy, const void *x, fa_index ldx, const void *packed,
-                                    const void *bias, fa_index M, fa_index N, fa_index K, fa_activation activation);
 double OP(attention_scale)(fa_index D);
 fa_status OP(attention_forward)(const fa_attention_arguments *a);
 fa_status OP(cache_attention)(const fa_cache_arguments *c);

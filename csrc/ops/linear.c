@@ -72,10 +72,20 @@ static void multiply(const linear_call *c, real *dst, fa_index ld, real *tiles, 
 {
     const fa_kernels *k = c->kernels;
     const fa_index width = panel_width(k);
+    panel_product product = {.c = dst,
+                             .ldc = ld,
+                             .c_panel = width,
+                             .a = tiles,
+                             .m = rows,
+                             .panel_stride = width * c->Kp,
+                             .panels = panels,
+                             .last_columns = last,
+                             .nv = k->sizes.panel_vectors};
     for (fa_index k0 = 0; k0 < c->Kp || k0 == 0; k0 += K_SLICE) {
-        const fa_index kp = pack_slice(c, tiles, m0, rows, k0);
-        k->gemm_panels(dst, ld, width, tiles, rows, b + k0 * width, width * c->Kp, panels, last, k->sizes.panel_vectors, kp,
-                       k0 > 0, NULL);
+        product.k_size = pack_slice(c, tiles, m0, rows, k0);
+        product.b = b + k0 * width;
+        product.accumulate = k0 > 0;
+        k->gemm_panels(&product);
     }
 }
 
@@ -142,12 +152,20 @@ static void few_task(void *context, fa_index i, int worker)
     const fa_index slice = K_SLICE * k->sizes.packed, ld = FA_CONVERTS ? width : c->ldy;
     real *panel = c->panels + worker * c->panel_size;
     real *dst = FA_CONVERTS ? panel + width * fa_min(K_SLICE, c->Kp) : (real *)c->y + column;
+    panel_product product = {
+        .ldc = ld, .c_panel = width, .b = panel, .panels = 1, .last_columns = columns, .nv = k->sizes.panel_vectors};
     for (fa_index k0 = 0; k0 < c->Kp || k0 == 0; k0 += K_SLICE) {
         const fa_index kp = fa_min(K_SLICE, c->Kp - k0), first = k0 * k->sizes.packed;
         pack_panel(k, panel, c->w + column * c->ldw + first, c->ldw, c->N - column, fa_min(slice, c->K - first), kp);
-        for (fa_index m0 = 0; m0 < c->M; m0 += M_BLOCK)
-            k->gemm_panels(dst + m0 * ld, ld, width, few_tiles(c, k0, m0), fa_min(M_BLOCK, c->M - m0), panel, width * kp, 1,
-                           columns, k->sizes.panel_vectors, kp, k0 > 0, NULL);
+        product.panel_stride = width * kp;
+        product.k_size = kp;
+        product.accumulate = k0 > 0;
+        for (fa_index m0 = 0; m0 < c->M; m0 += M_BLOCK) {
+            product.c = dst + m0 * ld;
+            product.a = few_tiles(c, k0, m0);
+            product.m = fa_min(M_BLOCK, c->M - m0);
+            k->gemm_panels(&product);
+        }
     }
     finish(c, dst, ld, FA_CONVERTS ? dst + c->M * width : NULL, 0, c->M, column, columns);
 }
@@ -268,34 +286,31 @@ static fa_index packed_size(const fa_kernels *k, fa_index K)
     return fa_round_up(fa_ceil_div(K, k->sizes.packed), k->sizes.tile_k);
 }
 
-fa_status OP(linear_forward)(void *y, void *z, fa_index ldy, const void *x, fa_index ldx, const void *w, fa_index ldw,
-                             const void *bias, fa_index M, fa_index N, fa_index K, fa_activation activation,
-                             fa_linear_strategy strategy)
+fa_status OP(linear_forward)(const fa_linear_arguments *a)
 {
-    const fa_kernels *k = current_kernels();
+    const fa_kernels *k = a->packed ? kernels_for(a->isa) : current_kernels();
     linear_call call = {.kernels = k,
-                        .y = y,
-                        .z = z,
-                        .x = x,
-                        .w = w,
-                        .bias = bias,
-                        .ldy = ldy,
-                        .ldx = ldx,
-                        .ldw = ldw,
-                        .M = M,
-                        .N = N,
-                        .K = K,
-                        .Kp = packed_size(k, K),
-                        .activation = activation};
-    if (M == 0 || N == 0) return FA_OK;
-#if FA_CONVERTS
-    (void)strategy;
-    return forward_native(&call);
-#else
+                        .y = a->y,
+                        .z = a->z,
+                        .x = a->x,
+                        .w = a->w,
+                        .packed = a->packed,
+                        .bias = a->bias,
+                        .ldy = a->ldy,
+                        .ldx = a->ldx,
+                        .ldw = a->ldw,
+                        .M = a->M,
+                        .N = a->N,
+                        .K = a->K,
+                        .Kp = packed_size(k, a->K),
+                        .activation = a->activation};
+    if (a->M == 0 || a->N == 0) return FA_OK;
+#if !FA_CONVERTS
     /* BLAS counts in int, wants a row stride of at least 1 and of at least a row. */
-    const int fits = K > 0 && K <= INT_MAX && ldw >= K && ldw <= INT_MAX;
-    return strategy == FA_LINEAR_BLAS && fits ? forward_blas(&call) : forward_native(&call);
+    const int fits = a->K > 0 && a->K <= INT_MAX && a->ldw >= a->K && a->ldw <= INT_MAX;
+    if (a->strategy == FA_LINEAR_BLAS && !a->packed && fits) return forward_blas(&call);
 #endif
+    return forward_native(&call);
 }
 
 size_t OP(linear_packed_bytes)(fa_isa isa, fa_index N, fa_index K)
@@ -312,23 +327,4 @@ fa_status OP(linear_pack)(fa_isa isa, void *packed, const void *w, fa_index ldw,
     if (K == 0) return FA_OK;
     fa_parallel_for(fa_ceil_div(N, panel_width(k)), fa_members_for((double)N * (double)K), pack_task, &call);
     return FA_OK;
-}
-
-fa_status OP(linear_forward_packed)(fa_isa isa, void *y, fa_index ldy, const void *x, fa_index ldx, const void *packed,
-                                    const void *bias, fa_index M, fa_index N, fa_index K, fa_activation activation)
-{
-    const fa_kernels *k = kernels_for(isa);
-    linear_call call = {.kernels = k,
-                        .y = y,
-                        .x = x,
-                        .packed = packed,
-                        .bias = bias,
-                        .ldy = ldy,
-                        .ldx = ldx,
-                        .M = M,
-                        .N = N,
-                        .K = K,
-                        .Kp = packed_size(k, K),
-                        .activation = activation};
-    return M == 0 || N == 0 ? FA_OK : forward_native(&call);
 }

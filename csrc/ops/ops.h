@@ -5,7 +5,7 @@
 #define FA_OPS_H
 
 #include "../fastattn.h"
-#include "../types.h"
+#include "../kernels/arguments.h"
 
 #include <string.h>
 

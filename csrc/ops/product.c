@@ -94,8 +94,19 @@ static void product_task(void *context, fa_index i, int worker)
         } else {
             k->copy_tiles(tiles, p->a + k0, p->column + m0, m, nv, size, padded);
         }
-        k->gemm_panels(block, GROUP, width, tiles, m, p->panels + column * Kp + k0 * width, width * Kp, panels,
-                       columns - (panels - 1) * width, nv, padded, p->add || k0 > 0, NULL);
+        const panel_product product = {.c = block,
+                                       .ldc = GROUP,
+                                       .c_panel = width,
+                                       .a = tiles,
+                                       .m = m,
+                                       .b = p->panels + column * Kp + k0 * width,
+                                       .panel_stride = width * Kp,
+                                       .panels = panels,
+                                       .last_columns = columns - (panels - 1) * width,
+                                       .nv = nv,
+                                       .k_size = padded,
+                                       .accumulate = p->add || k0 > 0};
+        k->gemm_panels(&product);
     }
     copy_block(p, block, m0, m, column, columns, 1);
     if (p->sum && column == 0 && p->K > 0) k->sum_rows(p->sum + m0, p->a[0] + p->column + m0, p->lda, NULL, p->K, m);

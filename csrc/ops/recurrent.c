@@ -23,14 +23,22 @@
 #define MAX_NV 4
 #define SWEEP_PANELS 4 /* whole groups of panels that row products take side by side (ROW_SIDES in kernels/gemm.c) */
 
+/* When the products of a step with w_ih and w_hh are computed. */
+typedef enum {
+    BY_STEPS,  /* both panel by panel in the step */
+    BY_CHUNKS, /* those with w_ih for all steps of a chunk at once, those with w_hh panel by panel */
+    BY_SWEEPS, /* of a single sequence: likewise, and those with w_hh of all panels before the cell; panels are the inner axis of gates */
+} product_order;
+
 /* What one member works on, and its scratch. */
 typedef struct {
+    lane_share share;
+    product_order order;
     fa_index first_slot, slot_step, slots;
     fa_index first_panel, panels;   /* slice of the units */
     fa_index first_output, outputs; /* and of the panels of w_hr */
     real *tiles;                    /* packed rows of x of a chunk, then of h */
-    real *x_tiles;                  /* packed rows of x of a step, or NULL: chunks */
-    int alone;                      /* a single sequence: all panels are one product, and panels the inner axis of gates */
+    real *x_tiles;                  /* packed rows of x of a step, by steps */
     real *gates_x;                  /* [panels of the slice][rows of the chunk][width_x VL], or [slots][width_x VL] */
     real *gates_h;                  /* [slots][width_h VL] */
     const stored **rows;            /* pointers to rows of x or h */
@@ -100,30 +108,50 @@ static fa_index units_of(fa_index n, fa_index first_panel, fa_index panels, fa_i
     return fa_max(0, fa_min(n - first_panel * width, panels * width));
 }
 
-/* gates (+)= tiles w for `panels` panels of `width` vectors, each of them products of nv vectors side by side; rows of gates are ldc
-   apart. next: the panel that comes after these, or NULL. */
-static void multiply(const recurrent_lane *c, real *gates, fa_index ldc, const real *tiles, fa_index rows, const void *w,
-                     const real *scale, fa_index first, fa_index panels, fa_index width, fa_index nv, fa_index k, int add,
-                     const void *next)
+/* A packed matrix: panels of `width` vectors, each of them products of nv vectors side by side. */
+typedef struct {
+    const void *w;
+    const real *scale;
+    fa_index width, nv, k;
+} panel_matrix;
+
+static panel_matrix matrix_x(const recurrent_lane *c)
 {
-    const fa_kernels *kernels = c->g.kernels;
-    const fa_index columns = nv * c->g.lanes, n = panels * (width / nv), at = first * k * width * c->g.lanes;
+    return (panel_matrix){c->w.w_ih, c->w.scale_x, c->g.shape->width_x, c->g.shape->nv_x, c->g.Ip};
+}
+static panel_matrix matrix_h(const recurrent_lane *c)
+{
+    return (panel_matrix){c->w.w_hh, c->w.scale_h, c->g.shape->width_h, c->g.shape->nv_h, c->g.Pp};
+}
+
+/* product.c (+)= product.a w for `panels` panels of w from panel `first` on. */
+static void multiply(const recurrent_lane *c, panel_matrix w, fa_index first, fa_index panels, panel_product product)
+{
+    const fa_kernels *k = c->g.kernels;
+    const fa_index columns = w.nv * c->g.lanes, at = first * w.k * w.width * c->g.lanes;
+    product.c_panel = product.last_columns = columns;
+    product.panel_stride = w.k * columns;
+    product.panels = panels * (w.width / w.nv);
+    product.nv = w.nv;
+    product.k_size = w.k;
 #if FA_FLOAT_ARRAYS
     if (c->w.type == FA_WEIGHT_BF16) {
-        kernels->gemm_panels_bf16(gates, ldc, columns, tiles, rows, (const uint16_t *)w + at, NULL, k * columns, n, nv, k, add);
+        product.b = (const uint16_t *)w.w + at;
+        k->gemm_panels_bf16(&product);
         return;
     }
     if (c->w.type == FA_WEIGHT_INT8) {
-        kernels->gemm_panels_i8(gates, ldc, columns, tiles, rows, (const int8_t *)w + at, scale + first * width * c->g.lanes,
-                                k * columns, n, nv, k, add);
+        product.b = (const int8_t *)w.w + at;
+        product.scale = w.scale + first * w.width * c->g.lanes;
+        k->gemm_panels_i8(&product);
         return;
     }
 #endif
-    (void)scale;
-    kernels->gemm_panels(gates, ldc, columns, tiles, rows, (const real *)w + at, k * columns, n, columns, nv, k, add, next);
+    product.b = (const real *)w.w + at;
+    k->gemm_panels(&product);
 }
 
-/* Panel p of w, each of so many reals; NULL if there is none, p < 0, or if they are narrow. */
+/* Panel p of w, each of so many reals; NULL if there is none, p < 0, or if they are of fewer bits. */
 static const void *panel_of(const recurrent_lane *c, const void *w, fa_index size, fa_index p)
 {
     return p < 0 || c->w.type != FA_WEIGHT_REAL ? NULL : (const real *)w + p * size;
@@ -132,17 +160,16 @@ static const void *panel_of(const recurrent_lane *c, const void *w, fa_index siz
 static void multiply_x(const recurrent_lane *c, const real *tiles, fa_index rows, fa_index first, fa_index panels, real *gates,
                        const void *next)
 {
-    const cell_shape *s = c->g.shape;
-    multiply(c, gates, panels * s->width_x * c->g.lanes, tiles, rows, c->w.w_ih, c->w.scale_x, first, panels, s->width_x, s->nv_x,
-             c->g.Ip, 0, next);
+    const fa_index ld = panels * c->g.shape->width_x * c->g.lanes;
+    multiply(c, matrix_x(c), first, panels, (panel_product){.c = gates, .ldc = ld, .a = tiles, .m = rows, .next = next});
 }
 
 static void multiply_h(const recurrent_lane *c, const real *tiles, fa_index rows, fa_index first, fa_index panels, real *gates,
                        int add, const void *next)
 {
-    const cell_shape *s = c->g.shape;
-    multiply(c, gates, panels * s->width_h * c->g.lanes, tiles, rows, c->w.w_hh, c->w.scale_h, first, panels, s->width_h, s->nv_h,
-             c->g.Pp, add, next);
+    const fa_index ld = panels * c->g.shape->width_h * c->g.lanes;
+    multiply(c, matrix_h(c), first, panels,
+             (panel_product){.c = gates, .ldc = ld, .a = tiles, .m = rows, .accumulate = add, .next = next});
 }
 
 /* All panels of a single row. */
@@ -175,38 +202,67 @@ static real *const *y_of(const member_work *w)
 #endif
 }
 
-/* h = w_hr (o tanh(c)), into the member's slice of the rows of `after`. */
-static void project(const recurrent_lane *c, const member_work *w, fa_index active, real *after, fa_team_barrier *barrier,
-                    int members)
+/* Where the members of a team that splits the units have what each other's part of the step takes. */
+static void meet(const member_work *w)
 {
-    const fa_index width = 2 * c->g.lanes, first = w->first_output * width, ld = w->slot_step * c->g.ld_h;
-    const fa_index inner = w->first_panel * c->g.panel_units;
-    round_state(c, w, c->rounded_inner, c->inner, c->g.ld, active, inner,
+    if (w->share.barrier) fa_team_wait(w->share.barrier, w->share.members);
+}
+
+/* What the second product of a step takes, whole and packed. */
+static void pack_inner(const recurrent_lane *c, const member_work *w, fa_index active)
+{
+    round_state(c, w, c->rounded_inner, c->inner, c->g.ld, active, w->first_panel * c->g.panel_units,
                 units_of(c->g.H, w->first_panel, w->panels, c->g.panel_units));
-    if (barrier) fa_team_wait(barrier, members);
+    meet(w);
     pack_state(c, w, c->rounded_inner, c->g.ld, active, 2, c->g.H);
-    multiply(c, after + first, ld, w->tiles, active, c->w.w_hr, c->w.scale_r, w->first_output, w->outputs, 2, 2, c->g.Hp, 0,
-             NULL);
+}
+
+/* h = w_hr (o tanh(c)), into the member's slice of the rows of `after`. */
+static void project(const recurrent_lane *c, const member_work *w, fa_index active, real *after)
+{
+    pack_inner(c, w, active);
+    multiply(c, (panel_matrix){c->w.w_hr, c->w.scale_r, 2, 2, c->g.Hp}, w->first_output, w->outputs,
+             (panel_product){
+                 .c = after + w->first_output * 2 * c->g.lanes, .ldc = w->slot_step * c->g.ld_h, .a = w->tiles, .m = active});
+}
+
+/* A step of the member's sequences: the states before and after it, and the products with x, rows of the first panel, those of the next
+   `panel_stride` further. */
+typedef struct {
+    fa_index step, active;
+    const real *before;
+    real *after, *gates_x;
+    fa_index panel_stride;
+    int add, backwards; /* add: the gates are the sums of both products; backwards: from the last panel to the first */
+} lane_step;
+
+/* The rows and the units of panel p. */
+static cell_rows rows_of_panel(const recurrent_lane *c, const member_work *w, fa_index active, fa_index p)
+{
+    return (cell_rows){.y = y_of(w),
+                       .saved = w->saved_rows,
+                       .bias = c->w.bias + p * c->g.shape->bias_vectors * c->g.lanes,
+                       .plane = c->g.H,
+                       .ld = w->slot_step * c->g.ld,
+                       .rows = active,
+                       .first = p * c->g.panel_units,
+                       .units = units_of_panel(&c->g, p)};
 }
 
 /* The second half of a GRU with reset before the product: the product of r h with w_hn, then n and h. */
-static void update_state(const recurrent_lane *c, const member_work *w, fa_index active, const real *before, real *after,
-                         real *gates_x, fa_index panel_stride, fa_team_barrier *barrier, int members)
+static void update_state(const recurrent_lane *c, const member_work *w, const lane_step *s)
 {
-    const fa_kernels *k = c->g.kernels;
-    const fa_index VL = c->g.lanes, at = w->first_slot * c->g.ld, ld = w->slot_step * c->g.ld;
-    round_state(c, w, c->rounded_inner, c->inner, c->g.ld, active, w->first_panel * c->g.panel_units,
-                units_of(c->g.H, w->first_panel, w->panels, c->g.panel_units));
-    if (barrier) fa_team_wait(barrier, members);
-    pack_state(c, w, c->rounded_inner, c->g.ld, active, 2, c->g.H);
+    const fa_index VL = c->g.lanes, state = w->first_slot * c->g.ld;
+    const panel_matrix matrix_n = {c->w.w_hn, c->w.scale_n, 2, 2, c->g.Hp};
+    pack_inner(c, w, s->active);
     /* A panel of w_hn is two vectors of units. */
     for (fa_index i = 0; i < w->panels; i++) {
-        const fa_index p = w->first_panel + i, first = p * c->g.panel_units, pairs = w->alone ? w->panels / 2 : 1;
+        const fa_index p = w->first_panel + i, pairs = w->order == BY_SWEEPS ? w->panels / 2 : 1;
         if (i % (2 * pairs) == 0)
-            multiply(c, w->gates_h, 2 * VL, w->tiles, active, c->w.w_hn, c->w.scale_n, p / 2, pairs, 2, 2, c->g.Hp, 0, NULL);
-        k->gru_update(y_of(w), w->saved_rows, c->g.H, after, before, c->update + at, ld, gates_x + i * panel_stride,
-                      w->gates_h + i % (2 * pairs) * VL, c->w.bias + p * c->g.shape->bias_vectors * VL, active, first,
-                      units_of_panel(&c->g, p));
+            multiply(c, matrix_n, p / 2, pairs, (panel_product){.c = w->gates_h, .ldc = 2 * VL, .a = w->tiles, .m = s->active});
+        const cell_rows at = rows_of_panel(c, w, s->active, p);
+        c->g.kernels->gru_update(&at, s->after, s->before, c->update + state, s->gates_x + i * s->panel_stride,
+                                 w->gates_h + i % (2 * pairs) * VL);
     }
 }
 
@@ -238,67 +294,88 @@ static void write_output(const recurrent_lane *c, const member_work *w, fa_index
     if (c->a->dropped) drop(c, w, step, active);
 }
 
-/* One step of `active` sequences. gates_x: their rows of the first panel, those of the next `panel_stride` further; they hold the products
-   with x, unless x_tiles is given. */
-static void run_step(const recurrent_lane *c, const member_work *w, fa_index step, fa_index active, real *gates_x,
-                     fa_index panel_stride, const real *x_tiles, fa_team_barrier *barrier, int members)
+/* The products of the panel i of the member, `next` the one after it or -1, that its step computes panel by panel. */
+static void multiply_panel(const recurrent_lane *c, const member_work *w, const lane_step *s, fa_index i, fa_index next)
+{
+    const fa_index p = w->first_panel + i;
+    real *gates = s->gates_x + i * s->panel_stride, *sums = s->add ? gates : w->gates_h;
+    switch (w->order) {
+    case BY_STEPS:
+        multiply_x(c, w->x_tiles, s->active, p, 1, gates, panel_of(c, c->w.w_hh, c->g.size_h, p));
+        multiply_h(c, w->tiles, s->active, p, 1, sums, s->add, panel_of(c, c->w.w_ih, c->g.size_x, next));
+        break;
+    case BY_CHUNKS: multiply_h(c, w->tiles, s->active, p, 1, sums, s->add, panel_of(c, c->w.w_hh, c->g.size_h, next)); break;
+    case BY_SWEEPS: break;
+    }
+}
+
+static void apply_cell(const recurrent_lane *c, const member_work *w, const lane_step *s, fa_index i)
 {
     const fa_kernels *k = c->g.kernels;
-    const cell_shape *s = c->g.shape;
-    const fa_index VL = c->g.lanes, at = w->first_slot * c->g.ld, ld = w->slot_step * c->g.ld;
-    const int projected = c->g.projected;
-    const fa_index at_h = w->first_slot * c->g.ld_h;
-    const real *before = c->h[step % 2] + at_h;
-    real *after = c->h[(step + 1) % 2] + at_h;
-    for (fa_index r = 0; r < active; r++) {
+    const fa_index VL = c->g.lanes, p = w->first_panel + i, state = w->first_slot * c->g.ld;
+    const real *gates = s->gates_x + i * s->panel_stride;
+    const real *gates_h = w->gates_h + (w->order == BY_SWEEPS ? i * c->g.shape->width_h * VL : 0);
+    cell_rows at = rows_of_panel(c, w, s->active, p);
+    switch (c->g.cell) {
+    case FA_RNN:
+        if (FA_CONVERTS) at.y = w->saved_rows;
+        k->rnn_gates(&at, s->after, gates, (int)c->a->activation);
+        break;
+    case FA_LSTM:
+    case FA_LSTM_COUPLED:
+        if (c->g.projected) at.y = w->inner_rows;
+        k->lstm_gates(&at, c->g.projected ? c->inner + state : s->after, c->c + state, gates,
+                      c->w.peephole ? c->w.peephole + p * peepholes_of(c->g.cell) * VL : NULL, (real)c->a->clip,
+                      c->g.cell == FA_LSTM_COUPLED);
+        break;
+    case FA_GRU: k->gru_gates(&at, s->after, s->before, gates, gates_h); break;
+    case FA_GRU_RESET_BEFORE: k->gru_reset(&at, c->inner + state, c->update + state, s->before, gates, gates_h); break;
+    }
+}
+
+/* Where the rows of a step lie. */
+static void find_step_rows(const recurrent_lane *c, const member_work *w, const lane_step *s)
+{
+    for (fa_index r = 0; r < s->active; r++) {
         const slot *slot = &c->slots[slot_of(w, r)];
-        w->y_rows[r] = y_row(c, slot, time_of(c, slot, step));
-        if (w->saved_rows) w->saved_rows[r] = saved_row(c, slot, time_of(c, slot, step));
+        w->y_rows[r] = y_row(c, slot, time_of(c, slot, s->step));
+        if (w->saved_rows) w->saved_rows[r] = saved_row(c, slot, time_of(c, slot, s->step));
         if (w->inner_rows) w->inner_rows[r] = w->saved_rows[r] + (fa_recurrent_saved(&c->a->weights) - 1) * c->g.H;
     }
-    pack_state(c, w, c->rounded[step % 2], c->g.ld_h, active, s->nv_h, c->g.P);
-    const int add = c->g.cell == FA_RNN || is_lstm(c->g.cell);
-    const int backwards = step % 2 != 0;
-    if (w->alone) sweep(c, w, add ? gates_x : w->gates_h, add, backwards);
+}
+
+/* One step of `active` sequences; see lane_step. Where its products with x are computed in it, gates_x is room for those. */
+static void run_step(const recurrent_lane *c, const member_work *w, fa_index step, fa_index active, real *gates_x,
+                     fa_index panel_stride)
+{
+    const fa_index state = w->first_slot * c->g.ld_h;
+    const lane_step s = {.step = step,
+                         .active = active,
+                         .before = c->h[step % 2] + state,
+                         .after = c->h[(step + 1) % 2] + state,
+                         .gates_x = gates_x,
+                         .panel_stride = panel_stride,
+                         .add = c->g.cell == FA_RNN || is_lstm(c->g.cell),
+                         .backwards = step % 2 != 0};
+    find_step_rows(c, w, &s);
+    pack_state(c, w, c->rounded[step % 2], c->g.ld_h, active, c->g.shape->nv_h, c->g.P);
+    if (w->order == BY_SWEEPS) sweep(c, w, s.add ? gates_x : w->gates_h, s.add, s.backwards);
     for (fa_index n = 0; n < w->panels; n++) {
-        const fa_index i = backwards ? w->panels - 1 - n : n, p = w->first_panel + i, first = p * c->g.panel_units;
-        const fa_index units = units_of_panel(&c->g, p), next = n + 1 < w->panels ? p + (backwards ? -1 : 1) : -1;
-        const real *bias = c->w.bias + p * s->bias_vectors * VL;
-        real *gates = gates_x + i * panel_stride, *gates_h = w->gates_h + (w->alone ? i * s->width_h * VL : 0);
-        if (x_tiles) multiply_x(c, x_tiles, active, p, 1, gates, panel_of(c, c->w.w_hh, c->g.size_h, p));
-        if (!w->alone)
-            multiply_h(c, w->tiles, active, p, 1, add ? gates : gates_h, add,
-                       x_tiles ? panel_of(c, c->w.w_ih, c->g.size_x, next) : panel_of(c, c->w.w_hh, c->g.size_h, next));
-        switch (c->g.cell) {
-        case FA_RNN:
-            k->rnn_gates(FA_CONVERTS ? w->saved_rows : y_of(w), after, ld, gates, bias, active, first, units,
-                         (int)c->a->activation);
-            break;
-        case FA_LSTM:
-        case FA_LSTM_COUPLED:
-            k->lstm_gates(projected ? w->inner_rows : y_of(w), w->saved_rows, c->g.H, projected ? c->inner + at : after,
-                          c->c + at, ld, gates, bias, c->w.peephole ? c->w.peephole + p * peepholes_of(c->g.cell) * VL : NULL,
-                          active, first, units, (real)c->a->clip, c->g.cell == FA_LSTM_COUPLED);
-            break;
-        case FA_GRU:
-            k->gru_gates(y_of(w), w->saved_rows, c->g.H, after, before, ld, gates, gates_h, bias, active, first, units);
-            break;
-        case FA_GRU_RESET_BEFORE:
-            k->gru_reset(w->saved_rows, c->g.H, c->inner + at, c->update + at, before, ld, gates, gates_h, bias, active, first,
-                         units);
-            break;
-        }
+        const fa_index i = s.backwards ? w->panels - 1 - n : n, next = i + (s.backwards ? -1 : 1);
+        multiply_panel(c, w, &s, i, n + 1 < w->panels ? w->first_panel + next : -1);
+        apply_cell(c, w, &s, i);
     }
-    if (projected) project(c, w, active, after, barrier, members);
-    if (c->g.cell == FA_GRU_RESET_BEFORE) update_state(c, w, active, before, after, gates_x, panel_stride, barrier, members);
+    if (c->g.projected) project(c, w, active, s.after);
+    if (c->g.cell == FA_GRU_RESET_BEFORE) update_state(c, w, &s);
     write_output(c, w, step, active);
 }
+
 /* Gives out the scratch of a share from `plan`. */
 static member_work plan_work(const recurrent_lane *c, lane_share share, arena *plan)
 {
     const cell_shape *s = c->g.shape;
     const fa_index VL = c->g.lanes, B = c->a->B, slices = fa_ceil_div(c->g.panels, 2), member = share.member;
-    member_work w = {.slot_step = 1, .slots = B, .panels = c->g.panels, .outputs = c->g.output_panels};
+    member_work w = {.share = share, .slot_step = 1, .slots = B, .panels = c->g.panels, .outputs = c->g.output_panels};
     if (share.barrier) {
         w.first_panel = 2 * (slices * member / share.members);
         w.panels = fa_min(c->g.panels, 2 * (slices * (member + 1) / share.members)) - w.first_panel;
@@ -311,14 +388,14 @@ static member_work plan_work(const recurrent_lane *c, lane_share share, arena *p
     }
     /* Reset before the product needs the products with x again in its second half. */
     const int by_steps = w.slots >= c->g.kernels->sizes.step_rows && c->g.cell != FA_GRU_RESET_BEFORE;
+    w.order = w.slots == 1 ? BY_SWEEPS : by_steps ? BY_STEPS : BY_CHUNKS;
     const fa_index rows = by_steps ? w.slots : fa_max(CHUNK_ROWS, w.slots);
     fa_index tiles = 0;
     for (int nv = 2; nv <= MAX_NV; nv++) tiles = fa_max(tiles, rows + c->g.kernels->sizes.tile_rows[nv]);
     w.tiles = arena_take(plan, tiles * fa_max(c->g.Ip, fa_max(c->g.Hp, c->g.Pp)) + VL, sizeof(real));
     w.x_tiles = by_steps ? arena_take(plan, tiles * c->g.Ip + VL, sizeof(real)) : NULL;
     w.gates_x = arena_take(plan, (by_steps ? 1 : w.panels) * rows * s->width_x * VL, sizeof(real));
-    w.alone = w.slots == 1;
-    w.gates_h = arena_take(plan, (w.alone ? w.panels : w.slots) * s->width_h * VL, sizeof(real));
+    w.gates_h = arena_take(plan, (w.order == BY_SWEEPS ? w.panels : w.slots) * s->width_h * VL, sizeof(real));
     w.rows = arena_take(plan, rows, sizeof *w.rows);
     w.y_rows = arena_take(plan, w.slots, sizeof *w.y_rows);
     w.saved_rows = c->a->saved ? arena_take(plan, w.slots, sizeof *w.saved_rows) : NULL;
@@ -339,7 +416,9 @@ void OP(lane_run)(const recurrent_lane *c, lane_share share, char *scratch, fa_i
     arena plan = {.base = scratch};
     const member_work work = plan_work(c, share, &plan), *w = &work;
     const fa_index width_x = c->g.shape->width_x * c->g.lanes;
-    const fa_index chunk = w->x_tiles ? 1 : fa_max(1, CHUNK_ROWS / fa_max(1, w->slots));
+    const int by_steps = w->order == BY_STEPS;
+    const fa_index chunk = by_steps ? 1 : fa_max(1, CHUNK_ROWS / fa_max(1, w->slots));
+    const fa_index together = w->order == BY_SWEEPS ? w->panels : 1, row = together * width_x;
     fa_index active = w->slots;
     while (step < end) {
         fa_index rows = 0, running = active;
@@ -348,22 +427,17 @@ void OP(lane_run)(const recurrent_lane *c, lane_share share, char *scratch, fa_i
             running = still_active(c, w, running, t);
             for (fa_index r = 0; r < running; r++) w->rows[rows++] = x_row(c, &c->slots[slot_of(w, r)], t);
         }
-        real *x_tiles = w->x_tiles ? w->x_tiles : w->tiles;
+        real *x_tiles = by_steps ? w->x_tiles : w->tiles;
+        const fa_index panel_stride = by_steps ? 0 : w->order == BY_SWEEPS ? width_x : rows * width_x;
         c->g.kernels->pack_rows(x_tiles, w->rows, rows, c->g.shape->nv_x, c->g.I, c->g.Ip);
-        const fa_index together = w->alone ? w->panels : 1, row = together * width_x;
-        for (fa_index i = 0; !w->x_tiles && i < w->panels; i += together)
+        for (fa_index i = 0; !by_steps && i < w->panels; i += together)
             multiply_x(c, x_tiles, rows, w->first_panel + i, together, w->gates_x + i * rows * width_x,
                        panel_of(c, c->w.w_ih, c->g.size_x, i + together < w->panels ? w->first_panel + i + together : -1));
         for (fa_index done = 0; step < chunk_end; step++) {
             active = still_active(c, w, active, step);
-            if (active > 0)
-                run_step(c, w, step, active, w->gates_x + done * row,
-                         w->x_tiles ? 0
-                         : w->alone ? width_x
-                                    : rows * width_x,
-                         w->x_tiles, share.barrier, share.members);
+            if (active > 0) run_step(c, w, step, active, w->gates_x + done * row, panel_stride);
             done += active;
-            if (share.barrier) fa_team_wait(share.barrier, share.members);
+            meet(w);
         }
     }
 }

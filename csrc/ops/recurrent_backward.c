@@ -127,8 +127,19 @@ static void multiply(const backward_call *c, const member_share *m, const unit_s
     const fa_index Kp = fa_round_up(K, k->sizes.tile_k), stride = c->width * Kp, end = s->unit + s->units;
     for (fa_index r = 0; r < rows; r++) m->rows[r] = a[r * m->slot_step] + column;
     k->pack_rows(m->tiles, m->rows, rows, BACKWARD_NV, K, Kp);
-    k->gemm_panels(dst + s->unit, m->slot_step * ld, c->width, m->tiles, rows, w + s->first_panel * stride, stride, s->panels,
-                   end - (s->first_panel + s->panels - 1) * c->width, BACKWARD_NV, Kp, add, NULL);
+    const panel_product product = {.c = dst + s->unit,
+                                   .ldc = m->slot_step * ld,
+                                   .c_panel = c->width,
+                                   .a = m->tiles,
+                                   .m = rows,
+                                   .b = w + s->first_panel * stride,
+                                   .panel_stride = stride,
+                                   .panels = s->panels,
+                                   .last_columns = end - (s->first_panel + s->panels - 1) * c->width,
+                                   .nv = BACKWARD_NV,
+                                   .k_size = Kp,
+                                   .accumulate = add};
+    k->gemm_panels(&product);
 }
 
 /* One step of the rows n, n + slot_step, ... of the chunk. */
@@ -136,36 +147,47 @@ static void run_step(backward_call *c, const member_share *m, fa_index n, fa_ind
 {
     const fa_kernels *k = c->kernels;
     const fa_recurrent_arguments *a = c->a;
-    const fa_index H = c->H, lda = m->slot_step * c->lda, at = m->first_slot * c->ld;
-    const fa_index ld = m->slot_step * c->ld, ld_h = m->slot_step * c->ld_h;
-    const fa_index unit = m->cell.unit, units = m->cell.units;
-    const real *const *dy = c->g->dy ? c->dy_rows + n : NULL, *const *saved = c->saved_rows + n, *const *das = c->da_rows + n;
-    real *da = c->da + n * c->lda, *dh = c->dh + m->first_slot * c->ld_h;
+    const fa_index H = c->H, state = m->first_slot * c->ld;
+    const real *const *das = c->da_rows + n;
+    real *dh = c->dh + m->first_slot * c->ld_h;
+    cell_gradients at = {.da = c->da + n * c->lda,
+                         .ldda = m->slot_step * c->lda,
+                         .ld = m->slot_step * c->ld,
+                         .dy = c->g->dy ? c->dy_rows + n : NULL,
+                         .saved = c->saved_rows + n,
+                         .row_step = m->slot_step,
+                         .rows = rows,
+                         .first = m->cell.unit,
+                         .units = m->cell.units,
+                         .H = H};
     switch (c->cell) {
-    case FA_RNN: k->rnn_backward(da, lda, dh, ld, dy, c->y_rows + n, m->slot_step, rows, unit, units, (int)a->activation); break;
+    case FA_RNN: k->rnn_backward(&at, dh, c->y_rows + n, (int)a->activation); break;
     case FA_LSTM:
     case FA_LSTM_COUPLED: {
         real *gradient = dh;
         if (c->w_hr) {
-            k->rnn_backward(c->outputs + n * c->P, m->slot_step * c->P, dh, ld_h, dy, c->y_rows + n, m->slot_step, rows,
-                            m->output.unit, m->output.units, FA_IDENTITY);
+            cell_gradients output = at;
+            output.da = c->outputs + n * c->P;
+            output.ldda = m->slot_step * c->P;
+            output.ld = m->slot_step * c->ld_h;
+            output.first = m->output.unit;
+            output.units = m->output.units;
+            k->rnn_backward(&output, dh, c->y_rows + n, FA_IDENTITY);
             if (c->by_units) fa_team_wait(&c->barrier, c->members);
-            gradient = c->inner + at;
+            gradient = c->inner + state;
             multiply(c, m, &m->cell, gradient, c->ld, c->output_rows + n, rows, 0, c->P, c->w_hr, 0);
-            dy = NULL;
+            at.dy = NULL;
         }
-        k->lstm_backward(da, lda, gradient, c->dc + at, ld, dy, saved, c->c_rows + n, a->weights.peephole, m->slot_step, rows,
-                         unit, units, H, (real)a->clip, c->cell == FA_LSTM_COUPLED);
+        k->lstm_backward(&at, gradient, c->dc + state, c->c_rows + n, a->weights.peephole, (real)a->clip,
+                         c->cell == FA_LSTM_COUPLED);
         break;
     }
-    default:
-        k->gru_backward(da, lda, dh, ld, dy, saved, c->h_rows + n, m->slot_step, rows, unit, units, H,
-                        c->cell == FA_GRU_RESET_BEFORE);
+    default: k->gru_backward(&at, dh, c->h_rows + n, c->cell == FA_GRU_RESET_BEFORE);
     }
     if (c->by_units) fa_team_wait(&c->barrier, c->members);
     if (c->cell == FA_GRU_RESET_BEFORE) {
-        multiply(c, m, &m->cell, c->inner + at, c->ld, das, rows, 3 * H, H, c->w_h[0], 0);
-        k->gru_reset_backward(da, lda, dh, c->inner + at, ld, saved, c->h_rows + n, m->slot_step, rows, unit, units, H);
+        multiply(c, m, &m->cell, c->inner + state, c->ld, das, rows, 3 * H, H, c->w_h[0], 0);
+        k->gru_reset_backward(&at, dh, c->inner + state, c->h_rows + n);
         if (c->by_units) fa_team_wait(&c->barrier, c->members);
         multiply(c, m, &m->cell, dh, c->ld, das, rows, H, 2 * H, c->w_h[1], 1);
     } else if (c->cell == FA_GRU) {
