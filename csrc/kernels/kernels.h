@@ -18,14 +18,15 @@ typedef struct {
     fa_index k_block[5];     /* [nv], k per pass over a panel: sums are split here, whatever the sizes */
     fa_index step_rows;      /* fewer sequences in a recurrent step take their products with w_ih in chunks of steps */
     fa_index attention_rows; /* rows of a tile of queries */
-    fa_index late_scale;     /* 1: attention_scores are cheaper without a scale, and attention_softmax with one costs as little */
-    fa_index turned_gradients; /* 1: attention_key_gradients has a row for each column,
+    fa_index
+        scale_in_softmax; /* 1: attention_scores are cheaper without a scale, and attention_softmax with one costs as little */
+    fa_index transposed_gradients; /* 1: attention_key_gradients has a row for each column,
                                   as attention_scale_gradients takes them */
-    fa_index attention_stride; /* row stride of a block of scores */
-    fa_index attention_keys;   /* most keys in a block */
-    fa_index query_slice;      /* dimensions in a slice of scaled queries */
-    fa_index query_stride;     /* row stride of a slice */
-    fa_index probe_chains;     /* vectors in a round of probe_multiply_add */
+    fa_index attention_stride;     /* row stride of a block of scores */
+    fa_index attention_keys;       /* most keys in a block */
+    fa_index query_slice;          /* dimensions in a slice of scaled queries */
+    fa_index query_stride;         /* row stride of a slice */
+    fa_index probe_chains;         /* vectors in a round of probe_multiply_add */
 } fa_kernel_sizes;
 
 /* What the kernels of a real type take: OBJECT(name) is <name>_<type>. */

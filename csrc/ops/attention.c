@@ -277,7 +277,7 @@ fa_status OP(attention_forward)(const fa_attention_arguments *a)
     c.kept = kept_blocks(&c);
     query_scale(a, &c.scale_high, &c.scale_low);
     c.late_scale = 1;
-    if (k->sizes.late_scale && only_excludes(a) && c.scale_high > 0 && isfinite(c.scale_high)) {
+    if (k->sizes.scale_in_softmax && only_excludes(a) && c.scale_high > 0 && isfinite(c.scale_high)) {
         c.late_scale = c.scale_high;
         c.scale_high = 1;
     }

@@ -199,12 +199,12 @@ static void add_query_gradients(const backward_call *c, const gradient_scratch *
 static fa_index gradient_stride(const backward_call *c, fa_index keys, fa_index ld)
 {
     const fa_kernel_sizes *sizes = &c->kernels->sizes;
-    return sizes->turned_gradients ? fa_round_up(keys, sizes->packed * sizes->lanes) + TURNED_PADDING : ld;
+    return sizes->transposed_gradients ? fa_round_up(keys, sizes->packed * sizes->lanes) + TURNED_PADDING : ld;
 }
 
 static fa_index gradient_size(const backward_call *c, fa_index keys, fa_index ld)
 {
-    return (c->kernels->sizes.turned_gradients ? ld : keys) * gradient_stride(c, keys, ld);
+    return (c->kernels->sizes.transposed_gradients ? ld : keys) * gradient_stride(c, keys, ld);
 }
 
 static void clear_key_gradients(const backward_call *c, const gradient_scratch *w, fa_index keys)
@@ -220,7 +220,7 @@ static void add_key_gradients(const backward_call *c, const gradient_scratch *w,
     const fa_attention_backward_arguments *g = c->arguments;
     const fa_attention_arguments *a = c->a;
     const fa_kernels *k = c->kernels;
-    const int turned = k->sizes.turned_gradients != 0;
+    const int turned = k->sizes.transposed_gradients != 0;
     const fa_index ldk = gradient_stride(c, t->keys, c->ldk), ldv = gradient_stride(c, t->keys, c->ldv);
     k->attention_key_gradients(w->dv, ldv, w->p, t->rows, w->gradient_columns, t->keys, t->begin, t->end, a->Dv, more,
                                next->dout);
@@ -259,7 +259,7 @@ static void store_gradients(const backward_call *c, const gradient_scratch *w, f
     const fa_kernels *k = c->kernels;
     stored *dk = written_row(g->dk, g->dk_stride, b, hk, key_start(a, b) + j0);
     stored *dv = written_row(g->dv, g->dv_stride, b, hk, key_start(a, b) + j0);
-    const int turned = k->sizes.turned_gradients != 0;
+    const int turned = k->sizes.transposed_gradients != 0;
     const fa_index ldk = gradient_stride(c, keys, c->ldk), ldv = gradient_stride(c, keys, c->ldv);
     k->attention_scale_gradients(dk, g->dk_stride[2], w->dk, ldk, keys, a->D, c->scale, turned);
     k->attention_scale_gradients(dv, g->dv_stride[2], w->dv, ldv, keys, a->Dv, 1, turned);
@@ -287,7 +287,7 @@ static void key_block(const backward_call *c, const gradient_scratch *w, fa_inde
     fa_progress *begun = j > first ? mine - (j - first) * c->heads : NULL; /* by the first block, which finds delta */
 
     /* Where they are turned, the first tile that attends writes all of them. */
-    int more = !k->sizes.turned_gradients;
+    int more = !k->sizes.transposed_gradients;
     if (more) clear_key_gradients(c, w, keys);
     OP(attention_begin_options)(c, w);
     int found_k = 0;
@@ -378,7 +378,7 @@ static void scale_of_gradients(backward_call *c)
     const fa_attention_backward_arguments *g = c->arguments;
     const double scale = (double)(real)c->a->scale;
     const int lowest = sizeof(real) == sizeof(float) ? -100 : -900;
-    const int power = scale == 0 || c->kernels->sizes.turned_gradients ? 0 : ilogb(scale);
+    const int power = scale == 0 || c->kernels->sizes.transposed_gradients ? 0 : ilogb(scale);
     const int exponent = power >= 0 ? 0 : power < lowest ? lowest : power;
     c->score_scale = (real)ldexp(1, exponent);
     c->scale = (real)ldexp(scale, -exponent);

@@ -38,8 +38,6 @@ typedef struct {
     fa_activation activation;
 } linear_call;
 
-static fa_index panel_width(const fa_kernels *k) { return k->sizes.panel_vectors * k->sizes.lanes; }
-
 static void pack_panel(const fa_kernels *k, real *dst, const stored *w, fa_index ldw, fa_index columns, fa_index K, fa_index Kp)
 {
     const fa_index lanes = k->sizes.lanes, width = panel_width(k);

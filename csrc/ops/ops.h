@@ -19,6 +19,9 @@ typedef FA_VERSION(kernels, FA_STORED_TYPE) fa_kernels;
 
 #include "declare.h"
 
+/* Columns in a panel of linear and of the products of backward passes. */
+FA_INLINE fa_index panel_width(const fa_kernels *k) { return k->sizes.panel_vectors * k->sizes.lanes; }
+
 /* Zeros; n may be 0 or less, which writes nothing. */
 FA_INLINE void clear(real *x, fa_index n)
 {

@@ -20,11 +20,9 @@ typedef struct {
     fa_index scratch_size; /* of a member: tiles, then a block of rows of c */
 } products_call;
 
-static fa_index width_of(const fa_kernels *k) { return k->sizes.panel_vectors * k->sizes.lanes; }
-
 fa_index OP(product_panels)(const fa_kernels *k, fa_index N, fa_index K)
 {
-    return fa_round_up(N, width_of(k)) * fa_round_up(K, k->sizes.tile_k);
+    return fa_round_up(N, panel_width(k)) * fa_round_up(K, k->sizes.tile_k);
 }
 
 static fa_index tile_size(const fa_kernels *k, fa_index K)
@@ -44,7 +42,7 @@ static void pack_task(void *context, fa_index i, int worker)
 {
     const products_call *c = context;
     const fa_kernels *k = c->kernels;
-    const fa_index width = width_of(k);
+    const fa_index width = panel_width(k);
     const product_operand *o = c->operands;
     (void)worker;
     for (; i >= fa_ceil_div(o->N, width); o++) i -= fa_ceil_div(o->N, width);
@@ -56,7 +54,7 @@ void OP(products_pack)(const fa_kernels *k, const product_operand *operands, int
 {
     products_call c = {.kernels = k, .operands = operands};
     fa_index panels = 0;
-    for (int i = 0; i < count; i++) panels += fa_ceil_div(operands[i].N, width_of(k));
+    for (int i = 0; i < count; i++) panels += fa_ceil_div(operands[i].N, panel_width(k));
     fa_parallel_for(panels, members, pack_task, &c);
 }
 
@@ -77,7 +75,7 @@ static void product_task(void *context, fa_index i, int worker)
     const fa_kernels *k = call->kernels;
     const product *p = call->products;
     for (; i >= tasks_of(p); p++) i -= tasks_of(p);
-    const fa_index nv = k->sizes.panel_vectors, width = width_of(k), Kp = fa_round_up(p->K, k->sizes.tile_k);
+    const fa_index nv = k->sizes.panel_vectors, width = panel_width(k), Kp = fa_round_up(p->K, k->sizes.tile_k);
     const fa_index groups = fa_ceil_div(p->N, GROUP), m0 = i / groups * M_BLOCK, m = fa_min(M_BLOCK, p->M - m0);
     const fa_index column = i % groups * GROUP, columns = fa_min(GROUP, p->N - column), panels = fa_ceil_div(columns, width);
     const int by_rows = p->kind == PRODUCT_ROWS;
