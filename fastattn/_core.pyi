@@ -405,7 +405,9 @@ def recurrent(
     of_h: str = "state",
     of_c: str = "state[1]",
 ) -> tuple[NDArray[Any], Any]: ...
-def new_saved(w: RecurrentWeights, steps: int, batch: int, op: str) -> NDArray[Any] | None: ...
+def new_saved(
+    w: RecurrentWeights, steps: int, batch: int, lengths: NDArray[np.int64] | None, op: str
+) -> NDArray[Any] | None: ...
 
 # Gradients of the states h and c, and for each layer and direction of weight_ih, weight_hh, bias_ih, bias_hh,
 # weight_hr, peephole.

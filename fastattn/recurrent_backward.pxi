@@ -1,14 +1,18 @@
 # Recurrent networks: what forward calls keep, and gradients.
 
 
-def new_saved(RecurrentWeights w, Py_ssize_t steps, Py_ssize_t batch, str op):
+def new_saved(RecurrentWeights w, Py_ssize_t steps, Py_ssize_t batch, object lengths, str op):
     """Where `recurrent` leaves what the backward pass of a layer and direction needs beside y, in float32 for 16-bit
-    arrays; None: nothing."""
+    arrays; None: nothing. Zeros beyond the lengths, where nothing is written: no old memory gets into a result."""
+    cdef object saved
     cdef fa_index kinds = fa_recurrent_saved(&w.lane[0].weights)
     cdef int real = real_dtype(w.dtype_code)
     if w.cell == "rnn" and real == w.dtype_code:
         return None
-    return new_array((steps, batch, kinds, w.hidden_size), DTYPES[real], op)
+    saved = new_array((steps, batch, kinds, w.hidden_size), DTYPES[real], op)
+    if lengths is not None:
+        saved[np.arange(steps)[:, None] >= lengths] = 0
+    return saved
 
 
 cdef void *new_gradient(list results, tuple shape, int dtype, bint wanted, str op) except? NULL:

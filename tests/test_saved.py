@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import fastattn as fa
+from tests.malformed_recipes import RECIPES
+from tests.resizing import arrays_in
 from tests.saved import arrays_of, functional_pairs, same, stack
 
 PAIRS = [pair for pair in functional_pairs() if not type(pair[3]).__name__.startswith("Recurrent")]
@@ -66,3 +68,21 @@ def test_packed_weights_in_a_saved_value_are_named():
     _, saved = fa.rnn_forward(np.ones((2, 1, 3)), None, weights)
     with pytest.raises(ValueError, match=r"rnn_backward: saved.weights must be as they are"):
         fa.rnn_backward(np.ones((2, 1, 4)), saved._replace(weights=fa.pack_rnn(weights)))
+
+
+def _leave(value):
+    """This number in memory that later arrays get."""
+    for size in (*range(1, 260), 1000, 5000):
+        for _ in range(3):
+            np.full(size, value, np.float32)
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("forward")])
+def test_results_and_saved_values_hold_no_old_memory(name):
+    for make in RECIPES[name]:
+        found = []
+        for value in (np.nan, 7.0):
+            function, arguments = make()
+            _leave(value)
+            found.append([array.tobytes() for array in arrays_in(function(**arguments))])
+        assert found[0] == found[1]

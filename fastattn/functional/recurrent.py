@@ -202,7 +202,7 @@ def _run_cell(op: str, cell: str, options: Options, x: Any, h: Any, c: Any, arra
             raise ValueError(f"{op}: {name} must have shape {(len(x), size)}, got {states[-1].shape}")
     h0, c0 = (*(state[None] for state in states), None)[:2]
     y = _core.new_array((1, len(x), weights.output_size), x.dtype, op)
-    activations = [_core.new_saved(weights, 1, len(x), op)] if save else []
+    activations = [_core.new_saved(weights, 1, len(x), None, op)] if save else []
     after, c_after = _core.recurrent(
         op, weights, options, x[None], h0, c0, None, [y], None, activations if save else None, "h", "c"
     )
@@ -284,7 +284,7 @@ def _run(op: str, cell: str, options: Options, x: Any, state: tuple[Any, ...], w
     c0 = None if c0 is None else _core.checked_floats(c0, op, "state[1]", 3)
     of_h = "state[0]" if stack.has_cell else "state"
     lanes = range(stack.layers * stack.directions) if save else ()
-    activations = [_core.new_saved(stack, steps, batch, op) for _ in lanes]
+    activations = [_core.new_saved(stack, steps, batch, lengths, op) for _ in lanes]
     dropped = [_core.new_array((steps, batch, width), x.dtype, op) for _ in ys[:-1]] if options.dropout else []
     h, c = _core.recurrent(op, stack, options, x, h0, c0, lengths, ys, dropped, activations if save else None,
                            of_h)  # fmt: skip
