@@ -1,8 +1,6 @@
-"""Gradients of modules against differences of a loss, and against those of torch."""
+"""Gradients of modules against differences of a loss."""
 
 import numpy as np
-
-from tests.errors import ErrorRule
 
 STEP = 1e-6
 ERROR = 1e-8  # of a central difference: the step squared, and the rounding of the loss over the step
@@ -21,12 +19,3 @@ def assert_gradients(loss, arrays, gradients, rng):
         difference, got = (sides[0] - sides[1]) / (2 * STEP), (gradients[name] * direction).sum()
         assert gradients[name].shape == array.shape, name
         assert abs(difference - got) <= ERROR * max(1, abs(difference), np.abs(gradients[name]).max(initial=0)), name
-
-
-def assert_same_gradients(parts):
-    """parts: (name, ours, torch's in float32, in float64). Pooled over all: a bias of few elements says little."""
-    rule = ErrorRule()
-    for _, got, single, double in parts:
-        size = np.abs(double).max() or 1
-        rule.add((got / size).astype("f4"), (single / size).astype("f4"), double / size)
-    rule.check(median=False)
