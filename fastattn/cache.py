@@ -140,6 +140,9 @@ class KVCache:
         with self._access.lock:
             after = self._lengths[chosen] + tokens
             longest = int(after.max(initial=0))
+            room = self._parts[0][0].shape[2] if self._page is None else self._table.shape[1] * self._page
+            if longest - tokens > room:  # somebody wrote to what is private; room for that would be no end of memory
+                raise ValueError(f"append: lengths of the cache must lie in 0..{room}, got {longest - tokens}")
             if self._capacity is not None and longest > self._capacity:
                 raise ValueError(f"append: k must fit into the capacity of {self._capacity} tokens, got {tokens} more "
                                  f"for a sequence of {longest - tokens}")  # fmt: skip

@@ -451,6 +451,17 @@ def test_lengths_beyond_the_room_are_named(dtype, page_size, length):
 
 
 @pytest.mark.parametrize("page_size", [None, 4])
+def test_no_room_is_made_for_lengths_beyond_the_room(page_size):
+    cache = fa.KVCache(2, 1, 16, dtype="int8", page_size=page_size)
+    cache.append(_ones(1, 2, 3), _ones(1, 2, 3))
+    size = cache.nbytes
+    cache._lengths[1] = 10**9
+    with pytest.raises(ValueError, match=r"append: lengths of the cache must lie in 0\.\.\d+, got 1000000000"):
+        cache.append(_ones(1, 2, 1), _ones(1, 2, 1))
+    assert cache.nbytes == size
+
+
+@pytest.mark.parametrize("page_size", [None, 4])
 def test_lengths_and_pages_changed_during_calls_end_no_process(page_size):
     code = (
         "import threading, numpy as np, fastattn as fa\n"
