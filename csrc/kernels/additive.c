@@ -127,7 +127,7 @@ FA_INLINE void score_tile(real *e, fa_index lde, const real *q, fa_index ldq, co
             for (int r = 0; r < mr; r++) add_block(&total[r], sum[r]);
         }
         FA_UNROLL
-        for (int r = 0; r < mr; r++) e[r * lde + s] = v_reduce_add(v_add(total[r].high, total[r].low));
+        for (int r = 0; r < mr; r++) e[r * lde + s] = v_reduce_add(lanes_total(&total[r]));
     }
 }
 

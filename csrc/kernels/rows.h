@@ -43,6 +43,11 @@ FA_INLINE void add_block(long_sum *total, vreal block)
 }
 
 /* At an overflow or an infinity there is no rest. */
+FA_INLINE vreal lanes_total(const long_sum *total)
+{
+    const vreal x = v_add(total->high, total->low);
+    return v_select(v_is_nan(x), total->high, x);
+}
 FA_INLINE real long_total(const long_sum *total)
 {
     const double high = (double)v_reduce_add(total->high);
