@@ -311,10 +311,12 @@ FA_INLINE vreal v_gelu(vreal x)
 #define MOST_ABREAST 8 /* vectors, of gate_exps and what else advances so */
 
 #if defined(FA_REAL_F32)
-#define GATE_LOWEST (-69.0f) /* e^69 e^20 does not overflow: the quotient of two gates at their worst */
+#define GATE_LOWEST (-88.3f) /* e^88.3 is below 2^127.5, where the power of two has its end */
+#define GATE_HIGHEST 69.0f   /* a sigmoid rounds to 1 */
 #define GATE_TANH_END 10.0f  /* tanh(10) rounds to 1 */
 #else
-#define GATE_LOWEST (-650.0)
+#define GATE_LOWEST (-709.0)
+#define GATE_HIGHEST 650.0
 #define GATE_TANH_END 20.0
 #endif
 
@@ -345,10 +347,12 @@ FA_INLINE vreal gate_exp(vreal x, const real less)
     return x;
 }
 
-/* sigmoid(x) = 1 / gate_sigmoid(x) = 1 / (1 + e^-x); e^GATE_LOWEST for smaller x. */
+/* sigmoid(x) = 1 / gate_sigmoid(x) = 1 / (1 + e^-x); 0 for x below GATE_LOWEST, where e^-x has no or hardly any room: a state of any
+   size is forgotten then. */
 FA_INLINE vreal gate_sigmoid(vreal x)
 {
-    return v_add(v_set1(1), gate_exp(v_negate(v_min(v_set1(-GATE_LOWEST), v_max(v_set1(GATE_LOWEST), x))), 0));
+    const vreal lowest = v_set1(GATE_LOWEST), y = v_min(v_set1(GATE_HIGHEST), v_max(lowest, x));
+    return v_select(v_lt(x, lowest), v_set1(REAL_INFINITY), v_add(v_set1(1), gate_exp(v_negate(y), 0)));
 }
 
 /* tanh(x) = t / (t + 2) with t = gate_tanh(x) = e^2x - 1, accurate near 0 too. */
