@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.kernels import cases, machine, peers, runner
+from benchmarks.kernels.case import Case
 from benchmarks.report import summary, terminal
 from benchmarks.report.report import Report
 from benchmarks.text import claim, encoders
@@ -58,7 +59,7 @@ class Peaks:
     def __init__(self) -> None:
         self._memory = np.ones(machine.READ_BYTES // 4, np.float32)
 
-    def __call__(self, case: cases.Case, threads: int) -> float:
+    def __call__(self, case: Case, threads: int) -> float:
         if case.flops:
             return machine.multiply_add_peak(case.dtype, threads, 0.01)
         return machine.read_bandwidth(self._memory, threads, repeats=1)

@@ -29,8 +29,10 @@ from rich.console import Console
 import fastattn as fa
 from benchmarks import __main__ as command
 from benchmarks import job
-from benchmarks.kernels import attention, cases, machine, peers, plain, runner, worker
-from benchmarks.kernels.cases import CASES, Case, Target
+from benchmarks.kernels import cases, machine, peers, runner, verify, worker
+from benchmarks.kernels.case import OPS, Case, Target
+from benchmarks.kernels.cases import CASES
+from benchmarks.kernels.ops import attention
 from benchmarks.kernels.peers import numpy_
 from benchmarks.kernels.runner import Measurement, Result, Settings, Team, WorkerError, WorkerProcess
 from benchmarks.report import headline, plots, report, summary, terminal
@@ -124,7 +126,7 @@ def test_work_of_attention_counts_both_products_and_causal_half():
     assert replace(full, causal=True).flops == full.flops / 2
     assert small("attention_backward").flops == 2.5 * full.flops
     assert replace(full, window=2).flops == full.flops / 81 * (1 + 2 + 7 * 3)
-    assert small("attention_ragged").flops == 2 * (2 * 3 * 8 * (attention.lengths(5) ** 2).sum())
+    assert small("attention_ragged").flops == 2 * (2 * 3 * 8 * (text.sentence_lengths(5) ** 2).sum())
 
 
 @pytest.mark.parametrize(("op", "gates"), [("rnn", 1), ("gru", 3), ("lstm", 4)])
@@ -155,17 +157,19 @@ def test_plain_attention_agrees_with_the_specification(options):
     inputs = case.inputs(1)
     own = {"causal": case.causal, "mask": inputs.get("mask")} | ({"window": (3, 0)} if case.window else {})
     exact = reference.attention(*(inputs[name] for name in "qkv"), **own)[0]
-    assert_close(plain.expected(case, inputs, np.float64), plain.sample(case, exact))
+    assert_close(OPS[case.op].expected(case, inputs, np.float64), OPS[case.op].sample(case, exact))
     backward = replace(case, op="attention_backward")
     inputs = {**inputs, "dout": inputs["q"] + 1}
     gradients = reference.attention_backward(*(inputs[name] for name in ("dout", *"qkv")), **own)
-    assert_close(plain.expected(backward, inputs, np.float64), plain.sample(backward, np.stack(gradients)))
+    assert_close(
+        OPS[backward.op].expected(backward, inputs, np.float64), OPS[backward.op].sample(backward, np.stack(gradients))
+    )
 
 
 def test_plain_ragged_attention_takes_each_sequence_alone():
     case = small("attention_ragged", dtype="float64")
     inputs, starts = case.inputs(1), attention.starts(case)
-    found = plain.expected(case, inputs, np.float64)
+    found = OPS[case.op].expected(case, inputs, np.float64)
     for begin, end in pairwise(starts):
         alone = reference.attention(*(inputs[name][begin:end].swapaxes(0, 1)[None] for name in "qkv"))[0][0]
         assert_close(found[begin:end], alone.swapaxes(0, 1)[:, [0, 2]])
@@ -179,11 +183,11 @@ def test_plain_sequences_and_cells_agree_with_the_specification(op):
     weights = [inputs[name] for name in names]
     state = (np.zeros((3, 6)),) * (2 if op == "lstm" else 1)
     exact, _ = reference.sequence(lambda x, *s: cell(x, *s, *weights), inputs["x"], state)
-    assert_close(plain.expected(case, inputs, np.float64), plain.sample(case, exact))
+    assert_close(OPS[case.op].expected(case, inputs, np.float64), OPS[case.op].sample(case, exact))
     step = small(f"{op}_cell", dtype="float64")
     inputs = step.inputs(1)
     exact = cell(inputs["x"], *(inputs[name] for name in "hc" if name in inputs), *(inputs[name] for name in names))
-    assert_close(plain.expected(step, inputs, np.float64), exact[0] if op == "lstm" else exact)
+    assert_close(OPS[step.op].expected(step, inputs, np.float64), exact[0] if op == "lstm" else exact)
 
 
 def test_a_plain_stack_agrees_with_the_specification():
@@ -197,25 +201,25 @@ def test_a_plain_stack_agrees_with_the_specification():
             cell = functools.partial(lambda x, h, c, w: reference.lstm_cell(x, h, c, *w), w=w)
             sides.append(reference.sequence(cell, y[::order], (np.zeros((3, 6)),) * 2)[0][::order])
         y = np.concatenate(sides, -1)
-    assert_close(plain.expected(case, inputs, np.float64), plain.sample(case, y))
+    assert_close(OPS[case.op].expected(case, inputs, np.float64), OPS[case.op].sample(case, y))
 
 
 @pytest.mark.parametrize("op", ["lstm", "lstm_gradients"])
 def test_a_plain_ragged_batch_is_each_sequence_alone_and_zeros(op):
     case = Case("ragged", op, RAGGED, dtype="float64", ragged=True)
     inputs = case.inputs(1)
-    found = plain.expected(case, inputs, np.float64)
+    found = OPS[case.op].expected(case, inputs, np.float64)
     for i, b in enumerate((0, 2)):
         end = inputs["lengths"][b]
         single = {name: value[:end, b : b + 1] if name in ("x", "dy") else value for name, value in inputs.items()}
         whole = Case("alone", op, {"T": int(end), "B": 1, "I": 4, "H": 6}, dtype="float64")
-        assert_close(found[:end, i], plain.expected(whole, single, np.float64)[:, 0])
+        assert_close(found[:end, i], OPS[whole.op].expected(whole, single, np.float64)[:, 0])
         assert not found[end:, i].any()
 
 
 def test_the_work_of_a_ragged_batch_is_that_of_its_tokens():
     (ragged,) = [case for case in VARIANTS if case.name == "small ragged"]
-    assert ragged.flops == 2 * attention.lengths(3).sum() * 4 * 6 * (4 + 6)
+    assert ragged.flops == 2 * text.sentence_lengths(3).sum() * 4 * 6 * (4 + 6)
 
 
 def test_the_work_of_a_stack_counts_all_layers_and_directions():
@@ -232,21 +236,21 @@ def assert_close(found, exact):
 def test_every_case_of_fastattn_lies_within_the_error_rule_and_numpy_too(case):
     from benchmarks.kernels.peers import fastattn_  # noqa: PLC0415
 
-    exact, limit = plain.errors(case, case.inputs(1))
+    exact, limit = verify.errors(case, case.inputs(1))
     before = fa.get_num_threads()
     try:
         for peer in filter(lambda peer: peer.supports(case), (fastattn_, numpy_)):
             prepared = peer.prepare(case, case.inputs(1), 1)
-            assert np.abs(plain.sample(case, np.asarray(prepared.array(prepared.run()))) - exact).max() <= limit
+            assert np.abs(OPS[case.op].sample(case, np.asarray(prepared.array(prepared.run()))) - exact).max() <= limit
     finally:
         fa.set_num_threads(before)
 
 
 YARDSTICKS = """
 import hashlib
-from benchmarks.kernels import plain
+from benchmarks.kernels import verify
 from benchmarks.text import corpus as text, encoders
-from benchmarks.kernels.cases import Case
+from benchmarks.kernels.case import Case
 from tests.test_benchmarks import SMALL, VARIANTS
 
 larger = [
@@ -255,7 +259,7 @@ larger = [
     if op != "attention_ragged"
 ]
 for case in [*larger, *VARIANTS]:
-    print(case.name, hashlib.sha256(plain.yardstick(case, case.inputs(1)).tobytes()).hexdigest())
+    print(case.name, hashlib.sha256(verify.yardstick(case, case.inputs(1)).tobytes()).hexdigest())
 x = text.Corpus(text.load(), 64).batch(1, 20).rows
 for encoder in encoders.encoders(64):
     print(encoder.name, hashlib.sha256(encoders.yardstick(encoder, x).tobytes()).hexdigest())
@@ -292,7 +296,7 @@ def test_all_encoders_have_the_same_width_and_number_of_parameters():
 @pytest.mark.parametrize("name", encoders.LAYERS)
 def test_encoders_on_ragged_batches_lie_within_the_error_rule(name):
     model = next(model for model in encoders.encoders(64) if model.name == name)
-    error, allowed = encoders.verify(model, text.Corpus(text.load(), 64).batch(12, 20))
+    error, allowed = encoders.check(model, text.Corpus(text.load(), 64).batch(12, 20))
     assert 0 < error <= allowed
 
 
@@ -324,7 +328,7 @@ def test_crossing_is_where_the_first_becomes_slower_for_good(points, where):
 FAKE = """
 import os, sys, time
 import numpy as np
-from benchmarks.kernels import plain
+from benchmarks.kernels.case import OPS
 from benchmarks.kernels.peers import Prepared, itself
 
 def available(): return True
@@ -335,7 +339,7 @@ def prepare(case, inputs, threads):
         os.abort()
     if case.dtype == "float64":
         raise NotImplementedError("no double")
-    rows = plain.expected(case, inputs, np.float64)
+    rows = OPS[case.op].expected(case, inputs, np.float64)
     def run():
         time.sleep(0.002 if case.sizes["R"] < 100 else 60)
         return rows + 0.25
@@ -598,8 +602,8 @@ def test_headline_shows_each_library_on_the_jobs_that_were_measured():
 @pytest.mark.parametrize("spread", [0.0, 1.0])
 def test_exit_code_says_whether_all_results_were_verified(tmp_path, monkeypatch, capsys, spread):
     """The whole job on one small case; a wrong reference makes fastattn's result wrong."""
-    exact = plain.errors
-    monkeypatch.setattr(plain, "errors", lambda *a: (exact(*a)[0] + spread, exact(*a)[1]))
+    exact = verify.errors
+    monkeypatch.setattr(verify, "errors", lambda *a: (exact(*a)[0] + spread, exact(*a)[1]))
     monkeypatch.setattr(cases, "select", lambda *a: [small("softmax")])
     arguments = argparse.Namespace(
         quick=True, only="softmax", peers="none", threads=1, rounds=1, text=None, out=tmp_path, csv=tmp_path / "a.csv"

@@ -10,7 +10,7 @@ import fastattn as fa
 from benchmarks.claims import LeftOut, Part, Settings, Tick
 from benchmarks.embed import rates as embed_rates
 from benchmarks.embed import sentences as embed
-from benchmarks.kernels.cases import Array
+from benchmarks.kernels.case import Array
 
 QUICK_SENTENCES = 128
 QUESTIONS = (

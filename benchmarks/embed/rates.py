@@ -21,7 +21,7 @@ import numpy as np
 import fastattn as fa
 from benchmarks.embed import sentences as embed
 from benchmarks.kernels import machine
-from benchmarks.kernels.cases import Array
+from benchmarks.kernels.case import Array
 from benchmarks.text import corpus as text
 from fastattn import nn
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 import fastattn as fa
-from benchmarks.kernels.cases import Array
+from benchmarks.kernels.case import Array
 from fastattn import nn
 from fastattn.nn.bert import batches
 

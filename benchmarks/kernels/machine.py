@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.kernels.cases import Array
+from benchmarks.kernels.case import Array
 from fastattn import _core, config
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,8 +18,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from benchmarks.kernels import plain
-from benchmarks.kernels.cases import Case
+from benchmarks.kernels import verify
+from benchmarks.kernels.case import Case
 from benchmarks.kernels.machine import ROOT
 from benchmarks.kernels.peers import Contender
 
@@ -204,7 +204,7 @@ class Team:
     ) -> Result:
         """Verifies the case with every library, then times them in turn; `peak` is measured in every round, too."""
         settings = self.settings
-        exact, limit = plain.errors(case, case.inputs(settings.seed))
+        exact, limit = verify.errors(case, case.inputs(settings.seed))
         result = Result(case, limit, [])
         running: list[tuple[Measurement, Contender]] = []
         for threads in self.thread_counts:

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from benchmarks.kernels.cases import Array
+from benchmarks.kernels.case import Array
 from benchmarks.report.summary import OURS, OWN_NAMES, Row
 from benchmarks.text.claim import Claim, Point
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.kernels.cases import Case
+from benchmarks.kernels.case import Case
 from benchmarks.kernels.peers import CONTENDERS
 from benchmarks.kernels.runner import Measurement, Result
 

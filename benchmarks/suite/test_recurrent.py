@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fastattn as fa
-from benchmarks.kernels.cases import GATES
+from benchmarks.kernels.ops.recurrent import GATES
 
 
 def _weights(rng: np.random.Generator, name: str, hidden: int) -> list[Any]:

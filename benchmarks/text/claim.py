@@ -14,7 +14,7 @@ import numpy as np
 import fastattn as fa
 from benchmarks.kernels.machine import multiply_add_peak
 from benchmarks.text.corpus import Batch, Corpus
-from benchmarks.text.encoders import Encoder, encoders, verify
+from benchmarks.text.encoders import Encoder, check, encoders
 
 Tick = Callable[[str], None]
 
@@ -114,7 +114,7 @@ def sizes(corpus: Corpus, quick: bool) -> list[tuple[int, int]]:
 def measure(corpus: Corpus, quick: bool, thread_counts: Sequence[int], rounds: int, tick: Tick) -> Claim:
     """Verifies all encoders, then times them in turn on every batch; `tick` is called once before each batch."""
     models = encoders()
-    errors = {model.name: verify(model, corpus.batch(*VERIFIED)) for model in models}
+    errors = {model.name: check(model, corpus.batch(*VERIFIED)) for model in models}
     points: list[Point] = []
     before = fa.get_num_threads()
     try:

@@ -8,12 +8,13 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.kernels.cases import Array
+from benchmarks.kernels.case import Array
 
 _SENTENCE_END = re.compile(r"([.!?][\"')\]]*) (?=[\"'(\[*“]?[A-Z])")
 _ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|etc|cf|vs|Mr|Mrs|Dr|St|No)\.[\"')\]]*$")
@@ -128,3 +129,9 @@ class Corpus:
         chosen = [found[i % len(found)] for i in range(size)]
         rows = np.concatenate([self._embedding[ids] + positions(len(ids), self._embedding.shape[1]) for ids in chosen])
         return Batch(limit, np.array([len(ids) for ids in chosen], np.int64), rows)
+
+
+@cache
+def sentence_lengths(sentences: int) -> Array:
+    """Tokens of the first sentences of the text of the standard library."""
+    return Corpus(load(), 2).sentence_lengths[:sentences]

@@ -19,8 +19,10 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 import fastattn as fa
-from benchmarks.kernels import plain
-from benchmarks.kernels.cases import GATES, Array
+from benchmarks.kernels import verify
+from benchmarks.kernels.case import Array
+from benchmarks.kernels.ops import recurrent
+from benchmarks.kernels.ops.recurrent import GATES
 from benchmarks.text.corpus import Batch
 from fastattn import reference
 from tests.ordered import Ordered
@@ -89,7 +91,10 @@ class Recurrent(Encoder):
         y = x[:, None].astype(dtype)
         weights = {name: _like(y, weight) for name, weight in self.weights.items()}
         for layer in range(self.layers):
-            cell, state = plain.cell(self.name, weights, f"_l{layer}"), plain.zeros(self.name, y, weights, f"_l{layer}")
+            cell, state = (
+                recurrent.cell(self.name, weights, f"_l{layer}"),
+                recurrent.zeros(self.name, y, weights, f"_l{layer}"),
+            )
             y = reference.sequence(cell, y, state, dtype=y.dtype)[0]
         return y[:, 0]
 
@@ -158,7 +163,7 @@ def encoders(width: int = WIDTH) -> list[Encoder]:
     return [*(Recurrent(name, width) for name in GATES), SelfAttention("attention", width)]
 
 
-def verify(encoder: Encoder, batch: Batch) -> tuple[float, float]:
+def check(encoder: Encoder, batch: Batch) -> tuple[float, float]:
     """Largest error against float64, and what the error rule allows: twice that of the plain form in float32."""
     result = encoder.prepare(batch)()
     error = allowed = 0.0
@@ -168,7 +173,7 @@ def verify(encoder: Encoder, batch: Batch) -> tuple[float, float]:
         exact = encoder.plain(x, np.float64)
         error = max(error, float(np.abs(ours - exact).max()))
         found = yardstick(encoder, x)
-        allowed = max(allowed, 2 * float(np.abs(found - exact).max()), 2 * plain.rounding(exact, "float32"))
+        allowed = max(allowed, 2 * float(np.abs(found - exact).max()), 2 * verify.rounding(exact, "float32"))
     return error, allowed
 
 

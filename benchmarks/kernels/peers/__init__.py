@@ -19,7 +19,8 @@ from importlib.util import find_spec
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from benchmarks.kernels.cases import GRADIENTS, Array, Case
+from benchmarks.kernels.case import Array, Case
+from benchmarks.kernels.ops.recurrent import GRADIENTS
 
 
 class Prepared(NamedTuple):

@@ -8,8 +8,10 @@ import numpy as np
 
 import fastattn as fa
 import fastattn.nn
-from benchmarks.kernels import attention
-from benchmarks.kernels.cases import DECODER_WEIGHTS, GATES, GRADIENTS, STACK, WEIGHTS, Array, Case, Inputs
+from benchmarks.kernels.case import Array, Case, Inputs
+from benchmarks.kernels.ops import attention
+from benchmarks.kernels.ops.attention_gru import DECODER_WEIGHTS
+from benchmarks.kernels.ops.recurrent import GATES, GRADIENTS, STACK, WEIGHTS
 from benchmarks.kernels.peers import Prepared, first, itself
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 import fastattn as fa
-from benchmarks.kernels.cases import Case, Inputs
+from benchmarks.kernels.case import Case, Inputs
 from benchmarks.kernels.peers import Prepared, fastattn_, itself
 
 

@@ -4,8 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.kernels import attention, plain
-from benchmarks.kernels.cases import Array, Case, Inputs
+from benchmarks.kernels.case import OPS, Array, Case, Inputs
 from benchmarks.kernels.peers import Prepared, itself
 
 
@@ -34,7 +33,7 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
     x = inputs.get("x")
     if case.op == "softmax" and x is not None:
         return Prepared(lambda: _softmax_in_place(x), itself)
-    result = attention.result if case.op in attention.OPS else plain.result
+    result = OPS[case.op].result
     return Prepared(lambda: result(case, inputs, case.dtype), itself)
 
 

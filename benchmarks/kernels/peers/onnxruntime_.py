@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.kernels.cases import GATES, STACK, Array, Case, Inputs
+from benchmarks.kernels.case import Array, Case, Inputs
+from benchmarks.kernels.ops.recurrent import GATES, STACK, stack_suffixes
 from benchmarks.kernels.peers import Prepared, plain_forward, seconds
-from benchmarks.kernels.recurrences import stack_suffixes
 
 Shapes = dict[str, tuple[int, ...]]
 # PyTorch's gate blocks (LSTM i, f, g, o; GRU r, z, n) in ONNX's order (i, o, f, c; z, r, h).

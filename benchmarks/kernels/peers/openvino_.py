@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.kernels.cases import GATES, STACK, WEIGHTS, Array, Case, Inputs
+from benchmarks.kernels.case import Array, Case, Inputs
+from benchmarks.kernels.ops.recurrent import GATES, STACK, WEIGHTS, stack_suffixes
 from benchmarks.kernels.peers import Prepared, plain_forward
-from benchmarks.kernels.recurrences import stack_suffixes
 
 # PyTorch's gate blocks (LSTM i, f, g, o; GRU r, z, n) in OpenVINO's order (f, i, c, o; z, r, h).
 _GATE_ORDER = {"lstm": (1, 0, 2, 3), "gru": (1, 0, 2), "rnn": (0,)}

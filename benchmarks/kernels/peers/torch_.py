@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.kernels import attention
-from benchmarks.kernels.cases import DECODER_WEIGHTS, GATES, GRADIENTS, STACK, WEIGHTS, Array, Case, Inputs
+from benchmarks.kernels.case import Array, Case, Inputs
+from benchmarks.kernels.ops import attention
+from benchmarks.kernels.ops.additive import ADDITIVE
+from benchmarks.kernels.ops.attention_gru import DECODER_WEIGHTS
+from benchmarks.kernels.ops.recurrent import GATES, GRADIENTS, STACK, WEIGHTS
 from benchmarks.kernels.peers import Prepared, seconds
-from benchmarks.kernels.plain import ADDITIVE
 
 _inference = ExitStack()
 

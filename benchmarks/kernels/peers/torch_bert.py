@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.kernels.cases import Array
+from benchmarks.kernels.case import Array
 from fastattn import nn
 
 BATCH = 32  # sentences, as sentence-transformers has it
