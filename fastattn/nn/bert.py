@@ -294,7 +294,8 @@ class BertModel(Module):
         most = self.config.most_tokens
         if lengths.max(initial=0) > most:
             long = int(np.argmax(lengths))
-            raise ValueError(f"BertModel: sequences must have at most {most} tokens, got {lengths[long]} in {long}")
+            raise ValueError(f"BertModel: cu_seqlens must be of sequences of at most {most} tokens, got "
+                             f"{lengths[long]} in {long}")  # fmt: skip
         return starts
 
     def _layer(self, x: Array, starts: Array, w: dict[str, Any], name: str) -> Array:

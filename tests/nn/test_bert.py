@@ -129,7 +129,7 @@ def test_wrong_weights_are_named_and_load_nothing():
     ("ids", "starts", "message"),
     [
         ([1, 50], [0, 2], r"BertModel: ids must lie in 0\.\.49, got 50 at \[1\]"),
-        ([1] * 13, [0, 13], r"BertModel: sequences must have at most 12 tokens, got 13 in 0"),
+        ([1] * 13, [0, 13], r"BertModel: cu_seqlens must be of sequences of at most 12 tokens, got 13 in 0"),
         ([1, 2], [0, 3], r"BertModel: cu_seqlens must rise from 0 to 2"),
         ([1, 2], [0, 2, 1, 2], r"BertModel: cu_seqlens must rise from 0 to 2"),
         ([1, 2], [], r"BertModel: ids must have shape \[T\]"),
@@ -183,7 +183,7 @@ def test_positions_of_roberta_count_from_the_padding_token(rng):
         if begin < end:
             wanted = published(made.parameters(), one, made.config)
             np.testing.assert_allclose(hidden[begin:end], wanted, rtol=0, atol=2e-5)
-    with pytest.raises(ValueError, match=r"BertModel: sequences must have at most 10 tokens, got 11 in 1"):
+    with pytest.raises(ValueError, match=r"cu_seqlens must be of sequences of at most 10 tokens, got 11 in 1"):
         made([2] * 13, [0, 2, 13])
 
 
