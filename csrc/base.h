@@ -10,7 +10,7 @@ typedef int64_t fa_index; /* every size, stride and subscript: signed, so that d
 typedef enum {
     FA_OK = 0,
     FA_NOMEM,  /* scratch memory could not be had; outputs are not written */
-    FA_NOBLAS, /* strategy "blas" asked for, but no BLAS provider is there */
+    FA_NOBLAS, /* strategy "blas" requested, but no BLAS provider is there */
 } fa_status;
 
 #if defined(__GNUC__) || defined(__clang__)
@@ -38,7 +38,7 @@ typedef enum {
 #define FA_OPAQUE(x) __asm__("" : "+r"(x))
 
 #define FA_CACHE_LINE 64 /* bytes */
-/* Asks for the cache line at p, which need not be mapped. */
+/* Prefetches the cache line at p, which need not be mapped. */
 #define FA_PREFETCH(p) __builtin_prefetch(p)
 /* The same, not nearer than the second-level cache. */
 #define FA_PREFETCH_FAR(p) __builtin_prefetch(p, 0, 2)

@@ -66,7 +66,7 @@ fa_status fa_embedding_forward(fa_dtype dtype, void *y, const void *w, const fa_
 fa_status fa_embedding_backward(fa_dtype dtype, void *dw, const void *dy, const fa_index *id, fa_index table_rows, fa_index rows,
                                 fa_index n);
 
-/* ---- rotary positions: contiguous rows of n (even), row i turned by row position[i] of cosine and sine; y == x allowed ----
+/* ---- rotary positions: contiguous rows of n (even), row i rotated by row position[i] of cosine and sine; y == x allowed ----
    Tables of the real type with rows of n / 2; interleaved: of n, each cosine twice, each sine as -s, s (kernels/rope.c). */
 fa_status fa_rope(fa_dtype dtype, void *y, const void *x, const void *cosine, const void *sine, const fa_index *position,
                   fa_index rows, fa_index n, int interleaved);

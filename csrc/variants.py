@@ -1,8 +1,8 @@
 """What is compiled, with which macros and flags: the one list that setup.py and scripts/lint read.
 
 kernels/ is compiled once for each instruction set and type of array, ops/ once for each type, everything else once.
-A new file needs no entry, unless it knows 16-bit arrays (LOW_PRECISION) or is for matrix tiles (AMX). A new instruction set needs a row of
-INSTRUCTION_SETS.
+A new file needs no entry, unless it knows 16-bit arrays (LOW_PRECISION) or is for matrix tiles (AMX). A new instruction
+set needs a row of INSTRUCTION_SETS.
 """
 
 from dataclasses import dataclass

@@ -11,7 +11,7 @@
    loaded so. */
 FA_INLINE vreal plain_nan(vreal a) { return FA_PAIRS ? a : v_select(v_is_nan(a), v_set1((real)__builtin_nanf("")), a); }
 
-/* VL places of a packed operand, from the first `count` elements at p, count >= 0: reals or pairs. */
+/* VL packed elements, from the first `count` elements at p, count >= 0: reals or pairs. */
 #define PLACES (FA_PACKED * VL)
 FA_INLINE vreal load_packed(const stored *p, fa_index count)
 {
@@ -47,7 +47,7 @@ void KERNEL(pack_columns)(real *dst, fa_index step, const stored *src, fa_index 
 }
 
 #if FA_AMX
-/* Rows that tiles of a deal are packed and multiplied with: those of the larger ones, so that t_configure is called once. */
+/* Rows that all tiles of a partition are packed and multiplied with: those of the larger ones, so that t_configure is called once. */
 FA_INLINE fa_index common_rows(tile_deal deal) { return deal.base + (deal.larger > 0); }
 
 /* Matrix tiles take rows: those of a step of k one after another, so that they fall on different cache sets. */
@@ -70,7 +70,7 @@ void KERNEL(pack_rows)(real *dst, const stored *const *rows, fa_index m, fa_inde
 #else
 /* One tile: dst[k * most + r] = rows[r][k]. Vectors of VL rows are stored whole, each over the end of the one before it, in
    ascending k; what the last ones write beyond the tile is the padding that the contract asks for. The `next` rows behind those of the
-   tile are asked for: so many short streams are more than the hardware follows. */
+   tile are prefetched: so many short streams are more than the hardware follows. */
 FA_INLINE void pack_tile(real *dst, const stored *const *rows, fa_index mr, const fa_index most, fa_index k_size,
                          fa_index k_padded, fa_index next)
 {
@@ -250,7 +250,7 @@ FA_NOINLINE void panel_4(gemm_tile t, fa_index a_tile, tile_deal deal, fa_index 
     multiply_panel(t, a_tile, deal, bytes, 4);
 }
 
-/* A single row, not dealt to a tile but as it is, and `side` panels of nv vectors at a time: enough chains to hide the latency of a
+/* A single row, not packed in a tile but as it is, and `side` panels of nv vectors at a time: enough chains to hide the latency of a
    multiply-add, and enough streams from the second-level cache or beyond, where the panels come from, once per call. */
 FA_INLINE void row_product(real *c, fa_index c_panel, const real *restrict a, const real *restrict b, fa_index panel_stride,
                            fa_index k_size, const int side, const int nv, fa_index columns, int accumulate)

@@ -13,7 +13,7 @@ typedef struct {
     fa_index lanes;          /* VL */
     fa_index panel_vectors;  /* FA_NV: vectors in a panel of linear and attention */
     fa_index tile_rows[5];   /* [nv], rows that share a packed tile of a */
-    fa_index packed;         /* FA_PACKED: elements in a packed operand's place of one real */
+    fa_index packed;         /* FA_PACKED: elements of k in a packed element, 2 for pairs */
     fa_index tile_k;         /* TILE_K: multiples that k is padded to */
     fa_index k_block[5];     /* [nv], k per pass over a panel: sums are split here, whatever the sizes */
     fa_index step_rows;      /* fewer sequences in a recurrent step take their products with w_ih in chunks of steps */

@@ -1,4 +1,4 @@
-/* Rotary positions: pairs of elements turned by an angle each, c = cos, s = sin of the row's position (Su et al. 2021).
+/* Rotary positions: pairs of elements rotated by an angle each, c = cos, s = sin of the row's position (Su et al. 2021).
 
      halves        y_j = x_j c_j - x_(j + n/2) s_j          y_(j + n/2) = x_(j + n/2) c_j + x_j s_j        j < n / 2
      interleaved   y_2j = x_2j c_j - x_(2j + 1) s_j         y_(2j + 1) = x_(2j + 1) c_j + x_2j s_j

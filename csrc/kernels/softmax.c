@@ -117,7 +117,7 @@ FA_INLINE vreal exp_some(const real *x, fa_index count, const row_frame *f)
     return count < VL ? v_select(v_first(count), e, v_zero()) : e;
 }
 
-/* The sum of exp_in_frame. The row that comes `next` is asked for meanwhile: hardware prefetch stops at the end of a page, and that
+/* The sum of exp_in_frame. The row that comes `next` is prefetched meanwhile: hardware prefetch stops at the end of a page, and that
    is a row of 1024 floats. */
 FA_INLINE real sum_row(const real *x, fa_index n, const row_frame *f, const real *next)
 {

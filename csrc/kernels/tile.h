@@ -8,7 +8,7 @@
    dispatches 3 instructions a cycle, and a tile needs about 1.7 per multiply-add. Whatever else touches `acc` has to be unrolled
    as well: one variable subscript, and the compiler stores all of it in each round of the loop, which costs 30 %.
 
-   With FA_PAIRS each place of a real in a and b holds a pair of bfloat16, at neighbouring k, and k counts pairs.
+   With FA_PAIRS each packed element of a and b is a pair of bfloat16, at neighbouring k, and k counts pairs.
 
    Each element is one chain of multiply-adds over ascending k from zero: the value of a row does not depend on mr, on
    its place in the tile, or on what the other rows hold. */
@@ -81,7 +81,7 @@ FA_INLINE void tile_product(tile_acc acc, const int mr, const int nv, const real
     tile_product_part(acc, mr, nv, nv, a, row_step, k_step, b, k_size);
 }
 
-/* The same, and in each step `lines` cache lines from `ahead` on are asked for: what is multiplied next, and far away. Spread over
+/* The same, and each step prefetches `lines` cache lines from `ahead` on: what is multiplied next, and far away. Spread over
    the steps they cost nothing; all at once they stand in the way of the operands. */
 FA_INLINE void tile_product_ahead(tile_acc acc, const int mr, const int nv, const real *restrict a, const fa_index row_step,
                                   const fa_index k_step, const real *restrict b, fa_index k_size, const char *ahead,
@@ -96,7 +96,7 @@ FA_INLINE void tile_product_ahead(tile_acc acc, const int mr, const int nv, cons
 
 #if FA_AMX
 /* c = a b for at most TILE_ROWS rows, which t_configure has been told of, and nv of the `width` vectors of a panel: through memory, as
-   tiles have no other way to vectors. a in slices as t_product_2 has them. */
+   tiles have no other path to vectors. a in slices as t_product_2 has them. */
 FA_INLINE void matrix_product(real *c, fa_index ldc, fa_index mr, fa_index nv, const real *a, fa_index lda, fa_index slice,
                               fa_index slice_k, const real *b, fa_index width, fa_index k_size)
 {
@@ -119,7 +119,7 @@ FA_INLINE void matrix_product(real *c, fa_index ldc, fa_index mr, fa_index nv, c
 }
 #endif
 
-/* How rows are dealt to tiles of at most `most`: as evenly as possible, the larger first (13 = 5 + 4 + 4, not 6 + 6 + 1), because
+/* How rows are split into tiles of at most `most`: as evenly as possible, the larger first (13 = 5 + 4 + 4, not 6 + 6 + 1), because
    a tile of few rows has too few chains to hide the latency of the multiply-add. */
 typedef struct {
     fa_index tiles, base, larger;

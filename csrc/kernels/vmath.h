@@ -320,7 +320,7 @@ FA_INLINE vreal v_gelu(vreal x)
 #define GATE_TANH_END 20.0
 #endif
 
-/* x[i] = n ln 2 + r becomes 2^n (1 + (e^r - 1)) - less. Numbers advance abreast, a few steps of each in turn: one after the other, each
+/* x[i] = n ln 2 + r becomes 2^n (1 + (e^r - 1)) - less. The steps of the numbers are interleaved, a few of each: one after the other, each
    would wait for itself, as a processor looks ahead no further than the steps of one or two. */
 FA_INLINE void gate_exps(vreal *x, const int count, const real less)
 {

@@ -1,6 +1,6 @@
 /* Rows of a table by number: y[i] = w[id[i]], and the gradient dw[id[i]] += dy[i].
 
-   Several ids may be the same, so the gradient is dealt out by columns: each task adds the rows in ascending i. */
+   Several ids may be the same, so the gradient is split by columns: each task adds the rows in ascending i. */
 #include "ops.h"
 
 #include <string.h>

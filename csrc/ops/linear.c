@@ -10,7 +10,7 @@
    16-bit arrays: converted in packing (pairs for sets that multiply those, see kernels/gemm.c), multiplied into a buffer of reals,
    CHUNK_PANELS at a time, and rounded from there, once, after bias and activation. Native only.
 
-   How the panels are dealt to tasks depends on sizes and threads; no sum does: it is split at multiples of k_block alone. */
+   How the panels are split into tasks depends on sizes and threads; no sum does: it is split at multiples of k_block alone. */
 #include "ops.h"
 
 #include <limits.h>
@@ -33,7 +33,7 @@ typedef struct {
     real *panels, *tiles;
     const stored *x, *w, *bias;
     const real *packed;
-    fa_index ldy, ldx, ldw, M, N, K, Kp;                                             /* Kp: places of K in packed operands */
+    fa_index ldy, ldx, ldw, M, N, K, Kp;                                             /* Kp: K in packed elements */
     fa_index first_panel, n_panels, panels_per_task, n_tasks, tile_size, panel_size; /* the last two: of each worker */
     fa_activation activation;
 } linear_call;
@@ -53,7 +53,7 @@ static void pack_task(void *context, fa_index i, int worker)
     pack_panel(c->kernels, c->panels + i * width * c->Kp, c->w + column * c->ldw, c->ldw, c->N - column, c->K, c->Kp);
 }
 
-/* `rows` rows of x from m0 on, K_SLICE of K from k0 on, in tiles; returns how many places of K that is. */
+/* `rows` rows of x from m0 on, K_SLICE of K from k0 on, in tiles; returns how many packed elements of K that is. */
 static fa_index pack_slice(const linear_call *c, real *tiles, fa_index m0, fa_index rows, fa_index k0)
 {
     const fa_kernels *k = c->kernels;

@@ -1,5 +1,5 @@
 /* Products of backward passes; product.h says which. Tasks are M_BLOCK rows of c by up to GROUP columns; each packs its rows of a,
-   K_SLICE of K at a time, and runs gemm_panels. Small tasks, so that the last ones leave no member idle for long: packing a again for each
+   K_SLICE of K at a time, and runs gemm_panels. Small tasks, so that the last ones leave no thread idle for long: packing a again for each
    group of columns costs 2 % (and 5 % with groups of 256). */
 #include "product.h"
 

@@ -9,7 +9,7 @@
      With few sequences w_ih would be read too often for that: then time runs in chunks of about CHUNK_ROWS rows of x, and for each
      chunk the products with w_ih are one matrix product before its steps. The sums are the same, in the same order.
 
-   h is double, read from one buffer and written to the other, so that members who split the panels meet once per step.
+   h is double, read from one buffer and written to the other, so that threads that split the panels wait for each other once per step.
 
    16-bit arrays: sums, gates and c are real; h is rounded at each step, as y has it, and so is what the second product of a step takes.
 
@@ -30,7 +30,7 @@ typedef enum {
     BY_SWEEPS, /* of a single sequence: likewise, and those with w_hh of all panels before the cell; panels are the inner axis of gates */
 } product_order;
 
-/* What one member works on, and its scratch. */
+/* What one thread of the team works on, and its scratch. */
 typedef struct {
     lane_share share;
     product_order order;
@@ -72,7 +72,7 @@ static real *saved_row(const recurrent_lane *c, const slot *s, fa_index time)
 
 static fa_index slot_of(const member_work *w, fa_index row) { return w->first_slot + row * w->slot_step; }
 
-/* Sequences of the member that run at `step`, from the number that ran before. */
+/* Sequences of the thread that run at `step`, from the number that ran before. */
 static fa_index still_active(const recurrent_lane *c, const member_work *w, fa_index before, fa_index step)
 {
     while (before > 0 && c->slots[slot_of(w, before - 1)].length <= step) before--;
@@ -102,7 +102,7 @@ static void round_state(const recurrent_lane *c, const member_work *w, stored *r
 #endif
 }
 
-/* The member's units of n, of which each panel has `width`. */
+/* The thread's units of n, of which each panel has `width`. */
 static fa_index units_of(fa_index n, fa_index first_panel, fa_index panels, fa_index width)
 {
     return fa_max(0, fa_min(n - first_panel * width, panels * width));
@@ -182,7 +182,7 @@ static void sweep(const recurrent_lane *c, const member_work *w, real *gates, in
     }
 }
 
-/* The member's slice of h. */
+/* The thread's slice of h. */
 static void own_outputs(const recurrent_lane *c, const member_work *w, fa_index *first, fa_index *units)
 {
     const int projected = c->g.projected;
@@ -202,7 +202,7 @@ static real *const *y_of(const member_work *w)
 #endif
 }
 
-/* Where the members of a team that splits the units have what each other's part of the step takes. */
+/* Where the threads of a team that splits the units have what each other's part of the step takes. */
 static void meet(const member_work *w)
 {
     if (w->share.barrier) fa_team_wait(w->share.barrier, w->share.members);
@@ -217,7 +217,7 @@ static void pack_inner(const recurrent_lane *c, const member_work *w, fa_index a
     pack_state(c, w, c->rounded_inner, c->g.ld, active, 2, c->g.H);
 }
 
-/* h = w_hr (o tanh(c)), into the member's slice of the rows of `after`. */
+/* h = w_hr (o tanh(c)), into the thread's slice of the rows of `after`. */
 static void project(const recurrent_lane *c, const member_work *w, fa_index active, real *after)
 {
     pack_inner(c, w, active);
@@ -226,7 +226,7 @@ static void project(const recurrent_lane *c, const member_work *w, fa_index acti
                  .c = after + w->first_output * 2 * c->g.lanes, .ldc = w->slot_step * c->g.ld_h, .a = w->tiles, .m = active});
 }
 
-/* A step of the member's sequences: the states before and after it, and the products with x, rows of the first panel, those of the next
+/* A step of the thread's sequences: the states before and after it, and the products with x, rows of the first panel, those of the next
    `panel_stride` further. */
 typedef struct {
     fa_index step, active;
@@ -266,7 +266,7 @@ static void update_state(const recurrent_lane *c, const member_work *w, const la
     }
 }
 
-/* What dropout leaves of the member's slice of h, which is rounded by now. */
+/* What dropout leaves of the thread's slice of h, which is rounded by now. */
 static void drop(const recurrent_lane *c, const member_work *w, fa_index step, fa_index active)
 {
     fa_index first, units;
@@ -282,7 +282,7 @@ static void drop(const recurrent_lane *c, const member_work *w, fa_index step, f
     }
 }
 
-/* The member's slice of y, where the kernels have not written it, and what dropout leaves of that. */
+/* The thread's slice of y, where the kernels have not written it, and what dropout leaves of that. */
 static void write_output(const recurrent_lane *c, const member_work *w, fa_index step, fa_index active)
 {
     fa_index first, units;
@@ -294,7 +294,7 @@ static void write_output(const recurrent_lane *c, const member_work *w, fa_index
     if (c->a->dropped) drop(c, w, step, active);
 }
 
-/* The products of the panel i of the member, `next` the one after it or -1, that its step computes panel by panel. */
+/* The products of panel i of the thread, `next` the one after it or -1, that its step computes panel by panel. */
 static void multiply_panel(const recurrent_lane *c, const member_work *w, const lane_step *s, fa_index i, fa_index next)
 {
     const fa_index p = w->first_panel + i;

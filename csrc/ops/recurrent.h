@@ -22,7 +22,7 @@ typedef struct {
     fa_cell cell;
     fa_index I, H, P, lanes, panels, panel_units;
     fa_index ld, ld_h;   /* row strides of c and h: H and P padded to whole panels */
-    fa_index Ip, Hp, Pp; /* places of I, H, P in packed operands */
+    fa_index Ip, Hp, Pp; /* I, H, P in packed elements */
     int projected;
     fa_index output_panels;                  /* of w_hr, each two vectors */
     fa_index size_x, size_h, size_n, size_r; /* of a packed panel */
@@ -37,7 +37,7 @@ typedef struct {
     real *bias, *peephole;
 } packed_weights;
 
-/* Places of n elements in packed operands, padded to tile_k. */
+/* Packed elements for n elements, padded to tile_k. */
 fa_index OP(recurrent_places)(const fa_kernels *k, fa_index n);
 recurrent_layer OP(recurrent_layer)(const fa_kernels *k, const fa_recurrent_weights *w);
 /* Gives out the packed weights from `plan`; see arena. */

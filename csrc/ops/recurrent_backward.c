@@ -8,7 +8,7 @@
    Memory is that of a chunk, and da is still in the cache when the products read it. The sums of the weights' gradients are split at
    chunks and in them at k_block: their order follows from sizes and lengths alone. dx and dh of a sequence have the same bits as alone.
 
-   In steps, the team splits by sequences or by units (choose_split); with units all meet after the gradients of the gates, which each
+   In steps, the team splits by sequences or by units (choose_split); with units all wait for each other after the gradients of the gates, which each
    needs of all units.
 
    With a projection, the gradients of its outputs h are kept for the products dw_hr += dh' (o tanh(c)), and those of its inputs are

@@ -4,10 +4,10 @@
 
 #include "recurrent.h"
 
-/* Splitting by sequences leaves each member at least this many: below, a panel that comes from the third-level cache is used too few
+/* Splitting by sequences leaves each thread at least this many: below, a panel that comes from the third-level cache is used too few
    times. */
 #define SEQUENCES_PER_MEMBER 12
-/* Multiply-adds of a step for each member that repay a meeting (about half a microsecond). */
+/* Multiply-adds of a step for each thread that repay a barrier (about half a microsecond). */
 #define STEP_WORK_PER_MEMBER 20000.0
 /* A row of the state: which sequence it belongs to. Slots are sorted by falling length; all lanes of a call share them. */
 typedef struct {
@@ -42,8 +42,8 @@ typedef struct {
     stored *rounded_inner;    /* likewise */
 } recurrent_lane;
 
-/* A member's part of a lane. With a barrier it is a slice of the panels, and all members meet at it after each step (twice if that has a
-   second product); without, every members-th sequence, and they never meet. */
+/* A thread's part of a lane. With a barrier it is a slice of the panels, and all threads wait at it after each step (twice if that has a
+   second product); without, every members-th sequence, and no thread waits. */
 typedef struct {
     int member, members;
     fa_team_barrier *barrier;

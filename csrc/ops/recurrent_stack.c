@@ -1,13 +1,13 @@
 /* Layers and directions of a recurrent network in one call, with one hand-over to the pool. Each layer and direction is a lane
-   (recurrent.c). Members of the team share the lanes in one of three ways (choose_way, from sizes alone):
+   (recurrent.c). The threads of the team share the lanes by one of three schedules (choose_schedule, from sizes alone):
 
-     sequences  each takes some of the sequences through all lanes, and they never meet
+     sequences  each takes some of the sequences through all lanes, and none waits
      lanes      directions run side by side, and a layer follows the one below as soon as that has done a chunk of steps (a
                 wavefront); above both directions of a layer, the next one waits for the whole of it
-     panels     lane after lane; each member keeps a slice of its units, and of w_hh in its own cache for the whole sequence; they
-                meet after each step
+     panels     lane after lane; each thread keeps a slice of its units, and of w_hh in its own cache for the whole sequence; they
+                wait for each other after each step
 
-   No bit depends on the way. */
+   No bit depends on the schedule. */
 #include "recurrent_lane.h"
 
 #include <sched.h>
@@ -19,7 +19,7 @@
 #define WAVE_CHUNKS 32
 #define POLLS_BEFORE_YIELD 1000
 
-typedef enum { BY_SEQUENCES, BY_LANES, BY_PANELS } sharing;
+typedef enum { BY_SEQUENCES, BY_LANES, BY_PANELS } schedule;
 
 typedef struct {
     FA_ALIGN(64) _Atomic int claimed;
@@ -29,17 +29,17 @@ typedef struct {
 typedef struct {
     recurrent_lane *lane; /* [layers][directions] */
     fa_index lanes, directions, steps, B;
-    sharing way;
+    schedule schedule;
     int members;
-    fa_index chunk; /* steps of a lane that a member runs at a time, by lanes */
+    fa_index chunk; /* steps of a lane that a thread runs at a time, by lanes */
     lane_progress *progress;
     slot *slots;
-    char *work; /* scratch of the members, each of work_bytes */
+    char *work; /* scratch of the threads, each of work_bytes */
     size_t work_bytes;
     fa_team_barrier barrier;
 } stack_call;
 
-static void choose_way(stack_call *c)
+static void choose_schedule(stack_call *c)
 {
     double work = 0, step = 0;
     fa_index slices = INT64_MAX;
@@ -56,28 +56,28 @@ static void choose_way(stack_call *c)
     const fa_index layers = c->lanes / c->directions;
     const fa_index side_by_side = fa_min(wanted, c->directions > 1 ? c->directions : layers);
     const fa_index panels = fa_min(fa_min(wanted, slices), (fa_index)(step / STEP_WORK_PER_MEMBER));
-    c->way = BY_SEQUENCES;
+    c->schedule = BY_SEQUENCES;
     c->members = (int)fa_max(1, sequences);
     if (side_by_side > c->members && c->steps > 1) {
-        c->way = BY_LANES;
+        c->schedule = BY_LANES;
         c->members = (int)side_by_side;
     }
     if (panels > c->members) {
-        c->way = BY_PANELS;
+        c->schedule = BY_PANELS;
         c->members = (int)panels;
     }
     c->chunk = fa_max(fa_max(1, WAVE_ROWS / fa_max(1, c->B)), fa_ceil_div(c->steps, WAVE_CHUNKS));
 }
 
-/* ---- the three ways ---- */
+/* ---- the three schedules ---- */
 
 /* The whole of a lane, alone. */
 static const lane_share whole = {0, 1, NULL};
 
-/* A member's part of each lane that it runs. */
+/* A thread's part of each lane that it runs. */
 static lane_share share_of(stack_call *c, int member)
 {
-    return c->way == BY_LANES ? whole : (lane_share){member, c->members, c->way == BY_PANELS ? &c->barrier : NULL};
+    return c->schedule == BY_LANES ? whole : (lane_share){member, c->members, c->schedule == BY_PANELS ? &c->barrier : NULL};
 }
 
 static char *work_of(const stack_call *c, int member) { return c->work + (size_t)member * c->work_bytes; }
@@ -119,7 +119,7 @@ static int try_lane(const stack_call *c, fa_index i, char *work)
 
 static void side_by_side(const stack_call *c, int member)
 {
-    /* A member stays with its lane, whose weights its cache holds, as long as that can run. */
+    /* A thread stays with its lane, whose weights its cache holds, as long as that can run. */
     fa_index lane = member % c->lanes;
     for (int polls = 0;;) {
         fa_index tried = 0, left = 0;
@@ -143,7 +143,7 @@ static void run_member(void *context, int member, int members)
     if (members != c->members) {
         /* Fewer threads could be had than the work was shared out for: alone, then. The scratch is large enough for that too. */
         if (member == 0) in_order(c, whole, c->work);
-    } else if (c->way == BY_LANES) {
+    } else if (c->schedule == BY_LANES) {
         side_by_side(c, member);
     } else {
         in_order(c, share_of(c, member), work_of(c, member));
@@ -173,7 +173,7 @@ static void finish(void *context, fa_index i, int worker)
     OP(lane_finish)(&c->lane[i / c->B], i % c->B);
 }
 
-/* Scratch that any member may need: in its share, and alone when the others do not come. */
+/* Scratch that any thread may need: in its share, and alone when the others do not come. */
 static void plan_work(stack_call *c)
 {
     size_t alone = 0;
@@ -226,7 +226,7 @@ fa_status OP(recurrent_forward)(const fa_recurrent_arguments *a, fa_index layers
         c.lane = (recurrent_lane *)(void *)lanes.base;
     }
     for (fa_index i = 0; i < c.lanes; i++) c.lane[i] = make_lane(&a[i], i);
-    choose_way(&c);
+    choose_schedule(&c);
     plan_work(&c);
 
     fa_status status = FA_NOMEM;

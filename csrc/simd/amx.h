@@ -13,7 +13,7 @@
    and the one that configures claims to read 8 bytes of 64. */
 #define T_MEMORY(p) __asm__ volatile("" : : "r"(p) : "memory")
 
-/* What places hold: pairs; or bytes, those of the right operand signed, those of the left one signed or not. */
+/* What packed elements are: pairs; or bytes, those of the right operand signed, those of the left one signed or not. */
 typedef enum { T_PAIRS, T_SIGNED, T_UNSIGNED } t_type;
 #define T_DOT(type, c, a, b)         \
     do {                             \

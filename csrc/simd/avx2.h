@@ -1,4 +1,4 @@
-/* AVX2 + FMA: 8 floats or 4 doubles, 16 registers. The words are explained in simd.h. */
+/* AVX2 + FMA: 8 floats or 4 doubles, 16 registers. The operations are explained in simd.h. */
 #ifndef FA_SIMD_AVX2_H
 #define FA_SIMD_AVX2_H
 

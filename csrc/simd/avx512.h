@@ -1,4 +1,4 @@
-/* AVX-512 (F, BW, DQ, VL): 16 floats or 8 doubles, 32 registers, one mask bit per lane. The words are explained in simd.h. */
+/* AVX-512 (F, BW, DQ, VL): 16 floats or 8 doubles, 32 registers, one mask bit per lane. The operations are explained in simd.h. */
 #ifndef FA_SIMD_AVX512_H
 #define FA_SIMD_AVX512_H
 

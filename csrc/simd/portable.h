@@ -1,4 +1,4 @@
-/* Any CPU: 128-bit vectors of the compiler (SSE2 on x86-64, NEON on AArch64), or what it makes of them elsewhere. The words are
+/* Any CPU: 128-bit vectors of the compiler (SSE2 on x86-64, NEON on AArch64), or what it makes of them elsewhere. The operations are
    explained in simd.h. This is also the plainest definition of each of them. */
 #ifndef FA_SIMD_PORTABLE_H
 #define FA_SIMD_PORTABLE_H

@@ -1,8 +1,8 @@
-/* The SIMD vocabulary: the only place where intrinsics are, and the only words that kernels use for vectors.
+/* The SIMD vocabulary: the only place where intrinsics are, and the only operations that kernels use on vectors.
 
    A kernel file is compiled once per ISA and type of array: float32, float64, and bfloat16 and float16, which are storage only:
    arithmetic is in float. The build defines FA_SIMD, the header of the ISA (portable, avx2, avx512), and the types (types.h). For that
-   pair the header of the ISA states what it has, so that no kernel asks for an ISA by name:
+   pair the header of the ISA states what it has, so that no kernel names an ISA:
 
      VL                lanes of a vreal
      FA_REGISTERS      vector registers
@@ -16,7 +16,7 @@
    and this header offers the vocabulary, and
 
      vreal, vmask      VL reals; VL truth values
-     FA_PACKED         elements in a packed operand's place of one real: 2 with FA_PAIRS, else 1
+     FA_PACKED         elements of k in a packed element, which is as large as a real: 2 with FA_PAIRS, else 1
 
    memory      v_load(p) v_store(p, a)           any alignment
                v_load_n(p, n) v_store_n(p, a, n) first n lanes, 0 <= n <= VL; touches no byte beyond them; the rest reads as 0
@@ -27,7 +27,7 @@
                v_load_i8_n(p, n): the first n, the rest 0.
                Widening is exact. Narrowing rounds to nearest even, to subnormals and infinity too; NaN stays NaN
    bytes       float only; vint: VL 32-bit integers
-               v_load_bytes(p) v_load_bytes_n(p, n)  4 VL bytes, in the places of VL reals; the rest reads as 0
+               v_load_bytes(p) v_load_bytes_n(p, n)  4 VL bytes, as the bits of VL reals; the rest reads as 0
                v_unsigned_bytes(a)               128 added to each signed byte
                v_dot_bytes(u, s, c)              c + the four products of unsigned bytes of u and signed ones of s, exact
                v_broadcast_int(p) v_real_of(a)
@@ -38,7 +38,7 @@
                v_weave_bytes(w, a)               4 vectors of bytes to words of 4: those of a column; in an order in which
                                                  v_unweave_bytes(x) puts what became of the 4 vectors of words into the usual one
    products    v_multiply_add(a, b, c)           of packed operands: v_fma(a, b, c), or with FA_PAIRS c + a0 b0 + a1 b1
-               with FA_PAIRS only, pairs in the places of VL reals:
+               with FA_PAIRS only, pairs as the bits of VL reals:
                v_load_pairs(p)                   2 VL bfloat16
                v_load_pairs_n(p, n)              the first n of 2 VL bfloat16; NaN becomes the default NaN
                v_load_zipped(p, q, &first, &second)  v_zip of the first VL, and of the next VL, bfloat16 at p and q

@@ -60,7 +60,7 @@ class SavedRope(NamedTuple):
 
 def rope(x: ArrayLike, positions: ArrayLike, *, base: float = 10000.0, interleaved: bool = False,
          out: Array | None = None) -> Array:  # fmt: skip
-    """Rotary positions: pairs of x[..., D] turned by position * base^(-2 j / D), j the number of the pair.
+    """Rotary positions: pairs of x[..., D] rotated by position * base^(-2 j / D), j the number of the pair.
 
         y_a = x_a cos - x_b sin,   y_b = x_b cos + x_a sin
 
@@ -88,7 +88,7 @@ def rope_forward(x: ArrayLike, positions: ArrayLike, *, base: float = 10000.0,
 
 
 def rope_backward(dy: ArrayLike, saved: SavedRope) -> Array:
-    """Gradient dx of rope_forward: dy turned back, by the negative angles.
+    """Gradient dx of rope_forward: dy rotated back, by the negative angles.
 
     >>> _, saved = rope_forward(np.array([[1.0, 0.0]]), [1])
     >>> rope_backward(np.array([[1.0, 0.0]]), saved)
