@@ -40,7 +40,7 @@ def each(function: Callable[[Any], Any], x: Any) -> Any:
         return {name: each(function, value) for name, value in x.items()}
     if isinstance(x, tuple):
         return tuple(each(function, value) for value in x)
-    return function(x) if is_float(x) and x.ndim else x
+    return function(x) if is_float(x) and (x.ndim or isinstance(x, np.ndarray)) else x
 
 
 def _types_of(x: Any) -> Any:

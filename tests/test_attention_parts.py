@@ -29,7 +29,7 @@ def test_weights_are_the_output_for_the_identity_as_values(isa, dtype, rng):
 
 def _from_lse(q, k, lse, dtype, options):
     """e^(s - lse) in the dtype, from the scores of the reference."""
-    p, exact_lse = reference._attention_probabilities(q, k, **options)
+    p, _, exact_lse, _ = reference._attention_probabilities(q, k, **options)
     with np.errstate(divide="ignore"):
         s = (np.log(p) + exact_lse[..., None]).astype(dtype)
     empty = lse[..., None] == -np.inf

@@ -120,7 +120,7 @@ def test_a_state_is_called_what_the_argument_is_called(kind, wrong):
         for op, function in (
             (kind, lambda s: getattr(fa, kind)(x, s, module.parameters())),
             (f"{kind}_forward", lambda s: getattr(fa, f"{kind}_forward")(x, s, module.parameters())),
-            (kind, lambda s: module(x, s)),
+            (kind.upper(), lambda s: module(x, s)),
             (f"{kind.upper()}.step", lambda s: module.step(x[0], s)),
         ):
             with pytest.raises((TypeError, ValueError), match=f"^{op}: {label} must"):
