@@ -1,0 +1,298 @@
+"""Attention on tensors, with gradients."""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import fastattn as fa
+from fastattn.torch.arrays import array, check_tensors, is_direct, needs_gradient, optional, tensor
+from fastattn.torch.library import autocast, call, define, differentiate, empty, first_derivative, first_input, real
+
+Window = tuple[int | None, int | None] | None
+
+
+class Options(NamedTuple):
+    """What a call has beside q, k, v and the arrays that have gradients."""
+
+    causal: bool | str
+    scale: float | None
+    window: Window
+    softcap: float
+    q_lengths: Tensor | None
+    kv_lengths: Tensor | None
+    layout: str
+
+    def keywords(self, op: str, mask: Any, alibi_slopes: Any, sinks: Any) -> dict[str, Any]:
+        """The arguments of fastattn.attention."""
+        return {
+            "mask": array(mask, op, "mask"),
+            "causal": self.causal,
+            "scale": self.scale,
+            "window": self.window,
+            "softcap": self.softcap,
+            "alibi_slopes": array(alibi_slopes, op, "alibi_slopes"),
+            "sinks": array(sinks, op, "sinks"),
+            "q_lengths": array(self.q_lengths, op, "q_lengths"),
+            "kv_lengths": array(self.kv_lengths, op, "kv_lengths"),
+            "layout": self.layout,
+        }
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool | str = False,
+              scale: float | None = None, window: Window = None, softcap: float = 0.0,
+              alibi_slopes: Tensor | None = None, sinks: Tensor | None = None, q_lengths: Tensor | None = None,
+              kv_lengths: Tensor | None = None, layout: str = "bhld",
+              return_lse: bool = False) -> Any:  # fmt: skip
+    """fastattn.attention on tensors: the same arguments, values and errors, and tensors as results.
+
+    q, k, v, a float mask, alibi_slopes and sinks have gradients; lse has none.
+    """
+    if not is_direct(q):
+        return _dispatched(q, k, v, mask, alibi_slopes, sinks, return_lse,
+                           Options(causal, scale, window, softcap, q_lengths, kv_lengths, layout))  # fmt: skip
+    options = Options(causal, scale, window, softcap, q_lengths, kv_lengths, layout)
+    if needs_gradient(q, k, v, mask, alibi_slopes, sinks):
+        out, lse = _Attention.apply(q, k, v, mask, alibi_slopes, sinks, options)
+        return (out, lse) if return_lse else out
+    arrays = (array(x, "attention", name) for x, name in ((q, "q"), (k, "k"), (v, "v")))
+    keywords = options.keywords("attention", mask, alibi_slopes, sinks)
+    result = fa.attention(*arrays, **keywords, return_lse=return_lse)
+    return tuple(map(tensor, result)) if return_lse else tensor(result)
+
+
+class _Attention(torch.autograd.Function):
+    """Without the dispatcher, which takes longer than a small call."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, alibi_slopes: Tensor | None,
+                sinks: Tensor | None, options: Options) -> tuple[Tensor, Tensor]:  # fmt: skip
+        arrays = (array(x, "attention", name) for x, name in ((q, "q"), (k, "k"), (v, "v")))
+        keywords = options.keywords("attention", mask, alibi_slopes, sinks)
+        result, ctx.saved = fa.attention_forward(*arrays, **keywords)
+        out, lse = tensor(result), tensor(ctx.saved.lse)
+        # An argument or result that is changed before the backward call is found by its version.
+        ctx.save_for_backward(q, k, v, mask, alibi_slopes, sinks, out)
+        ctx.mark_non_differentiable(lse)
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        made_of = ctx.saved_tensors
+        if dout is None:
+            return (None,) * 7
+        names = [name for name, wanted in zip(_OPTIONAL, ctx.needs_input_grad[3:6], strict=True) if wanted]
+        dq, dk, dv, dmask, dsinks, dslopes = fa.attention_backward(
+            array(dout, "attention_backward", "dout"), ctx.saved, gradients=names
+        )  # fmt: skip
+        found = tensor(dq), tensor(dk), tensor(dv), optional(dmask), optional(dslopes), optional(dsinks)
+        return *first_derivative("attention", found, dout, *made_of), None
+
+
+_OPTIONAL = ("mask", "alibi_slopes", "sinks")
+
+
+# ---- the registered operation ----
+
+_OPTIONS = "str causal, float? scale, int[] window, float softcap, Tensor? q_lengths, Tensor? kv_lengths, str layout"
+_ARRAYS = "Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? alibi_slopes, Tensor? sinks"
+_UNBOUNDED = -1  # in a window: a side without a bound
+
+
+def _dispatched(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, alibi_slopes: Tensor | None,
+                sinks: Tensor | None, return_lse: bool, options: Options) -> Any:  # fmt: skip
+    check_tensors("attention", q=q, k=k, v=v, mask=mask, alibi_slopes=alibi_slopes, sinks=sinks,
+                  q_lengths=options.q_lengths, kv_lengths=options.kv_lengths)  # fmt: skip
+    causal = "" if options.causal is False else "true" if options.causal is True else options.causal
+    window = [] if options.window is None else [_UNBOUNDED if w is None else w for w in options.window]
+    save = needs_gradient(q, k, v, mask, alibi_slopes, sinks)
+    out, lse, _ = call(
+        "attention", q, k, v, mask, alibi_slopes, sinks, causal, options.scale, window, float(options.softcap),
+        options.q_lengths, options.kv_lengths, options.layout, save,
+    )  # fmt: skip
+    return (out, lse) if return_lse else out
+
+
+def _options(causal: str, scale: float | None, window: list[int], softcap: float, q_lengths: Tensor | None,
+             kv_lengths: Tensor | None, layout: str) -> Options:  # fmt: skip
+    sides: Any = tuple(None if w == _UNBOUNDED else w for w in window)
+    return Options(
+        {"": False, "true": True}.get(causal, causal), scale, sides or None, softcap, q_lengths, kv_lengths, layout
+    )  # fmt: skip
+
+
+def _kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, alibi_slopes: Tensor | None, sinks: Tensor | None,
+            *rest: Any) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    *options, save = rest
+    keywords = _options(*options).keywords("attention", mask, alibi_slopes, sinks)
+    arrays = [array(x, "attention", name) for x, name in ((q, "q"), (k, "k"), (v, "v"))]
+    if save:
+        out, saved = fa.attention_forward(*arrays, **keywords)
+        return tensor(out), tensor(saved.lse), tensor(saved.state)
+    out, lse = fa.attention(*arrays, **keywords, return_lse=True)
+    return tensor(out), tensor(lse), q.new_empty(0, dtype=real(q.dtype))
+
+
+def _fake(q: Tensor, k: Tensor, v: Tensor, mask: Any, alibi_slopes: Any, sinks: Any,
+          *rest: Any) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    *_, layout, save = rest
+    batch, first, second = q.shape[:3]
+    heads, length = (second, first) if layout == "blhd" else (first, second)
+    lse = q.new_empty(batch, heads, length, dtype=real(q.dtype))
+    state = q.new_empty((2, batch, heads, length) if save else (0,), dtype=real(q.dtype))
+    return q.new_empty(*q.shape[:3], v.shape[3]), lse.transpose(1, 2) if layout == "blhd" else lse, state
+
+
+def _backward_kernel(dout: Tensor, out: Tensor, lse: Tensor, state: Tensor, q: Tensor, k: Tensor, v: Tensor,
+                     mask: Tensor | None, alibi_slopes: Tensor | None, sinks: Tensor | None,
+                     *rest: Any) -> tuple[Tensor, ...]:  # fmt: skip
+    op = "attention_backward"
+    *options, wanted = rest
+    keywords = _options(*options).keywords(op, mask, alibi_slopes, sinks)
+    names = ("q", "k", "v", "out", "lse", "state")
+    arrays = dict(zip(names, (array(x, op, n) for x, n in zip((q, k, v, out, lse, state), names, strict=True)),
+                      strict=True))  # fmt: skip
+    saved = fa.SavedAttention(options=tuple(keywords.values()), **arrays)
+    gradients = fa.attention_backward(array(dout, op, "dout"), saved, gradients=wanted)
+    return tuple(empty(q) if x is None else tensor(x) for x in gradients)
+
+
+def _backward_fake(dout: Tensor, out: Tensor, lse: Tensor, state: Tensor, q: Tensor, k: Tensor, v: Tensor,
+                   mask: Tensor | None, alibi_slopes: Tensor | None, sinks: Tensor | None,
+                   *rest: Any) -> tuple[Tensor, ...]:  # fmt: skip
+    wanted = rest[-1]
+    others = (("mask", mask), ("sinks", sinks), ("alibi_slopes", alibi_slopes))
+    given = [empty(q) if x is None or name not in wanted else x.new_empty(x.shape) for name, x in others]
+    return (*(x.new_empty(x.shape) for x in (q, k, v)), *given)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *arrays, causal, scale, window, softcap, q_lengths, kv_lengths, layout, _ = inputs
+    out, lse, state = output
+    ctx.save_for_backward(out, lse, state, *arrays, q_lengths, kv_lengths)
+    ctx.options = causal, scale, window, softcap, layout
+    ctx.mark_non_differentiable(lse, state)
+
+
+def _backward(ctx: Any, dout: Tensor, *_: Any) -> tuple[Any, ...]:
+    *arrays, q_lengths, kv_lengths = ctx.saved_tensors
+    causal, scale, window, softcap, layout = ctx.options
+    needed = ctx.needs_input_grad[first_input(ctx) :]
+    wanted = [name for name, index in (("mask", 3), ("alibi_slopes", 4), ("sinks", 5)) if needed[index]]
+    dq, dk, dv, dmask, dsinks, dslopes = call(
+        "attention_backward", dout, *arrays, causal, scale, window, softcap, q_lengths, kv_lengths, layout, wanted
+    )
+    others = (dmask, needed[3]), (dslopes, needed[4]), (dsinks, needed[5])
+    return (dq, dk, dv, *(x if wanted else None for x, wanted in others), *(None,) * 8)
+
+
+define(f"attention({_ARRAYS}, {_OPTIONS}, bool save) -> (Tensor, Tensor, Tensor)", _kernel, _fake)
+define(
+    f"attention_backward(Tensor dout, Tensor out, Tensor lse, Tensor state, {_ARRAYS}, {_OPTIONS}, str[] gradients)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _backward_kernel,
+    _backward_fake,
+)
+differentiate("attention", _setup, _backward)
+autocast("attention")
+
+
+# ---- ragged batches ----
+
+
+def attention_varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, *,
+                     mask: Tensor | None = None, causal: bool | str = False, scale: float | None = None,
+                     window: Window = None, softcap: float = 0.0, alibi_slopes: Tensor | None = None,
+                     sinks: Tensor | None = None, return_lse: bool = False) -> Any:  # fmt: skip
+    """fastattn.attention_varlen on tensors: the same arguments, values and errors, and tensors as results.
+
+    q, k, v, a float mask, alibi_slopes and sinks have gradients; lse has none. Not for torch.compile.
+    """
+    check_tensors("attention_varlen", q=q, k=k, v=v, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, mask=mask,
+                  alibi_slopes=alibi_slopes, sinks=sinks)  # fmt: skip
+    options = {"causal": causal, "scale": scale, "window": window, "softcap": softcap}
+    out, lse = _Varlen.apply(q, k, v, mask, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k, options)
+    return (out, lse) if return_lse else out
+
+
+class _Varlen(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, alibi_slopes: Tensor | None,
+                sinks: Tensor | None, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor,
+                options: dict[str, Any]) -> tuple[Tensor, Tensor]:  # fmt: skip
+        op = "attention_varlen"
+        named = {"q": q, "k": k, "v": v, "cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k, "mask": mask,
+                 "alibi_slopes": alibi_slopes, "sinks": sinks}  # fmt: skip
+        arrays = {name: array(x, op, name) for name, x in named.items()}
+        result, ctx.saved = fa.attention_varlen_forward(**arrays, **options)
+        out, lse = tensor(result), tensor(ctx.saved.lse)
+        ctx.save_for_backward(q, k, v, mask, alibi_slopes, sinks, out)
+        ctx.mark_non_differentiable(lse)
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        made_of = ctx.saved_tensors
+        if dout is None:
+            return (None,) * 9
+        names = [name for name, wanted in zip(_OPTIONAL, ctx.needs_input_grad[3:6], strict=True) if wanted]
+        dq, dk, dv, dmask, dsinks, dslopes = fa.attention_varlen_backward(
+            array(dout, "attention_varlen_backward", "dout"), ctx.saved, gradients=names
+        )  # fmt: skip
+        found = tensor(dq), tensor(dk), tensor(dv), optional(dmask), optional(dslopes), optional(dsinks)
+        return *first_derivative("attention_varlen", found, dout, *made_of), None, None, None
+
+
+# ---- torch's own signature ----
+
+TORCH_ATTENTION = F.scaled_dot_product_attention
+_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
+                                 dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
+                                 enable_gqa: bool = False) -> Tensor:  # fmt: skip
+    """torch.nn.functional.scaled_dot_product_attention, computed by fastattn.
+
+    torch's own function serves what fastattn has not: dropout, other devices and types, nested tensors, heads and
+    batches that broadcast, and calls that it refuses.
+    """
+    if not _serves(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa):
+        return TORCH_ATTENTION(query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal,
+                               scale=scale, enable_gqa=enable_gqa)  # fmt: skip
+    causal = "top-left" if is_causal else False
+    if query.dim() == 4:
+        return attention(query, key, value, mask=attn_mask, causal=causal, scale=scale)
+    lead = query.shape[:-2]
+    if attn_mask is not None and attn_mask.dim() > 2:
+        attn_mask = attn_mask.expand(*lead, *attn_mask.shape[-2:]).reshape(-1, 1, *attn_mask.shape[-2:])
+    q, k, v = (x.reshape(-1, 1, *x.shape[-2:]) for x in (query, key, value))
+    return attention(q, k, v, mask=attn_mask, causal=causal, scale=scale).reshape(*lead, *query.shape[-2:-1], -1)
+
+
+def _serves(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: float, is_causal: bool,
+            enable_gqa: bool) -> bool:  # fmt: skip
+    """Whether torch would accept the call and fastattn has all of it."""
+    if dropout_p or q.dtype not in _TYPES or not q.dtype == k.dtype == v.dtype:
+        return False
+    if any(x.device.type != "cpu" or x.layout is not torch.strided or x.is_nested for x in (q, k, v)):
+        return False
+    if not (q.dim() == k.dim() == v.dim() >= 3) or q.shape[-1] != k.shape[-1] or 0 in (q.shape[-1], v.shape[-1]):
+        return False
+    if k.shape[:-1] != v.shape[:-1]:
+        return False
+    grouped = enable_gqa and q.dim() == 4 and q.shape[0] == k.shape[0] and k.shape[1] and not q.shape[1] % k.shape[1]
+    if not grouped and q.shape[:-2] != k.shape[:-2]:
+        return False
+    if mask is None:
+        return True
+    return (
+        not is_causal
+        and mask.dtype in (torch.bool, q.dtype)
+        and mask.device.type == "cpu"
+        and mask.dim() <= q.dim()
+        and all(m in (1, n) for m, n in zip(reversed(mask.shape), (k.shape[-2], *reversed(q.shape[:-1])), strict=False))
+    )

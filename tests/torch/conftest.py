@@ -1,0 +1,18 @@
+import sys
+
+import pytest
+
+
+def pytest_ignore_collect(collection_path):
+    """Without PyTorch none of these files can be imported."""
+    if collection_path.suffix == ".py" and collection_path.name.startswith("test_"):
+        pytest.importorskip("torch", reason='needs PyTorch: python -m pip install "fastattn[torch]"')
+
+
+@pytest.fixture(autouse=True)
+def _forget_compiled():
+    """torch.compile gives a function up that it has compiled for eight forms."""
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None and "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
