@@ -137,7 +137,8 @@ fa_status fa_linear_pack(fa_dtype dtype, fa_isa isa, void *packed, const void *w
      out = sum e^s v_j / Z,   lse = ln Z
 
    lse[B, H, Lq] contiguous, or NULL; likewise reference (an integer R) and sum, lse = R ln 2 + ln sum, from which backward has
-   the probabilities 2^(s log2(e) - R) / sum to the last bit, as lse would not. All three include the sink. No output overlaps
+   the probabilities 2^(s log2(e) - R) / sum to the last bit, as lse would not; where such scores leave the range of the type, the largest
+   score itself and - sum e^(s - reference). All three include the sink. No output overlaps
    anything. Rows that attend to nothing are zero, their lse is the sink, -inf without one. Rows beyond their length: zero, -inf.
 
    Ragged batches (q_starts and k_starts given): the rows of sequence b begin q_starts[b] (k_starts[b]) rows into arrays that all

@@ -23,6 +23,20 @@
 #define QUERY_SLICE 128
 #define QUERY_STRIDE (QUERY_SLICE + 16)
 
+/* What is done to the scores of a row in natural units: numbers of the real type; the mask, bytes (0: excluded) or numbers of the arrays'
+   type, or neither, with the distance of its keys; the key on the row's diagonal. */
+typedef struct {
+    double scale, softcap, slope;
+    const uint8_t *keep;
+    const void *add;
+    fa_index mask_step, diagonal;
+} natural_options;
+
+/* The largest score of a row so far, and the sum of e^(s - top). */
+typedef struct {
+    double top, sum;
+} natural_state;
+
 /* Rows in memory, of so many bytes and so many bytes apart, that somebody needs next: a product asks for them while it multiplies. */
 typedef struct {
     const void *first;

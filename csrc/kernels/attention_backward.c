@@ -54,7 +54,7 @@ FA_INLINE void row_probabilities(real *row, fa_index first, fa_index end, real t
     }
 }
 
-/* Scores to P, in place. */
+/* Scores to P, in place. Where the sum is negative they are those of attention_natural_powers. */
 void KERNEL(attention_probabilities)(real *s, fa_index rows, const fa_index *begin, const fa_index *end, fa_index keys,
                                      const real *reference, const real *sum)
 {
@@ -69,6 +69,8 @@ void KERNEL(attention_probabilities)(real *s, fa_index rows, const fa_index *beg
         if (end[r] < last) v_store(s + last - VL, v_select(v_first(end[r] - (last - VL)), v_load(s + last - VL), excluded));
         if (FA_UNLIKELY(isnan(sum[r])))
             row_of_nans(s, first, last);
+        else if (FA_UNLIKELY(sum[r] < 0))
+            row_probabilities(s, first, last, 0, 0, -sum[r]);
         else if (FA_UNLIKELY(!(fabs((double)reference[r]) < (double)REFERENCE_LIMIT)))
             row_probabilities(s, first, last, reference[r], 0, sum[r]);
         else

@@ -68,8 +68,11 @@ void KERNEL(attention_sink_gradients)(real *total, real sink, const real *delta,
     for (fa_index r = 0; r < rows; r++) {
         if (!attends[r]) continue;
         const double R = (double)reference[r];
-        /* sink - R ln 2: the product with the upper bits of ln 2 is exact for all R that leave a p. */
-        const double p = exp(fma(-R, 0x1.abc9e3b39803fp-56, fma(-R, 0x1.62e42fefa39efp-1, (double)sink))) / (double)sum[r];
+        /* sink - R ln 2: the product with the upper bits of ln 2 is exact for all R that leave a p. A negative sum has
+           R in natural units (attention_natural_finish). */
+        const double natural = (double)sink - R,
+                     in_log2 = fma(-R, 0x1.abc9e3b39803fp-56, fma(-R, 0x1.62e42fefa39efp-1, (double)sink));
+        const double p = exp(sum[r] < 0 ? natural : in_log2) / fabs((double)sum[r]);
         all += p == 0 ? 0 : p * (double)delta[r];
     }
     *total -= (real)all;

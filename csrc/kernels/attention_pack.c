@@ -3,11 +3,13 @@
 #include "common.h"
 
 #if !FA_PAIRS
-/* y, the sum of two products with x, where it is NaN: it may be inf - inf. */
+/* y, the sum of two products with x, where it is not finite: NaN may be inf - inf; and a finite x out of range makes the scores of its
+   row NaN, for attention_natural.c. */
 static vreal scaled_infinities(vreal x, vreal high, vreal y)
 {
     const vreal infinite = v_mul(x, high), nan = v_set1((real)__builtin_nanf(""));
-    return v_select(v_is_nan(y), v_select(v_is_nan(infinite), nan, infinite), y);
+    const vreal product = v_select(v_is_nan(v_sub(x, x)), infinite, nan);
+    return v_select(v_is_nan(v_sub(y, y)), v_select(v_is_nan(product), nan, product), y);
 }
 #endif
 
@@ -37,7 +39,7 @@ void KERNEL(attention_scale_queries)(real *dst, fa_index slice, const stored *q,
             for (fa_index d = 0; d < size; d += VL) {
                 const vreal x = filled - d >= VL ? v_load_stored(row + d) : v_load_stored_n(row + d, filled - d);
                 vreal y = v_fma(x, high, v_mul(x, low));
-                if (FA_UNLIKELY(v_any(v_is_nan(y)))) y = scaled_infinities(x, high, y);
+                if (FA_UNLIKELY(v_any(v_is_nan(v_sub(y, y))))) y = scaled_infinities(x, high, y);
                 v_store(to + d, y);
             }
     }

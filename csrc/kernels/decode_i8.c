@@ -135,6 +135,12 @@ void KERNEL(decode_scores_i8)(real *s, const decode_digits *q, fa_index rows, co
 }
 #endif
 
+/* A row of bytes with its scale. */
+void KERNEL(decode_widen_i8)(real *dst, const int8_t *x, fa_index D, real scale)
+{
+    for (fa_index d = 0; d < D; d++) dst[d] = scale * (real)x[d];
+}
+
 /* NaN for the rows that attend to a key whose scale is not finite: those whose score s (before the softmax) is not -inf. */
 void KERNEL(decode_patch_i8)(real *part, fa_index ld, const real *s, fa_index rows, const fa_index *begin, const fa_index *end,
                              const decode_rows *scales, fa_index D)

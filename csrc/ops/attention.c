@@ -219,6 +219,7 @@ static void plan_scratch(attention_call *c, arena *plan, attention_way way, int 
     const fa_index states = way == PASSING_BLOCKS ? c->tiles * c->group : 1;
     c->worker = arena_take(plan, members, sizeof *c->worker);
     c->order = arena_take(plan, c->a->B, sizeof *c->order);
+    c->unsettled = arena_take(plan, OP(attention_state_rows)(c->a), sizeof *c->unsettled);
     c->overflowed = arena_take(plan, members, sizeof *c->overflowed);
     for (int m = 0; m < members; m++) {
         worker_scratch unused, *w = plan->base ? &c->worker[m] : &unused;
@@ -315,6 +316,8 @@ fa_status OP(attention_forward)(const fa_attention_arguments *a)
     }
     int overflowed = 0;
     for (int m = 0; m < members; m++) overflowed |= c.overflowed[m];
+    fa_status status = overflowed & ROWS_UNSETTLED ? OP(attention_settle)(a, NULL, c.unsettled) : FA_OK;
     fa_scratch_give(&scratch);
-    return overflowed ? OP(attention_recover)(a, NULL) : FA_OK;
+    if (status == FA_OK && overflowed & SUMS_OVERFLOW) status = OP(attention_recover)(a, NULL);
+    return status;
 }

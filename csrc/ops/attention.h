@@ -116,6 +116,21 @@ void OP(attention_adjust_scores)(const fa_attention_arguments *a, const fa_kerne
 int OP(attention_decodes)(const fa_attention_arguments *a);
 fa_status OP(attention_decode)(const fa_attention_arguments *a, const fa_cache_arguments *cache);
 
+/* What is left to be done after a forward call: elements of `out`, whole rows. */
+#define SUMS_OVERFLOW 1
+#define ROWS_UNSETTLED 2
+
+/* attention_natural.c: the places of rows in lse, reference and sum; marks rows with these sums, and with keys to attend to or not, that
+   are not settled yet; computes the marked ones; the scores of backward, as powers, of those among `rows` rows; and the weights of a row
+   in a block, if they are not finite or have lost all fractions. */
+fa_index OP(attention_state_rows)(const fa_attention_arguments *a);
+int OP(attention_mark_unsettled)(unsigned char *unsettled, const real *sum, const unsigned char *attends, fa_index rows);
+fa_status OP(attention_settle)(const fa_attention_arguments *a, const fa_cache_arguments *cache, const unsigned char *unsettled);
+void OP(attention_natural_rows)(const fa_attention_arguments *a, const fa_kernels *k, real *scores, real *products, fa_index b,
+                                fa_index h, fa_index i0, fa_index j0, fa_index rows, const fa_index *begin, const fa_index *end);
+void OP(attention_natural_weights)(const fa_attention_arguments *a, const fa_kernels *k, real *weights, real *scores, fa_index b,
+                                   fa_index h, fa_index i, fa_index j0, fa_index begin, fa_index end, real lse);
+
 /* decode.c: elements of `out` that are not finite because sums of large values overflowed, computed again. */
 fa_status OP(attention_recover)(const fa_attention_arguments *a, const fa_cache_arguments *cache);
 

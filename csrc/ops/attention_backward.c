@@ -136,6 +136,8 @@ static void probabilities(const backward_call *c, const gradient_scratch *w, con
         k->attention_scores(p, w->queries + r * query_stride, c->slice, rows, w->keys, t->keys, begin, end, a->D, NULL);
         if (a->softcap > 0) memcpy(w->products + r * stride, p, (size_t)(rows * stride) * sizeof(real));
         OP(attention_adjust_scores)(a, k, p, w->mask, t->b, t->h, t->i0 + r, t->j0, rows, begin, end);
+        OP(attention_natural_rows)(a, k, p, a->softcap > 0 ? w->products + r * stride : NULL, t->b, t->h, t->i0 + r, t->j0, rows,
+                                   begin, end);
         k->attention_probabilities(p, rows, begin, end, t->keys, (const real *)a->reference + row + r,
                                    (const real *)a->sum + row + r);
         k->attention_scores(ds, w->gradients + r * query_stride, c->slice, rows, w->values, t->keys, begin, end, a->Dv, NULL);
@@ -370,19 +372,19 @@ static void plan_scratch(backward_call *c, arena *plan, int members)
     OP(attention_plan_options)(c, plan);
 }
 
-/* A scale below 1 comes in two parts. A power of two is part of dS, as in the plain formula, lest sums of dS K or dS' Q overflow that
-   scaled ones do not; it changes bits only beside the underflow, and has an end before it. dout carries it, at no cost, unless
-   somebody wants dS as it is. Matrix tiles, which take dout without a scale, keep the whole of it for the end. */
+/* A scale comes in two parts. A power of two is part of dS, as in the plain formula, so that sums of dS K and dS' Q overflow where scaled
+   ones do; it changes bits only beside the ends of the range, and has an end before the lower one. Where it is below 1 dout carries it, at
+   no cost, unless somebody wants dS as it is. Matrix tiles, which take dout without a scale, keep one below 1 for the end. */
 static void scale_of_gradients(backward_call *c)
 {
     const fa_attention_backward_arguments *g = c->arguments;
     const double scale = (double)(real)c->a->scale;
     const int lowest = sizeof(real) == sizeof(float) ? -100 : -900;
-    const int power = scale == 0 || c->kernels->sizes.transposed_gradients ? 0 : ilogb(scale);
-    const int exponent = power >= 0 ? 0 : power < lowest ? lowest : power;
+    const int power = scale == 0 || (fabs(scale) < 1 && c->kernels->sizes.transposed_gradients) ? 0 : ilogb(scale);
+    const int exponent = power < lowest ? lowest : power;
     c->score_scale = (real)ldexp(1, exponent);
     c->scale = (real)ldexp(scale, -exponent);
-    c->early = !g->dmask && !g->dslopes;
+    c->early = exponent <= 0 && !g->dmask && !g->dslopes;
 }
 
 /* How many of the kv heads are taken at a time. It decides the order of additions only to a dmask without keys, which adds up the

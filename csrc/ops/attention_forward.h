@@ -11,9 +11,10 @@
 typedef struct {
     real *o, *sum, *reference;          /* of a tile: [QUERY_TILE, ldo], [QUERY_TILE] x 2 */
     unsigned char progress[QUERY_TILE]; /* of each group: group_progress */
+    unsigned char attends[QUERY_TILE];  /* rows that have met keys */
     real *queries;                      /* scaled, in slices of [QUERY_TILE, query_stride]; plain [QUERY_TILE, D] for BLAS */
     int large;                          /* it has met values that may make sums overflow */
-    int *overflowed;                    /* of its worker: a sum has */
+    int *overflowed;                    /* of its worker: SUMS_OVERFLOW, ROWS_UNSETTLED */
 } tile_state;
 
 typedef struct {
@@ -47,7 +48,8 @@ typedef struct {
     real scale_high, scale_low;    /* of queries */
     real late_scale;               /* of scores, in the softmax */
     worker_scratch *worker;
-    int *overflowed; /* of each worker */
+    int *overflowed;          /* of each worker */
+    unsigned char *unsettled; /* of each row, as in lse */
     /* third way: */
     fa_index first_head, heads;
     real *packed;

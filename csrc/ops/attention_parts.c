@@ -53,6 +53,9 @@ static void weights_tile(void *context, fa_index task, int worker)
                                             begin + g + r, end + g + r);
             real *dst = (real *)w->weights + b * w->stride[0] + at * w->stride[1] + (first + g) * w->stride[2] + j0;
             k->attention_weights(dst, w->stride[2], scratch->scores, rows, begin + g, end + g, places, lse + g);
+            for (fa_index r = 0; r < rows; r++)
+                OP(attention_natural_weights)(a, k, dst + r * w->stride[2], scratch->scores, b, h, row[g + r], j0, begin[g + r],
+                                              end[g + r], lse[g + r]);
         }
     }
 }

@@ -35,6 +35,7 @@ void OP(attention_start_tile)(const attention_call *c, tile_state *s, fa_index b
         s->sum[r] = 0;
         s->reference[r] = -REAL_INFINITY;
         s->progress[r] = NOT_BEGUN;
+        s->attends[r] = 0;
     }
     if (a->sinks) {
         const fa_index within = fa_max(0, fa_min(rows, query_length(a, b) - first));
@@ -70,7 +71,9 @@ void OP(attention_finish_tile)(const attention_call *c, const tile_state *s, fa_
     }
     int overflows = 0;
     if (s->large) c->kernels->attention_overflows(&overflows, output_row(a, b, h, first), a->out_stride[2], rows, a->Dv, s->sum);
-    *s->overflowed |= overflows;
+    if (overflows) *s->overflowed |= SUMS_OVERFLOW;
+    if (OP(attention_mark_unsettled)(c->unsettled + state_row(a, b, h, first), s->sum, s->attends, rows))
+        *s->overflowed |= ROWS_UNSETTLED;
 }
 
 /* One tile and one key block, the `last` one of the tile or another. */
@@ -91,6 +94,7 @@ void OP(attention_attend)(const attention_call *c, const worker_scratch *w, tile
         if (!block_ranges(a, b, tile_first + first, rows, j0, keys, begin, end)) continue;
         if (a->mask_kind != FA_MASK_NONE && !OP(attention_narrow)(a, b, h, tile_first + first, j0, rows, begin, end)) continue;
         real *o = s->o + first * c->ldo;
+        for (fa_index r = 0; r < rows; r++) s->attends[first + r] |= end[r] > begin[r];
         if (blas)
             blas_gemm(1, QUERY_TILE, c->block, a->D, c->scale_high, s->queries, fa_max(1, a->D), block->keys, fa_max(1, a->D), 0,
                       w->scores, stride);

@@ -94,7 +94,13 @@ static void finish_part(const decode_call *c, part_state *s, const part_place *a
         c->kernels->attention_finish(out, a->out_stride[2], s->o + r * c->ldo, c->ldo, at->queries, a->Dv, s->reference + r,
                                      s->sum + r, a->lse ? (real *)a->lse + row : NULL);
         if (s->large) c->kernels->attention_overflows(&overflows, out, a->out_stride[2], at->queries, a->Dv, s->sum + r);
-        s->overflowed |= overflows;
+        if (overflows) s->overflowed |= SUMS_OVERFLOW;
+        unsigned char attends[FA_CACHE_QUERIES];
+        for (fa_index i = 0, begin, end; i < at->queries; i++) {
+            key_range(a, at->b, i, &begin, &end);
+            attends[i] = end > begin;
+        }
+        if (OP(attention_mark_unsettled)(c->unsettled + row, s->sum + r, attends, at->queries)) s->overflowed |= ROWS_UNSETTLED;
         if (a->reference) memcpy((real *)a->reference + row, s->reference + r, size);
         if (a->sum) memcpy((real *)a->sum + row, s->sum + r, size);
     }
@@ -196,6 +202,7 @@ static void plan_scratch(decode_call *c, arena *plan, fa_index parts, fa_index b
     const fa_index slices = fa_ceil_div(c->a->D, c->kernels->sizes.query_slice);
     c->part = arena_take(plan, parts, sizeof *c->part);
     c->state = arena_take(plan, blocks, sizeof *c->state);
+    c->unsettled = arena_take(plan, OP(attention_state_rows)(c->a), sizeof *c->unsettled);
     c->mask = arena_take(plan, members * c->rows * c->stride, sizeof(real));
     c->unmasked = arena_take(plan, members * c->rows * c->stride, sizeof(real));
     c->gathered = arena_take(plan, members * c->kernels->sizes.lanes * c->a->D, sizeof(real));
@@ -352,8 +359,10 @@ fa_status OP(attention_decode)(const fa_attention_arguments *a, const fa_cache_a
     }
     int overflowed = 0;
     for (fa_index i = 0; i < states; i++) overflowed |= c.part[i].overflowed;
+    fa_status status = overflowed & ROWS_UNSETTLED ? OP(attention_settle)(a, cache, c.unsettled) : FA_OK;
     fa_scratch_give(&scratch);
-    return overflowed ? OP(attention_recover)(a, cache) : FA_OK;
+    if (status == FA_OK && overflowed & SUMS_OVERFLOW) status = OP(attention_recover)(a, cache);
+    return status;
 }
 
 fa_status OP(cache_attention)(const fa_cache_arguments *c)

@@ -12,7 +12,7 @@ typedef struct {
     decode_digits digits;
     int begun;      /* O has met keys */
     int large;      /* so have values that may make sums overflow */
-    int overflowed; /* one has, of this part or of another one of the worker */
+    int overflowed; /* one has, of this part or of another one of the worker: SUMS_OVERFLOW, ROWS_UNSETTLED */
 } part_state;
 
 typedef struct {
@@ -38,6 +38,7 @@ typedef struct {
     real *mask;                  /* of each worker: [rows, stride] */
     real *unmasked;              /* of each worker: [rows, stride] */
     real *gathered;              /* of each worker: a vector of keys */
+    unsigned char *unsettled;    /* of each row, as in lse */
     fa_index first_block, round; /* blocks of this round */
 } decode_call;
 
@@ -46,7 +47,14 @@ typedef struct {
     fa_index b, hk, h, heads, i0, queries, rows; /* rows: head after head, query after query, from i0 on */
 } part_place;
 
-/* decode_block.c: the scores of the keys [first, last) of block j, masked; and from those, which become probabilities against
+/* decode_block.c: the rows of keys or values of block j of a kv head, `item` bytes per element; and those of scales. */
+decode_rows OP(decode_rows_of)(const decode_call *c, const part_place *at, fa_index j, const void *x, const fa_index *stride,
+                               size_t item);
+#if FA_FLOAT_ARRAYS
+decode_rows OP(decode_scales_of)(const decode_call *c, const part_place *at, fa_index j, const float *scales);
+#endif
+
+/* The scores of the keys [first, last) of block j, masked; and from those, which become probabilities against
    block->reference, the one in force before, its O and sum. */
 void OP(decode_block_scores)(const decode_call *c, const part_state *s, real *scores, int worker, const part_place *at,
                              fa_index j, const fa_index *begin, const fa_index *end, fa_index first, fa_index last);

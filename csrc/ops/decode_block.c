@@ -1,9 +1,8 @@
 /* One block of keys of a part, wherever its rows lie: in arrays, in pages, as bytes. decode.c says who computes it when. */
 #include "decode.h"
 
-/* The rows of keys, values or scales of block j of a kv head, `item` bytes per element. */
-static decode_rows rows_of(const decode_call *c, const part_place *at, fa_index j, const void *x, const fa_index *stride,
-                           size_t item)
+decode_rows OP(decode_rows_of)(const decode_call *c, const part_place *at, fa_index j, const void *x, const fa_index *stride,
+                               size_t item)
 {
     const fa_attention_arguments *a = c->a;
     const fa_index j0 = j * c->block, size = (fa_index)item;
@@ -22,10 +21,10 @@ static decode_rows rows_of(const decode_call *c, const part_place *at, fa_index 
 }
 
 #if FA_FLOAT_ARRAYS
-static decode_rows scales_of(const decode_call *c, const part_place *at, fa_index j, const float *scales)
+decode_rows OP(decode_scales_of)(const decode_call *c, const part_place *at, fa_index j, const float *scales)
 {
     const fa_index stride[3] = {c->cache->scale_stride[0], c->cache->scale_stride[1], 1};
-    return rows_of(c, at, j, scales, stride, sizeof *scales);
+    return OP(decode_rows_of)(c, at, j, scales, stride, sizeof *scales);
 }
 #endif
 
@@ -35,12 +34,12 @@ void OP(decode_block_scores)(const decode_call *c, const part_state *s, real *sc
 {
     const fa_attention_arguments *a = c->a;
     const fa_index lanes = c->kernels->sizes.lanes, j0 = j * c->block;
-    const decode_rows keys = rows_of(c, at, j, a->k, a->k_stride, c->bytes ? 1 : sizeof(stored));
+    const decode_rows keys = OP(decode_rows_of)(c, at, j, a->k, a->k_stride, c->bytes ? 1 : sizeof(stored));
     real *gathered = c->gathered + worker * lanes * a->D;
     first = first / lanes * lanes;
 #if FA_FLOAT_ARRAYS
     if (c->bytes) {
-        const decode_rows scales = scales_of(c, at, j, c->cache->k_scale);
+        const decode_rows scales = OP(decode_scales_of)(c, at, j, c->cache->k_scale);
         c->kernels->decode_scores_i8(scores, &s->digits, at->rows, &keys, &scales, first, last, a->D, gathered);
     } else
 #endif
@@ -73,10 +72,10 @@ static void block_values(const decode_call *c, const part_state *s, block_state 
 {
     const fa_attention_arguments *a = c->a;
     const fa_index packed = c->kernels->sizes.packed, from = first / packed * packed;
-    const decode_rows values = rows_of(c, at, j, a->v, a->v_stride, c->bytes ? 1 : sizeof(stored));
+    const decode_rows values = OP(decode_rows_of)(c, at, j, a->v, a->v_stride, c->bytes ? 1 : sizeof(stored));
     int found = 0;
 #if FA_FLOAT_ARRAYS
-    const decode_rows scales = c->bytes ? scales_of(c, at, j, c->cache->v_scale) : values;
+    const decode_rows scales = c->bytes ? OP(decode_scales_of)(c, at, j, c->cache->v_scale) : values;
     if (c->bytes)
         c->kernels->decode_values_i8(block->o, c->ldo, block->scores, at->rows, &values, &scales, from, last, a->Dv, &found);
     else
