@@ -6,8 +6,8 @@
      o = sum of e^(s - top) v_j                     attention_natural_values, in double
      out = o / sum,  lse = top + ln sum             attention_natural_finish
 
-   Products are summed up in double, of which those of floats need no more, and those of doubles are the formula's own. Slow: one number at
-   a time. */
+   Products are summed up in double, of which those of floats need no more, and those of doubles are the formula's own. Slower than the
+   kernels for ordinary rows, which take a vector at a time. */
 #include "attention.h"
 #include "common.h"
 
@@ -20,11 +20,27 @@
 #define NOISE_PLACES (8.0 / (double)((int64_t)1 << REAL_MANTISSA_BITS))
 #define NOISE_COUNTS 32.0
 
+/* Up to VL elements of a row, and zeros behind them. */
+FA_INLINE void load_some(real *to, const stored *from, fa_index n)
+{
+    v_store(to, n >= VL ? v_load_stored(from) : v_load_stored_n(from, n));
+}
+
+/* Term d is in sum d mod SUMS, whatever VL is. */
+enum { SUMS = 8 };
+
 FA_INLINE real natural_product(const stored *q, const stored *k, fa_index D)
 {
-    double sum = 0;
-    for (fa_index d = 0; d < D; d++) sum += (double)real_of(q[d]) * (double)real_of(k[d]);
-    return (real)sum;
+    double sum[SUMS] = {0};
+    real x[VL], y[VL];
+    for (fa_index d = 0; d < D; d += VL) {
+        load_some(x, q + d, D - d);
+        load_some(y, k + d, D - d);
+        for (fa_index i = 0; i < VL; i++) sum[(d + i) % SUMS] += (double)x[i] * (double)y[i];
+    }
+    for (int half = SUMS / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) sum[i] += sum[i + half];
+    return (real)sum[0];
 }
 
 /* The mask of key j excludes it. */
@@ -76,7 +92,11 @@ void KERNEL(attention_natural_values)(double *o, natural_state *state, const rea
         }
         const double p = exp((double)s[j] - state->top);
         state->sum += p;
-        for (fa_index d = 0; d < D; d++) o[d] += p * NATURAL_SHIFT * (double)real_of(v[j * ldv + d]);
+        for (fa_index d = 0; d < D; d += VL) {
+            real x[VL];
+            load_some(x, v + j * ldv + d, D - d);
+            for (fa_index i = 0; i < fa_min(VL, D - d); i++) o[d + i] += p * NATURAL_SHIFT * (double)x[i];
+        }
     }
 }
 

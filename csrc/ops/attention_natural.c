@@ -6,6 +6,11 @@
    a sum below 0. */
 #include "decode.h"
 
+enum { KEYS_AT_ONCE = 16 };
+
+/* What an unsettled row is so far. */
+enum { ROW_IS_NAN = 1, ROW_IS_EMPTY };
+
 #define NATURAL_LSE (sizeof(real) == sizeof(float) ? 0x1p26 : 0x1p55) /* beyond it an lse has lost the fractions, and more */
 
 typedef struct {
@@ -128,7 +133,8 @@ static int is_spoilt(const natural_call *c, const natural_scratch *w, const part
     return 0;
 }
 
-/* The row at->i0. */
+/* The row at->i0. One that is NaN is left so at the first score that makes it so: most rows of overflowing scores have one among a few
+   keys. */
 static void settle_row(const natural_call *c, const natural_scratch *w, const part_place *at)
 {
     const fa_attention_arguments *a = c->call.a;
@@ -147,12 +153,16 @@ static void settle_row(const natural_call *c, const natural_scratch *w, const pa
     for (fa_index j0 = begin / c->call.block * c->call.block; j0 < end; j0 += c->call.block) {
         const natural_options o = options_of(a, at->b, at->h, at->i0, j0);
         const block_rows rows = rows_of_block(c, at, j0 / c->call.block);
-        const fa_index first = fa_max(0, begin - j0), last = fa_min(c->call.block, end - j0);
-        natural_scores(c, w, &rows, q, &o, first, last);
-        for (fa_index j = first, n, ld; j < last; j += n) {
-            const stored *v = rows_from(c, w, &rows.values, &rows.value_scales, j, a->Dv, &n, &ld);
-            n = fa_min(n, last - j);
-            k->attention_natural_values(w->o, &state, w->scores, v, ld, j, j + n, a->Dv);
+        const fa_index last = fa_min(c->call.block, end - j0);
+        for (fa_index first = fa_max(0, begin - j0), next; first < last; first = next) {
+            next = fa_min(last, first + KEYS_AT_ONCE);
+            natural_scores(c, w, &rows, q, &o, first, next);
+            if (c->unsettled[place] == ROW_IS_NAN && has_spoilt(w->scores, first, next)) return;
+            for (fa_index j = first, n, ld; j < next; j += n) {
+                const stored *v = rows_from(c, w, &rows.values, &rows.value_scales, j, a->Dv, &n, &ld);
+                n = fa_min(n, next - j);
+                k->attention_natural_values(w->o, &state, w->scores, v, ld, j, j + n, a->Dv);
+            }
         }
     }
     k->attention_natural_finish(output_row(a, at->b, at->h, at->i0), a->lse ? (real *)a->lse + place : NULL,
@@ -201,7 +211,7 @@ int OP(attention_mark_unsettled)(unsigned char *unsettled, const real *sum, cons
 {
     int any = 0;
     for (fa_index r = 0; r < rows; r++) {
-        unsettled[r] = (unsigned char)(isnan(sum[r]) || (sum[r] == 0 && attends[r]));
+        unsettled[r] = (unsigned char)(isnan(sum[r]) ? ROW_IS_NAN : sum[r] == 0 && attends[r] ? ROW_IS_EMPTY : 0);
         any |= unsettled[r];
     }
     return any;
