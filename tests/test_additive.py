@@ -60,7 +60,8 @@ def test_context_and_weights_keep_the_error_rule(dtype, rng, scale):
 @pytest.mark.parametrize("scale", [0.05, 1.0, 6.0])
 def test_gradients_keep_the_error_rule(dtype, rng, scale):
     rules = [ErrorRule() for _ in range(4)]
-    for shape in 6 * SHAPES:  # the largest errors are those of few large gradients
+    draws = 6 if dtype == np.float32 else 2  # the largest errors are those of few large gradients
+    for shape in draws * SHAPES:
         arrays = inputs(rng, dtype, *shape, scale)
         dcontext = gradient_of_context(rng, arrays)
         for options in options_of(rng, dtype, *shape[:3]):
