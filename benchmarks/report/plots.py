@@ -101,7 +101,7 @@ def headline(jobs: Sequence[Any], labels: Mapping[str, str], footnote: str = "")
             for j, name in enumerate(names):
                 y = i - 0.4 + (j + 0.5) * thickness
                 if name not in job.seconds:
-                    axes.annotate("no such operation", (0.005, y), va="center", fontsize=8, alpha=0.7)
+                    axes.annotate("not measured", (0.005, y), va="center", fontsize=8, alpha=0.7)
                     continue
                 speed = best / job.seconds[name]
                 axes.barh(y, speed, thickness * 0.88, color=_SERIES[name])
