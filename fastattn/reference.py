@@ -165,10 +165,10 @@ def cross_entropy(logits, targets, label_smoothing=0.0, dtype=np.float64):
 
 def cross_entropy_backward(dloss, logits, targets, label_smoothing=0.0, dtype=np.float64):
     """dlogits, from the gradient of each row's loss."""
-    dloss, logits, smoothing = _real(dtype, dloss, logits, label_smoothing)
-    p, of_each = softmax(logits, dtype=dtype), smoothing / logits.shape[-1]
+    dloss, logits, smoothing, one, classes = _real(dtype, dloss, logits, label_smoothing, 1, logits.shape[-1])
+    p, of_each = softmax(logits, dtype=dtype), smoothing / classes
     is_target = np.arange(logits.shape[-1]) == np.asarray(targets)[..., None]
-    return dloss[..., None] * np.where(is_target, p - (1 - smoothing + of_each), p - of_each)
+    return dloss[..., None] * np.where(is_target, p - (one - smoothing + of_each), p - of_each)
 
 
 def embedding_backward(dy, ids, rows, dtype=np.float64):
@@ -295,7 +295,7 @@ def _attention_probabilities(q, k, mask=None, causal=False, scale=None, window=N
         s = s - slopes[:, None, None] * _like(q, alibi_distance(*sizes, causal, q_lengths, kv_lengths))
     allowed = attention_allowed(*sizes, mask, causal, window, q_lengths, kv_lengths)
     if mask is not None and mask.dtype != bool:
-        s = s + np.where(allowed, _real(q.dtype, mask)[0], 0)
+        s = s + np.where(allowed, *_real(q.dtype, mask, 0))
     s = np.where(allowed, s, -np.inf)
     if sinks is not None:  # one more key of the rows that exist
         lengths = np.full(sizes[0], sizes[1]) if q_lengths is None else np.asarray(q_lengths)
