@@ -1,5 +1,6 @@
 """Attention on tensors, with gradients."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ class Options(NamedTuple):
     layout: str
 
     def keywords(self, op: str, mask: Any, alibi_slopes: Any, sinks: Any) -> dict[str, Any]:
-        """The arguments of fastattn.attention."""
+        """The arguments of fastattn.attention but q, k and v."""
         return {
             "mask": array(mask, op, "mask"),
             "causal": self.causal,
@@ -49,17 +50,19 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, ca
 
     q, k, v, a float mask, alibi_slopes and sinks have gradients; lse has none.
     """
-    if not is_direct(q):
-        return _dispatched(q, k, v, mask, alibi_slopes, sinks, return_lse,
-                           Options(causal, scale, window, softcap, q_lengths, kv_lengths, layout))  # fmt: skip
     options = Options(causal, scale, window, softcap, q_lengths, kv_lengths, layout)
+    if not is_direct(q):
+        return _dispatched(q, k, v, mask, alibi_slopes, sinks, return_lse, options)
     if needs_gradient(q, k, v, mask, alibi_slopes, sinks):
         out, lse = _Attention.apply(q, k, v, mask, alibi_slopes, sinks, options)
         return (out, lse) if return_lse else out
-    arrays = (array(x, "attention", name) for x, name in ((q, "q"), (k, "k"), (v, "v")))
     keywords = options.keywords("attention", mask, alibi_slopes, sinks)
-    result = fa.attention(*arrays, **keywords, return_lse=return_lse)
+    result = fa.attention(*_arrays("attention", q=q, k=k, v=v), **keywords, return_lse=return_lse)
     return tuple(map(tensor, result)) if return_lse else tensor(result)
+
+
+def _arrays(op: str, **tensors: Tensor | None) -> tuple[Any, ...]:
+    return tuple(array(x, op, name) for name, x in tensors.items())
 
 
 class _Attention(torch.autograd.Function):
@@ -68,30 +71,40 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, alibi_slopes: Tensor | None,
                 sinks: Tensor | None, options: Options) -> tuple[Tensor, Tensor]:  # fmt: skip
-        arrays = (array(x, "attention", name) for x, name in ((q, "q"), (k, "k"), (v, "v")))
         keywords = options.keywords("attention", mask, alibi_slopes, sinks)
-        result, ctx.saved = fa.attention_forward(*arrays, **keywords)
-        out, lse = tensor(result), tensor(ctx.saved.lse)
-        # An argument or result that is changed before the backward call is found by its version.
-        ctx.save_for_backward(q, k, v, mask, alibi_slopes, sinks, out)
-        ctx.mark_non_differentiable(lse)
-        ctx.set_materialize_grads(False)
-        return out, lse
+        result = fa.attention_forward(*_arrays("attention", q=q, k=k, v=v), **keywords)
+        return _kept(ctx, result, q, k, v, mask, alibi_slopes, sinks)
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        made_of = ctx.saved_tensors
-        if dout is None:
-            return (None,) * 7
-        names = [name for name, wanted in zip(_OPTIONAL, ctx.needs_input_grad[3:6], strict=True) if wanted]
-        dq, dk, dv, dmask, dsinks, dslopes = fa.attention_backward(
-            array(dout, "attention_backward", "dout"), ctx.saved, gradients=names
-        )  # fmt: skip
-        found = tensor(dq), tensor(dk), tensor(dv), optional(dmask), optional(dslopes), optional(dsinks)
-        return *first_derivative("attention", found, dout, *made_of), None
+        return *_gradients("attention", fa.attention_backward, ctx, dout), None
+
+
+def _kept(ctx: Any, result: tuple[Any, Any], *arguments: Tensor | None) -> tuple[Tensor, Tensor]:
+    """out and lse of a forward call, and in ctx what backward needs: saved, and the tensors.
+
+    An argument or result that is changed before the backward call is found by its version.
+    """
+    array_of_out, ctx.saved = result
+    out, lse = tensor(array_of_out), tensor(ctx.saved.lse)
+    ctx.save_for_backward(*arguments, out)
+    ctx.mark_non_differentiable(lse)
+    ctx.set_materialize_grads(False)
+    return out, lse
 
 
 _OPTIONAL = ("mask", "alibi_slopes", "sinks")
+
+
+def _gradients(name: str, backward: Callable[..., Any], ctx: Any, dout: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Of q, k, v, mask, alibi_slopes and sinks."""
+    made_of = ctx.saved_tensors
+    if dout is None:
+        return (None,) * 6
+    names = [name for name, wanted in zip(_OPTIONAL, ctx.needs_input_grad[3:6], strict=True) if wanted]
+    gradients = backward(array(dout, f"{name}_backward", "dout"), ctx.saved, gradients=names)
+    dq, dk, dv, dmask, dsinks, dslopes = map(optional, gradients)
+    return first_derivative(name, (dq, dk, dv, dmask, dslopes, dsinks), dout, *made_of)
 
 
 # ---- the registered operation ----
@@ -127,7 +140,7 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, alibi_slopes: 
             *rest: Any) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     *options, save = rest
     keywords = _options(*options).keywords("attention", mask, alibi_slopes, sinks)
-    arrays = [array(x, "attention", name) for x, name in ((q, "q"), (k, "k"), (v, "v"))]
+    arrays = _arrays("attention", q=q, k=k, v=v)
     if save:
         out, saved = fa.attention_forward(*arrays, **keywords)
         return tensor(out), tensor(saved.lse), tensor(saved.state)
@@ -226,24 +239,11 @@ class _Varlen(torch.autograd.Function):
         named = {"q": q, "k": k, "v": v, "cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k, "mask": mask,
                  "alibi_slopes": alibi_slopes, "sinks": sinks}  # fmt: skip
         arrays = {name: array(x, op, name) for name, x in named.items()}
-        result, ctx.saved = fa.attention_varlen_forward(**arrays, **options)
-        out, lse = tensor(result), tensor(ctx.saved.lse)
-        ctx.save_for_backward(q, k, v, mask, alibi_slopes, sinks, out)
-        ctx.mark_non_differentiable(lse)
-        ctx.set_materialize_grads(False)
-        return out, lse
+        return _kept(ctx, fa.attention_varlen_forward(**arrays, **options), q, k, v, mask, alibi_slopes, sinks)
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        made_of = ctx.saved_tensors
-        if dout is None:
-            return (None,) * 9
-        names = [name for name, wanted in zip(_OPTIONAL, ctx.needs_input_grad[3:6], strict=True) if wanted]
-        dq, dk, dv, dmask, dsinks, dslopes = fa.attention_varlen_backward(
-            array(dout, "attention_varlen_backward", "dout"), ctx.saved, gradients=names
-        )  # fmt: skip
-        found = tensor(dq), tensor(dk), tensor(dv), optional(dmask), optional(dslopes), optional(dsinks)
-        return *first_derivative("attention_varlen", found, dout, *made_of), None, None, None
+        return *_gradients("attention_varlen", fa.attention_varlen_backward, ctx, dout), None, None, None
 
 
 # ---- torch's own signature ----

@@ -18,21 +18,26 @@ def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) ->
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, kernel, "CPU")
     torch.library.register_fake(f"fastattn::{name}", fake, lib=LIBRARY)
-    operation = getattr(torch.ops.fastattn, name).default
-    torch.library.register_vmap(f"fastattn::{name}", _each(operation), lib=LIBRARY)
+
+    def each(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        return _each(name, registered(name), info, in_dims, arguments)
+
+    torch.library.register_vmap(f"fastattn::{name}", each, lib=LIBRARY)
 
 
-def _each(operation: Any) -> Callable[..., Any]:
-    """The rule of vmap: one call for each index, the results side by side."""
+def registered(name: str) -> Any:
+    """The operation of this name."""
+    return getattr(torch.ops.fastattn, name).default
 
-    def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
-        calls = [operation(*map(partial(_taken, index), arguments, in_dims)) for index in range(info.batch_size)]
-        if not calls:
-            raise RuntimeError(f"fastattn: vmap of {operation} must have at least one index, got none")
-        results = tuple(_joined(parts) for parts in zip(*calls, strict=True))
-        return results, tuple([0] * len(each) if isinstance(each, list) else 0 for each in results)
 
-    return rule
+def _each(name: str, function: Callable[..., Any], info: Any, in_dims: Sequence[Any],
+          arguments: Sequence[Any]) -> tuple[Any, Any]:  # fmt: skip
+    """What vmap wants: the results of one call for each index side by side, and their new axes."""
+    calls = [function(*map(partial(_taken, index), arguments, in_dims)) for index in range(info.batch_size)]
+    if not calls:
+        raise RuntimeError(f"fastattn: vmap of {name} must have at least one index, got none")
+    results = tuple(_joined(parts) for parts in zip(*calls, strict=True))
+    return results, tuple([0] * len(each) if isinstance(each, list) else 0 for each in results)
 
 
 def _taken(index: int, value: Any, dim: Any) -> Any:
@@ -70,7 +75,7 @@ _gradients: dict[str, tuple[Callable[..., None], Callable[..., Any]]] = {}
 
 def call(name: str, *arguments: Any) -> Any:
     """A registered operation. The transformations of torch.func do not see the gradients that a library registers."""
-    operation = getattr(torch.ops.fastattn, name).default
+    operation = registered(name)
     if torch.compiler.is_compiling():
         return operation(*arguments)
     if torch._C._are_functorch_transforms_active():
@@ -87,7 +92,7 @@ def _has_tangent(value: Any) -> bool:
 
 def _nested(results: Sequence[Tensor], name: str) -> Any:
     """The results of an operation from a flat tuple: a list, where there is one, comes last."""
-    returns = getattr(torch.ops.fastattn, name).default._schema.returns
+    returns = registered(name)._schema.returns
     if str(returns[-1].type).startswith("List"):
         last = len(returns) - 1
         return (*results[:last], list(results[last:]))
@@ -99,16 +104,15 @@ class _Transformed(torch.autograd.Function):
 
     @staticmethod
     def forward(name: str, spec: Any, *flat: Any) -> tuple[Tensor, ...]:
-        operation = getattr(torch.ops.fastattn, name).default
-        return tuple(tree_leaves(list(operation(*tree_unflatten(flat, spec)))))
+        return tuple(tree_leaves(list(registered(name)(*tree_unflatten(flat, spec)))))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         name, spec, *flat = inputs
-        ctx.operation, ctx.arguments, ctx.first_input = name, tree_unflatten(flat, spec), 2
-        ctx.sizes = [len(value) if isinstance(value, list) else None for value in ctx.arguments]
-        _gradients[name][0](ctx, ctx.arguments, _nested(output, name))
-        del ctx.arguments
+        arguments = tree_unflatten(flat, spec)
+        ctx.operation, ctx.first_input = name, 2
+        ctx.sizes = [len(value) if isinstance(value, list) else None for value in arguments]
+        _gradients[name][0](ctx, arguments, _nested(output, name))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
@@ -123,12 +127,7 @@ class _Transformed(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], name: str, spec: Any, *flat: Any) -> tuple[Any, Any]:
-        calls = [
-            _Transformed.apply(name, spec, *map(partial(_taken, index), flat, in_dims[2:]))
-            for index in range(info.batch_size)
-        ]
-        results = tuple(torch.stack(parts) for parts in zip(*calls, strict=True))
-        return results, (0,) * len(results)
+        return _each(name, partial(_Transformed.apply, name, spec), info, in_dims[2:], flat)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -166,7 +165,7 @@ def first_derivative(
 
 def autocast(name: str) -> None:
     """Under autocast, an operation takes its floating-point arguments in autocast's type, as torch's own do."""
-    operation = getattr(torch.ops.fastattn, name).default
+    operation = registered(name)
 
     def cast(*arguments: Any) -> Any:
         dtype = torch.get_autocast_dtype("cpu")

@@ -6,6 +6,7 @@ is computed by torch's own module, of which each is a subclass.
 
 import math
 import weakref
+from functools import reduce
 from typing import Any
 
 import torch
@@ -85,7 +86,7 @@ class _Recurrent:
         if is_single:
             x, states = x.unsqueeze(0 if batch_first else 1), tuple(s.unsqueeze(1) for s in states)
         batch = x.shape[0] if batch_first else x.shape[1]
-        self._check_states(states, batch, x.dtype)
+        self._check_states(states, batch)
         dropout = self.dropout if self.training and self.num_layers > 1 else 0.0
         cell = self.mode.partition("_")[0].lower()
         form = Form(cell, "relu" if self.mode == "RNN_RELU" else "tanh", self.num_layers, 1 + self.bidirectional,
@@ -101,7 +102,7 @@ class _Recurrent:
             y, h, c = y.squeeze(0 if batch_first else 1), h.squeeze(1), None if c is None else c.squeeze(1)
         return y, (h if c is None else (h, c))
 
-    def _check_states(self: Any, states: tuple[Tensor, ...], batch: int, dtype: torch.dtype) -> None:
+    def _check_states(self: Any, states: tuple[Tensor, ...], batch: int) -> None:
         """torch's own message names the module's state; ours would name that of the function."""
         lanes = self.num_layers * (1 + self.bidirectional)
         for name, state, size in zip(
@@ -145,14 +146,16 @@ class MultiheadAttention(nn.MultiheadAttention):
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         q, k, v = (x.unflatten(-1, (self.num_heads, self.head_dim)) for x in self._projected(query, key, value))
         mask = _merged(attn_mask, key_padding_mask, q.dtype, q.shape[0], self.num_heads)
-        causal = is_causal and not need_weights and key_padding_mask is None
-        keywords: dict[str, Any] = {"mask": None, "causal": "top-left"} if causal else {"mask": mask, "causal": False}
-        out, lse = attention(q, k, v, **keywords, layout="blhd", return_lse=True)
-        y = F.linear(out.flatten(2), self.out_proj.weight, self.out_proj.bias)
         weights = None
         if need_weights:
+            out, lse = attention(q, k, v, mask=mask, layout="blhd", return_lse=True)
             weights = _weights(q, k, lse, mask)
             weights = weights.mean(1) if average_attn_weights else weights
+        elif is_causal and key_padding_mask is None:
+            out = attention(q, k, v, causal="top-left", layout="blhd")
+        else:
+            out = attention(q, k, v, mask=mask, layout="blhd")
+        y = F.linear(out.flatten(2), self.out_proj.weight, self.out_proj.bias)
         if is_single:
             return y.squeeze(0), None if weights is None else weights.squeeze(0)
         return y if self.batch_first else y.transpose(0, 1), weights
@@ -193,25 +196,23 @@ def _weights(q: Tensor, k: Tensor, lse: Tensor, mask: Tensor | None) -> Tensor:
 
 def _merged(mask: Tensor | None, padding: Tensor | None, dtype: torch.dtype, batch: int, heads: int) -> Tensor | None:
     """torch's two masks (True: exclude) as one of ours (True: attend)."""
-    if mask is not None:
-        mask = mask.unflatten(0, (batch, heads)) if mask.dim() == 3 else mask
-        mask = ~mask if mask.dtype is torch.bool else mask
-    if padding is None:
-        return mask
-    padding = padding[:, None, None, :]
-    padding = ~padding if padding.dtype is torch.bool else padding
-    if mask is None:
-        return padding
-    if mask.dtype is padding.dtype is torch.bool:
-        return mask & padding
-    return _added(mask, dtype) + _added(padding, dtype)
+    if mask is not None and mask.dim() == 3:
+        mask = mask.unflatten(0, (batch, heads))
+    if padding is not None:
+        padding = padding[:, None, None, :]
+    given = [m for m in (mask, padding) if m is not None]
+    if not given:
+        return None
+    if all(m.dtype is torch.bool for m in given):
+        return ~reduce(torch.logical_or, given)
+    return reduce(torch.add, [_added(m, dtype) for m in given])
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask of bools as one that is added."""
+    """A mask of bools (True: exclude) as one that is added."""
     if mask.dtype is not torch.bool:
         return mask
-    return torch.zeros((), dtype=dtype).masked_fill(~mask, -math.inf)
+    return torch.zeros((), dtype=dtype).masked_fill(mask, -math.inf)
 
 
 class TransformerEncoderLayer(nn.TransformerEncoderLayer):
@@ -233,11 +234,7 @@ def _canonical(src: Tensor, mask: Tensor | None, padding: Tensor | None) -> tupl
     """Both of one type, as torch has them: of floats where either is."""
     if mask is None or padding is None or mask.dtype is padding.dtype:
         return mask, padding
-    as_floats: Any = tuple(
-        torch.zeros_like(m, dtype=src.dtype).masked_fill(m, -math.inf) if m.dtype is torch.bool else m
-        for m in (mask, padding)
-    )
-    return as_floats
+    return _added(mask, src.dtype), _added(padding, src.dtype)
 
 
 class TransformerEncoder(nn.TransformerEncoder):

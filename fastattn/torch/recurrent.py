@@ -98,13 +98,12 @@ def _form(op: str, weights: Mapping[str, Tensor], batch_first: bool, dropout: fl
 def run(op: str, form: Form, x: Tensor, h: Tensor | None, c: Tensor | None, weights: Sequence[Tensor],
         lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """y, h and c of a network whose weights come in torch's order."""
-    if is_direct(x) and not needs_gradient(x, h, c, *weights):
-        y, last, cell = _computed(op, form, x, h, c, _arrays(op, form, weights), lengths, False)[:3]
-        return tensor(y), tensor(last), optional(cell)
-    if is_direct(x):
-        return _Recurrent.apply(form, x, h, c, lengths, *weights)
-    check_tensors(op, x=x, h=h, c=c, lengths=lengths, **dict(zip(form.names, weights, strict=True)))
     save = needs_gradient(x, h, c, *weights)
+    if is_direct(x):
+        if save:
+            return _Recurrent.apply(form, x, h, c, lengths, *weights)
+        return run_packed(op, form, x, h, c, _arrays(op, form, weights), lengths)
+    check_tensors(op, x=x, h=h, c=c, lengths=lengths, **dict(zip(form.names, weights, strict=True)))
     y, last, cell, _ = call("recurrent", x, h, c, list(weights), lengths, *form, save)
     return y, last, cell if form.cell == "lstm" else None
 
@@ -264,6 +263,6 @@ def packed(op: str, form: Form, weights: Sequence[Tensor]) -> Any:
 
 def run_packed(op: str, form: Form, x: Tensor, h: Tensor | None, c: Tensor | None, weights: Any,
                lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """`run` with packed weights."""
+    """`run` without gradients, with weights that are packed or a mapping of arrays."""
     y, last, cell = _computed(op, form, x, h, c, weights, lengths, False)[:3]
     return tensor(y), tensor(last), optional(cell)
