@@ -101,6 +101,24 @@ def spread(n: int, most: int) -> Array:
     return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64))
 
 
+ROWS = 64  # of a result, that are verified
+
+
+def of_rows(
+    result: Callable[[Case, Inputs, DTypeLike], Array], *names: str
+) -> tuple[Callable[[Case, Array], Array], Callable[[Case, Inputs, DTypeLike], Array]]:
+    """`sample` and `expected` of an op whose result has a row for each row of the inputs of these names."""
+
+    def sample(case: Case, whole: Array) -> Array:
+        return whole[spread(len(whole), ROWS)]
+
+    def expected(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
+        rows = spread(len(inputs[names[0]]), ROWS)
+        return result(case, {name: a[rows] if name in names else a for name, a in inputs.items()}, dtype)
+
+    return sample, expected
+
+
 def as_bfloat16(x: NDArray[Any]) -> NDArray[Any]:
     """float32 with the bits that bfloat16 has."""
     return (x.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import DTypeLike
 
-from benchmarks.kernels.case import Array, Case, Inputs, Op, normal, spread
+from benchmarks.kernels.case import Array, Case, Inputs, Op, normal, of_rows
 from fastattn import reference
 
 ADDITIVE = ("query", "keys", "values", "v", "dcontext")
@@ -14,15 +14,6 @@ def inputs_of(case: Case, rng: np.random.Generator) -> Inputs:
     s = case.sizes
     shapes = {"query": "BTA", "keys": "BSA", "values": "BSC", "v": "A", "dcontext": "BTC"}
     return {name: normal(case, rng, *(s[axis] for axis in axes)) for name, axes in shapes.items()}
-
-
-def sample(case: Case, result: Array) -> Array:
-    return result[spread(len(result), 64)]
-
-
-def expected(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
-    rows = spread(case.sizes["B"], 64)
-    return result(case, {name: a if name == "v" else a[rows] for name, a in inputs.items()}, dtype)
 
 
 def result(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
@@ -37,4 +28,4 @@ def result(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
     return dquery
 
 
-OP = Op(inputs_of, sample, expected, result)
+OP = Op(inputs_of, *of_rows(result, "query", "keys", "values", "dcontext"), result)

@@ -5,10 +5,8 @@ import math
 import numpy as np
 from numpy.typing import DTypeLike
 
-from benchmarks.kernels.case import Array, Case, Inputs, Op, normal, spread
+from benchmarks.kernels.case import Array, Case, Inputs, Op, normal, of_rows
 from fastattn import reference
-
-ROWS = ("x",)
 
 
 def inputs_of(case: Case, rng: np.random.Generator) -> Inputs:
@@ -21,15 +19,6 @@ def inputs_of(case: Case, rng: np.random.Generator) -> Inputs:
     }
 
 
-def sample(case: Case, result: Array) -> Array:
-    return result[spread(len(result), 64)]
-
-
-def expected(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
-    rows = spread(len(inputs["x"]), 64)
-    return result(case, {name: a[rows] if name in ROWS else a for name, a in inputs.items()}, dtype)
-
-
 def result(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
     return np.asanyarray(reference.linear(inputs["x"], inputs["weight"], inputs["bias"], dtype=dtype))
 
@@ -38,4 +27,4 @@ def flops(case: Case) -> float:
     return 2.0 * case.sizes["M"] * case.sizes["N"] * case.sizes["K"]
 
 
-OP = Op(inputs_of, sample, expected, result, flops)
+OP = Op(inputs_of, *of_rows(result, "x"), result, flops)

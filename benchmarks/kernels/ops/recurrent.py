@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from benchmarks.kernels.case import Array, Case, Inputs, Op, as_bfloat16, converted, exact, normal, spread
+from benchmarks.kernels.case import Array, Case, Inputs, Op, as_bfloat16, converted, exact, normal, of_rows, spread
 from benchmarks.text.corpus import sentence_lengths
 from fastattn import reference
 
@@ -128,15 +128,6 @@ def result_of_stack(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
     return _stack(converted(inputs, dtype), case.sizes["L"])
 
 
-def sample_of_cell(case: Case, result: Array) -> Array:
-    return result[spread(len(result), 64)]
-
-
-def expected_of_cell(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
-    rows = spread(case.sizes["B"], 64)
-    return result_of_cell(case, {name: a[rows] if name in "xhc" else a for name, a in inputs.items()}, dtype)
-
-
 def result_of_cell(case: Case, inputs: Inputs, dtype: DTypeLike) -> Array:
     """The new h."""
     a = converted(inputs, dtype)
@@ -164,6 +155,6 @@ def flops_of_stack(case: Case) -> float:
 OPS = {
     **{name: Op(inputs_of, sample, expected, result, flops) for name in GATES},
     **{name: Op(inputs_of, sample, expected, result, flops_of_gradients) for name in GRADIENTS},
-    **{f"{name}_cell": Op(inputs_of, sample_of_cell, expected_of_cell, result_of_cell, flops) for name in GATES},
+    **{f"{name}_cell": Op(inputs_of, *of_rows(result_of_cell, "x", "h", "c"), result_of_cell, flops) for name in GATES},
     STACK: Op(inputs_of_stack, sample, expected, result_of_stack, flops_of_stack),
 }
