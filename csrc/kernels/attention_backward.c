@@ -27,7 +27,8 @@ void KERNEL(attention_delta)(real *delta, const stored *dout, fa_index lddout, c
 {
     for (fa_index r = 0; r < rows; r++, dout += lddout, out += ldout) {
         vreal total = v_zero();
-        for (fa_index d = 0; d < D; d += VL) total = v_fma(load_some(dout + d, D - d), load_some(out + d, D - d), total);
+        for (fa_index d = 0; d < D; d += VL)
+            total = v_fma(load_stored_some(dout + d, D - d), load_stored_some(out + d, D - d), total);
         delta[r] = v_reduce_add(total);
     }
 }

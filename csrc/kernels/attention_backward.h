@@ -4,16 +4,6 @@
 
 #include "attention_tile.h"
 
-/* The first of `count` elements that fill a vector: partial ones pass through memory where there are no masks for 16 bits. */
-FA_INLINE vreal load_some(const stored *p, fa_index count) { return count >= VL ? v_load_stored(p) : v_load_stored_n(p, count); }
-FA_INLINE void store_some(stored *p, vreal x, fa_index count)
-{
-    if (count >= VL)
-        v_store_stored(p, x);
-    else
-        v_store_stored_n(p, x, count);
-}
-
 /* dst += scale acc, or with `scaled` 0 dst += acc, never -0: a sum that underflows to -0 would stay so, or not, by how many masked
    pairs follow. Sums without a product do not underflow. */
 FA_INLINE vreal sum_of_gradients(vreal sum, vreal x, const int scaled, vreal scale)
@@ -62,7 +52,7 @@ FA_INLINE void scale_gradients(stored *dst, fa_index lddst, const real *src, fa_
     for (fa_index r = 0; r < rows; r++)
         for (fa_index d = 0; d < D; d += VL) {
             const vreal y = v_mul(v_load_n(src + r * ldsrc + d, D - d), factor);
-            store_some(dst + r * lddst + d, y, D - d);
+            store_stored_some(dst + r * lddst + d, y, D - d);
         }
 }
 

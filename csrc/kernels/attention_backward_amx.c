@@ -93,6 +93,6 @@ void KERNEL(attention_scale_gradients)(stored *dst, fa_index lddst, const real *
             /* Tiles make 0 of sums that underflow, with a sign that would depend on how many masked pairs follow. */
             FA_UNROLL
             for (int u = 0; u < VL; u++)
-                if (r + u < rows) store_some(dst + (r + u) * lddst + d, v_add(v_mul(t[u], factor), v_zero()), D - d);
+                if (r + u < rows) store_stored_some(dst + (r + u) * lddst + d, v_add(v_mul(t[u], factor), v_zero()), D - d);
         }
 }

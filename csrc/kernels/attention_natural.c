@@ -20,12 +20,6 @@
 #define NOISE_PLACES (8.0 / (double)((int64_t)1 << REAL_MANTISSA_BITS))
 #define NOISE_COUNTS 32.0
 
-/* Up to VL elements of a row, and zeros behind them. */
-FA_INLINE void load_some(real *to, const stored *from, fa_index n)
-{
-    v_store(to, n >= VL ? v_load_stored(from) : v_load_stored_n(from, n));
-}
-
 /* Term d is in sum d mod SUMS, whatever VL is. */
 enum { SUMS = 8 };
 
@@ -34,8 +28,8 @@ FA_INLINE real natural_product(const stored *q, const stored *k, fa_index D)
     double sum[SUMS] = {0};
     real x[VL], y[VL];
     for (fa_index d = 0; d < D; d += VL) {
-        load_some(x, q + d, D - d);
-        load_some(y, k + d, D - d);
+        v_store(x, load_stored_some(q + d, D - d));
+        v_store(y, load_stored_some(k + d, D - d));
         for (fa_index i = 0; i < VL; i++) sum[(d + i) % SUMS] += (double)x[i] * (double)y[i];
     }
     for (int half = SUMS / 2; half > 0; half /= 2)
@@ -94,7 +88,7 @@ void KERNEL(attention_natural_values)(double *o, natural_state *state, const rea
         state->sum += p;
         for (fa_index d = 0; d < D; d += VL) {
             real x[VL];
-            load_some(x, v + j * ldv + d, D - d);
+            v_store(x, load_stored_some(v + j * ldv + d, D - d));
             for (fa_index i = 0; i < fa_min(VL, D - d); i++) o[d + i] += p * NATURAL_SHIFT * (double)x[i];
         }
     }
@@ -133,7 +127,7 @@ void KERNEL(attention_find_nonfinite)(unsigned char *bad, const stored *x, fa_in
     for (fa_index i = 0; i < rows; i++, x += ldx) {
         vreal found = v_zero();
         for (fa_index d = 0; d < D; d += VL) {
-            const vreal a = D - d >= VL ? v_load_stored(x + d) : v_load_stored_n(x + d, D - d);
+            const vreal a = load_stored_some(x + d, D - d);
             found = v_fma(a, v_zero(), found); /* 0 inf and 0 NaN are NaN */
         }
         bad[i] = (unsigned char)(v_any(v_is_nan(found)) != 0);

@@ -37,7 +37,7 @@ void KERNEL(attention_scale_queries)(real *dst, fa_index slice, const stored *q,
         real *to = dst;
         for (fa_index r = 0; r < rows; r++, row += ldq, to += QUERY_STRIDE)
             for (fa_index d = 0; d < size; d += VL) {
-                const vreal x = filled - d >= VL ? v_load_stored(row + d) : v_load_stored_n(row + d, filled - d);
+                const vreal x = load_stored_some(row + d, filled - d);
                 vreal y = v_fma(x, high, v_mul(x, low));
                 if (FA_UNLIKELY(v_any(v_is_nan(v_sub(y, y))))) y = scaled_infinities(x, high, y);
                 v_store(to + d, y);
@@ -69,7 +69,7 @@ typedef struct {
 
 FA_INLINE vreal checked_values(const stored *v, fa_index count, const int second, value_check *check)
 {
-    const vreal x = count >= VL ? v_load_stored(v) : v_load_stored_n(v, count);
+    const vreal x = load_stored_some(v, count);
     if (!second) {
         check->large = v_fma(x, v_set1((real)LARGE_PROBE), check->large);
         return x;

@@ -152,7 +152,7 @@ void KERNEL(attention_overflows)(int *overflows, const stored *out, fa_index ldo
     vreal bad = v_zero();
     for (fa_index r = 0; r < rows; r++)
         for (fa_index d = 0; isfinite(sum[r]) && d < D; d += VL)
-            bad = v_fma(load_stored_n(out + r * ldout + d, D - d), v_zero(), bad);
+            bad = v_fma(load_stored_some(out + r * ldout + d, D - d), v_zero(), bad);
     *overflows = v_any(v_is_nan(bad));
 }
 

@@ -1,4 +1,4 @@
-/* What the files of this folder share: the vocabulary, and the name of a kernel in this compilation. */
+/* What the files of this folder share: the operations on vectors, the name of a kernel in this compilation, and partial vectors. */
 #ifndef FA_KERNELS_COMMON_H
 #define FA_KERNELS_COMMON_H
 
@@ -18,5 +18,28 @@
 #include "kernels.def"
 #undef FA_KERNEL
 #undef OBJECT
+
+/* The first `count` lanes; a constant VL makes it a plain load or store. */
+FA_INLINE vreal load_some(const real *p, fa_index count) { return count >= VL ? v_load(p) : v_load_n(p, count); }
+FA_INLINE void store_some(real *p, vreal a, fa_index count)
+{
+    if (count >= VL)
+        v_store(p, a);
+    else
+        v_store_n(p, a, count);
+}
+
+/* The same of what arrays hold. */
+FA_INLINE vreal load_stored_some(const stored *p, fa_index count)
+{
+    return count >= VL ? v_load_stored(p) : v_load_stored_n(p, count);
+}
+FA_INLINE void store_stored_some(stored *p, vreal a, fa_index count)
+{
+    if (count >= VL)
+        v_store_stored(p, a);
+    else
+        v_store_stored_n(p, a, count);
+}
 
 #endif

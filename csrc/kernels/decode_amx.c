@@ -80,7 +80,7 @@ void KERNEL(decode_scores)(real *s, const real *q, fa_index slice, fa_index rows
 
 FA_INLINE vreal some_values(const stored *v, fa_index columns, const int clean)
 {
-    const vreal x = columns >= VL ? v_load_stored(v) : v_load_stored_n(v, columns);
+    const vreal x = load_stored_some(v, columns);
     return clean ? finite_or_zero(x) : x;
 }
 

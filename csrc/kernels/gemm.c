@@ -18,7 +18,7 @@ FA_INLINE vreal load_packed(const stored *p, fa_index count)
 #if FA_PAIRS
     return v_load_pairs_n(p, count);
 #else
-    return count >= VL ? v_load_stored(p) : v_load_stored_n(p, count);
+    return load_stored_some(p, count);
 #endif
 }
 

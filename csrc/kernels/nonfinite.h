@@ -23,11 +23,6 @@ typedef struct {
     int count;
 } nonfinite_list;
 
-FA_INLINE vreal load_stored_n(const stored *x, fa_index count)
-{
-    return count >= VL ? v_load_stored(x) : v_load_stored_n(x, count);
-}
-
 /* Returns whether there is anything. */
 FA_INLINE int take_nonfinite(nonfinite_part *part, const stored *x, fa_index ldx, fa_index rows, fa_index columns)
 {
@@ -35,7 +30,7 @@ FA_INLINE int take_nonfinite(nonfinite_part *part, const stored *x, fa_index ldx
     for (fa_index i = 0; i < rows; i++, x += ldx) {
         vreal bad = v_zero();
         for (fa_index d = 0; d < columns; d += VL) {
-            const vreal a = load_stored_n(x + d, columns - d);
+            const vreal a = load_stored_some(x + d, columns - d);
             v_store(part->x[i] + d, v_select(v_is_nan(v_sub(a, a)), a, v_zero()));
             bad = v_fma(a, v_zero(), bad); /* 0 inf and 0 NaN are NaN */
         }

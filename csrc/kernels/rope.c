@@ -6,24 +6,14 @@
    One product is rounded, the other added to it in a multiply-add. */
 #include "common.h"
 
-FA_INLINE vreal load_row(const stored *p, fa_index n) { return n >= VL ? v_load_stored(p) : v_load_stored_n(p, n); }
-FA_INLINE void store_row(stored *p, vreal a, fa_index n)
-{
-    if (n >= VL)
-        v_store_stored(p, a);
-    else
-        v_store_stored_n(p, a, n);
-}
-FA_INLINE vreal load_reals(const real *p, fa_index n) { return n >= VL ? v_load(p) : v_load_n(p, n); }
-
 FA_INLINE void turn_halves(stored *y, const stored *x, const real *c, const real *s, fa_index half)
 {
     for (fa_index j = 0; j < half; j += VL) {
         const fa_index left = half - j;
-        const vreal a = load_row(x + j, left), b = load_row(x + half + j, left);
-        const vreal cosine = load_reals(c + j, left), sine = load_reals(s + j, left);
-        store_row(y + j, v_fma(a, cosine, v_negate(v_mul(b, sine))), left);
-        store_row(y + half + j, v_fma(b, cosine, v_mul(a, sine)), left);
+        const vreal a = load_stored_some(x + j, left), b = load_stored_some(x + half + j, left);
+        const vreal cosine = load_some(c + j, left), sine = load_some(s + j, left);
+        store_stored_some(y + j, v_fma(a, cosine, v_negate(v_mul(b, sine))), left);
+        store_stored_some(y + half + j, v_fma(b, cosine, v_mul(a, sine)), left);
     }
 }
 
@@ -32,8 +22,8 @@ FA_INLINE void turn_pairs(stored *y, const stored *x, const real *c, const real 
 {
     for (fa_index j = 0; j < n; j += VL) {
         const fa_index left = n - j;
-        const vreal a = load_row(x + j, left);
-        store_row(y + j, v_fma(a, load_reals(c + j, left), v_mul(v_swap_pairs(a), load_reals(s + j, left))), left);
+        const vreal a = load_stored_some(x + j, left);
+        store_stored_some(y + j, v_fma(a, load_some(c + j, left), v_mul(v_swap_pairs(a), load_some(s + j, left))), left);
     }
 }
 
