@@ -156,7 +156,7 @@ class BuildExt(build_ext):
 
 core = Extension(
     "fastattn._core",
-    ["fastattn/_core.pyx"],
+    ["fastattn/_ext/_core.pyx"],
     include_dirs=["csrc"],
     # Without complex numbers: complex.h makes a macro of I, the input size of a recurrent layer.
     define_macros=[("CYTHON_CCOMPLEX", "0")] + ([("Py_LIMITED_API", "0x030B0000")] if LIMITED_API else []),
@@ -167,7 +167,9 @@ core = Extension(
 )
 
 setup(
-    ext_modules=cythonize([core], build_dir="build/cython", compiler_directives={"language_level": 3}),
+    ext_modules=cythonize(
+        [core], build_dir="build/cython", include_path=["fastattn/_ext"], compiler_directives={"language_level": 3}
+    ),
     cmdclass={"build_ext": BuildExt},
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED_API else {},
 )

@@ -6,13 +6,13 @@
 
 #include "activation.h"
 #include "base.h"
-#include "blas.h"
-#include "cpu.h"
-#include "dispatch.h"
-#include "float_state.h"
-#include "scratch.h"
-#include "settings.h"
-#include "threads.h"
+#include "runtime/blas.h"
+#include "runtime/cpu.h"
+#include "runtime/dispatch.h"
+#include "runtime/float_state.h"
+#include "runtime/scratch.h"
+#include "runtime/settings.h"
+#include "runtime/threads.h"
 
 /* The last two are storage: arithmetic is in float. */
 typedef enum { FA_F32 = 0, FA_F64, FA_BF16, FA_F16 } fa_dtype;
@@ -46,7 +46,7 @@ fa_status fa_softmax_forward(fa_dtype dtype, int log, void *y, fa_index ldy, con
 fa_status fa_softmax_backward(fa_dtype dtype, int log, void *dx, const void *dy, const void *y, fa_index rows, fa_index n,
                               double scale);
 
-/* ---- cross-entropy of contiguous rows of n, kernels/softmax.c has the equations ----
+/* ---- cross-entropy of contiguous rows of n, kernels/rows/softmax.c has the equations ----
    target[rows] in 0..n-1, or `ignored`: loss and gradient 0. loss, top and sum [rows] are outputs of forward; backward reads x,
    target, top and sum, and writes dx[rows, n] from dloss[rows]. No output overlaps anything. FA_F32 and FA_F64 only. */
 typedef struct {
@@ -67,11 +67,11 @@ fa_status fa_embedding_backward(fa_dtype dtype, void *dw, const void *dy, const 
                                 fa_index n);
 
 /* ---- rotary positions: contiguous rows of n (even), row i rotated by row position[i] of cosine and sine; y == x allowed ----
-   Tables of the real type with rows of n / 2; interleaved: of n, each cosine twice, each sine as -s, s (kernels/rope.c). */
+   Tables of the real type with rows of n / 2; interleaved: of n, each cosine twice, each sine as -s, s (kernels/rows/rope.c). */
 fa_status fa_rope(fa_dtype dtype, void *y, const void *x, const void *cosine, const void *sine, const fa_index *position,
                   fa_index rows, fa_index n, int interleaved);
 
-/* ---- layer norm and RMS norm over contiguous rows of n; kernels/norm.c has the equations ----
+/* ---- layer norm and RMS norm over contiguous rows of n; kernels/rows/norm.c has the equations ----
    z = x, or x + residual, which goes to `sum` then. bias: layer norm only. weight, bias, residual (with sum), mean and rstd may be
    NULL; rms has no mean. mean and rstd are float32 for 16-bit arrays. y == x and sum == x allowed. Backward: x is z; dx = gradient of z + dsum (NULL: without);
    dx == dy or dx == dsum allowed. dweight needs weight. */
@@ -222,7 +222,7 @@ typedef struct {
 } fa_attention_backward_arguments;
 fa_status fa_attention_backward(fa_dtype dtype, const fa_attention_backward_arguments *arguments);
 
-/* ---- additive attention, per batch b; kernels/additive.c has the equations ----
+/* ---- additive attention, per batch b; kernels/additive/additive.c has the equations ----
    query[B, T, A], keys[B, S, A], values[B, S, C], mask[B, T, S] with strides of batch and row and contiguous last axes; context
    [B, T, C] and weights [B, T, S] (may be NULL) contiguous. lengths: NULL, or the keys of each b. */
 typedef struct {
@@ -263,7 +263,7 @@ fa_status fa_attention_gru_forward(fa_dtype dtype, const fa_attention_gru *a);
 fa_status fa_attention_gru_backward(fa_dtype dtype, const fa_attention_gru_gradients *g);
 
 /* ---- one layer and direction of a recurrent network over a sequence ----
-   a_t = w_ih x_t + w_hh h_{t-1} + bias, then the cell (kernels/recurrent.c has the equations). Gate order as in PyTorch:
+   a_t = w_ih x_t + w_hh h_{t-1} + bias, then the cell (kernels/recurrent/recurrent.c has the equations). Gate order as in PyTorch:
    lstm i, f, g, o; gru r, z, n; lstm with coupled gates (f = 1 - i) i, g, o. A projected lstm has h = w_hr (o tanh(c)) of P units;
    everywhere else P is H. x[T, B, I] and y[T, B, P] with strides of time and batch and contiguous last axes; h0, h_out [B, P] and c0,
    c_out [B, H] contiguous, of 16-bit arrays float32 where c0_wide and c_out_wide say so. h0 or c0 NULL: zeros. No output overlaps an
@@ -305,7 +305,7 @@ typedef struct {
     int reverse;
     void *saved; /* [T, B, fa_recurrent_saved(weights), H] contiguous: what the backward pass needs beside y; NULL: not wanted */
     /* y with dropout for the next layer, laid out as y; NULL: none. It is x / (1 - dropout), or 0 with probability `dropout`:
-       whether an element stays follows from the seed, layer, direction, time, index of the sequence and unit alone (kernels/dropout.c) */
+       whether an element stays follows from the seed, layer, direction, time, index of the sequence and unit alone (kernels/recurrent/dropout.c) */
     void *dropped;
     double dropout;
     uint64_t seed;

@@ -23,55 +23,55 @@ TYPES = {
 
 # The files of kernels/ and ops/ that know 16-bit arrays.
 LOW_PRECISION = {
-    "kernels/activation",
-    "kernels/attention_backward",
-    "kernels/attention_mask",
-    "kernels/attention_natural",
-    "kernels/attention_pack",
-    "kernels/attention_values",
-    "kernels/cast",
-    "kernels/decode",
-    "kernels/gemm",
-    "kernels/norm",
+    "kernels/rows/activation",
+    "kernels/attention/attention_backward",
+    "kernels/attention/attention_mask",
+    "kernels/attention/attention_natural",
+    "kernels/attention/attention_pack",
+    "kernels/attention/attention_values",
+    "kernels/rows/cast",
+    "kernels/decode/decode",
+    "kernels/gemm/gemm",
+    "kernels/rows/norm",
     "kernels/probe",
-    "kernels/rope",
+    "kernels/rows/rope",
     "kernels/table",
-    "ops/attention",
-    "ops/attention_backward",
-    "ops/attention_mask",
-    "ops/attention_mask_backward",
-    "ops/attention_natural",
-    "ops/attention_tile",
-    "ops/cast",
-    "ops/decode",
-    "ops/decode_block",
-    "ops/elementwise",
-    "ops/embedding",
-    "ops/linear",
-    "ops/norm",
+    "ops/attention/attention",
+    "ops/attention/attention_backward",
+    "ops/attention/attention_mask",
+    "ops/attention/attention_mask_backward",
+    "ops/attention/attention_natural",
+    "ops/attention/attention_tile",
+    "ops/rows/cast",
+    "ops/attention/decode",
+    "ops/attention/decode_block",
+    "ops/rows/elementwise",
+    "ops/rows/embedding",
+    "ops/linear/linear",
+    "ops/rows/norm",
     "ops/probe",
-    "ops/recurrent",
-    "ops/recurrent_stack",
-    "ops/recurrent_state",
-    "ops/recurrent_weights",
-    "ops/rope",
-    "ops/softmax",
+    "ops/recurrent/recurrent",
+    "ops/recurrent/recurrent_stack",
+    "ops/recurrent/recurrent_state",
+    "ops/recurrent/recurrent_weights",
+    "ops/rows/rope",
+    "ops/rows/softmax",
 }
 # And those that bfloat16 has of its own where its products take pairs; elsewhere it takes float's.
-PAIRS = LOW_PRECISION | {"kernels/attention"}
+PAIRS = LOW_PRECISION | {"kernels/attention/attention"}
 # What float32 has of its own where products of bytes are an instruction.
-BYTE_PRODUCTS = {"kernels/decode_i8", "kernels/decode_i8_values", "kernels/table"}
+BYTE_PRODUCTS = {"kernels/decode/decode_i8", "kernels/decode/decode_i8_values", "kernels/table"}
 # The same with matrix tiles: kernels/x_amx.c has those of x.c that are made for them, perhaps all.
-AMX_PAIRS = (PAIRS - {"kernels/decode"}) | {
-    "kernels/attention_backward_amx",
-    "kernels/attention_scores_amx",
-    "kernels/attention_values_amx",
-    "kernels/decode_amx",
+AMX_PAIRS = (PAIRS - {"kernels/decode/decode"}) | {
+    "kernels/attention/attention_backward_amx",
+    "kernels/attention/attention_scores_amx",
+    "kernels/attention/attention_values_amx",
+    "kernels/decode/decode_amx",
 }
 AMX_BYTE_PRODUCTS = {
-    "kernels/decode_i8",
-    "kernels/decode_i8_amx",
-    "kernels/decode_i8_values_amx",
+    "kernels/decode/decode_i8",
+    "kernels/decode/decode_i8_amx",
+    "kernels/decode/decode_i8_values_amx",
     "kernels/table",
 }
 
@@ -208,7 +208,8 @@ def plain_units(sets: tuple[InstructionSet, ...], blas: str) -> list[Unit]:
     """What is compiled once, and knows the sets and the BLAS of the build."""
     macros = defined(*(f"FA_HAVE_{isa.name.upper()}" for isa in sets), f"FA_BLAS_{blas.upper()}")
     variant = "_".join(("core", blas, *(isa.name for isa in sets)))
-    return [Unit(s, variant, macros) for s in (*sorted(CSRC.glob("*.c")), CSRC / "ops" / "api.c")]
+    others = [s for s in sorted(CSRC.rglob("*.c")) if s.relative_to(CSRC).parts[0] not in ("kernels", "ops")]
+    return [Unit(s, variant, macros) for s in (*others, CSRC / "ops" / "api.c")]
 
 
 def all_units(sets: tuple[InstructionSet, ...], blas: str) -> list[Unit]:

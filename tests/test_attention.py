@@ -73,8 +73,8 @@ def test_values_at_all_head_sizes(isa, strategy, dtype, rng):
     comparison.check()
 
 
-# What csrc/ops/attention.c does depends on sizes and threads: blocks pass by the few tiles of a head; a thread packs a
-# head, then walks its tiles; or all threads pack, then take tiles.
+# What csrc/ops/attention/attention.c does depends on sizes and threads: blocks pass by the few tiles of a head; a
+# thread packs a head, then walks its tiles; or all threads pack, then take tiles.
 WAYS = {
     "passing blocks, one query": {"B": 12, "H": 8, "Lq": 1, "Lk": 700, "D": 32},
     "passing blocks, grouped heads": {"B": 2, "H": 8, "Hk": 2, "Lq": 5, "Lk": 1030, "D": 16},

@@ -12,8 +12,8 @@ from tests.errors import ErrorRule
 from tests.specification import exact, plain
 
 ACTIVATIONS = [None, "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid"]
-# M, N, K around the blocks of ops/linear.c: 96 rows and 1024 of K (native; up to 192 rows are few), 64 rows and 256
-# columns (BLAS), panels of up to 64 columns, register tiles of up to 14 rows.
+# M, N, K around the blocks of ops/linear/linear.c: 96 rows and 1024 of K (native; up to 192 rows are few), 64 rows
+# and 256 columns (BLAS), panels of up to 64 columns, register tiles of up to 14 rows.
 SIZES = [
     *[(M, 40, 30) for M in (1, 2, 5, 6, 7, 13, 14, 15, 63, 64, 65, 95, 96, 97, 192, 193)],
     *[(10, N, 30) for N in (1, 7, 8, 15, 16, 17, 31, 63, 64, 65, 127, 128, 129, 255, 256, 257, 513)],

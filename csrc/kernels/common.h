@@ -4,8 +4,8 @@
 
 #include "../simd/simd.h"
 #include "arguments.h"
-#include "attention.h"
-#include "decode.h"
+#include "attention/attention.h"
+#include "decode/decode.h"
 #include "vmath.h"
 
 /* FA_SUFFIX, type and ISA such as f32_avx2, comes from the build. */

@@ -4,8 +4,8 @@
 #define FA_KERNELS_H
 
 #include "../base.h"
-#include "attention.h"
-#include "decode.h"
+#include "attention/attention.h"
+#include "decode/decode.h"
 
 /* Sizes that a kernel fixes for its ISA and type, and that ops need for buffers. */
 typedef struct {

@@ -1,10 +1,10 @@
 /* The table of this ISA and type. */
 #include "common.h"
 
-#include "attention_tile.h"
-#include "gemm.h"
+#include "attention/attention_tile.h"
+#include "gemm/gemm.h"
 #include "probe.h"
-#include "tile.h"
+#include "gemm/tile.h"
 
 #define TABLE_(type, suffix) const fa_kernels_##type fa_table_##suffix
 #define TABLE(type, suffix) TABLE_(type, suffix)

@@ -13,7 +13,7 @@
    where to de, which is linear in the gradients of the weights, comes the part of (5), computed before for all steps. What no step waits
    for, (5) and dkeys, dvalues, dannotations, dv, takes all steps together; the products with w' and gates_x are the caller's. A step
    is one matrix product and one loop over the sequences. */
-#include "product.h"
+#include "linear/product.h"
 
 #define WORK_PER_TANH 10
 #define TASK_ROWS 16   /* keys in a task of dvalues, steps in one of contexts */

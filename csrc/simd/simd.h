@@ -6,7 +6,7 @@
 
      VL                lanes of a vreal
      FA_REGISTERS      vector registers
-     FA_NV             vectors across a register tile of attention (kernels/tile.h has the rows)
+     FA_NV             vectors across a register tile of attention (kernels/gemm/tile.h has the rows)
      FA_HAS_FMA        1 when v_fma rounds once
      FA_PAIRS          1 when packed operands of products hold pairs of bfloat16 (AVX-512 BF16 and FA_STORED_BF16), else 0
      FA_AMX          1 when products of pairs go through the matrix tiles of amx.h (AMX, with FA_PAIRS), else 0
@@ -76,7 +76,7 @@
 #ifndef FA_SIMD_H
 #define FA_SIMD_H
 
-#include "../cpu.h"
+#include "../runtime/cpu.h"
 #include "../types.h"
 
 #if defined(FA_REAL_F32)

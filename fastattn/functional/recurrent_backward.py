@@ -13,7 +13,7 @@ and each is rounded once. The backward call takes x, the outputs and the weights
 Dropout (of the output of each layer but the last, as PyTorch's) sets elements to 0 with probability `dropout` and
 divides the others by 1 - dropout. Whether an element stays follows from the seed and its layer, direction, time, place
 in the batch and unit alone: not from threads, from the sizes of the batch or from other sequences. Random words are
-those of Philox 4x32-10 (csrc/kernels/dropout.c).
+those of Philox 4x32-10 (csrc/kernels/recurrent/dropout.c).
 """
 
 from collections.abc import Mapping

@@ -1,0 +1,137 @@
+/* What forward and backward attention share: where rows lie, who attends to whom, and what becomes of scores before the softmax. */
+#ifndef FA_OPS_ATTENTION_H
+#define FA_OPS_ATTENTION_H
+
+#include "../ops.h"
+
+#include <math.h>
+
+#define LOG2_E 0x1.71547652b82fep+0
+#define LOG2_E_REST 0x1.777d0ffda0d24p-56 /* log2(e) - LOG2_E */
+#define WIDE_HEAD 128                     /* larger heads take blocks of half as many keys */
+
+FA_INLINE fa_index query_length(const fa_attention_arguments *a, fa_index b) { return a->q_lengths ? a->q_lengths[b] : a->Lq; }
+FA_INLINE fa_index key_length(const fa_attention_arguments *a, fa_index b) { return a->k_lengths ? a->k_lengths[b] : a->Lk; }
+
+/* Rows that an output has: in a ragged batch none beyond the length. */
+FA_INLINE fa_index query_rows(const fa_attention_arguments *a, fa_index b) { return a->q_starts ? a->q_lengths[b] : a->Lq; }
+FA_INLINE fa_index query_start(const fa_attention_arguments *a, fa_index b) { return a->q_starts ? a->q_starts[b] : 0; }
+FA_INLINE fa_index key_start(const fa_attention_arguments *a, fa_index b) { return a->k_starts ? a->k_starts[b] : 0; }
+
+FA_INLINE const stored *query_row(const fa_attention_arguments *a, fa_index b, fa_index h, fa_index i)
+{
+    return (const stored *)a->q + b * a->q_stride[0] + h * a->q_stride[1] + (query_start(a, b) + i) * a->q_stride[2];
+}
+FA_INLINE const stored *key_row(const fa_attention_arguments *a, fa_index b, fa_index h, fa_index j)
+{
+    return (const stored *)a->k + b * a->k_stride[0] + h * a->k_stride[1] + (key_start(a, b) + j) * a->k_stride[2];
+}
+FA_INLINE const stored *value_row(const fa_attention_arguments *a, fa_index b, fa_index h, fa_index j)
+{
+    return (const stored *)a->v + b * a->v_stride[0] + h * a->v_stride[1] + (key_start(a, b) + j) * a->v_stride[2];
+}
+FA_INLINE stored *output_row(const fa_attention_arguments *a, fa_index b, fa_index h, fa_index i)
+{
+    return (stored *)a->out + b * a->out_stride[0] + h * a->out_stride[1] + (query_start(a, b) + i) * a->out_stride[2];
+}
+/* The place of a row in lse, reference and sum. */
+FA_INLINE fa_index state_row(const fa_attention_arguments *a, fa_index b, fa_index h, fa_index i)
+{
+    return (a->q_starts ? a->q_starts[b] : b * a->H * a->Lq) + h * a->lse_stride + i;
+}
+
+/* What queries are scaled by, in two pieces: scores are in units of log2(e), or of the softcap, whose tanh comes first. */
+FA_INLINE void query_scale(const fa_attention_arguments *a, real *high, real *low)
+{
+    double scale = a->scale * LOG2_E, rest = fma(a->scale, LOG2_E, -scale) + a->scale * LOG2_E_REST;
+    if (a->softcap > 0) {
+        scale = a->scale / a->softcap;
+        rest = isfinite(scale) ? fma(-scale, a->softcap, a->scale) / a->softcap : 0;
+    }
+    *high = (real)scale;
+    *low = (real)((scale - (double)*high) + rest);
+}
+
+/* The key that query i of batch b is aligned with; may lie outside. */
+FA_INLINE fa_index diagonal_of(const fa_attention_arguments *a, fa_index b, fa_index i)
+{
+    return i + (a->bottom_right ? key_length(a, b) - query_length(a, b) : 0);
+}
+
+/* The keys [*begin, *end) that row i of batch b attends to, by position alone. */
+FA_INLINE void key_range(const fa_attention_arguments *a, fa_index b, fa_index i, fa_index *begin, fa_index *end)
+{
+    const fa_index keys = key_length(a, b), queries = query_length(a, b);
+    const fa_index diagonal = diagonal_of(a, b, i);
+    *begin = 0;
+    *end = i < queries ? keys : 0;
+    if (a->left != FA_UNBOUNDED) *begin = fa_max(0, diagonal - a->left);
+    if (a->right != FA_UNBOUNDED) *end = fa_min(*end, diagonal + a->right + 1);
+    if (*end <= *begin) *begin = *end = 0;
+}
+
+/* The same for `rows` rows from i0 on and the keys [j0, j0 + keys), counted from j0. Returns how many pairs there are. */
+FA_INLINE fa_index block_ranges(const fa_attention_arguments *a, fa_index b, fa_index i0, fa_index rows, fa_index j0,
+                                fa_index keys, fa_index *begin, fa_index *end)
+{
+    fa_index attended = 0;
+    for (fa_index r = 0; r < rows; r++) {
+        key_range(a, b, i0 + r, &begin[r], &end[r]);
+        begin[r] = fa_min(keys, fa_max(0, begin[r] - j0));
+        end[r] = fa_max(begin[r], fa_min(keys, end[r] - j0));
+        attended += end[r] - begin[r];
+    }
+    return attended;
+}
+
+/* The blocks [*first, *end) of `block` keys that some of the `rows` rows from i0 on can attend to, by position. */
+FA_INLINE void row_blocks(const fa_attention_arguments *a, fa_index block, fa_index b, fa_index i0, fa_index rows,
+                          fa_index *first, fa_index *end)
+{
+    const fa_index keys = key_length(a, b), last = fa_min(i0 + rows, query_length(a, b)) - 1;
+    const fa_index lowest = a->left == FA_UNBOUNDED ? 0 : fa_max(0, diagonal_of(a, b, i0) - a->left);
+    const fa_index highest = a->right == FA_UNBOUNDED ? keys : fa_min(keys, diagonal_of(a, b, last) + a->right + 1);
+    *first = lowest / block;
+    *end = last >= i0 && highest > lowest ? fa_ceil_div(highest, block) : *first;
+}
+
+/* The same for all rows of batch b. */
+FA_INLINE void head_blocks(const fa_attention_arguments *a, fa_index block, fa_index b, fa_index *first, fa_index *end)
+{
+    row_blocks(a, block, b, 0, a->Lq, first, end);
+}
+
+/* Narrows the ranges of `rows` rows from query i0 and key j0 on to the keys between the first and the last that the user's mask
+   leaves. Returns how many there are: a block that the mask excludes costs no product, and no bit changes. */
+fa_index OP(attention_narrow)(const fa_attention_arguments *a, fa_index b, fa_index h, fa_index i0, fa_index j0, fa_index rows,
+                              fa_index *begin, fa_index *end);
+
+/* From products to scores in units of log2(e): softcap, ALiBi, the user's mask, for `rows` rows from query i0 and key j0 on; `copy`
+   holds that part of a mask whose keys are not contiguous. */
+void OP(attention_adjust_scores)(const fa_attention_arguments *a, const fa_kernels *k, real *scores, real *copy, fa_index b,
+                                 fa_index h, fa_index i0, fa_index j0, fa_index rows, const fa_index *begin, const fa_index *end);
+
+/* decode.c: whether sizes make the call one for attention_decode, with the same values; and that call. cache: where keys and values
+   are if not in plain arrays of the dtype, or NULL. */
+int OP(attention_decodes)(const fa_attention_arguments *a);
+fa_status OP(attention_decode)(const fa_attention_arguments *a, const fa_cache_arguments *cache);
+
+/* What is left to be done after a forward call: elements of `out`, whole rows. */
+#define SUMS_OVERFLOW 1
+#define ROWS_UNSETTLED 2
+
+/* attention_natural.c: the places of rows in lse, reference and sum; marks rows with these sums, and with keys to attend to or not, that
+   are not settled yet; computes the marked ones; the scores of backward, as powers, of those among `rows` rows; and the weights of a row
+   in a block, if they are not finite or have lost all fractions. */
+fa_index OP(attention_state_rows)(const fa_attention_arguments *a);
+int OP(attention_mark_unsettled)(unsigned char *unsettled, const real *sum, const unsigned char *attends, fa_index rows);
+fa_status OP(attention_settle)(const fa_attention_arguments *a, const fa_cache_arguments *cache, const unsigned char *unsettled);
+void OP(attention_natural_rows)(const fa_attention_arguments *a, const fa_kernels *k, real *scores, real *products, fa_index b,
+                                fa_index h, fa_index i0, fa_index j0, fa_index rows, const fa_index *begin, const fa_index *end);
+void OP(attention_natural_weights)(const fa_attention_arguments *a, const fa_kernels *k, real *weights, real *scores, fa_index b,
+                                   fa_index h, fa_index i, fa_index j0, fa_index begin, fa_index end, real lse);
+
+/* decode.c: elements of `out` that are not finite because sums of large values overflowed, computed again. */
+fa_status OP(attention_recover)(const fa_attention_arguments *a, const fa_cache_arguments *cache);
+
+#endif

@@ -1,0 +1,70 @@
+/* Rows of a table by number: y[i] = w[id[i]], and the gradient dw[id[i]] += dy[i].
+
+   Several ids may be the same, so the gradient is split by columns: each task adds the rows in ascending i. */
+#include "../ops.h"
+
+#include <string.h>
+
+#define BLOCK 16384 /* elements per task of the forward, in whole rows */
+#define COLUMNS 64  /* per task of the backward: several cache lines, so that no two tasks share one for long */
+#define WORK_PER_ELEMENT 1.0
+
+typedef struct {
+    const fa_kernels *kernels;
+    stored *y;
+    const stored *x;
+    const fa_index *id;
+    fa_index rows, n, step, table_rows;
+} embedding_call;
+
+static void gather_rows(void *context, fa_index i, int worker)
+{
+    const embedding_call *c = context;
+    const fa_index end = fa_min(c->rows, (i + 1) * c->step);
+    (void)worker;
+    for (fa_index r = i * c->step; r < end; r++) memcpy(c->y + r * c->n, c->x + c->id[r] * c->n, (size_t)c->n * sizeof(stored));
+}
+
+fa_status OP(embedding_forward)(void *y, const void *w, const fa_index *id, fa_index rows, fa_index n)
+{
+    embedding_call call = {.y = y, .x = w, .id = id, .rows = rows, .n = n, .step = fa_max(1, BLOCK / fa_max(1, n))};
+    if (n == 0) return FA_OK;
+    fa_parallel_for(fa_ceil_div(rows, call.step), fa_members_for(WORK_PER_ELEMENT * (double)rows * (double)n), gather_rows,
+                    &call);
+    return FA_OK;
+}
+
+#if !FA_CONVERTS
+static void zero_rows(void *context, fa_index i, int worker)
+{
+    const embedding_call *c = context;
+    const fa_index first = i * c->step, rows = fa_min(c->step, c->table_rows - first);
+    (void)worker;
+    memset(c->y + first * c->n, 0, (size_t)(rows * c->n) * sizeof(real));
+}
+
+static void scatter_columns(void *context, fa_index i, int worker)
+{
+    const embedding_call *c = context;
+    const fa_index column = i * COLUMNS;
+    (void)worker;
+    c->kernels->scatter_add_rows(c->y + column, c->n, c->id, c->x + column, c->n, c->rows, fa_min(COLUMNS, c->n - column));
+}
+
+fa_status OP(embedding_backward)(void *dw, const void *dy, const fa_index *id, fa_index table_rows, fa_index rows, fa_index n)
+{
+    embedding_call call = {.kernels = current_kernels(),
+                           .y = dw,
+                           .x = dy,
+                           .id = id,
+                           .rows = rows,
+                           .n = n,
+                           .step = fa_max(1, BLOCK / fa_max(1, n)),
+                           .table_rows = table_rows};
+    if (n == 0 || table_rows == 0) return FA_OK;
+    const double work = WORK_PER_ELEMENT * (double)n;
+    fa_parallel_for(fa_ceil_div(table_rows, call.step), fa_members_for(work * (double)table_rows), zero_rows, &call);
+    fa_parallel_for(fa_ceil_div(n, COLUMNS), fa_members_for(work * (double)rows), scatter_columns, &call);
+    return FA_OK;
+}
+#endif
