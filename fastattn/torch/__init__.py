@@ -14,7 +14,7 @@ try:
 except ImportError as error:
     raise ImportError('fastattn.torch needs PyTorch: python -m pip install "fastattn[torch]"') from error
 
-from fastattn.torch.attention import attention, attention_varlen, scaled_dot_product_attention
+from fastattn.torch.attention import attention, scaled_dot_product_attention
 from fastattn.torch.flash import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
 from fastattn.torch.layers import additive_attention, layer_norm, linear, rms_norm
 from fastattn.torch.modules import (
@@ -30,6 +30,7 @@ from fastattn.torch.modules import (
 )
 from fastattn.torch.recurrent import gru, lstm, rnn
 from fastattn.torch.swap import accelerate, patched, restore
+from fastattn.torch.varlen import attention_varlen
 
 __all__ = [
     "GRU",

@@ -57,11 +57,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, ca
         out, lse = _Attention.apply(q, k, v, mask, alibi_slopes, sinks, options)
         return (out, lse) if return_lse else out
     keywords = options.keywords("attention", mask, alibi_slopes, sinks)
-    result = fa.attention(*_arrays("attention", q=q, k=k, v=v), **keywords, return_lse=return_lse)
+    result = fa.attention(*arrays_of("attention", q=q, k=k, v=v), **keywords, return_lse=return_lse)
     return tuple(map(tensor, result)) if return_lse else tensor(result)
 
 
-def _arrays(op: str, **tensors: Tensor | None) -> tuple[Any, ...]:
+def arrays_of(op: str, **tensors: Tensor | None) -> tuple[Any, ...]:
     return tuple(array(x, op, name) for name, x in tensors.items())
 
 
@@ -72,15 +72,15 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, alibi_slopes: Tensor | None,
                 sinks: Tensor | None, options: Options) -> tuple[Tensor, Tensor]:  # fmt: skip
         keywords = options.keywords("attention", mask, alibi_slopes, sinks)
-        result = fa.attention_forward(*_arrays("attention", q=q, k=k, v=v), **keywords)
-        return _kept(ctx, result, q, k, v, mask, alibi_slopes, sinks)
+        result = fa.attention_forward(*arrays_of("attention", q=q, k=k, v=v), **keywords)
+        return kept(ctx, result, q, k, v, mask, alibi_slopes, sinks)
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        return *_gradients("attention", fa.attention_backward, ctx, dout), None
+        return *gradients_of("attention", fa.attention_backward, ctx, dout), None
 
 
-def _kept(ctx: Any, result: tuple[Any, Any], *arguments: Tensor | None) -> tuple[Tensor, Tensor]:
+def kept(ctx: Any, result: tuple[Any, Any], *arguments: Tensor | None) -> tuple[Tensor, Tensor]:
     """out and lse of a forward call, and in ctx what backward needs: saved, and the tensors.
 
     An argument or result that is changed before the backward call is found by its version.
@@ -96,7 +96,7 @@ def _kept(ctx: Any, result: tuple[Any, Any], *arguments: Tensor | None) -> tuple
 _OPTIONAL = ("mask", "alibi_slopes", "sinks")
 
 
-def _gradients(name: str, backward: Callable[..., Any], ctx: Any, dout: Tensor | None) -> tuple[Tensor | None, ...]:
+def gradients_of(name: str, backward: Callable[..., Any], ctx: Any, dout: Tensor | None) -> tuple[Tensor | None, ...]:
     """Of q, k, v, mask, alibi_slopes and sinks."""
     made_of = ctx.saved_tensors
     if dout is None:
@@ -118,21 +118,39 @@ def _dispatched(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, alibi_slop
                 sinks: Tensor | None, return_lse: bool, options: Options) -> Any:  # fmt: skip
     check_tensors("attention", q=q, k=k, v=v, mask=mask, alibi_slopes=alibi_slopes, sinks=sinks,
                   q_lengths=options.q_lengths, kv_lengths=options.kv_lengths)  # fmt: skip
-    causal = "" if options.causal is False else "true" if options.causal is True else options.causal
-    window = [] if options.window is None else [_UNBOUNDED if w is None else w for w in options.window]
     save = needs_gradient(q, k, v, mask, alibi_slopes, sinks)
     out, lse, _ = call(
-        "attention", q, k, v, mask, alibi_slopes, sinks, causal, options.scale, window, float(options.softcap),
-        options.q_lengths, options.kv_lengths, options.layout, save,
+        "attention", q, k, v, mask, alibi_slopes, sinks, encoded_causal(options.causal), options.scale,
+        encoded_window(options.window), float(options.softcap), options.q_lengths, options.kv_lengths, options.layout,
+        save,
     )  # fmt: skip
     return (out, lse) if return_lse else out
 
 
+# Schemas have neither unions nor lists of optional numbers.
+
+
+def encoded_causal(causal: bool | str) -> str:
+    return "" if causal is False else "true" if causal is True else causal
+
+
+def decoded_causal(causal: str) -> bool | str:
+    return {"": False, "true": True}.get(causal, causal)
+
+
+def encoded_window(window: Window) -> list[int]:
+    return [] if window is None else [_UNBOUNDED if size is None else size for size in window]
+
+
+def decoded_window(window: list[int]) -> Window:
+    sides: Any = tuple(None if size == _UNBOUNDED else size for size in window)
+    return sides or None
+
+
 def _options(causal: str, scale: float | None, window: list[int], softcap: float, q_lengths: Tensor | None,
              kv_lengths: Tensor | None, layout: str) -> Options:  # fmt: skip
-    sides: Any = tuple(None if w == _UNBOUNDED else w for w in window)
     return Options(
-        {"": False, "true": True}.get(causal, causal), scale, sides or None, softcap, q_lengths, kv_lengths, layout
+        decoded_causal(causal), scale, decoded_window(window), softcap, q_lengths, kv_lengths, layout
     )  # fmt: skip
 
 
@@ -140,7 +158,7 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, alibi_slopes: 
             *rest: Any) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     *options, save = rest
     keywords = _options(*options).keywords("attention", mask, alibi_slopes, sinks)
-    arrays = _arrays("attention", q=q, k=k, v=v)
+    arrays = arrays_of("attention", q=q, k=k, v=v)
     if save:
         out, saved = fa.attention_forward(*arrays, **keywords)
         return tensor(out), tensor(saved.lse), tensor(saved.state)
@@ -210,40 +228,6 @@ define(
 )
 differentiate("attention", _setup, _backward)
 autocast("attention")
-
-
-# ---- ragged batches ----
-
-
-def attention_varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, *,
-                     mask: Tensor | None = None, causal: bool | str = False, scale: float | None = None,
-                     window: Window = None, softcap: float = 0.0, alibi_slopes: Tensor | None = None,
-                     sinks: Tensor | None = None, return_lse: bool = False) -> Any:  # fmt: skip
-    """fastattn.attention_varlen on tensors: the same arguments, values and errors, and tensors as results.
-
-    q, k, v, a float mask, alibi_slopes and sinks have gradients; lse has none. Not for torch.compile.
-    """
-    check_tensors("attention_varlen", q=q, k=k, v=v, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, mask=mask,
-                  alibi_slopes=alibi_slopes, sinks=sinks)  # fmt: skip
-    options = {"causal": causal, "scale": scale, "window": window, "softcap": softcap}
-    out, lse = _Varlen.apply(q, k, v, mask, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k, options)
-    return (out, lse) if return_lse else out
-
-
-class _Varlen(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, alibi_slopes: Tensor | None,
-                sinks: Tensor | None, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor,
-                options: dict[str, Any]) -> tuple[Tensor, Tensor]:  # fmt: skip
-        op = "attention_varlen"
-        named = {"q": q, "k": k, "v": v, "cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k, "mask": mask,
-                 "alibi_slopes": alibi_slopes, "sinks": sinks}  # fmt: skip
-        arrays = {name: array(x, op, name) for name, x in named.items()}
-        return _kept(ctx, fa.attention_varlen_forward(**arrays, **options), q, k, v, mask, alibi_slopes, sinks)
-
-    @staticmethod
-    def backward(ctx: Any, dout: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        return *_gradients("attention_varlen", fa.attention_varlen_backward, ctx, dout), None, None, None
 
 
 # ---- torch's own signature ----

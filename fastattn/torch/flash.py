@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fastattn.torch.arrays import check_tensors
-from fastattn.torch.attention import Window, attention, attention_varlen
+from fastattn.torch.attention import Window, attention
+from fastattn.torch.varlen import attention_varlen
 
 _NONE = (-1, -1)
 

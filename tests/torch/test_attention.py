@@ -213,21 +213,6 @@ def test_what_is_no_dense_float_tensor_of_the_cpu_is_refused_by_name(q, match):
         fat.attention(q, k, v)
 
 
-# ---- ragged batches ----
-
-
-def test_ragged_batches_have_the_bits_and_gradients_of_each_sequence_alone():
-    q, k, v = qkv(9, 4, 8, grad=True)
-    offsets = torch.tensor([0, 2, 2, 9], dtype=torch.int32)
-    out = fat.attention_varlen(q, k, v, offsets, offsets, causal=True)
-    parts = [fat.attention(*(x[a:b].transpose(0, 1)[None] for x in (q, k, v)), causal=True)[0].transpose(0, 1)
-             for a, b in ((0, 2), (2, 9))]  # fmt: skip
-    assert torch.equal(out, torch.cat(parts))
-    found = torch.autograd.grad(out.sin().sum(), (q, k, v))
-    expected = torch.autograd.grad(torch.cat(parts).sin().sum(), (q, k, v))
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-
-
 # ---- torch's signature ----
 
 SHAPES = [(9, 8), (4, 9, 8), (2, 4, 9, 8), (2, 1, 4, 9, 8)]
