@@ -77,8 +77,15 @@ class BuildExt(build_ext):
             if not self.in_tree:  # a wheel needs no names of static functions
                 ext.extra_link_args += ["-Wl,-s"]
         super().build_extension(ext)
+        self.add_files(Path(self.get_ext_fullpath(ext.name)).parent)
+
+    def add_files(self, package):
+        """What the package has beside its extension: the headers of the C API, and a BLAS."""
+        (package / "include").mkdir(parents=True, exist_ok=True)
+        for name in variants.PUBLIC_HEADERS:
+            shutil.copy2(variants.CSRC / name, package / "include" / name)
         if BLAS == "vendored":
-            self.vendor_blas(Path(self.get_ext_fullpath(ext.name)).parent)
+            self.vendor_blas(package)
 
     def accepts(self, isa):
         """Whether the compiler knows the flags of a set, as GCC has those of AMX since 11; if not, it is left out."""
@@ -145,13 +152,13 @@ class BuildExt(build_ext):
 
     def copy_extensions_to_source(self):
         super().copy_extensions_to_source()
-        if BLAS == "vendored":
-            self.vendor_blas(ROOT / "fastattn")
+        self.add_files(ROOT / "fastattn")
 
     def get_outputs(self):
-        libs = Path(self.build_lib) / "fastattn" / "_libs"
-        extra = ["libfastattn_blas.so", "LICENSE-OpenBLAS.txt"] if BLAS == "vendored" and not self.inplace else []
-        return super().get_outputs() + [str(libs / name) for name in extra]
+        files = [] if self.inplace else [f"include/{name}" for name in variants.PUBLIC_HEADERS]
+        if BLAS == "vendored" and not self.inplace:
+            files += ["_libs/libfastattn_blas.so", "_libs/LICENSE-OpenBLAS.txt"]
+        return super().get_outputs() + [str(Path(self.build_lib) / "fastattn" / name) for name in files]
 
 
 core = Extension(

@@ -1,17 +1,10 @@
-/* What every C file shares: the index type, compiler glue, the status codes. Compiler extensions live here and in simd/ only. */
+/* What every C file shares: the types known to all layers, and compiler glue. Compiler extensions live here and in simd/ only. */
 #ifndef FA_BASE_H
 #define FA_BASE_H
 
+#include "fastattn_types.h"
+
 #include <stddef.h>
-#include <stdint.h>
-
-typedef int64_t fa_index; /* every size, stride and subscript: signed, so that differences are safe */
-
-typedef enum {
-    FA_OK = 0,
-    FA_NOMEM,  /* scratch memory could not be had; outputs are not written */
-    FA_NOBLAS, /* strategy "blas" requested, but no BLAS provider is there */
-} fa_status;
 
 #if defined(__GNUC__) || defined(__clang__)
 #define FA_INLINE static inline __attribute__((always_inline))

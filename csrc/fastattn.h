@@ -1,30 +1,17 @@
-/* The C API: what the Python extension calls. Callers have checked shapes, types and ranges; functions return FA_OK, or another
-   status with the outputs untouched. Sizes and strides count elements unless said otherwise; every size may be 0. All compute under the
-   default floating-point state and leave the caller's as it was, exception flags included (float_state.h). */
+/* The C API: what the Python extension calls, and other extensions through the table `fa_api` at the end. Callers have checked shapes,
+   types and ranges; functions return FA_OK, or another status with the outputs untouched. Sizes and strides count elements unless said
+   otherwise; every size may be 0. All compute under the default floating-point state and leave the caller's as it was, exception flags
+   included. Any thread may call them, and they need no GIL. C and C++. */
 #ifndef FASTATTN_H
 #define FASTATTN_H
 
-#include "activation.h"
-#include "base.h"
-#include "runtime/blas.h"
-#include "runtime/cpu.h"
-#include "runtime/dispatch.h"
-#include "runtime/float_state.h"
-#include "runtime/scratch.h"
-#include "runtime/settings.h"
-#include "runtime/threads.h"
+#include "fastattn_types.h"
 
-/* The last two are storage: arithmetic is in float. */
-typedef enum { FA_F32 = 0, FA_F64, FA_BF16, FA_F16 } fa_dtype;
+#include <stddef.h>
 
-/* Once, at import: CPU detection, fork handlers, the best ISA. */
-void fa_init(void);
-
-/* ---- probes: what each of `threads` cores does at best, all at once ----
-   Runs `rounds` rounds of independent multiply-adds on every thread and returns their number (of scalars, on all threads); reads n elements
-   of x on one thread. The caller takes the time. */
-double fa_probe_multiply_add(fa_dtype dtype, fa_index rounds, int threads);
-void fa_probe_read(fa_dtype dtype, const void *x, fa_index n);
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 /* ---- element-wise: y[i] = f(x[i]), i < n; y == x allowed ---- */
 fa_status fa_map(fa_dtype dtype, fa_activation f, void *y, const void *x, fa_index n);
@@ -333,5 +320,74 @@ typedef struct {
    of those below lies in it. */
 fa_status fa_recurrent_backward(fa_dtype dtype, const fa_recurrent_arguments *a, const fa_recurrent_gradients *g, fa_index layers,
                                 fa_index directions);
+
+/* ---- the table of these functions, for other extensions: fastattn_import.h finds it ----
+   fa_api has a member for each name of the list. New names come at its end and raise FA_API_VERSION, so that an extension works with a
+   later version too; `layout` tells whether the structures of arguments are those that it was compiled with. The Python calls choose
+   strategies, defaults of options and instruction sets; here they are named, and 0 is the usual one. */
+#define FA_API_VERSION 1
+#define FA_API_CAPSULE "fastattn._core.__c_api__"
+#define FA_API_FUNCTIONS(F)   \
+    F(map)                    \
+    F(map_backward)           \
+    F(silu_gated_forward)     \
+    F(silu_gated_backward)    \
+    F(cast)                   \
+    F(softmax_forward)        \
+    F(softmax_backward)       \
+    F(cross_entropy_forward)  \
+    F(cross_entropy_backward) \
+    F(embedding_forward)      \
+    F(embedding_backward)     \
+    F(rope)                   \
+    F(norm_forward)           \
+    F(norm_backward)          \
+    F(linear_forward)         \
+    F(linear_backward)        \
+    F(linear_packed_bytes)    \
+    F(linear_pack)            \
+    F(attention_forward)      \
+    F(attention_scale)        \
+    F(attention_weights)      \
+    F(attention_merge)        \
+    F(attention_backward)     \
+    F(cache_attention)        \
+    F(additive_forward)       \
+    F(additive_backward)      \
+    F(attention_gru_forward)  \
+    F(attention_gru_backward) \
+    F(recurrent_packed_bytes) \
+    F(recurrent_pack)         \
+    F(recurrent_saved)        \
+    F(recurrent_forward)      \
+    F(recurrent_backward)
+/* One of each structure of arguments: its size changes with theirs. */
+typedef struct {
+    fa_cross_entropy_arguments cross_entropy;
+    fa_norm_arguments norm;
+    fa_norm_backward_arguments norm_backward;
+    fa_linear_arguments linear;
+    fa_linear_backward_arguments linear_backward;
+    fa_cache_arguments cache;
+    fa_attention_weights_arguments attention_weights;
+    fa_attention_backward_arguments attention_backward;
+    fa_additive_gradients additive;
+    fa_attention_gru_gradients attention_gru;
+    fa_recurrent_arguments recurrent;
+    fa_recurrent_gradients recurrent_backward;
+} fa_api_arguments;
+#define FA_API_MEMBER(name) __typeof__(fa_##name) *name;
+typedef struct {
+    int version;   /* FA_API_VERSION of the installed library */
+    size_t layout; /* its sizeof(fa_api_arguments) */
+    int (*get_num_threads)(void);
+    void (*set_num_threads)(int n); /* of the process, 1 to 256 */
+    fa_isa (*get_isa)(void);        /* in force: weights are packed for it */
+    FA_API_FUNCTIONS(FA_API_MEMBER)
+} fa_api;
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -10,6 +10,9 @@ from pathlib import Path
 
 CSRC = Path(__file__).parent
 
+# What extensions of others compile with, in fastattn.get_include().
+PUBLIC_HEADERS = ("fastattn.h", "fastattn_import.h", "fastattn_types.h")
+
 COMMON_FLAGS = ("-std=c11", "-O2", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden")
 COMMON_FLAGS += ("-ffunction-sections",)  # the linker leaves out what no table names
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from fastattn import config
 from fastattn._core import PackedLinear, RecurrentWeights
 from fastattn.cache import KVCache
-from fastattn.config import get_num_threads, num_threads, set_num_threads, show_config
+from fastattn.config import get_include, get_num_threads, num_threads, set_num_threads, show_config
 from fastattn.functional.additive import (
     SavedAdditive,
     additive_attention,
@@ -130,6 +130,7 @@ __all__ = [
     "exp",
     "gelu",
     "gelu_backward",
+    "get_include",
     "get_num_threads",
     "gru",
     "gru_backward",

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 __test__: dict[str, str]  # Cython's
+__c_api__: object  # a capsule: csrc/fastattn_import.h
 
 # ---- arrays.pxi ----
 def checked_array(value: ArrayLike, op: str, name: str) -> NDArray[Any]: ...

@@ -24,6 +24,16 @@ from fastattn import _core
 _core.set_blas_path(os.path.join(os.path.dirname(_core.__file__), "_libs", "libfastattn_blas.so"))
 
 
+def get_include() -> str:
+    """The folder of the C API's headers, for the compiler of an extension that calls it.
+
+    >>> import os
+    >>> sorted(os.listdir(get_include()))
+    ['fastattn.h', 'fastattn_import.h', 'fastattn_types.h']
+    """
+    return os.path.join(os.path.dirname(_core.__file__), "include")
+
+
 @cache
 def version() -> str:
     """The installed version; 0+unknown in a tree that was never installed.

@@ -1,6 +1,11 @@
 /* The entry points of fastattn.h: each picks the version of its op for the dtype, and computes under the default floating-point state,
    whatever the caller's is. */
 #include "../fastattn.h"
+#include "../runtime/dispatch.h"
+#include "../runtime/float_state.h"
+#include "../runtime/scratch.h"
+#include "../runtime/threads.h"
+#include "api.h"
 
 #define OP(name) fa_##name##_f32
 #include "declare.h"
@@ -227,3 +232,11 @@ fa_status fa_recurrent_backward(fa_dtype dtype, const fa_recurrent_arguments *a,
 {
     COMPUTE(fa_status, BY_DTYPE(recurrent_backward, a, g, layers, directions));
 }
+
+#define ENTRY(name) .name = fa_##name,
+const fa_api fa_c_api = {.version = FA_API_VERSION,
+                         .layout = sizeof(fa_api_arguments),
+                         .get_num_threads = fa_get_num_threads,
+                         .set_num_threads = fa_set_num_threads,
+                         .get_isa = fa_get_isa,
+                         FA_API_FUNCTIONS(ENTRY)};

@@ -6,6 +6,10 @@
 
 #include "../fastattn.h"
 #include "../kernels/arguments.h"
+#include "../runtime/blas.h"
+#include "../runtime/dispatch.h"
+#include "../runtime/scratch.h"
+#include "../runtime/threads.h"
 
 #include <string.h>
 

@@ -4,16 +4,6 @@
 
 #include "../base.h"
 
-/* In rising order: a later one is preferred, and the environment can only lower the choice. */
-typedef enum {
-    FA_ISA_BASELINE = 0,
-    FA_ISA_LEVEL_AVX2,
-    FA_ISA_LEVEL_AVX512,
-    FA_ISA_LEVEL_AVX512BF16,
-    FA_ISA_LEVEL_AMXBF16,
-    FA_ISA_COUNT
-} fa_isa;
-
 const char *fa_isa_name(fa_isa isa);
 
 /* 1 when the CPU has the instructions and the operating system saves the registers. */

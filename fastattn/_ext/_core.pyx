@@ -22,6 +22,7 @@ from cpython.buffer cimport (
     PyObject_CheckBuffer,
     PyObject_GetBuffer,
 )
+from cpython.pycapsule cimport PyCapsule_New
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.float cimport FLT_MAX
 from libc.math cimport fabs, frexp, isfinite, ldexp
@@ -61,3 +62,5 @@ include "recurrent_step.pxi"
 include "recurrent_backward.pxi"
 
 fa_init()
+
+__c_api__ = PyCapsule_New(<void *>&fa_c_api, FA_API_CAPSULE, NULL)  # what csrc/fastattn_import.h imports

@@ -1,4 +1,4 @@
-# csrc/fastattn.h, one to one; that header explains each function.
+# csrc/fastattn.h and what settings need of runtime/, one to one; these headers explain each function.
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
@@ -28,65 +28,9 @@ cdef extern from "fastattn.h" nogil:
         FA_SILU
         FA_EXP
 
-    void fa_init()
-
     ctypedef enum fa_isa:
         FA_ISA_BASELINE
         FA_ISA_COUNT
-
-    const char *fa_isa_name(fa_isa isa)
-    const char *fa_cpu_features()
-    const char *fa_cpu_brand()
-    fa_isa fa_best_isa()
-    fa_isa fa_get_isa()
-    int fa_set_isa(fa_isa isa)
-    int fa_isa_usable(fa_isa isa)
-    const char *fa_kernel_name(int i)
-
-    ctypedef struct fa_float_state:
-        pass
-
-    ctypedef struct fa_long_double_state:
-        pass
-
-    fa_float_state fa_float_enter()
-    void fa_float_leave(const fa_float_state *before)
-    fa_long_double_state fa_long_double_enter()
-    void fa_long_double_leave(const fa_long_double_state *before)
-
-    ctypedef enum fa_setting:
-        FA_SETTING_THREADS
-        FA_SETTING_ISA
-        FA_SETTING_ATTENTION
-        FA_SETTING_LINEAR
-        FA_SETTINGS
-
-    int FA_UNSET
-    int fa_setting_get(fa_setting setting)
-    void fa_setting_set(fa_setting setting, int value)
-    void fa_setting_of_thread(fa_setting setting, int value)
-    void fa_setting_of_blocks(fa_setting setting, int value)
-
-    int FA_MAX_THREADS
-    int fa_get_num_threads()
-    void fa_set_num_threads(int n)
-    ctypedef struct fa_scratch:
-        char *base
-        size_t size
-
-    size_t FA_RESULT_LEAST_BYTES
-    int fa_result_take(fa_scratch *result, size_t size)
-    void fa_result_give(fa_scratch *result)
-    void fa_scratch_trim()
-
-    void fa_blas_path(const char *path)
-    int fa_blas_load()
-    const char *fa_blas_provider()
-    const char *fa_blas_core()
-    const char *fa_blas_version()
-
-    double fa_probe_multiply_add(fa_dtype dtype, fa_index rounds, int threads)
-    void fa_probe_read(fa_dtype dtype, const void *x, fa_index n)
 
     fa_status fa_map(fa_dtype dtype, fa_activation f, void *y, const void *x, fa_index n)
 
@@ -409,3 +353,72 @@ cdef extern from "fastattn.h" nogil:
 
     fa_status fa_recurrent_backward(fa_dtype dtype, const fa_recurrent_arguments *a, const fa_recurrent_gradients *g,
                                     fa_index layers, fa_index directions)
+
+    const char *FA_API_CAPSULE
+    ctypedef struct fa_api:
+        pass
+
+cdef extern from "ops/api.h" nogil:
+    void fa_init()
+    const fa_api fa_c_api
+
+    double fa_probe_multiply_add(fa_dtype dtype, fa_index rounds, int threads)
+    void fa_probe_read(fa_dtype dtype, const void *x, fa_index n)
+
+cdef extern from "runtime/dispatch.h" nogil:
+    const char *fa_isa_name(fa_isa isa)
+    const char *fa_cpu_features()
+    const char *fa_cpu_brand()
+    fa_isa fa_best_isa()
+    fa_isa fa_get_isa()
+    int fa_set_isa(fa_isa isa)
+    int fa_isa_usable(fa_isa isa)
+    const char *fa_kernel_name(int i)
+
+cdef extern from "runtime/float_state.h" nogil:
+    ctypedef struct fa_float_state:
+        pass
+
+    ctypedef struct fa_long_double_state:
+        pass
+
+    fa_float_state fa_float_enter()
+    void fa_float_leave(const fa_float_state *before)
+    fa_long_double_state fa_long_double_enter()
+    void fa_long_double_leave(const fa_long_double_state *before)
+
+cdef extern from "runtime/settings.h" nogil:
+    ctypedef enum fa_setting:
+        FA_SETTING_THREADS
+        FA_SETTING_ISA
+        FA_SETTING_ATTENTION
+        FA_SETTING_LINEAR
+        FA_SETTINGS
+
+    int FA_UNSET
+    int fa_setting_get(fa_setting setting)
+    void fa_setting_set(fa_setting setting, int value)
+    void fa_setting_of_thread(fa_setting setting, int value)
+    void fa_setting_of_blocks(fa_setting setting, int value)
+
+cdef extern from "runtime/threads.h" nogil:
+    int FA_MAX_THREADS
+    int fa_get_num_threads()
+    void fa_set_num_threads(int n)
+
+cdef extern from "runtime/scratch.h" nogil:
+    ctypedef struct fa_scratch:
+        char *base
+        size_t size
+
+    size_t FA_RESULT_LEAST_BYTES
+    int fa_result_take(fa_scratch *result, size_t size)
+    void fa_result_give(fa_scratch *result)
+    void fa_scratch_trim()
+
+cdef extern from "runtime/blas.h" nogil:
+    void fa_blas_path(const char *path)
+    int fa_blas_load()
+    const char *fa_blas_provider()
+    const char *fa_blas_core()
+    const char *fa_blas_version()

@@ -1,8 +1,6 @@
 /* y = f(x), element by element. The last, partial vector goes through the same f with masked loads and stores. */
 #include "../common.h"
 
-#include "../../activation.h"
-
 typedef vreal element_function(vreal x);
 
 FA_INLINE void map(stored *y, const stored *x, fa_index n, element_function *f)

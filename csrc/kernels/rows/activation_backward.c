@@ -9,8 +9,6 @@
 #include "../common.h"
 #include "rows.h"
 
-#include "../../activation.h"
-
 #if defined(FA_REAL_F32)
 #define SILU_END 115.0f
 #define GELU_END 15.0f
