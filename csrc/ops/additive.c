@@ -15,7 +15,7 @@ typedef struct {
     const fa_additive_arguments *a;
     const fa_additive_gradients *g;
     fa_index row_tasks, key_tasks, column_tasks;
-    real *scores;  /* of each member: [TASK_ROWS][S] scores, then as many weights */
+    real *scores;  /* of each thread: [TASK_ROWS][S] scores, then as many weights */
     real *de, *dv; /* [B][T][S], [B][A] */
 } additive_call;
 
@@ -64,17 +64,17 @@ static double work_of(const fa_additive_arguments *a)
 fa_status OP(additive_forward)(const fa_additive_arguments *a)
 {
     additive_call c = {.kernels = current_kernels(), .a = a, .row_tasks = fa_ceil_div(a->T, TASK_ROWS)};
-    const int members = fa_members_for(work_of(a));
+    const int threads = fa_threads_for(work_of(a));
     fa_scratch scratch;
     arena plan = {0};
     if (a->C == 0 && !a->weights) return FA_OK; /* however many rows have nothing to write */
     for (int pass = 0; pass < 2; pass++) {
         plan.used = 0;
-        c.scores = arena_take(&plan, a->S, 2 * TASK_ROWS * sizeof(real) * (size_t)members);
+        c.scores = arena_take(&plan, a->S, 2 * TASK_ROWS * sizeof(real) * (size_t)threads);
         if (pass == 0 && !fa_scratch_take(&scratch, plan.used)) return FA_NOMEM;
         plan.base = scratch.base;
     }
-    fa_parallel_for(a->B * c.row_tasks, members, forward_task, &c);
+    fa_parallel_for(a->B * c.row_tasks, threads, forward_task, &c);
     fa_scratch_give(&scratch);
     return FA_OK;
 }
@@ -128,7 +128,7 @@ fa_status OP(additive_backward)(const fa_additive_gradients *g)
     c.row_tasks = fa_ceil_div(a->T, TASK_ROWS);
     c.key_tasks = fa_ceil_div(a->S, TASK_ROWS);
     c.column_tasks = fa_ceil_div(a->A, TASK_VECTORS * c.kernels->sizes.lanes);
-    const int members = fa_members_for(work_of(a));
+    const int threads = fa_threads_for(work_of(a));
     fa_scratch scratch;
     arena plan = {0};
     if (a->A == 0 && a->C == 0) return FA_OK;
@@ -139,9 +139,9 @@ fa_status OP(additive_backward)(const fa_additive_gradients *g)
         if (pass == 0 && !fa_scratch_take(&scratch, plan.used)) return FA_NOMEM;
         plan.base = scratch.base;
     }
-    fa_parallel_for(a->B * c.row_tasks, members, score_task, &c);
-    fa_parallel_for(a->B * c.key_tasks, members, value_task, &c);
-    fa_parallel_for(a->B * c.column_tasks, members, tanh_task, &c);
+    fa_parallel_for(a->B * c.row_tasks, threads, score_task, &c);
+    fa_parallel_for(a->B * c.key_tasks, threads, value_task, &c);
+    fa_parallel_for(a->B * c.column_tasks, threads, tanh_task, &c);
     clear(g->dv, a->A);
     c.kernels->sum_rows(g->dv, c.dv, a->A, NULL, a->B, a->A);
     fa_scratch_give(&scratch);

@@ -24,13 +24,13 @@ typedef struct {
     const fa_attention_gru *a;
     const fa_attention_gru_gradients *g;
     fa_index t, N, row_tasks, key_tasks, column_tasks, ld;
-    real *packed, *scores; /* scores, of each member: [S] */
+    real *packed, *scores; /* scores, of each thread: [S] */
     const real **w_rows;   /* [N] */
     real *c;               /* [B][3 H] */
     real *dh, *dh_product; /* [B][ld], [B][H] */
     real *de, *dv;         /* [B][T][S], [B][A] */
     real *de_step;         /* [B][S] */
-    real *gates;           /* of each member: [4 H] */
+    real *gates;           /* of each thread: [4 H] */
 } gru_call;
 
 static fa_index keys_of(const fa_attention_gru *a, fa_index b) { return a->lengths ? a->lengths[b] : a->S; }
@@ -40,9 +40,9 @@ static const real *state_before(const fa_attention_gru *a, fa_index t)
     return t ? (const real *)a->h + (t - 1) * a->B * a->H : (const real *)a->h0;
 }
 
-static int members_for_step(const fa_attention_gru *a)
+static int threads_for_step(const fa_attention_gru *a)
 {
-    return fa_members_for((double)a->B * (double)a->S * (WORK_PER_TANH * (double)a->A + 3 * (double)a->H));
+    return fa_threads_for((double)a->B * (double)a->S * (WORK_PER_TANH * (double)a->A + 3 * (double)a->H));
 }
 
 static void forward_task(void *context, fa_index b, int worker)
@@ -85,14 +85,14 @@ fa_status OP(attention_gru_forward)(const fa_attention_gru *a)
 {
     const fa_isa isa = fa_get_isa();
     gru_call call = {.kernels = kernels_for(isa), .a = a, .N = a->A + 3 * a->H};
-    const int members = members_for_step(a);
+    const int threads = threads_for_step(a);
     fa_status status = FA_OK;
     fa_scratch scratch;
     arena plan = {0};
     for (int pass = 0; pass < 2; pass++) {
         plan.used = 0;
         call.packed = arena_take(&plan, 1, OP(linear_packed_bytes)(isa, call.N, a->H));
-        call.scores = arena_take(&plan, a->S, sizeof(real) * (size_t)members);
+        call.scores = arena_take(&plan, a->S, sizeof(real) * (size_t)threads);
         call.c = arena_take(&plan, a->B, 3 * (size_t)a->H * sizeof(real));
         if (pass == 0 && !fa_scratch_take(&scratch, plan.used)) return FA_NOMEM;
         plan.base = scratch.base;
@@ -111,10 +111,10 @@ fa_status OP(attention_gru_forward)(const fa_attention_gru *a)
         product.y = (real *)a->sums + call.t * a->B * call.N;
         product.x = state_before(a, call.t);
         status = OP(linear_forward)(&product);
-        if (status == FA_OK) fa_parallel_for(a->B, members, forward_task, &call);
+        if (status == FA_OK) fa_parallel_for(a->B, threads, forward_task, &call);
     }
     call.row_tasks = fa_ceil_div(a->T, TASK_ROWS);
-    if (status == FA_OK) fa_parallel_for(a->B * call.row_tasks, fa_members_for(work_of(a)), context_task, &call);
+    if (status == FA_OK) fa_parallel_for(a->B * call.row_tasks, fa_threads_for(work_of(a)), context_task, &call);
     fa_scratch_give(&scratch);
     return status;
 }
@@ -226,7 +226,7 @@ fa_status OP(attention_gru_backward)(const fa_attention_gru_gradients *g)
     const fa_attention_gru *a = &g->forward;
     const fa_isa isa = fa_get_isa();
     gru_call call = {.kernels = kernels_for(isa), .a = a, .g = g, .N = a->A + 3 * a->H};
-    const int members = members_for_step(a), whole = fa_members_for(work_of(a));
+    const int threads = threads_for_step(a), whole = fa_threads_for(work_of(a));
     const fa_index lanes = call.kernels->sizes.lanes;
     fa_status status = FA_OK;
     fa_scratch scratch;
@@ -243,7 +243,7 @@ fa_status OP(attention_gru_backward)(const fa_attention_gru_gradients *g)
         call.dh_product = arena_take(&plan, a->B * a->H, sizeof(real));
         call.de = arena_take(&plan, a->B * a->T * a->S, sizeof(real));
         call.de_step = arena_take(&plan, a->B * a->S, sizeof(real));
-        call.gates = arena_take(&plan, 4 * a->H, sizeof(real) * (size_t)members);
+        call.gates = arena_take(&plan, 4 * a->H, sizeof(real) * (size_t)threads);
         call.dv = arena_take(&plan, a->B * a->A, sizeof(real));
         if (pass == 0 && !fa_scratch_take(&scratch, plan.used)) return FA_NOMEM;
         plan.base = scratch.base;
@@ -264,7 +264,7 @@ fa_status OP(attention_gru_backward)(const fa_attention_gru_gradients *g)
     set_state_gradient(&call);
     fa_parallel_for(a->B * call.row_tasks, whole, context_gradient_task, &call);
     for (call.t = a->T - 1; call.t >= 0 && status == FA_OK; call.t--) {
-        fa_parallel_for(a->B, members, backward_task, &call);
+        fa_parallel_for(a->B, threads, backward_task, &call);
         product.x = (const real *)g->da + call.t * a->B * call.N;
         status = OP(linear_forward)(&product);
     }

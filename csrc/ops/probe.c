@@ -4,22 +4,22 @@
 typedef struct {
     const fa_kernels *kernels;
     fa_index rounds;
-    int members;
+    int threads;
 } probe_call;
 
-static void probe_member(void *context, int member, int members)
+static void probe_thread(void *context, int thread, int threads)
 {
     probe_call *c = context;
     real values[4] = {(real)0.5, (real)1.0}; /* x = x / 2 + 1 stays near 2 */
     c->kernels->probe_multiply_add(values, c->rounds);
-    if (member == 0) c->members = members;
+    if (thread == 0) c->threads = threads;
 }
 
 double OP(probe_multiply_add)(fa_index rounds, int threads)
 {
     probe_call call = {current_kernels(), rounds, 0};
-    fa_team_run(threads, probe_member, &call);
-    return (double)call.members * (double)rounds * (double)call.kernels->sizes.probe_chains * (double)call.kernels->sizes.lanes *
+    fa_team_run(threads, probe_thread, &call);
+    return (double)call.threads * (double)rounds * (double)call.kernels->sizes.probe_chains * (double)call.kernels->sizes.lanes *
            (double)call.kernels->sizes.packed;
 }
 

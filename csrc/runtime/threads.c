@@ -18,11 +18,11 @@
 #define SPIN_ROUNDS 1000
 
 /* One per worker, each on cache lines of its own. `posted` counts the teams this worker was called to; only the holder of
-   pool.busy posts, and only after every member of the team before has left, so a worker sees each of its calls once. */
+   pool.busy posts, and only after every thread of the team before has left, so a worker sees each of its calls once. */
 struct worker {
     FA_ALIGN(128) _Atomic unsigned posted;
     _Atomic int asleep;
-    int member;
+    int thread;
     pthread_mutex_t lock;
     pthread_cond_t wake;
 };
@@ -33,7 +33,7 @@ static struct {
     int workers;
     fa_team_body *body;
     void *context;
-    int members;
+    int threads;
     FA_ALIGN(128) _Atomic int running; /* workers of this team that have not left yet */
     _Atomic int caller_asleep;
     pthread_mutex_t lock;
@@ -183,7 +183,7 @@ static void *worker_main(void *argument)
             atomic_store(&self->asleep, 0);
             pthread_mutex_unlock(&self->lock);
         }
-        pool.body(pool.context, self->member, pool.members);
+        pool.body(pool.context, self->thread, pool.threads);
         if (atomic_fetch_sub(&pool.running, 1) == 1 && atomic_load(&pool.caller_asleep)) {
             pthread_mutex_lock(&pool.lock);
             pthread_cond_signal(&pool.done);
@@ -230,7 +230,7 @@ static void start_workers(int wanted)
         struct worker *w = &pool.worker[pool.workers];
         pthread_t thread;
         memset(w, 0, sizeof *w);
-        w->member = pool.workers + 1;
+        w->thread = pool.workers + 1;
         pthread_mutex_init(&w->lock, NULL);
         pthread_cond_init(&w->wake, NULL);
         if (pthread_create(&thread, NULL, worker_main, w) != 0) break;
@@ -240,22 +240,22 @@ static void start_workers(int wanted)
     pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
-void fa_team_run(int max_members, fa_team_body *body, void *context)
+void fa_team_run(int max_threads, fa_team_body *body, void *context)
 {
-    const int threads = fa_get_num_threads();
-    const int wanted = max_members < threads ? max_members : threads;
+    const int allowed = fa_get_num_threads();
+    const int wanted = max_threads < allowed ? max_threads : allowed;
     if (wanted <= 1 || pthread_mutex_trylock(&pool.busy) != 0) {
         body(context, 0, 1);
         return;
     }
     start_workers(wanted - 1);
-    const int members = wanted - 1 < pool.workers ? wanted : pool.workers + 1;
+    const int threads = wanted - 1 < pool.workers ? wanted : pool.workers + 1;
     pool.body = body;
     pool.context = context;
-    pool.members = members;
-    atomic_store(&pool.running, members - 1);
-    for (int w = 0; w < members - 1; w++) post(&pool.worker[w]);
-    body(context, 0, members);
+    pool.threads = threads;
+    atomic_store(&pool.running, threads - 1);
+    for (int w = 0; w < threads - 1; w++) post(&pool.worker[w]);
+    body(context, 0, threads);
     wait_for_workers();
     pthread_mutex_unlock(&pool.busy);
 }
@@ -267,19 +267,19 @@ struct loop {
     _Atomic fa_index next;
 };
 
-static void loop_member(void *context, int member, int members)
+static void loop_thread(void *context, int thread, int threads)
 {
     struct loop *loop = context;
-    (void)members;
+    (void)threads;
     for (fa_index i; (i = atomic_fetch_add_explicit(&loop->next, 1, memory_order_relaxed)) < loop->n;)
-        loop->body(loop->context, i, member);
+        loop->body(loop->context, i, thread);
     fa_release_tiles();
 }
 
-void fa_parallel_for(fa_index n, int max_members, fa_loop_body *body, void *context)
+void fa_parallel_for(fa_index n, int max_threads, fa_loop_body *body, void *context)
 {
     struct loop loop = {.body = body, .context = context, .n = n};
-    if (n > 0) fa_team_run(n < max_members ? (int)n : max_members, loop_member, &loop);
+    if (n > 0) fa_team_run(n < max_threads ? (int)n : max_threads, loop_thread, &loop);
 }
 
 /* One round of waiting. The others are a little arithmetic behind at most; when one of them has lost its processor, give it this
@@ -292,11 +292,11 @@ static void spin(unsigned round)
         sched_yield();
 }
 
-void fa_team_wait(fa_team_barrier *barrier, int members)
+void fa_team_wait(fa_team_barrier *barrier, int threads)
 {
-    if (members == 1) return;
+    if (threads == 1) return;
     const unsigned phase = atomic_load(&barrier->phase);
-    if (atomic_fetch_add(&barrier->arrived, 1) + 1 == (unsigned)members) {
+    if (atomic_fetch_add(&barrier->arrived, 1) + 1 == (unsigned)threads) {
         atomic_store(&barrier->arrived, 0);
         atomic_store(&barrier->phase, phase + 1);
         return;
@@ -314,11 +314,11 @@ void fa_progress_wait(fa_progress *progress, fa_index steps)
     for (unsigned i = 0; atomic_load_explicit(&progress->steps, memory_order_acquire) < steps; i++) spin(i);
 }
 
-int fa_members_for(double work)
+int fa_threads_for(double work)
 {
-    const int threads = fa_get_num_threads();
-    const double members = work / FA_WORK_PER_THREAD;
-    return members < 2 ? 1 : members > threads ? threads : (int)members;
+    const int allowed = fa_get_num_threads();
+    const double repaid = work / FA_WORK_PER_THREAD;
+    return repaid < 2 ? 1 : repaid > allowed ? allowed : (int)repaid;
 }
 
 /* Only the thread that called fork lives on in the child: no workers, and whoever held the locks is gone. */

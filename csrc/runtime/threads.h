@@ -1,6 +1,6 @@
 /* The library's own thread pool: persistent workers, started at first need, asleep between calls, rebuilt after fork.
 
-   There is one primitive, a team of threads: fa_team_run calls body(context, member, members) on each of `members` threads that
+   There is one primitive, a team of threads: fa_team_run calls body(context, thread, threads) on each of its threads, which
    run at the same time, so that they may wait for each other at fa_team_barrier. How many there are is the pool's decision: one
    when the pool is busy with another caller's team or with an outer call of this one, or when no thread can be had. A body
    must therefore compute the same values for any number of threads.
@@ -9,7 +9,7 @@
 
        for (fa_index i = 0; i < n; i++) body(context, i, worker);
 
-   in any order (but begun in rising order), with `worker` below max_members and never used by two bodies at once: it picks the scratch. */
+   in any order (but begun in rising order), with `worker` below max_threads and never used by two bodies at once: it picks the scratch. */
 #ifndef FA_THREADS_H
 #define FA_THREADS_H
 
@@ -17,7 +17,7 @@
 
 #define FA_MAX_THREADS 256
 
-typedef void fa_team_body(void *context, int member, int members);
+typedef void fa_team_body(void *context, int thread, int threads);
 typedef void fa_loop_body(void *context, fa_index i, int worker);
 
 int fa_get_num_threads(void);
@@ -28,15 +28,15 @@ void fa_set_num_threads(
 FA_EXPORT int fastattn_get_num_threads(void);
 FA_EXPORT void fastattn_set_num_threads(int n);
 
-void fa_team_run(int max_members, fa_team_body *body, void *context);
-void fa_parallel_for(fa_index n, int max_members, fa_loop_body *body, void *context);
+void fa_team_run(int max_threads, fa_team_body *body, void *context);
+void fa_parallel_for(fa_index n, int max_threads, fa_loop_body *body, void *context);
 
 /* A barrier for the threads of the running team. Zero-initialise; each thread calls wait the same number of times. */
 typedef struct {
     _Atomic unsigned arrived;
     _Atomic unsigned phase;
 } fa_team_barrier;
-void fa_team_wait(fa_team_barrier *barrier, int members);
+void fa_team_wait(fa_team_barrier *barrier, int threads);
 
 /* How far one task of a loop has come, for the task that may add to the same sums only after it. fa_parallel_for begins its
    tasks in rising order, so a task that waits for an earlier one never waits for one that has not begun. Zero-initialise. */
@@ -50,7 +50,7 @@ void fa_progress_wait(fa_progress *progress, fa_index steps);
    collecting one costs some 5 microseconds; with less than this much work for each, the call is faster alone. An op calls this once, and
    sizes its scratch by the result: the number of threads may be set by another caller at any time. */
 #define FA_WORK_PER_THREAD 200000.0
-int fa_members_for(double work);
+int fa_threads_for(double work);
 
 /* Registers the fork handlers. Called once at import. */
 void fa_threads_init(void);

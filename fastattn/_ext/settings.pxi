@@ -171,10 +171,10 @@ def probe_multiply_add(dtype, rounds, threads=1):
     benchmarks, which take the time."""
     cdef fa_dtype kind = <fa_dtype>type_of(as_dtype(dtype, "probe_multiply_add"))
     cdef fa_index n = rounds
-    cdef int members = threads
+    cdef int team = threads
     cdef double done
     with nogil:
-        done = fa_probe_multiply_add(kind, n, members)
+        done = fa_probe_multiply_add(kind, n, team)
     return done
 
 

@@ -65,20 +65,20 @@ void KERNEL(attention_scores)(real *s, const real *q, fa_index slice, fa_index r
                               const fa_index *begin, const fa_index *end, fa_index D, rows_to_come *next)
 {
     const fa_index padded = packed_size(D);
-    const tile_deal deal = deal_rows(rows, TILE);
+    const row_split split = split_rows(rows, TILE);
 #if FA_PAIRS
     if (D == 0) { /* no slice of queries, hence no scale */
         for (fa_index r = 0; r < rows; r++) fill(s + r * ATTENTION_STRIDE, 0, fa_round_up(keys, SCORES));
         return;
     }
 #endif
-    for (fa_index t0 = 0, r0 = 0; t0 < deal.tiles; t0 += PANEL_TILES) {
+    for (fa_index t0 = 0, r0 = 0; t0 < split.tiles; t0 += PANEL_TILES) {
         /* A panel passes PANEL_TILES tiles while it is in the first-level cache. */
-        const fa_index tiles = fa_min(PANEL_TILES, deal.tiles - t0);
+        const fa_index tiles = fa_min(PANEL_TILES, split.tiles - t0);
         fa_index row[PANEL_TILES + 1] = {r0};
         key_range range[PANEL_TILES];
         for (fa_index t = 0; t < tiles; t++) {
-            row[t + 1] = row[t] + rows_of_tile(deal, t0 + t);
+            row[t + 1] = row[t] + tile_height(split, t0 + t);
             range[t] = tile_keys(begin + row[t], end + row[t], row[t + 1] - row[t]);
         }
         r0 = row[tiles];
@@ -219,7 +219,7 @@ void KERNEL(attention_softmax)(real *s, fa_index rows, const fa_index *begin, co
 {
     const vreal late = v_set1(scale), one = v_set1(1);
     const vreal nothing = v_set1(-REAL_INFINITY), limit = v_set1(REFERENCE_LIMIT);
-    const tile_deal deal = deal_rows(rows, TILE);
+    const row_split split = split_rows(rows, TILE);
     fa_index tile = 0, tile_end = 0;
     key_range range = {0, fill_keys};
     for (fa_index r0 = 0; r0 < rows; r0 += VL) {
@@ -240,7 +240,7 @@ void KERNEL(attention_softmax)(real *s, fa_index rows, const fa_index *begin, co
             part[i] = v_zero();
             if (i >= n) continue;
             if (!fill_keys && r == tile_end) {
-                tile_end += rows_of_tile(deal, tile++);
+                tile_end += tile_height(split, tile++);
                 range = tile_keys(begin + r, end + r, tile_end - r);
             }
             real *row = s + r * ATTENTION_STRIDE;

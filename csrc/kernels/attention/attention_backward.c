@@ -173,17 +173,17 @@ void KERNEL(attention_query_gradients)(real *dq, fa_index lddq, const real *ds, 
                                        const fa_index *begin, const fa_index *end, fa_index D, real scale, next_rows next)
 {
     const fa_index padded = packed_size(keys);
-    const tile_deal deal = deal_rows(rows, TILE);
+    const row_split split = split_rows(rows, TILE);
     const vreal factor = v_set1(scale);
     for (fa_index first = 0; first < D; first += PANEL) {
         const fa_index nv = panel_vectors(D, first);
         const real *panel = k + first * padded;
         for (fa_index pass = 0, asked = 0; pass < keys; pass += GRADIENT_PASS)
-            for (fa_index t = 0, r = 0, mr; t < deal.tiles; t++, r += mr) {
-                mr = rows_of_tile(deal, t);
+            for (fa_index t = 0, r = 0, mr; t < split.tiles; t++, r += mr) {
+                mr = tile_height(split, t);
                 const key_range range = tile_keys(begin + r, end + r, mr);
                 const fa_index pass_end = fa_min(range.end, pass + GRADIENT_PASS);
-                if (first == 0) ask_ahead(next, asked++, fa_ceil_div(keys, GRADIENT_PASS) * deal.tiles);
+                if (first == 0) ask_ahead(next, asked++, fa_ceil_div(keys, GRADIENT_PASS) * split.tiles);
                 for (fa_index part = pass; part < pass_end; part += GRADIENT_CHAIN) {
                     const fa_index from = fa_max(range.begin, part), to = fa_min(range.end, part + GRADIENT_CHAIN);
                     if (from >= to) continue;
@@ -213,15 +213,15 @@ void KERNEL(attention_key_gradients)(real *dst, fa_index ld, const real *p, fa_i
                                      const fa_index *begin, const fa_index *end, fa_index D, int more, next_rows next)
 {
     const fa_index padded = packed_size(rows);
-    const tile_deal deal = deal_rows(keys, TILE);
+    const row_split split = split_rows(keys, TILE);
     (void)more;
     for (fa_index first = 0; first < D; first += PANEL) {
         const fa_index nv = panel_vectors(D, first);
         const real *panel = x + first * padded;
-        for (fa_index t = 0, j = 0, mr; t < deal.tiles; t++, j += mr) {
-            mr = rows_of_tile(deal, t);
+        for (fa_index t = 0, j = 0, mr; t < split.tiles; t++, j += mr) {
+            mr = tile_height(split, t);
             const key_range range = tile_rows(begin, end, rows, j, mr);
-            if (first == 0) ask_ahead(next, t, deal.tiles);
+            if (first == 0) ask_ahead(next, t, split.tiles);
             for (fa_index part = range.begin / GRADIENT_CHAIN * GRADIENT_CHAIN; part < range.end; part += GRADIENT_CHAIN) {
                 const fa_index from = fa_max(range.begin, part), to = fa_min(range.end, part + GRADIENT_CHAIN);
                 tile_acc acc;

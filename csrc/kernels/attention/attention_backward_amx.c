@@ -16,13 +16,13 @@ void KERNEL(attention_query_gradients)(real *dq, fa_index lddq, const real *ds, 
                                        const fa_index *begin, const fa_index *end, fa_index D, real scale, next_rows next)
 {
     const fa_index padded = packed_size(keys);
-    const tile_deal deal = deal_rows(rows, TILE);
+    const row_split split = split_rows(rows, TILE);
     const vreal factor = v_set1(scale);
-    for (fa_index t = 0, r = 0, mr; t < deal.tiles; t++, r += mr) {
-        mr = rows_of_tile(deal, t);
+    for (fa_index t = 0, r = 0, mr; t < split.tiles; t++, r += mr) {
+        mr = tile_height(split, t);
         const key_range range = tile_keys(begin + r, end + r, mr);
         const fa_index from = range.begin / FA_PACKED, k_size = (range.end - range.begin) / FA_PACKED;
-        ask_ahead(next, t, deal.tiles);
+        ask_ahead(next, t, split.tiles);
         if (k_size == 0) continue;
         t_configure(mr);
         for (fa_index first = 0; first < D; first += PANEL) {

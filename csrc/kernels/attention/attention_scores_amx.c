@@ -37,13 +37,13 @@ void KERNEL(attention_scores)(real *s, const real *q, fa_index slice, fa_index r
                               const fa_index *begin, const fa_index *end, fa_index D, rows_to_come *next)
 {
     const fa_index padded = packed_size(D);
-    const tile_deal deal = deal_rows(rows, TILE);
+    const row_split split = split_rows(rows, TILE);
     if (D == 0) { /* no slice of queries, hence no scale */
         for (fa_index r = 0; r < rows; r++) fill(s + r * ATTENTION_STRIDE, 0, fa_round_up(keys, FA_PACKED * VL));
         return;
     }
-    for (fa_index t = 0, r = 0, mr; t < deal.tiles; t++, r += mr) {
-        mr = rows_of_tile(deal, t);
+    for (fa_index t = 0, r = 0, mr; t < split.tiles; t++, r += mr) {
+        mr = tile_height(split, t);
         score_rows(s + r * ATTENTION_STRIDE, q + r * QUERY_STRIDE, slice, mr, k, keys, tile_keys(begin + r, end + r, mr), padded,
                    next);
     }

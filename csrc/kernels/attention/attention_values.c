@@ -54,12 +54,12 @@ void KERNEL(attention_values)(void *dst, fa_index lddst, const real *o, fa_index
                               const real *sum, rows_to_come *next)
 {
     const fa_index padded = packed_size(keys);
-    const tile_deal deal = deal_rows(rows, TILE);
+    const row_split split = split_rows(rows, TILE);
     for (fa_index first = 0; first < D; first += PANEL) {
         const fa_index nv = panel_vectors(D, first), columns = D - first;
         const real *panel = v + first * padded;
-        for (fa_index t = 0, r = 0, mr; t < deal.tiles; t++, r += mr) {
-            mr = rows_of_tile(deal, t);
+        for (fa_index t = 0, r = 0, mr; t < split.tiles; t++, r += mr) {
+            mr = tile_height(split, t);
             const key_range range = tile_keys(begin + r, end + r, mr);
             const fa_index chain_end = fa_min(range.end, (range.begin / CHAIN_KEYS + 1) * CHAIN_KEYS);
             const real *p_tile = p + r * ATTENTION_STRIDE + range.begin / FA_PACKED;

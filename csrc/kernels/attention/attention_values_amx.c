@@ -24,9 +24,9 @@ void KERNEL(attention_values)(void *dst, fa_index lddst, const real *o, fa_index
                               const real *sum, rows_to_come *next)
 {
     const fa_index padded = packed_size(keys);
-    const tile_deal deal = deal_rows(rows, TILE);
-    for (fa_index t = 0, r = 0, mr; t < deal.tiles; t++, r += mr) {
-        mr = rows_of_tile(deal, t);
+    const row_split split = split_rows(rows, TILE);
+    for (fa_index t = 0, r = 0, mr; t < split.tiles; t++, r += mr) {
+        mr = tile_height(split, t);
         const key_range range = tile_keys(begin + r, end + r, mr);
         const fa_index from = range.begin / FA_PACKED, k_size = (range.end - range.begin) / FA_PACKED;
         ask_for_lines(next);

@@ -130,7 +130,7 @@ FA_INLINE void gather_rows(stored *buffer, const decode_rows *k, fa_index j, fa_
 void KERNEL(decode_scores)(real *s, const real *q, fa_index slice, fa_index rows, const decode_rows *k, fa_index begin,
                            fa_index end, fa_index D, void *buffer)
 {
-    const tile_deal deal = deal_rows(rows, DECODE_TILE);
+    const row_split split = split_rows(rows, DECODE_TILE);
     const fa_index distance = fa_max(1, AHEAD_BYTES / (fa_max(1, D) * VL * (fa_index)sizeof(stored))) * VL;
     for (fa_index j = begin, n; j < end; j += n) {
         fa_index together, ahead_together, ld = k->ld / (fa_index)sizeof(stored);
@@ -149,8 +149,8 @@ void KERNEL(decode_scores)(real *s, const real *q, fa_index slice, fa_index rows
             score_tile(s + j, q, slice, 1, KEY_VECTORS, row, ld, D, ahead);
             continue;
         }
-        for (fa_index t = 0, r = 0, mr; t < deal.tiles; t++, r += mr) {
-            mr = rows_of_tile(deal, t);
+        for (fa_index t = 0, r = 0, mr; t < split.tiles; t++, r += mr) {
+            mr = tile_height(split, t);
             real *s_tile = s + r * ATTENTION_STRIDE + j;
             const real *q_tile = q + r * QUERY_STRIDE;
             TILE_SWITCH_6(mr, SCORE_TILE, 1)
@@ -229,9 +229,9 @@ FA_INLINE void value_tile(real *part, fa_index ld, const int mr, const int nv, c
 FA_INLINE void value_chunk(real *part, fa_index ld, const real *p, fa_index rows, const void *const *row, fa_index keys,
                            fa_index D, const int first, const int clean)
 {
-    const tile_deal deal = deal_rows(rows, D >= VALUE_VECTORS * VL ? ACCUMULATORS / VALUE_VECTORS : DECODE_TILE);
-    for (fa_index t = 0, r = 0, mr; t < deal.tiles; t++, r += mr) {
-        mr = rows_of_tile(deal, t);
+    const row_split split = split_rows(rows, D >= VALUE_VECTORS * VL ? ACCUMULATORS / VALUE_VECTORS : DECODE_TILE);
+    for (fa_index t = 0, r = 0, mr; t < split.tiles; t++, r += mr) {
+        mr = tile_height(split, t);
         for (fa_index column = 0, nv; column < D; column += nv * VL) {
             const fa_index columns = D - column;
             if (columns >= VALUE_VECTORS * VL && mr * VALUE_VECTORS <= ACCUMULATORS) {

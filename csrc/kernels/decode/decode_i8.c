@@ -104,7 +104,7 @@ FA_INLINE void score_tile(real *s, const decode_digits *q, fa_index first, const
 void KERNEL(decode_scores_i8)(real *s, const decode_digits *q, fa_index rows, const decode_rows *k, const decode_rows *scales,
                               fa_index begin, fa_index end, fa_index D, void *buffer)
 {
-    const tile_deal deal = deal_rows(rows, SCORE_ROWS);
+    const row_split split = split_rows(rows, SCORE_ROWS);
     const fa_index distance = fa_max(1, AHEAD_BYTES / (fa_max(1, D) * VL)) * VL;
     for (fa_index j = begin; j < end; j += VL) {
         const fa_index n = fa_min(VL, end - j);
@@ -127,8 +127,8 @@ void KERNEL(decode_scores_i8)(real *s, const decode_digits *q, fa_index rows, co
         } else if (j + distance + VL <= k->keys) {
             ahead = find_row(k, j + distance, &together);
         }
-        for (fa_index t = 0, r = 0, mr; t < deal.tiles; t++, r += mr) {
-            mr = rows_of_tile(deal, t);
+        for (fa_index t = 0, r = 0, mr; t < split.tiles; t++, r += mr) {
+            mr = tile_height(split, t);
             TILE_SWITCH_4(mr, SCORE_TILE, ahead)
         }
     }

@@ -71,9 +71,9 @@ FA_INLINE void value_tile(real *part, fa_index ld, const int mr, const int nv, c
 FA_INLINE void value_chunk(real *part, fa_index ld, const real *w, fa_index rows, const void *const *row, fa_index keys,
                            fa_index D, const int first)
 {
-    const tile_deal deal = deal_rows(rows, VALUE_ROWS);
-    for (fa_index t = 0, r = 0, mr; t < deal.tiles; t++, r += mr) {
-        mr = rows_of_tile(deal, t);
+    const row_split split = split_rows(rows, VALUE_ROWS);
+    for (fa_index t = 0, r = 0, mr; t < split.tiles; t++, r += mr) {
+        mr = tile_height(split, t);
         for (fa_index column = 0, nv; column < D; column += nv * VL) {
             nv = D - column >= VALUE_VECTORS * VL ? VALUE_VECTORS : 1;
             if (nv > 1) {

@@ -11,8 +11,8 @@
    loaded so. */
 FA_INLINE vreal plain_nan(vreal a) { return FA_PAIRS ? a : v_select(v_is_nan(a), v_set1((real)__builtin_nanf("")), a); }
 
-/* VL packed elements, from the first `count` elements at p, count >= 0: reals or pairs. */
-#define PLACES (FA_PACKED * VL)
+/* VL packed elements (reals or pairs), from the first `count` elements at p, count >= 0. */
+#define VECTOR_ELEMENTS (FA_PACKED * VL)
 FA_INLINE vreal load_packed(const stored *p, fa_index count)
 {
 #if FA_PAIRS
@@ -30,35 +30,35 @@ void KERNEL(pack_columns)(real *dst, fa_index step, const stored *src, fa_index 
         for (; (k + VL) * FA_PACKED <= k_size; k += VL) {
             vreal t[VL];
             FA_UNROLL
-            for (int i = 0; i < VL; i++) t[i] = plain_nan(load_packed(src + i * ld + k * FA_PACKED, PLACES));
+            for (int i = 0; i < VL; i++) t[i] = plain_nan(load_packed(src + i * ld + k * FA_PACKED, VECTOR_ELEMENTS));
             v_transpose(t);
             FA_UNROLL
             for (int i = 0; i < VL; i++) v_store(dst + (k + i) * step, t[i]);
         }
     }
     for (; k * FA_PACKED < k_size; k += VL) {
-        const fa_index count = k_size - k * FA_PACKED, places = fa_min(VL, fa_ceil_div(count, FA_PACKED));
+        const fa_index count = k_size - k * FA_PACKED, packed = fa_min(VL, fa_ceil_div(count, FA_PACKED));
         vreal t[VL];
         for (int i = 0; i < VL; i++) t[i] = i < columns ? plain_nan(load_packed(src + i * ld + k * FA_PACKED, count)) : v_zero();
         v_transpose(t);
-        for (int i = 0; i < places; i++) v_store(dst + (k + i) * step, t[i]);
+        for (int i = 0; i < packed; i++) v_store(dst + (k + i) * step, t[i]);
     }
     for (k = fa_ceil_div(k_size, FA_PACKED); k < k_padded; k++) v_store(dst + k * step, v_zero());
 }
 
 #if FA_AMX
 /* Rows that all tiles of a partition are packed and multiplied with: those of the larger ones, so that t_configure is called once. */
-FA_INLINE fa_index common_rows(tile_deal deal) { return deal.base + (deal.larger > 0); }
+FA_INLINE fa_index common_height(row_split split) { return split.base + (split.larger > 0); }
 
 /* Matrix tiles take rows: those of a step of k one after another, so that they fall on different cache sets. */
 void KERNEL(pack_rows)(real *dst, const stored *const *rows, fa_index m, fa_index nv, fa_index k_size, fa_index k_padded)
 {
     const fa_index most = TILE_ROWS(nv);
-    const tile_deal deal = deal_rows(m, most);
-    const fa_index height = common_rows(deal);
+    const row_split split = split_rows(m, most);
+    const fa_index height = common_height(split);
     (void)nv;
-    for (fa_index t = 0; t < deal.tiles; t++, dst += most * k_padded) {
-        const fa_index mr = rows_of_tile(deal, t);
+    for (fa_index t = 0; t < split.tiles; t++, dst += most * k_padded) {
+        const fa_index mr = tile_height(split, t);
         for (fa_index r = 0; r < height; r++)
             for (fa_index k = 0; k < k_padded; k += T_K) {
                 const fa_index count = r < mr ? k_size - k * FA_PACKED : 0;
@@ -69,7 +69,7 @@ void KERNEL(pack_rows)(real *dst, const stored *const *rows, fa_index m, fa_inde
 }
 #else
 /* One tile: dst[k * most + r] = rows[r][k]. Vectors of VL rows are stored whole, each over the end of the one before it, in
-   ascending k; what the last ones write beyond the tile is the padding that the contract asks for. The `next` rows behind those of the
+   ascending k; what the last ones write beyond the tile is the padding of the contract. The `next` rows behind those of the
    tile are prefetched: so many short streams are more than the hardware follows. */
 FA_INLINE void pack_tile(real *dst, const stored *const *rows, fa_index mr, const fa_index most, fa_index k_size,
                          fa_index k_padded, fa_index next)
@@ -95,7 +95,7 @@ FA_INLINE void pack_tile(real *dst, const stored *const *rows, fa_index mr, cons
 void KERNEL(pack_rows)(real *dst, const stored *const *rows, fa_index m, fa_index nv, fa_index k_size, fa_index k_padded)
 {
     const fa_index most = TILE_ROWS(nv);
-    const tile_deal deal = deal_rows(m, most);
+    const row_split split = split_rows(m, most);
     if (m == 1) {
         for (fa_index k = 0; k < k_padded; k += VL) {
             const fa_index count = fa_max(0, k_size - k * FA_PACKED);
@@ -103,9 +103,9 @@ void KERNEL(pack_rows)(real *dst, const stored *const *rows, fa_index m, fa_inde
         }
         return;
     }
-    for (fa_index t = 0; t < deal.tiles; t++, dst += most * k_padded) {
-        const fa_index mr = rows_of_tile(deal, t);
-        pack_tile(dst, rows, mr, most, k_size, k_padded, t + 1 < deal.tiles ? rows_of_tile(deal, t + 1) : 0);
+    for (fa_index t = 0; t < split.tiles; t++, dst += most * k_padded) {
+        const fa_index mr = tile_height(split, t);
+        pack_tile(dst, rows, mr, most, k_size, k_padded, t + 1 < split.tiles ? tile_height(split, t + 1) : 0);
         rows += mr;
     }
 }
@@ -135,9 +135,9 @@ void KERNEL(copy_tiles)(real *dst, const real *const *rows, fa_index column, fa_
                         fa_index k_padded)
 {
     const fa_index most = m == 1 ? 1 : TILE_ROWS(nv); /* a single row is left as it is */
-    const tile_deal deal = deal_rows(m, most);
-    for (fa_index t = 0; t < deal.tiles; t++, dst += most * k_padded) {
-        const fa_index mr = rows_of_tile(deal, t);
+    const row_split split = split_rows(m, most);
+    for (fa_index t = 0; t < split.tiles; t++, dst += most * k_padded) {
+        const fa_index mr = tile_height(split, t);
         copy_columns(dst, most, most, rows, column, mr, k_size, k_padded);
         column += mr;
     }
@@ -161,8 +161,8 @@ void KERNEL(gemm_panels)(const panel_product *product)
 {
     const panel_product p = *product;
     const fa_index k_block = K_BLOCK(p.nv), most = TILE_ROWS(p.nv);
-    const tile_deal deal = deal_rows(p.m, most);
-    const fa_index height = common_rows(deal);
+    const row_split split = split_rows(p.m, most);
+    const fa_index height = common_height(split);
     const real *b = p.b;
     real *c = p.c, part[TILE_ROWS(TILE_MAX_VECTORS) * TILE_MAX_VECTORS * VL] FA_ALIGN(64);
     if (p.m == 0) return;
@@ -173,8 +173,8 @@ void KERNEL(gemm_panels)(const panel_product *product)
             const fa_index kb = fa_min(k_block, p.k_size - k);
             const real *ak = p.a + k * height;
             real *to = c;
-            for (fa_index t = 0, mr; t < deal.tiles; t++, ak += most * p.k_size, to += mr * p.ldc) {
-                mr = rows_of_tile(deal, t);
+            for (fa_index t = 0, mr; t < split.tiles; t++, ak += most * p.k_size, to += mr * p.ldc) {
+                mr = tile_height(split, t);
                 const int direct = mr == height && columns == p.nv * VL && !p.accumulate && k == 0;
                 matrix_product(direct ? to : part, direct ? p.ldc : p.nv * VL, height, p.nv, ak, T_K, height * T_K, T_K,
                                b + k * p.nv * VL, p.nv, kb);
@@ -227,27 +227,27 @@ FA_INLINE void multiply_tile(const void *tile, const int mr, const int nv)
 }
 
 /* One k block of one panel with all tiles, which meanwhile prefetch so many bytes: of what comes after it. */
-FA_INLINE void multiply_panel(gemm_tile t, fa_index a_tile, tile_deal deal, fa_index bytes, const int nv)
+FA_INLINE void multiply_panel(gemm_tile t, fa_index a_tile, row_split split, fa_index bytes, const int nv)
 {
     const fa_index steps = fa_max(1, t.k_size / TILE_K);
-    t.lines = fa_ceil_div(bytes, deal.tiles * steps * FA_CACHE_LINE);
-    for (fa_index i = 0; i < deal.tiles; i++, t.a += a_tile, t.ahead += steps * t.lines * FA_CACHE_LINE) {
-        const fa_index mr = rows_of_tile(deal, i);
+    t.lines = fa_ceil_div(bytes, split.tiles * steps * FA_CACHE_LINE);
+    for (fa_index i = 0; i < split.tiles; i++, t.a += a_tile, t.ahead += steps * t.lines * FA_CACHE_LINE) {
+        const fa_index mr = tile_height(split, i);
         tile_dispatch(multiply_tile, &t, mr, TILE_ROWS(nv), nv);
         t.c += mr * t.ldc;
     }
 }
-FA_NOINLINE void panel_2(gemm_tile t, fa_index a_tile, tile_deal deal, fa_index bytes)
+FA_NOINLINE void panel_2(gemm_tile t, fa_index a_tile, row_split split, fa_index bytes)
 {
-    multiply_panel(t, a_tile, deal, bytes, 2);
+    multiply_panel(t, a_tile, split, bytes, 2);
 }
-FA_NOINLINE void panel_3(gemm_tile t, fa_index a_tile, tile_deal deal, fa_index bytes)
+FA_NOINLINE void panel_3(gemm_tile t, fa_index a_tile, row_split split, fa_index bytes)
 {
-    multiply_panel(t, a_tile, deal, bytes, 3);
+    multiply_panel(t, a_tile, split, bytes, 3);
 }
-FA_NOINLINE void panel_4(gemm_tile t, fa_index a_tile, tile_deal deal, fa_index bytes)
+FA_NOINLINE void panel_4(gemm_tile t, fa_index a_tile, row_split split, fa_index bytes)
 {
-    multiply_panel(t, a_tile, deal, bytes, 4);
+    multiply_panel(t, a_tile, split, bytes, 4);
 }
 
 /* A single row, not packed in a tile but as it is, and `side` panels of nv vectors at a time: enough chains to hide the latency of a
@@ -323,7 +323,7 @@ void KERNEL(gemm_panels)(const panel_product *product)
 {
     const panel_product p = *product;
     const fa_index k_block = K_BLOCK(p.nv), most = TILE_ROWS(p.nv);
-    const tile_deal deal = deal_rows(p.m, most);
+    const row_split split = split_rows(p.m, most);
     const real *b = p.b;
     if (p.m == 0) return;
     if (p.m == 1) {
@@ -344,9 +344,9 @@ void KERNEL(gemm_panels)(const panel_product *product)
             const fa_index ahead_k = last && !p.next ? 0 : fa_min(k_block, left > 0 ? left : p.k_size);
             const fa_index bytes = ahead_k * p.nv * VL * (fa_index)sizeof(real);
             switch (p.nv) {
-            case 2: panel_2(tile, most * p.k_size, deal, bytes); break;
-            case 3: panel_3(tile, most * p.k_size, deal, bytes); break;
-            default: panel_4(tile, most * p.k_size, deal, bytes); break;
+            case 2: panel_2(tile, most * p.k_size, split, bytes); break;
+            case 3: panel_3(tile, most * p.k_size, split, bytes); break;
+            default: panel_4(tile, most * p.k_size, split, bytes); break;
             }
         }
     }

@@ -85,7 +85,7 @@ typedef struct {
     const real *a, *scale;
     const void *b;
     fa_index ldc, c_panel, at, panel_stride, k_size, a_tile; /* at: where the block begins in b */
-    tile_deal deal;
+    row_split split;
     int accumulate;
 } narrow_block;
 
@@ -101,8 +101,8 @@ FA_INLINE void tile_i8(const void *tile, const int mr, const int nv) { multiply_
 FA_INLINE void multiply_tiles(const narrow_block *block, tile_body *body, const int nv)
 {
     narrow_block t = *block;
-    for (fa_index i = 0; i < t.deal.tiles; i++, t.a += t.a_tile) {
-        const fa_index mr = rows_of_tile(t.deal, i);
+    for (fa_index i = 0; i < t.split.tiles; i++, t.a += t.a_tile) {
+        const fa_index mr = tile_height(t.split, i);
         tile_dispatch(body, &t, mr, TILE_ROWS(nv), nv);
         t.c += mr * t.ldc;
     }
@@ -141,7 +141,7 @@ FA_INLINE void narrow_panels(const panel_product *product, block_product *const 
     const panel_product p = *product;
     const fa_index k_block = K_BLOCK(p.nv), most = TILE_ROWS(p.nv), step = p.m == 1 ? 1 : most;
     narrow_block t = {.b = p.b, .ldc = p.ldc, .c_panel = p.c_panel, .panel_stride = p.panel_stride, .a_tile = most * p.k_size};
-    t.deal = deal_rows(p.m, most);
+    t.split = split_rows(p.m, most);
     for (fa_index i = 0, side; i < p.panels; i += side) {
         side = p.m == 1 && i + ROW_SIDES_OF(p.nv) <= p.panels ? ROW_SIDES_OF(p.nv) : 1;
         t.c = p.c + i * p.c_panel;

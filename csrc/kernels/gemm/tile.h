@@ -123,14 +123,14 @@ FA_INLINE void matrix_product(real *c, fa_index ldc, fa_index mr, fa_index nv, c
    a tile of few rows has too few chains to hide the latency of the multiply-add. */
 typedef struct {
     fa_index tiles, base, larger;
-} tile_deal;
+} row_split;
 
-FA_INLINE tile_deal deal_rows(fa_index rows, fa_index most)
+FA_INLINE row_split split_rows(fa_index rows, fa_index most)
 {
     const fa_index tiles = fa_ceil_div(rows, most);
-    return (tile_deal){tiles, tiles ? rows / tiles : 0, tiles ? rows % tiles : 0};
+    return (row_split){tiles, tiles ? rows / tiles : 0, tiles ? rows % tiles : 0};
 }
-FA_INLINE fa_index rows_of_tile(tile_deal deal, fa_index tile) { return deal.base + (tile < deal.larger); }
+FA_INLINE fa_index tile_height(row_split split, fa_index tile) { return split.base + (tile < split.larger); }
 
 /* body(tile, mr, nv) with mr a constant, 1 <= mr <= most: dispatch and body are inlined, so that each number of rows has code of its own,
    whose accumulators are registers. */

@@ -6,7 +6,7 @@
    One product is rounded, the other added to it in a multiply-add. */
 #include "../common.h"
 
-FA_INLINE void turn_halves(stored *y, const stored *x, const real *c, const real *s, fa_index half)
+FA_INLINE void rotate_halves(stored *y, const stored *x, const real *c, const real *s, fa_index half)
 {
     for (fa_index j = 0; j < half; j += VL) {
         const fa_index left = half - j;
@@ -18,7 +18,7 @@ FA_INLINE void turn_halves(stored *y, const stored *x, const real *c, const real
 }
 
 /* The table has each cosine twice, and each sine as -s, s. */
-FA_INLINE void turn_pairs(stored *y, const stored *x, const real *c, const real *s, fa_index n)
+FA_INLINE void rotate_pairs(stored *y, const stored *x, const real *c, const real *s, fa_index n)
 {
     for (fa_index j = 0; j < n; j += VL) {
         const fa_index left = n - j;
@@ -34,8 +34,8 @@ void KERNEL(rope_rows)(stored *y, const stored *x, const real *cosine, const rea
     for (fa_index i = 0; i < rows; i++, x += n, y += n) {
         const real *c = cosine + position[i] * width, *s = sine + position[i] * width;
         if (interleaved)
-            turn_pairs(y, x, c, s, n);
+            rotate_pairs(y, x, c, s, n);
         else
-            turn_halves(y, x, c, s, width);
+            rotate_halves(y, x, c, s, width);
     }
 }

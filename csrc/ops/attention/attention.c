@@ -62,7 +62,7 @@ static void passing_blocks(void *context, fa_index i, int worker)
     const fa_index b = c->order[i / c->a->Hk].batch, hk = i % c->a->Hk, tiles = batch_tiles(c, b), n = tiles * c->group;
     fa_index first, end;
     head_blocks(c->a, c->block, b, &first, &end);
-    rows_to_come next = next_task(c, i + c->members, query_rows(c->a, b) * c->group, key_length(c->a, b), end - first);
+    rows_to_come next = next_task(c, i + c->threads, query_rows(c->a, b) * c->group, key_length(c->a, b), end - first);
     for (fa_index t = 0; t < n; t++) OP(attention_start_tile)(c, &w->state[t], b, hk * c->group + t / tiles, t % tiles);
     for (fa_index j = first; j < end; j++) {
         key_block block = packed_block(c, w->packed, 0);
@@ -110,7 +110,7 @@ static void packed_run(void *context, fa_index i, int worker)
     const fa_index head = i / c->runs, b = c->order[head / c->a->Hk].batch, hk = head % c->a->Hk;
     packed_blocks packed = {w->packed, c->found + worker * c->kept, c->kept, 0};
     fa_index first, tiles;
-    deal_parts(batch_tiles(c, b), c->runs, i % c->runs, &first, &tiles);
+    split_parts(batch_tiles(c, b), c->runs, i % c->runs, &first, &tiles);
     for (fa_index t = 0; t < tiles * c->group; t++)
         whole_tile(c, w, &packed, b, hk * c->group + t % c->group, first + t / c->group);
 }
@@ -184,11 +184,11 @@ static fa_index window_keys(const fa_attention_arguments *a) { return fa_min(a->
 /* A window keeps the keys of neighbouring tiles together, so that heads can be cut into runs of tiles for threads that have none. Where
    runs meet, both pack the keys of a window: they are no shorter than that, nor than RUN_BLOCKS. `share`: heads as large as the largest
    that would make up all the work. */
-static fa_index count_runs(const fa_attention_arguments *a, fa_index block, double share, int members)
+static fa_index count_runs(const fa_attention_arguments *a, fa_index block, double share, int threads)
 {
-    if (members == 1 || !has_window(a)) return 1;
+    if (threads == 1 || !has_window(a)) return 1;
     const fa_index least = fa_max(RUN_BLOCKS * block, window_keys(a));
-    return fa_max(1, fa_min(a->Lq / least, (fa_index)ceil(TASKS_PER_THREAD * members / share)));
+    return fa_max(1, fa_min(a->Lq / least, (fa_index)ceil(TASKS_PER_THREAD * threads / share)));
 }
 
 /* Packed blocks that are kept: all of a head, or as many as a tile may come to under a window. */
@@ -199,17 +199,17 @@ static fa_index kept_blocks(const attention_call *c)
     return fa_min(c->blocks, fa_ceil_div(window_keys(a) + QUERY_TILE, c->block) + 1);
 }
 
-static attention_way choose_way(const attention_call *c, double share, int members)
+static attention_way choose_way(const attention_call *c, double share, int threads)
 {
     if (c->tiles * c->group <= FEW_TILES) return PASSING_BLOCKS;
     const fa_index run_bytes = c->kept * block_size(c) * (fa_index)sizeof(real);
-    const int even = share * (double)c->runs >= TASKS_PER_THREAD * members;
-    if (members == 1 || (even && run_bytes * members <= PACKED_BYTES)) return PACKED_RUNS;
+    const int even = share * (double)c->runs >= TASKS_PER_THREAD * threads;
+    if (threads == 1 || (even && run_bytes * threads <= PACKED_BYTES)) return PACKED_RUNS;
     return SHARED_HEADS;
 }
 
 /* Gives out the scratch of a call from `plan`; called twice, see arena. */
-static void plan_scratch(attention_call *c, arena *plan, attention_way way, int members)
+static void plan_scratch(attention_call *c, arena *plan, attention_way way, int threads)
 {
     const fa_index stride = c->kernels->sizes.attention_stride;
     const fa_index rows = c->group_rows;
@@ -217,11 +217,11 @@ static void plan_scratch(attention_call *c, arena *plan, attention_way way, int 
                                  ? QUERY_TILE * c->a->D
                                  : fa_ceil_div(c->a->D, c->kernels->sizes.query_slice) * c->query_slice;
     const fa_index states = way == PASSING_BLOCKS ? c->tiles * c->group : 1;
-    c->worker = arena_take(plan, members, sizeof *c->worker);
+    c->worker = arena_take(plan, threads, sizeof *c->worker);
     c->order = arena_take(plan, c->a->B, sizeof *c->order);
     c->unsettled = arena_take(plan, OP(attention_state_rows)(c->a), sizeof *c->unsettled);
-    c->overflowed = arena_take(plan, members, sizeof *c->overflowed);
-    for (int m = 0; m < members; m++) {
+    c->overflowed = arena_take(plan, threads, sizeof *c->overflowed);
+    for (int m = 0; m < threads; m++) {
         worker_scratch unused, *w = plan->base ? &c->worker[m] : &unused;
         w->scores = arena_take(plan, rows * stride, sizeof(real));
         w->unmasked = arena_take(plan, rows * stride, sizeof(real));
@@ -236,7 +236,7 @@ static void plan_scratch(attention_call *c, arena *plan, attention_way way, int 
         w->packed =
             way == SHARED_HEADS ? NULL : arena_take(plan, (way == PACKED_RUNS ? c->kept : 1) * block_size(c), sizeof(real));
     }
-    c->found = arena_take(plan, c->blocks * fa_max(members, c->heads), sizeof(int));
+    c->found = arena_take(plan, c->blocks * fa_max(threads, c->heads), sizeof(int));
     c->packed = way == SHARED_HEADS ? arena_take(plan, c->blocks * block_size(c) * c->heads, sizeof(real)) : NULL;
 }
 
@@ -285,37 +285,37 @@ fa_status OP(attention_forward)(const fa_attention_arguments *a)
 
     double largest;
     const double pairs = count_pairs(a, &largest);
-    const int members = fa_members_for(pairs * (double)(a->D + a->Dv));
+    const int threads = fa_threads_for(pairs * (double)(a->D + a->Dv));
     const double share = largest > 0 ? pairs / (double)c.group / largest : 1;
-    c.runs = count_runs(a, c.block, share, members);
-    const attention_way way = choose_way(&c, share, members);
+    c.runs = count_runs(a, c.block, share, threads);
+    const attention_way way = choose_way(&c, share, threads);
     const fa_index head_bytes = fa_max(1, c.blocks * block_size(&c) * (fa_index)sizeof(real));
     c.heads = way == SHARED_HEADS ? fa_min(heads, fa_max(1, PACKED_BYTES / head_bytes)) : 0;
 
     fa_scratch scratch;
     arena plan = {0};
-    plan_scratch(&c, &plan, way, members);
+    plan_scratch(&c, &plan, way, threads);
     if (!fa_scratch_take(&scratch, plan.used)) return FA_NOMEM;
     plan = (arena){.base = scratch.base};
-    plan_scratch(&c, &plan, way, members);
+    plan_scratch(&c, &plan, way, threads);
 
-    c.members = members;
-    memset(c.overflowed, 0, (size_t)members * sizeof *c.overflowed);
+    c.threads = threads;
+    memset(c.overflowed, 0, (size_t)threads * sizeof *c.overflowed);
     order_batches(&c);
     if (way == PASSING_BLOCKS) {
-        fa_parallel_for(heads, members, passing_blocks, &c);
+        fa_parallel_for(heads, threads, passing_blocks, &c);
     } else if (way == PACKED_RUNS) {
-        fa_parallel_for(heads * c.runs, members, packed_run, &c);
+        fa_parallel_for(heads * c.runs, threads, packed_run, &c);
     } else {
         const fa_index at_once = c.heads;
         for (c.first_head = 0; c.first_head < heads; c.first_head += at_once) {
             const fa_index n = fa_min(at_once, heads - c.first_head);
-            fa_parallel_for(n * c.blocks, members, shared_block, &c);
-            fa_parallel_for(n * c.tiles * c.group, members, shared_tile, &c);
+            fa_parallel_for(n * c.blocks, threads, shared_block, &c);
+            fa_parallel_for(n * c.tiles * c.group, threads, shared_tile, &c);
         }
     }
     int overflowed = 0;
-    for (int m = 0; m < members; m++) overflowed |= c.overflowed[m];
+    for (int m = 0; m < threads; m++) overflowed |= c.overflowed[m];
     fa_status status = overflowed & ROWS_UNSETTLED ? OP(attention_settle)(a, NULL, c.unsettled) : FA_OK;
     fa_scratch_give(&scratch);
     if (status == FA_OK && overflowed & SUMS_OVERFLOW) status = OP(attention_recover)(a, NULL);

@@ -12,7 +12,7 @@
    to block, in a chain. The first of a chain finds delta too.
 
    A worker takes the blocks of a head one after another, as what a head reads again and again may fit its second-level cache. Of the
-   last heads, one for each worker, blocks are tasks of their own: dealt out block by block, the heads side by side, so that the one
+   last heads, one for each worker, blocks are tasks of their own: split block by block, the heads side by side, so that the one
    before in a chain was begun a round of heads earlier, and with as many heads as threads nobody waits. With fewer, tasks of one head
    follow each other one tile apart. What the next tile reads is asked for during the products of a tile.
 
@@ -339,14 +339,14 @@ static void head_or_block(void *context, fa_index i, int worker)
 }
 
 /* Gives out the scratch of a call from `plan`; called twice, see arena. */
-static void plan_scratch(backward_call *c, arena *plan, int members)
+static void plan_scratch(backward_call *c, arena *plan, int threads)
 {
     const fa_attention_arguments *a = c->a;
     const fa_kernel_sizes *sizes = &c->kernels->sizes;
     const fa_index slices_q = fa_ceil_div(a->D, sizes->query_slice), slices_g = fa_ceil_div(a->Dv, sizes->query_slice);
     const fa_index scores = GRADIENT_TILE * sizes->attention_stride;
-    c->worker = arena_take(plan, members, sizeof *c->worker);
-    for (int m = 0; m < members; m++) {
+    c->worker = arena_take(plan, threads, sizeof *c->worker);
+    for (int m = 0; m < threads; m++) {
         gradient_scratch w;
         w.keys = arena_take(plan, c->block * fa_round_up(a->D, sizes->tile_k), sizeof(real));
         w.values = arena_take(plan, c->block * fa_round_up(a->Dv, sizes->tile_k), sizeof(real));
@@ -417,23 +417,23 @@ fa_status OP(attention_backward)(const fa_attention_backward_arguments *argument
     query_scale(a, &c.scale_high, &c.scale_low);
 
     const double pairs = (double)a->B * (double)a->H * (double)a->Lq * (double)a->Lk;
-    const int members = fa_members_for(pairs * (3 * (double)a->D + 2 * (double)a->Dv));
+    const int threads = fa_threads_for(pairs * (3 * (double)a->D + 2 * (double)a->Dv));
     fa_scratch scratch;
     arena plan = {0};
-    plan_scratch(&c, &plan, members);
+    plan_scratch(&c, &plan, threads);
     if (!fa_scratch_take(&scratch, plan.used)) return FA_NOMEM;
     plan = (arena){.base = scratch.base};
-    plan_scratch(&c, &plan, members);
-    if (c.row_keys) fa_parallel_for(a->B * a->H, members, find_row_keys, &c);
+    plan_scratch(&c, &plan, threads);
+    if (c.row_keys) fa_parallel_for(a->B * a->H, threads, find_row_keys, &c);
     if (arguments->dmask) memset(arguments->dmask, 0, (size_t)arguments->dmask_size * sizeof(real));
     const fa_index at_once = c.heads;
     for (; c.first_head < heads; c.first_head += at_once) {
         c.heads = fa_min(at_once, heads - c.first_head);
         memset(c.progress, 0, (size_t)(c.heads * c.blocks) * sizeof *c.progress);
-        c.whole = arguments->dmask ? 0 : members == 1 ? c.heads : fa_max(0, c.heads - members);
-        fa_parallel_for(c.whole + (c.heads - c.whole) * c.blocks, members, head_or_block, &c);
+        c.whole = arguments->dmask ? 0 : threads == 1 ? c.heads : fa_max(0, c.heads - threads);
+        fa_parallel_for(c.whole + (c.heads - c.whole) * c.blocks, threads, head_or_block, &c);
     }
-    OP(attention_finish_options)(&c, members);
+    OP(attention_finish_options)(&c, threads);
     fa_scratch_give(&scratch);
     return FA_OK;
 }

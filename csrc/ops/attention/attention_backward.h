@@ -75,6 +75,6 @@ void OP(attention_add_mask)(const backward_call *c, const gradient_scratch *w, c
                             fa_index step, int attends);
 void OP(attention_end_options)(const backward_call *c, const gradient_scratch *w, fa_index task, fa_index b, fa_index hk,
                                fa_index j, fa_index keys);
-void OP(attention_finish_options)(const backward_call *c, int members);
+void OP(attention_finish_options)(const backward_call *c, int threads);
 
 #endif

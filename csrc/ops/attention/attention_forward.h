@@ -44,7 +44,7 @@ typedef struct {
     fa_index ldo, query_slice;     /* row stride of O; size of a slice of the scaled queries */
     fa_index key_size, value_size; /* packed sizes of a block */
     fa_index runs, kept;           /* second way: runs per head, packed blocks that are kept */
-    int members;                   /* threads: task i + members comes after task i, about */
+    int threads;                   /* threads: task i + threads comes after task i, about */
     real scale_high, scale_low;    /* of queries */
     real late_scale;               /* of scores, in the softmax */
     worker_scratch *worker;
@@ -57,24 +57,24 @@ typedef struct {
 } attention_call;
 
 /* Part `i`, [*first, *first + *part), when `size` is cut evenly into so many parts; or into parts of at most `most`. */
-FA_INLINE void deal_parts(fa_index size, fa_index parts, fa_index i, fa_index *first, fa_index *part)
+FA_INLINE void split_parts(fa_index size, fa_index parts, fa_index i, fa_index *first, fa_index *part)
 {
     const fa_index base = size / parts, larger = size % parts;
     *first = i * base + fa_min(i, larger);
     *part = base + (i < larger);
 }
-FA_INLINE void deal(fa_index size, fa_index most, fa_index i, fa_index *first, fa_index *part)
+FA_INLINE void split_evenly(fa_index size, fa_index most, fa_index i, fa_index *first, fa_index *part)
 {
-    deal_parts(size, fa_max(1, fa_ceil_div(size, most)), i, first, part);
+    split_parts(size, fa_max(1, fa_ceil_div(size, most)), i, first, part);
 }
 
-/* Tiles are whole groups, dealt out evenly: but for a head's last one, no group then wastes a part of its products. BLAS gets tiles at
+/* Tiles are whole groups, split evenly: but for a head's last one, no group then wastes a part of its products. BLAS gets tiles at
    fixed places: OpenBLAS gives the rows of a tile different kernels by their place in it, so a row has the same bits only at the same
    index. */
 FA_INLINE void rows_of_tile(const attention_call *c, fa_index b, fa_index tile, fa_index *first, fa_index *rows)
 {
     const fa_index all = query_rows(c->a, b);
-    deal(fa_ceil_div(all, c->group_rows), QUERY_TILE / c->group_rows, tile, first, rows);
+    split_evenly(fa_ceil_div(all, c->group_rows), QUERY_TILE / c->group_rows, tile, first, rows);
     *first *= c->group_rows;
     *rows = fa_min(*rows * c->group_rows, all - *first);
 }

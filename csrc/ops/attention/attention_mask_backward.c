@@ -107,7 +107,7 @@ static void head_sink(void *context, fa_index i, int worker)
     c->sink_parts[i] = total;
 }
 
-void OP(attention_finish_options)(const backward_call *c, int members)
+void OP(attention_finish_options)(const backward_call *c, int threads)
 {
     const fa_attention_backward_arguments *g = c->arguments;
     const fa_attention_arguments *a = c->a;
@@ -124,7 +124,7 @@ void OP(attention_finish_options)(const backward_call *c, int members)
         c->kernels->sum_rows(g->dslopes, head, a->H, NULL, a->B, a->H);
     }
     if (g->dsinks) {
-        fa_parallel_for(a->B * a->H, members, head_sink, (void *)c);
+        fa_parallel_for(a->B * a->H, threads, head_sink, (void *)c);
         memset(g->dsinks, 0, bytes);
         c->kernels->sum_rows(g->dsinks, c->sink_parts, a->H, NULL, a->B, a->H);
     }

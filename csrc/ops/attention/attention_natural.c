@@ -188,11 +188,11 @@ static void settle_rows(void *context, fa_index i, int worker)
     }
 }
 
-static void plan_scratch(natural_call *c, arena *plan, int members)
+static void plan_scratch(natural_call *c, arena *plan, int threads)
 {
     const fa_attention_arguments *a = c->call.a;
-    c->worker = arena_take(plan, members, sizeof *c->worker);
-    for (int m = 0; m < members; m++) {
+    c->worker = arena_take(plan, threads, sizeof *c->worker);
+    for (int m = 0; m < threads; m++) {
         natural_scratch w;
         w.o = arena_take(plan, a->Dv, sizeof *w.o);
         w.scores = arena_take(plan, c->call.block, sizeof(real));
@@ -224,14 +224,14 @@ fa_status OP(attention_settle)(const fa_attention_arguments *a, const fa_cache_a
     c.call.bytes = cache && cache->k_scale;
     c.call.block = k->sizes.attention_keys;
     c.parts = fa_ceil_div(a->Lq, DECODE_ROWS);
-    const int members = fa_members_for((double)a->B * (double)a->H * (double)a->Lq * (double)a->Lk * (double)(a->D + a->Dv));
+    const int threads = fa_threads_for((double)a->B * (double)a->H * (double)a->Lq * (double)a->Lk * (double)(a->D + a->Dv));
     fa_scratch scratch;
     arena plan = {0};
-    plan_scratch(&c, &plan, members);
+    plan_scratch(&c, &plan, threads);
     if (!fa_scratch_take(&scratch, plan.used)) return FA_NOMEM;
     plan = (arena){.base = scratch.base};
-    plan_scratch(&c, &plan, members);
-    fa_parallel_for(a->B * a->H * c.parts, members, settle_rows, &c);
+    plan_scratch(&c, &plan, threads);
+    fa_parallel_for(a->B * a->H * c.parts, threads, settle_rows, &c);
     fa_scratch_give(&scratch);
     return FA_OK;
 }

@@ -60,12 +60,12 @@ static void weights_tile(void *context, fa_index task, int worker)
     }
 }
 
-static void plan_weights(weights_call *c, arena *plan, int members)
+static void plan_weights(weights_call *c, arena *plan, int threads)
 {
     const fa_attention_arguments *a = &c->w->attention;
     const fa_kernel_sizes *sizes = &c->kernels->sizes;
-    c->worker = arena_take(plan, members, sizeof *c->worker);
-    for (int m = 0; m < members; m++) {
+    c->worker = arena_take(plan, threads, sizeof *c->worker);
+    for (int m = 0; m < threads; m++) {
         weights_scratch w;
         w.scores = arena_take(plan, 2 * sizes->attention_rows * sizes->attention_stride, sizeof(real));
         w.copy = arena_take(plan, sizes->attention_stride, sizeof(real));
@@ -84,15 +84,15 @@ fa_status OP(attention_weights)(const fa_attention_weights_arguments *w)
     c.query_slice = ROW_TILE * c.kernels->sizes.query_stride;
     c.tiles = fa_ceil_div(w->n_rows, ROW_TILE);
     query_scale(a, &c.scale_high, &c.scale_low);
-    const int members =
-        fa_members_for((double)a->B * (double)w->n_heads * (double)w->n_rows * (double)a->Lk * (double)(a->D + 8));
+    const int threads =
+        fa_threads_for((double)a->B * (double)w->n_heads * (double)w->n_rows * (double)a->Lk * (double)(a->D + 8));
     fa_scratch scratch;
     arena plan = {0};
-    plan_weights(&c, &plan, members);
+    plan_weights(&c, &plan, threads);
     if (!fa_scratch_take(&scratch, plan.used)) return FA_NOMEM;
     plan = (arena){.base = scratch.base};
-    plan_weights(&c, &plan, members);
-    fa_parallel_for(a->B * w->n_heads * c.tiles, members, weights_tile, &c);
+    plan_weights(&c, &plan, threads);
+    fa_parallel_for(a->B * w->n_heads * c.tiles, threads, weights_tile, &c);
     fa_scratch_give(&scratch);
     return FA_OK;
 }
@@ -117,6 +117,6 @@ fa_status OP(attention_merge)(void *out, void *lse, const void *a, const void *l
                               fa_index rows, fa_index n)
 {
     merge_call c = {current_kernels(), out, lse, a, lse_a, b, lse_b, rows, n, 1 + MERGE_ELEMENTS / (n + 1)};
-    fa_parallel_for(fa_ceil_div(rows, c.rows_per_task), fa_members_for((double)rows * (double)(n + 32)), merge_rows, &c);
+    fa_parallel_for(fa_ceil_div(rows, c.rows_per_task), fa_threads_for((double)rows * (double)(n + 32)), merge_rows, &c);
     return FA_OK;
 }

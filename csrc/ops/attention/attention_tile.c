@@ -1,4 +1,4 @@
-/* One tile of queries and one block of keys: what attention.c deals out.
+/* One tile of queries and one block of keys: a task of attention.c is made of these.
 
    Strategy "blas" runs the two products of a block as BLAS calls on constant tiles of QUERY_TILE rows, padded. A tile's
    last block goes straight to `out`; before that, O is kept between blocks. */
@@ -58,7 +58,7 @@ void OP(attention_finish_tile)(const attention_call *c, const tile_state *s, fa_
     rows_of_tile(c, b, tile, &first, &rows);
     for (fa_index g = 0; g * c->group_rows < rows; g++) {
         fa_index r, n;
-        deal(rows, c->group_rows, g, &r, &n);
+        split_evenly(rows, c->group_rows, g, &r, &n);
         if (s->progress[g] == NOT_BEGUN && a->sinks) /* a sum, but nothing to divide by it */
             memset(s->o + r * c->ldo, 0, (size_t)(n * c->ldo) * sizeof(real));
         stored *out = s->progress[g] == FINISHED ? NULL : output_row(a, b, h, first + r);
@@ -90,7 +90,7 @@ void OP(attention_attend)(const attention_call *c, const worker_scratch *w, tile
     for (fa_index g = 0; g * c->group_rows < tile_rows; g++) {
         fa_index begin[QUERY_TILE], end[QUERY_TILE], first, rows;
         real alpha[QUERY_TILE];
-        deal(tile_rows, c->group_rows, g, &first, &rows);
+        split_evenly(tile_rows, c->group_rows, g, &first, &rows);
         if (!block_ranges(a, b, tile_first + first, rows, j0, keys, begin, end)) continue;
         if (a->mask_kind != FA_MASK_NONE && !OP(attention_narrow)(a, b, h, tile_first + first, j0, rows, begin, end)) continue;
         real *o = s->o + first * c->ldo;

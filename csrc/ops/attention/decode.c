@@ -197,15 +197,15 @@ static void merge_one(void *context, fa_index i, int worker)
 }
 
 /* Gives out the scratch of a call from `plan`; called twice, see arena. `parts`, `blocks`: of which there is a state each. */
-static void plan_scratch(decode_call *c, arena *plan, fa_index parts, fa_index blocks, int members)
+static void plan_scratch(decode_call *c, arena *plan, fa_index parts, fa_index blocks, int threads)
 {
     const fa_index slices = fa_ceil_div(c->a->D, c->kernels->sizes.query_slice);
     c->part = arena_take(plan, parts, sizeof *c->part);
     c->state = arena_take(plan, blocks, sizeof *c->state);
     c->unsettled = arena_take(plan, OP(attention_state_rows)(c->a), sizeof *c->unsettled);
-    c->mask = arena_take(plan, members * c->rows * c->stride, sizeof(real));
-    c->unmasked = arena_take(plan, members * c->rows * c->stride, sizeof(real));
-    c->gathered = arena_take(plan, members * c->kernels->sizes.lanes * c->a->D, sizeof(real));
+    c->mask = arena_take(plan, threads * c->rows * c->stride, sizeof(real));
+    c->unmasked = arena_take(plan, threads * c->rows * c->stride, sizeof(real));
+    c->gathered = arena_take(plan, threads * c->kernels->sizes.lanes * c->a->D, sizeof(real));
     for (fa_index i = 0; i < parts; i++) {
         part_state s = {0};
         s.o = arena_take(plan, c->rows * c->ldo, sizeof(real));
@@ -253,7 +253,7 @@ static decode_call call_of(const fa_attention_arguments *a, const fa_cache_argum
 
 static int threads_for(const fa_attention_arguments *a)
 {
-    return fa_members_for((double)a->B * (double)a->H * (double)a->Lq * (double)a->Lk * (double)(a->D + a->Dv));
+    return fa_threads_for((double)a->B * (double)a->H * (double)a->Lq * (double)a->Lk * (double)(a->D + a->Dv));
 }
 
 /* What a sum is worth when what comes off the scores rises from `reference` to `top`, and off the powers RECOVER_SHIFT. */
@@ -311,15 +311,15 @@ static void recover_rows(void *context, fa_index i, int worker)
 fa_status OP(attention_recover)(const fa_attention_arguments *a, const fa_cache_arguments *cache)
 {
     decode_call c = call_of(a, cache, DECODE_ROWS);
-    const int members = threads_for(a);
+    const int threads = threads_for(a);
     c.parts = fa_ceil_div(a->Lq, DECODE_ROWS);
     fa_scratch scratch;
     arena plan = {0};
-    plan_scratch(&c, &plan, members, members, members);
+    plan_scratch(&c, &plan, threads, threads, threads);
     if (!fa_scratch_take(&scratch, plan.used)) return FA_NOMEM;
     plan = (arena){.base = scratch.base};
-    plan_scratch(&c, &plan, members, members, members);
-    fa_parallel_for(a->B * a->H * c.parts, members, recover_rows, &c);
+    plan_scratch(&c, &plan, threads, threads, threads);
+    fa_parallel_for(a->B * a->H * c.parts, threads, recover_rows, &c);
     fa_scratch_give(&scratch);
     return FA_OK;
 }
@@ -333,28 +333,28 @@ fa_status OP(attention_decode)(const fa_attention_arguments *a, const fa_cache_a
     c.heads_of_part = heads_of_part;
 
     const fa_index parts = a->B * a->Hk * c.parts;
-    const int members = threads_for(a);
-    const int alone = members > 1 && parts < PARTS_PER_THREAD * members && c.blocks > 1;
+    const int threads = threads_for(a);
+    const int alone = threads > 1 && parts < PARTS_PER_THREAD * threads && c.blocks > 1;
     const fa_index block_bytes = c.rows * (c.stride + 2 * c.ldo) * (fa_index)sizeof(real);
     const fa_index at_once = fa_min(c.blocks, fa_max(1, ROUND_BYTES / (parts * block_bytes)));
-    const fa_index states = alone ? parts : members, blocks = alone ? parts * at_once : members;
+    const fa_index states = alone ? parts : threads, blocks = alone ? parts * at_once : threads;
 
     fa_scratch scratch;
     arena plan = {0};
-    plan_scratch(&c, &plan, states, blocks, members);
+    plan_scratch(&c, &plan, states, blocks, threads);
     if (!fa_scratch_take(&scratch, plan.used)) return FA_NOMEM;
     plan = (arena){.base = scratch.base};
-    plan_scratch(&c, &plan, states, blocks, members);
+    plan_scratch(&c, &plan, states, blocks, threads);
     if (!alone) {
-        fa_parallel_for(parts, members, whole_part, &c);
+        fa_parallel_for(parts, threads, whole_part, &c);
     } else {
         fa_parallel_for(parts, 1, start_one, &c);
         for (c.first_block = 0; c.first_block < c.blocks; c.first_block += c.round) {
             c.round = fa_min(at_once, c.blocks - c.first_block);
-            fa_parallel_for(parts * c.round, members, score_one, &c);
+            fa_parallel_for(parts * c.round, threads, score_one, &c);
             for (fa_index i = 0; i < parts; i++) run_references(&c, i);
-            fa_parallel_for(parts * c.round, members, attend_one, &c);
-            fa_parallel_for(parts, members, merge_one, &c);
+            fa_parallel_for(parts * c.round, threads, attend_one, &c);
+            fa_parallel_for(parts, threads, merge_one, &c);
         }
     }
     int overflowed = 0;

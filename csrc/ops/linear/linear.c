@@ -169,21 +169,21 @@ static void few_task(void *context, fa_index i, int worker)
 }
 
 /* The product with panels [first_panel, first_panel + n_panels), which c->panels holds. */
-static void run_product(linear_call *c, int members)
+static void run_product(linear_call *c, int threads)
 {
     const fa_index m_tasks = fa_ceil_div(c->M, M_BLOCK);
     /* Enough tasks for an even load; but each task packs its rows of x again, so no more than that, and with several rows, where
        packing transposes, none so small that packing counts. */
-    const fa_index even = fa_ceil_div(members > 1 ? members * TASKS_PER_THREAD : 1, m_tasks),
-                   least = fa_ceil_div(members, m_tasks);
+    const fa_index even = fa_ceil_div(threads > 1 ? threads * TASKS_PER_THREAD : 1, m_tasks),
+                   least = fa_ceil_div(threads, m_tasks);
     const fa_index large = c->M > 1 ? fa_max(least, c->n_panels / PANELS_PER_TASK) : even;
     const fa_index n_tasks = fa_min(c->n_panels, fa_min(even, large));
     c->panels_per_task = fa_ceil_div(c->n_panels, n_tasks);
     c->n_tasks = n_tasks;
-    fa_parallel_for(m_tasks * n_tasks, members, product_task, c);
+    fa_parallel_for(m_tasks * n_tasks, threads, product_task, c);
 }
 
-static fa_status forward_few(linear_call *c, int members)
+static fa_status forward_few(linear_call *c, int threads)
 {
     const fa_kernels *k = c->kernels;
     const fa_index width = panel_width(k), m_blocks = fa_ceil_div(c->M, M_BLOCK);
@@ -195,12 +195,12 @@ static fa_status forward_few(linear_call *c, int members)
                               sizeof(real));
         c->panel_size = width * fa_min(K_SLICE, c->Kp);
         if (FA_CONVERTS) c->panel_size += (c->M + 1) * width; /* the product and the bias */
-        c->panels = arena_take(&plan, c->panel_size * members, sizeof(real));
+        c->panels = arena_take(&plan, c->panel_size * threads, sizeof(real));
         if (pass == 0 && !fa_scratch_take(&scratch, plan.used)) return FA_NOMEM;
         plan.base = scratch.base;
     }
-    fa_parallel_for(m_blocks * fa_ceil_div(c->Kp, K_SLICE), members, pack_few, c);
-    fa_parallel_for(fa_ceil_div(c->N, width), members, few_task, c);
+    fa_parallel_for(m_blocks * fa_ceil_div(c->Kp, K_SLICE), threads, pack_few, c);
+    fa_parallel_for(fa_ceil_div(c->N, width), threads, few_task, c);
     fa_scratch_give(&scratch);
     return FA_OK;
 }
@@ -209,18 +209,18 @@ static fa_status forward_native(linear_call *c)
 {
     const fa_kernels *k = c->kernels;
     const fa_index width = panel_width(k), panels = fa_ceil_div(c->N, width), panel_size = width * c->Kp;
-    const int members = fa_members_for((double)c->M * (double)c->N * (double)c->K);
+    const int threads = fa_threads_for((double)c->M * (double)c->N * (double)c->K);
     const fa_index block =
         c->packed ? panels : fa_min(panels, fa_max(1, W_BLOCK_BYTES / fa_max(1, panel_size * (fa_index)sizeof(real))));
     fa_scratch scratch;
     arena plan = {0};
     if (!c->packed && c->M <= FEW_ROWS && c->M * fa_min(K_SLICE, c->Kp) * (fa_index)sizeof(real) <= FEW_BYTES)
-        return forward_few(c, members);
+        return forward_few(c, threads);
     for (int pass = 0; pass < 2; pass++) {
         plan.used = 0;
         c->tile_size = (M_BLOCK + k->sizes.tile_rows[k->sizes.panel_vectors]) * fa_min(K_SLICE, c->Kp) + k->sizes.lanes;
         if (FA_CONVERTS) c->tile_size += (M_BLOCK + 1) * CHUNK_PANELS * width; /* the product and the bias, see product_task */
-        c->tiles = arena_take(&plan, c->tile_size * members, sizeof(real));
+        c->tiles = arena_take(&plan, c->tile_size * threads, sizeof(real));
         c->panels = c->packed ? NULL : arena_take(&plan, block * panel_size, sizeof(real));
         if (pass == 0 && !fa_scratch_take(&scratch, plan.used)) return FA_NOMEM;
         plan.base = scratch.base;
@@ -230,8 +230,8 @@ static fa_status forward_native(linear_call *c)
         if (c->packed)
             c->panels = (real *)c->packed; /* read only */
         else
-            fa_parallel_for(c->n_panels, members, pack_task, c);
-        run_product(c, members);
+            fa_parallel_for(c->n_panels, threads, pack_task, c);
+        run_product(c, threads);
     }
     fa_scratch_give(&scratch);
     return FA_OK;
@@ -268,11 +268,11 @@ static fa_status forward_blas(linear_call *c)
 {
     fa_scratch scratch;
     if (!fa_blas_load()) return FA_NOBLAS;
-    const int members = fa_members_for((double)c->M * (double)c->N * (double)c->K);
+    const int threads = fa_threads_for((double)c->M * (double)c->N * (double)c->K);
     c->tile_size = BLAS_ROWS * (c->K + BLAS_COLUMNS);
-    if (!fa_scratch_take(&scratch, fa_scratch_bytes(c->tile_size * members, sizeof(real)))) return FA_NOMEM;
+    if (!fa_scratch_take(&scratch, fa_scratch_bytes(c->tile_size * threads, sizeof(real)))) return FA_NOMEM;
     c->tiles = (real *)scratch.base;
-    fa_parallel_for(fa_ceil_div(c->M, BLAS_ROWS) * fa_ceil_div(c->N, BLAS_COLUMNS), members, blas_task, c);
+    fa_parallel_for(fa_ceil_div(c->M, BLAS_ROWS) * fa_ceil_div(c->N, BLAS_COLUMNS), threads, blas_task, c);
     fa_scratch_give(&scratch);
     return FA_OK;
 }
@@ -323,6 +323,6 @@ fa_status OP(linear_pack)(fa_isa isa, void *packed, const void *w, fa_index ldw,
     const fa_kernels *k = kernels_for(isa);
     linear_call call = {.kernels = k, .panels = packed, .w = w, .ldw = ldw, .N = N, .K = K, .Kp = packed_size(k, K)};
     if (K == 0) return FA_OK;
-    fa_parallel_for(fa_ceil_div(N, panel_width(k)), fa_members_for((double)N * (double)K), pack_task, &call);
+    fa_parallel_for(fa_ceil_div(N, panel_width(k)), fa_threads_for((double)N * (double)K), pack_task, &call);
     return FA_OK;
 }

@@ -17,7 +17,7 @@ typedef struct {
     const fa_linear_backward_arguments *a;
     fa_index first, rows, most_rows; /* of this chunk */
     fa_index ldg;
-    int members;
+    int threads;
     real *g, *w_panels, *x_panels, *scratch;
     const real **w_rows, **x_rows, **g_rows;
     real **dx_rows;
@@ -46,7 +46,7 @@ static void begin_chunk(backward_call *c)
         if (a->dx) c->dx_rows[r] = (real *)a->dx + (c->first + r) * a->K;
     }
     if (active)
-        fa_parallel_for(fa_ceil_div(c->rows, ROWS_PER_TASK), fa_members_for(WORK_PER_ELEMENT * (double)c->rows * (double)a->N),
+        fa_parallel_for(fa_ceil_div(c->rows, ROWS_PER_TASK), fa_threads_for(WORK_PER_ELEMENT * (double)c->rows * (double)a->N),
                         activation_rows, c);
 }
 
@@ -54,7 +54,7 @@ static void run_chunk(backward_call *c)
 {
     const fa_linear_backward_arguments *a = c->a;
     const product_operand x = {c->x_panels, c->x_rows, a->K, c->rows};
-    OP(products_pack)(c->kernels, &x, 1, c->members);
+    OP(products_pack)(c->kernels, &x, 1, c->threads);
     const product dw = {.kind = PRODUCT_SUM,
                         .M = a->N,
                         .N = a->K,
@@ -75,7 +75,7 @@ static void run_chunk(backward_call *c)
                         .rows = c->dx_rows,
                         .add = a->add_dx};
     const product list[] = {dw, dx};
-    OP(products_run)(c->kernels, list, a->dx ? 2 : 1, c->members, c->scratch, fa_max(a->N, c->most_rows));
+    OP(products_run)(c->kernels, list, a->dx ? 2 : 1, c->threads, c->scratch, fa_max(a->N, c->most_rows));
 }
 
 /* Gives out the scratch of the call; called twice, see arena. */
@@ -87,7 +87,7 @@ static void plan_call(backward_call *c, arena *plan)
     c->g = arena_take(plan, a->activation == FA_IDENTITY ? 0 : rows * c->ldg, sizeof(real));
     c->w_panels = arena_take(plan, a->dx ? OP(product_panels)(k, a->K, a->N) : 0, sizeof(real));
     c->x_panels = arena_take(plan, OP(product_panels)(k, a->K, rows), sizeof(real));
-    c->scratch = arena_take(plan, OP(products_scratch)(k, fa_max(a->N, rows), c->members), sizeof(real));
+    c->scratch = arena_take(plan, OP(products_scratch)(k, fa_max(a->N, rows), c->threads), sizeof(real));
     c->w_rows = arena_take(plan, a->N, sizeof *c->w_rows);
     c->x_rows = arena_take(plan, rows, sizeof *c->x_rows);
     c->g_rows = arena_take(plan, rows, sizeof *c->g_rows);
@@ -102,7 +102,7 @@ fa_status OP(linear_backward)(const fa_linear_backward_arguments *a)
     if (a->N == 0 && a->K == 0) return FA_OK; /* however many rows have nothing to add */
     /* Rows of g not a page apart: packing reads few columns of many rows, which would share sets of the caches. */
     c.ldg = a->activation == FA_IDENTITY ? a->N : a->N + c.kernels->sizes.lanes;
-    c.members = fa_members_for(2 * (double)c.most_rows * (double)a->N * (double)a->K);
+    c.threads = fa_threads_for(2 * (double)c.most_rows * (double)a->N * (double)a->K);
     plan_call(&c, &plan);
     if (!fa_scratch_take(&scratch, plan.used)) return FA_NOMEM;
     plan = (arena){.base = scratch.base};
@@ -113,7 +113,7 @@ fa_status OP(linear_backward)(const fa_linear_backward_arguments *a)
     if (a->dx && a->M > 0) {
         for (fa_index n = 0; n < a->N; n++) c.w_rows[n] = (const real *)a->w + n * a->ldw;
         const product_operand w = {c.w_panels, c.w_rows, a->K, a->N};
-        OP(products_pack)(c.kernels, &w, 1, c.members);
+        OP(products_pack)(c.kernels, &w, 1, c.threads);
     }
     for (; c.first < a->M; c.first += c.rows) {
         begin_chunk(&c);

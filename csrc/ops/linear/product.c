@@ -17,7 +17,7 @@ typedef struct {
     const product *products;
     const product_operand *operands;
     real *scratch;
-    fa_index scratch_size; /* of a member: tiles, then a block of rows of c */
+    fa_index scratch_size; /* of a thread: tiles, then a block of rows of c */
 } products_call;
 
 fa_index OP(product_panels)(const fa_kernels *k, fa_index N, fa_index K)
@@ -31,12 +31,12 @@ static fa_index tile_size(const fa_kernels *k, fa_index K)
     return (M_BLOCK + k->sizes.tile_rows[k->sizes.panel_vectors]) * Kp + k->sizes.lanes;
 }
 
-static fa_index member_size(const fa_kernels *k, fa_index K)
+static fa_index thread_size(const fa_kernels *k, fa_index K)
 {
     return fa_round_up(tile_size(k, K), k->sizes.lanes) + M_BLOCK * GROUP;
 }
 
-fa_index OP(products_scratch)(const fa_kernels *k, fa_index K, int members) { return member_size(k, K) * members; }
+fa_index OP(products_scratch)(const fa_kernels *k, fa_index K, int threads) { return thread_size(k, K) * threads; }
 
 static void pack_task(void *context, fa_index i, int worker)
 {
@@ -50,12 +50,12 @@ static void pack_task(void *context, fa_index i, int worker)
     k->copy_panel(o->panels + i * width * Kp, o->rows, i * width, o->N - i * width, k->sizes.panel_vectors, o->K, Kp);
 }
 
-void OP(products_pack)(const fa_kernels *k, const product_operand *operands, int count, int members)
+void OP(products_pack)(const fa_kernels *k, const product_operand *operands, int count, int threads)
 {
     products_call c = {.kernels = k, .operands = operands};
     fa_index panels = 0;
     for (int i = 0; i < count; i++) panels += fa_ceil_div(operands[i].N, panel_width(k));
-    fa_parallel_for(panels, members, pack_task, &c);
+    fa_parallel_for(panels, threads, pack_task, &c);
 }
 
 static fa_index tasks_of(const product *p) { return fa_ceil_div(p->M, M_BLOCK) * fa_ceil_div(p->N, GROUP); }
@@ -110,10 +110,10 @@ static void product_task(void *context, fa_index i, int worker)
     if (p->sum && column == 0 && p->K > 0) k->sum_rows(p->sum + m0, p->a[0] + p->column + m0, p->lda, NULL, p->K, m);
 }
 
-void OP(products_run)(const fa_kernels *k, const product *products, int count, int members, real *scratch, fa_index most_K)
+void OP(products_run)(const fa_kernels *k, const product *products, int count, int threads, real *scratch, fa_index most_K)
 {
-    products_call c = {.kernels = k, .products = products, .scratch = scratch, .scratch_size = member_size(k, most_K)};
+    products_call c = {.kernels = k, .products = products, .scratch = scratch, .scratch_size = thread_size(k, most_K)};
     fa_index tasks = 0;
     for (int i = 0; i < count; i++) tasks += tasks_of(&products[i]);
-    fa_parallel_for(tasks, members, product_task, &c);
+    fa_parallel_for(tasks, threads, product_task, &c);
 }

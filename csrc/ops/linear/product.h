@@ -31,9 +31,9 @@ typedef struct {
 } product_operand;
 
 fa_index OP(product_panels)(const fa_kernels *k, fa_index N, fa_index K);
-void OP(products_pack)(const fa_kernels *k, const product_operand *operands, int count, int members);
-/* Scratch of `members` for products with up to K. */
-fa_index OP(products_scratch)(const fa_kernels *k, fa_index K, int members);
-void OP(products_run)(const fa_kernels *k, const product *products, int count, int members, real *scratch, fa_index most_K);
+void OP(products_pack)(const fa_kernels *k, const product_operand *operands, int count, int threads);
+/* Scratch of `threads` for products with up to K. */
+fa_index OP(products_scratch)(const fa_kernels *k, fa_index K, int threads);
+void OP(products_run)(const fa_kernels *k, const product *products, int count, int threads, real *scratch, fa_index most_K);
 
 #endif

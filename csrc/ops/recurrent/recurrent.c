@@ -1,4 +1,5 @@
-/* A layer of a recurrent network over a sequence, in one direction: a lane of recurrent_stack.c, which shares out the work.
+/* A layer of a recurrent network over a sequence, in one direction: a pseudo-layer of recurrent_stack.c, which splits
+   the work.
 
      1  weights are packed (recurrent_weights.c)
      2  for each step: x and h are packed, then panel by panel the products with w_ih and w_hh are added up and the cell is
@@ -15,7 +16,7 @@
 
    Ragged batches: rows are sorted by length, so the sequences that still run are the first `active` rows of each step. A
    sequence's arithmetic does not depend on its place, so it has the same bits as alone. */
-#include "recurrent_lane.h"
+#include "pseudo_layer.h"
 
 #include <string.h>
 
@@ -32,7 +33,7 @@ typedef enum {
 
 /* What one thread of the team works on, and its scratch. */
 typedef struct {
-    lane_share share;
+    layer_share share;
     product_order order;
     fa_index first_slot, slot_step, slots;
     fa_index first_panel, panels;   /* slice of the units */
@@ -46,41 +47,41 @@ typedef struct {
     real **saved_rows; /* saved_rows NULL: nothing is saved */
     real *kept;        /* a row of h after dropout */
     real **inner_rows; /* where o tanh(c) before a projection is saved, or NULL */
-} member_work;
+} thread_work;
 
 /* ---- the sequence ---- */
 
-static fa_index time_of(const recurrent_lane *c, const slot *s, fa_index step)
+static fa_index time_of(const pseudo_layer *c, const slot *s, fa_index step)
 {
     return c->a->reverse ? s->length - 1 - step : step;
 }
 
-static const stored *x_row(const recurrent_lane *c, const slot *s, fa_index step)
+static const stored *x_row(const pseudo_layer *c, const slot *s, fa_index step)
 {
     return (const stored *)c->a->x + time_of(c, s, step) * c->a->x_stride[0] + s->sequence * c->a->x_stride[1];
 }
 
-static stored *y_row(const recurrent_lane *c, const slot *s, fa_index time)
+static stored *y_row(const pseudo_layer *c, const slot *s, fa_index time)
 {
     return (stored *)c->a->y + time * c->a->y_stride[0] + s->sequence * c->a->y_stride[1];
 }
 
-static real *saved_row(const recurrent_lane *c, const slot *s, fa_index time)
+static real *saved_row(const pseudo_layer *c, const slot *s, fa_index time)
 {
     return (real *)c->a->saved + (time * c->a->B + s->sequence) * fa_recurrent_saved(&c->a->weights) * c->g.H;
 }
 
-static fa_index slot_of(const member_work *w, fa_index row) { return w->first_slot + row * w->slot_step; }
+static fa_index slot_of(const thread_work *w, fa_index row) { return w->first_slot + row * w->slot_step; }
 
 /* Sequences of the thread that run at `step`, from the number that ran before. */
-static fa_index still_active(const recurrent_lane *c, const member_work *w, fa_index before, fa_index step)
+static fa_index still_active(const pseudo_layer *c, const thread_work *w, fa_index before, fa_index step)
 {
     while (before > 0 && c->slots[slot_of(w, before - 1)].length <= step) before--;
     return before;
 }
 
 /* Rows of k elements, ld apart, for products of nv vectors. */
-static void pack_state(const recurrent_lane *c, const member_work *w, const stored *state, fa_index ld, fa_index active,
+static void pack_state(const pseudo_layer *c, const thread_work *w, const stored *state, fa_index ld, fa_index active,
                        fa_index nv, fa_index k)
 {
     for (fa_index r = 0; r < active; r++) w->rows[r] = state + slot_of(w, r) * ld;
@@ -88,7 +89,7 @@ static void pack_state(const recurrent_lane *c, const member_work *w, const stor
 }
 
 /* The units [first, first + units) of rows of reals, rounded; and the reals what was rounded. Nothing where arrays hold reals. */
-static void round_state(const recurrent_lane *c, const member_work *w, stored *rounded, real *state, fa_index ld, fa_index active,
+static void round_state(const pseudo_layer *c, const thread_work *w, stored *rounded, real *state, fa_index ld, fa_index active,
                         fa_index first, fa_index units)
 {
 #if FA_CONVERTS
@@ -115,17 +116,17 @@ typedef struct {
     fa_index width, nv, k;
 } panel_matrix;
 
-static panel_matrix matrix_x(const recurrent_lane *c)
+static panel_matrix matrix_x(const pseudo_layer *c)
 {
     return (panel_matrix){c->w.w_ih, c->w.scale_x, c->g.shape->width_x, c->g.shape->nv_x, c->g.Ip};
 }
-static panel_matrix matrix_h(const recurrent_lane *c)
+static panel_matrix matrix_h(const pseudo_layer *c)
 {
     return (panel_matrix){c->w.w_hh, c->w.scale_h, c->g.shape->width_h, c->g.shape->nv_h, c->g.Pp};
 }
 
 /* product.c (+)= product.a w for `panels` panels of w from panel `first` on. */
-static void multiply(const recurrent_lane *c, panel_matrix w, fa_index first, fa_index panels, panel_product product)
+static void multiply(const pseudo_layer *c, panel_matrix w, fa_index first, fa_index panels, panel_product product)
 {
     const fa_kernels *k = c->g.kernels;
     const fa_index columns = w.nv * c->g.lanes, at = first * w.k * w.width * c->g.lanes;
@@ -152,19 +153,19 @@ static void multiply(const recurrent_lane *c, panel_matrix w, fa_index first, fa
 }
 
 /* Panel p of w, each of so many reals; NULL if there is none, p < 0, or if they are of fewer bits. */
-static const void *panel_of(const recurrent_lane *c, const void *w, fa_index size, fa_index p)
+static const void *panel_of(const pseudo_layer *c, const void *w, fa_index size, fa_index p)
 {
     return p < 0 || c->w.type != FA_WEIGHT_REAL ? NULL : (const real *)w + p * size;
 }
 
-static void multiply_x(const recurrent_lane *c, const real *tiles, fa_index rows, fa_index first, fa_index panels, real *gates,
+static void multiply_x(const pseudo_layer *c, const real *tiles, fa_index rows, fa_index first, fa_index panels, real *gates,
                        const void *next)
 {
     const fa_index ld = panels * c->g.shape->width_x * c->g.lanes;
     multiply(c, matrix_x(c), first, panels, (panel_product){.c = gates, .ldc = ld, .a = tiles, .m = rows, .next = next});
 }
 
-static void multiply_h(const recurrent_lane *c, const real *tiles, fa_index rows, fa_index first, fa_index panels, real *gates,
+static void multiply_h(const pseudo_layer *c, const real *tiles, fa_index rows, fa_index first, fa_index panels, real *gates,
                        int add, const void *next)
 {
     const fa_index ld = panels * c->g.shape->width_h * c->g.lanes;
@@ -173,7 +174,7 @@ static void multiply_h(const recurrent_lane *c, const real *tiles, fa_index rows
 }
 
 /* All panels of a single row. */
-static void sweep(const recurrent_lane *c, const member_work *w, real *gates, int add, int backwards)
+static void sweep(const pseudo_layer *c, const thread_work *w, real *gates, int add, int backwards)
 {
     for (fa_index i = 0; i < w->panels; i += SWEEP_PANELS) {
         const fa_index at = backwards ? (w->panels - 1 - i) / SWEEP_PANELS * SWEEP_PANELS : i;
@@ -183,7 +184,7 @@ static void sweep(const recurrent_lane *c, const member_work *w, real *gates, in
 }
 
 /* The thread's slice of h. */
-static void own_outputs(const recurrent_lane *c, const member_work *w, fa_index *first, fa_index *units)
+static void own_outputs(const pseudo_layer *c, const thread_work *w, fa_index *first, fa_index *units)
 {
     const int projected = c->g.projected;
     const fa_index width = projected ? 2 * c->g.lanes : c->g.panel_units, panel = projected ? w->first_output : w->first_panel;
@@ -192,7 +193,7 @@ static void own_outputs(const recurrent_lane *c, const member_work *w, fa_index 
 }
 
 /* The rows of y that the kernels of the cells write; of 16-bit arrays they are written from the rounded state. */
-static real *const *y_of(const member_work *w)
+static real *const *y_of(const thread_work *w)
 {
 #if FA_CONVERTS
     (void)w;
@@ -202,23 +203,23 @@ static real *const *y_of(const member_work *w)
 #endif
 }
 
-/* Where the threads of a team that splits the units have what each other's part of the step takes. */
-static void meet(const member_work *w)
+/* The barrier of a team that splits the units: after it each thread sees what the others computed of the step. */
+static void wait_for_team(const thread_work *w)
 {
-    if (w->share.barrier) fa_team_wait(w->share.barrier, w->share.members);
+    if (w->share.barrier) fa_team_wait(w->share.barrier, w->share.threads);
 }
 
 /* What the second product of a step takes, whole and packed. */
-static void pack_inner(const recurrent_lane *c, const member_work *w, fa_index active)
+static void pack_inner(const pseudo_layer *c, const thread_work *w, fa_index active)
 {
     round_state(c, w, c->rounded_inner, c->inner, c->g.ld, active, w->first_panel * c->g.panel_units,
                 units_of(c->g.H, w->first_panel, w->panels, c->g.panel_units));
-    meet(w);
+    wait_for_team(w);
     pack_state(c, w, c->rounded_inner, c->g.ld, active, 2, c->g.H);
 }
 
 /* h = w_hr (o tanh(c)), into the thread's slice of the rows of `after`. */
-static void project(const recurrent_lane *c, const member_work *w, fa_index active, real *after)
+static void project(const pseudo_layer *c, const thread_work *w, fa_index active, real *after)
 {
     pack_inner(c, w, active);
     multiply(c, (panel_matrix){c->w.w_hr, c->w.scale_r, 2, 2, c->g.Hp}, w->first_output, w->outputs,
@@ -234,10 +235,10 @@ typedef struct {
     real *after, *gates_x;
     fa_index panel_stride;
     int add, backwards; /* add: the gates are the sums of both products; backwards: from the last panel to the first */
-} lane_step;
+} layer_step;
 
 /* The rows and the units of panel p. */
-static cell_rows rows_of_panel(const recurrent_lane *c, const member_work *w, fa_index active, fa_index p)
+static cell_rows rows_of_panel(const pseudo_layer *c, const thread_work *w, fa_index active, fa_index p)
 {
     return (cell_rows){.y = y_of(w),
                        .saved = w->saved_rows,
@@ -250,7 +251,7 @@ static cell_rows rows_of_panel(const recurrent_lane *c, const member_work *w, fa
 }
 
 /* The second half of a GRU with reset before the product: the product of r h with w_hn, then n and h. */
-static void update_state(const recurrent_lane *c, const member_work *w, const lane_step *s)
+static void update_state(const pseudo_layer *c, const thread_work *w, const layer_step *s)
 {
     const fa_index VL = c->g.lanes, state = w->first_slot * c->g.ld;
     const panel_matrix matrix_n = {c->w.w_hn, c->w.scale_n, 2, 2, c->g.Hp};
@@ -267,7 +268,7 @@ static void update_state(const recurrent_lane *c, const member_work *w, const la
 }
 
 /* What dropout leaves of the thread's slice of h, which is rounded by now. */
-static void drop(const recurrent_lane *c, const member_work *w, fa_index step, fa_index active)
+static void drop(const pseudo_layer *c, const thread_work *w, fa_index step, fa_index active)
 {
     fa_index first, units;
     own_outputs(c, w, &first, &units);
@@ -283,7 +284,7 @@ static void drop(const recurrent_lane *c, const member_work *w, fa_index step, f
 }
 
 /* The thread's slice of y, where the kernels have not written it, and what dropout leaves of that. */
-static void write_output(const recurrent_lane *c, const member_work *w, fa_index step, fa_index active)
+static void write_output(const pseudo_layer *c, const thread_work *w, fa_index step, fa_index active)
 {
     fa_index first, units;
     own_outputs(c, w, &first, &units);
@@ -295,7 +296,7 @@ static void write_output(const recurrent_lane *c, const member_work *w, fa_index
 }
 
 /* The products of panel i of the thread, `next` the one after it or -1, that its step computes panel by panel. */
-static void multiply_panel(const recurrent_lane *c, const member_work *w, const lane_step *s, fa_index i, fa_index next)
+static void multiply_panel(const pseudo_layer *c, const thread_work *w, const layer_step *s, fa_index i, fa_index next)
 {
     const fa_index p = w->first_panel + i;
     real *gates = s->gates_x + i * s->panel_stride, *sums = s->add ? gates : w->gates_h;
@@ -309,7 +310,7 @@ static void multiply_panel(const recurrent_lane *c, const member_work *w, const 
     }
 }
 
-static void apply_cell(const recurrent_lane *c, const member_work *w, const lane_step *s, fa_index i)
+static void apply_cell(const pseudo_layer *c, const thread_work *w, const layer_step *s, fa_index i)
 {
     const fa_kernels *k = c->g.kernels;
     const fa_index VL = c->g.lanes, p = w->first_panel + i, state = w->first_slot * c->g.ld;
@@ -334,7 +335,7 @@ static void apply_cell(const recurrent_lane *c, const member_work *w, const lane
 }
 
 /* Where the rows of a step lie. */
-static void find_step_rows(const recurrent_lane *c, const member_work *w, const lane_step *s)
+static void find_step_rows(const pseudo_layer *c, const thread_work *w, const layer_step *s)
 {
     for (fa_index r = 0; r < s->active; r++) {
         const slot *slot = &c->slots[slot_of(w, r)];
@@ -344,19 +345,19 @@ static void find_step_rows(const recurrent_lane *c, const member_work *w, const 
     }
 }
 
-/* One step of `active` sequences; see lane_step. Where its products with x are computed in it, gates_x is room for those. */
-static void run_step(const recurrent_lane *c, const member_work *w, fa_index step, fa_index active, real *gates_x,
+/* One step of `active` sequences; see layer_step. Where its products with x are computed in it, gates_x is room for those. */
+static void run_step(const pseudo_layer *c, const thread_work *w, fa_index step, fa_index active, real *gates_x,
                      fa_index panel_stride)
 {
     const fa_index state = w->first_slot * c->g.ld_h;
-    const lane_step s = {.step = step,
-                         .active = active,
-                         .before = c->h[step % 2] + state,
-                         .after = c->h[(step + 1) % 2] + state,
-                         .gates_x = gates_x,
-                         .panel_stride = panel_stride,
-                         .add = c->g.cell == FA_RNN || is_lstm(c->g.cell),
-                         .backwards = step % 2 != 0};
+    const layer_step s = {.step = step,
+                          .active = active,
+                          .before = c->h[step % 2] + state,
+                          .after = c->h[(step + 1) % 2] + state,
+                          .gates_x = gates_x,
+                          .panel_stride = panel_stride,
+                          .add = c->g.cell == FA_RNN || is_lstm(c->g.cell),
+                          .backwards = step % 2 != 0};
     find_step_rows(c, w, &s);
     pack_state(c, w, c->rounded[step % 2], c->g.ld_h, active, c->g.shape->nv_h, c->g.P);
     if (w->order == BY_SWEEPS) sweep(c, w, s.add ? gates_x : w->gates_h, s.add, s.backwards);
@@ -371,20 +372,20 @@ static void run_step(const recurrent_lane *c, const member_work *w, fa_index ste
 }
 
 /* Gives out the scratch of a share from `plan`. */
-static member_work plan_work(const recurrent_lane *c, lane_share share, arena *plan)
+static thread_work plan_work(const pseudo_layer *c, layer_share share, arena *plan)
 {
     const cell_shape *s = c->g.shape;
-    const fa_index VL = c->g.lanes, B = c->a->B, slices = fa_ceil_div(c->g.panels, 2), member = share.member;
-    member_work w = {.share = share, .slot_step = 1, .slots = B, .panels = c->g.panels, .outputs = c->g.output_panels};
+    const fa_index VL = c->g.lanes, B = c->a->B, slices = fa_ceil_div(c->g.panels, 2), thread = share.thread;
+    thread_work w = {.share = share, .slot_step = 1, .slots = B, .panels = c->g.panels, .outputs = c->g.output_panels};
     if (share.barrier) {
-        w.first_panel = 2 * (slices * member / share.members);
-        w.panels = fa_min(c->g.panels, 2 * (slices * (member + 1) / share.members)) - w.first_panel;
-        w.first_output = c->g.output_panels * member / share.members;
-        w.outputs = c->g.output_panels * (member + 1) / share.members - w.first_output;
+        w.first_panel = 2 * (slices * thread / share.threads);
+        w.panels = fa_min(c->g.panels, 2 * (slices * (thread + 1) / share.threads)) - w.first_panel;
+        w.first_output = c->g.output_panels * thread / share.threads;
+        w.outputs = c->g.output_panels * (thread + 1) / share.threads - w.first_output;
     } else {
-        w.first_slot = member;
-        w.slot_step = share.members;
-        w.slots = fa_ceil_div(B - member, share.members);
+        w.first_slot = thread;
+        w.slot_step = share.threads;
+        w.slots = fa_ceil_div(B - thread, share.threads);
     }
     /* Reset before the product needs the products with x again in its second half. */
     const int by_steps = w.slots >= c->g.kernels->sizes.step_rows && c->g.cell != FA_GRU_RESET_BEFORE;
@@ -404,17 +405,17 @@ static member_work plan_work(const recurrent_lane *c, lane_share share, arena *p
     return w;
 }
 
-size_t OP(lane_work_bytes)(const recurrent_lane *c, lane_share share)
+size_t OP(pseudo_layer_work_bytes)(const pseudo_layer *c, layer_share share)
 {
     arena plan = {0};
     plan_work(c, share, &plan);
     return plan.used;
 }
 
-void OP(lane_run)(const recurrent_lane *c, lane_share share, char *scratch, fa_index step, fa_index end)
+void OP(pseudo_layer_run)(const pseudo_layer *c, layer_share share, char *scratch, fa_index step, fa_index end)
 {
     arena plan = {.base = scratch};
-    const member_work work = plan_work(c, share, &plan), *w = &work;
+    const thread_work work = plan_work(c, share, &plan), *w = &work;
     const fa_index width_x = c->g.shape->width_x * c->g.lanes;
     const int by_steps = w->order == BY_STEPS;
     const fa_index chunk = by_steps ? 1 : fa_max(1, CHUNK_ROWS / fa_max(1, w->slots));
@@ -437,7 +438,7 @@ void OP(lane_run)(const recurrent_lane *c, lane_share share, char *scratch, fa_i
             active = still_active(c, w, active, step);
             if (active > 0) run_step(c, w, step, active, w->gates_x + done * row, panel_stride);
             done += active;
-            meet(w);
+            wait_for_team(w);
         }
     }
 }

@@ -42,7 +42,7 @@ void OP(backward_pack)(backward_call *c)
     if (c->w_hr) pack_steps(c, c->w_hr, w->w_hr, 0, c->P, H);
     for (fa_index r = 0; r < rows; r++) c->weight_rows[r] = (const real *)w->w_ih + r * c->I;
     const product_operand operand = {c->w_ih, c->weight_rows, c->I, rows};
-    OP(products_pack)(c->kernels, &operand, 1, c->product_members);
+    OP(products_pack)(c->kernels, &operand, 1, c->product_threads);
 }
 
 /* ---- the rows of a chunk ---- */
@@ -105,14 +105,14 @@ typedef struct {
     unit_slice cell, output; /* of H units and of P */
     real *tiles;
     const real **rows;
-} member_share;
+} thread_share;
 
-static unit_slice slice_of(const backward_call *c, fa_index units, fa_index panels, int member)
+static unit_slice slice_of(const backward_call *c, fa_index units, fa_index panels, int thread)
 {
     unit_slice s = {.panels = panels};
     if (c->by_units) {
-        s.first_panel = panels * member / c->members;
-        s.panels = panels * (member + 1) / c->members - s.first_panel;
+        s.first_panel = panels * thread / c->threads;
+        s.panels = panels * (thread + 1) / c->threads - s.first_panel;
     }
     s.unit = s.first_panel * c->width;
     s.units = fa_max(0, fa_min(units - s.unit, s.panels * c->width));
@@ -120,7 +120,7 @@ static unit_slice slice_of(const backward_call *c, fa_index units, fa_index pane
 }
 
 /* A slice of dst, rows of ld, (+)= the elements [column, column + K) of the rows a[0], a[slot_step], ..., times w. */
-static void multiply(const backward_call *c, const member_share *m, const unit_slice *s, real *dst, fa_index ld,
+static void multiply(const backward_call *c, const thread_share *m, const unit_slice *s, real *dst, fa_index ld,
                      const real *const *a, fa_index rows, fa_index column, fa_index K, const real *w, int add)
 {
     const fa_kernels *k = c->kernels;
@@ -143,7 +143,7 @@ static void multiply(const backward_call *c, const member_share *m, const unit_s
 }
 
 /* One step of the rows n, n + slot_step, ... of the chunk. */
-static void run_step(backward_call *c, const member_share *m, fa_index n, fa_index rows)
+static void run_step(backward_call *c, const thread_share *m, fa_index n, fa_index rows)
 {
     const fa_kernels *k = c->kernels;
     const fa_recurrent_arguments *a = c->a;
@@ -173,7 +173,7 @@ static void run_step(backward_call *c, const member_share *m, fa_index n, fa_ind
             output.first = m->output.unit;
             output.units = m->output.units;
             k->rnn_backward(&output, dh, c->y_rows + n, FA_IDENTITY);
-            if (c->by_units) fa_team_wait(&c->barrier, c->members);
+            if (c->by_units) fa_team_wait(&c->barrier, c->threads);
             gradient = c->inner + state;
             multiply(c, m, &m->cell, gradient, c->ld, c->output_rows + n, rows, 0, c->P, c->w_hr, 0);
             at.dy = NULL;
@@ -184,11 +184,11 @@ static void run_step(backward_call *c, const member_share *m, fa_index n, fa_ind
     }
     default: k->gru_backward(&at, dh, c->h_rows + n, c->cell == FA_GRU_RESET_BEFORE);
     }
-    if (c->by_units) fa_team_wait(&c->barrier, c->members);
+    if (c->by_units) fa_team_wait(&c->barrier, c->threads);
     if (c->cell == FA_GRU_RESET_BEFORE) {
         multiply(c, m, &m->cell, c->inner + state, c->ld, das, rows, 3 * H, H, c->w_h[0], 0);
         k->gru_reset_backward(&at, dh, c->inner + state, c->h_rows + n);
-        if (c->by_units) fa_team_wait(&c->barrier, c->members);
+        if (c->by_units) fa_team_wait(&c->barrier, c->threads);
         multiply(c, m, &m->cell, dh, c->ld, das, rows, H, 2 * H, c->w_h[1], 1);
     } else if (c->cell == FA_GRU) {
         multiply(c, m, &m->cell, dh, c->ld, das, rows, H, 2 * H, c->w_h[1], 1);
@@ -198,26 +198,26 @@ static void run_step(backward_call *c, const member_share *m, fa_index n, fa_ind
     }
 }
 
-static void run_member(void *context, int member, int members)
+static void run_thread(void *context, int thread, int threads)
 {
     backward_call *c = context;
     backward_call alone = *c;
-    if (members != c->members) {
+    if (threads != c->threads) {
         /* Fewer threads could be had than the work was shared out for. */
-        if (member > 0) return;
-        alone.members = 1;
+        if (thread > 0) return;
+        alone.threads = 1;
         alone.by_units = 0;
         c = &alone;
     }
-    member_share m = {.slot_step = 1};
+    thread_share m = {.slot_step = 1};
     if (!c->by_units) {
-        m.first_slot = member;
-        m.slot_step = c->members;
+        m.first_slot = thread;
+        m.slot_step = c->threads;
     }
-    m.cell = slice_of(c, c->H, c->panels, member);
-    m.output = slice_of(c, c->P, c->panels_h, member);
-    m.tiles = c->tiles + member * c->most_tiles;
-    m.rows = c->tile_rows + member * c->B;
+    m.cell = slice_of(c, c->H, c->panels, thread);
+    m.output = slice_of(c, c->P, c->panels_h, thread);
+    m.tiles = c->tiles + thread * c->most_tiles;
+    m.rows = c->tile_rows + thread * c->B;
     for (fa_index step = c->end - 1, n = 0; step >= c->first; n += c->active[c->end - 1 - step--]) {
         const fa_index active = c->active[c->end - 1 - step];
         const fa_index rows = fa_ceil_div(active - m.first_slot, m.slot_step);
@@ -228,5 +228,5 @@ static void run_member(void *context, int member, int members)
 void OP(backward_steps)(backward_call *c)
 {
     begin_chunk(c);
-    fa_team_run(c->members, run_member, c);
+    fa_team_run(c->threads, run_thread, c);
 }

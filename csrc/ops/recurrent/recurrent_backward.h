@@ -4,7 +4,7 @@
 #define FA_OPS_RECURRENT_BACKWARD_H
 
 #include "../linear/product.h"
-#include "recurrent_lane.h"
+#include "pseudo_layer.h"
 
 #define BACKWARD_ROWS 1024 /* of x in a chunk */
 #define BACKWARD_NV 2      /* vectors in a panel of w_hh: tiles as high as a step of few sequences allows */
@@ -28,8 +28,8 @@ typedef struct {
     real **dx_rows;
     fa_index *active; /* sequences of each step of the chunk */
     fa_index first, end, rows;
-    int members, by_units, product_members;
-    real *tiles; /* [members][most_tiles] */
+    int threads, by_units, product_threads;
+    real *tiles; /* [threads][most_tiles] */
     const real **tile_rows;
     fa_team_barrier barrier;
 } backward_call;

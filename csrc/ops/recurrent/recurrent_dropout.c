@@ -1,5 +1,5 @@
 /* Gradients of the dropout between the layers of a recurrent network; kernels/recurrent/dropout.c has the generator. */
-#include "recurrent_lane.h"
+#include "pseudo_layer.h"
 
 typedef struct {
     const fa_kernels *kernels;
@@ -27,5 +27,5 @@ void OP(recurrent_dropout)(void *dx, const fa_index stride[2], fa_index T, fa_in
     /* A word costs as much as some 10 multiply-adds. */
     const double work = 10 * (double)T * (double)B * (double)(directions * P);
     dropout_call c = {current_kernels(), dx, stride, B, P, layer, directions, rule_of_dropout(dropout, seed)};
-    fa_parallel_for(T * B, fa_members_for(work), drop_row, &c);
+    fa_parallel_for(T * B, fa_threads_for(work), drop_row, &c);
 }

@@ -1,5 +1,5 @@
 /* Backward through time, for layers and directions in one call: from the last layer to the first, direction after direction; dx of a layer
-   is dy of the one below. recurrent_backward.c has the steps of a lane; here are the products behind each chunk of its time, its scratch
+   is dy of the one below. recurrent_backward.c has the steps of a layer; here are the products behind each chunk of its time, its scratch
    and the call. */
 #include "recurrent_backward.h"
 
@@ -29,7 +29,7 @@ static void run_products(backward_call *c, int add)
     const int gru = is_gru(c), before = c->cell == FA_GRU_RESET_BEFORE, projected = c->w_hr != NULL;
     const product_operand operands[] = {
         {c->x_panels, c->x_rows, I, rows}, {c->h_panels, c->h_rows, c->P, rows}, {c->inner_panels, c->inner_rows, H, rows}};
-    OP(products_pack)(c->kernels, operands, before || projected ? 3 : 2, c->product_members);
+    OP(products_pack)(c->kernels, operands, before || projected ? 3 : 2, c->product_threads);
 
     const product dx = {.kind = PRODUCT_ROWS,
                         .M = rows,
@@ -51,7 +51,7 @@ static void run_products(backward_call *c, int add)
         *n = sum_of(*n, c->P, 0, H, c->inner_panels, g->dw_hr, NULL, 0);
     }
     const int products = gru || projected ? 4 : 3;
-    OP(products_run)(c->kernels, list, products, c->product_members, c->scratch, fa_max(c->gates * H, c->most_rows));
+    OP(products_run)(c->kernels, list, products, c->product_threads, c->scratch, fa_max(c->gates * H, c->most_rows));
 }
 
 /* dp += sums of da_i c, da_f c (unless coupled), da_o c'. Task i is row i of the peephole weights. */
@@ -97,17 +97,17 @@ static void write_state(const backward_call *c, real *to, fa_index n, const real
     for (fa_index i = 0; to && i < c->B; i++) memcpy(to + c->slots[i].sequence * n, state + i * ld, (size_t)n * sizeof(real));
 }
 
-/* As the forward call does: sequences, while each member keeps enough of them; else units, while a step repays the meetings. */
+/* As the forward call does: sequences, while each thread keeps enough of them; else units, while a step repays the barriers. */
 static void choose_split(backward_call *c)
 {
     const double output = c->a->weights.w_hr ? (double)c->P : 0;
     const double step = (double)c->B * (double)c->H * ((double)(c->gates * c->P) + output);
-    const fa_index wanted = fa_members_for((double)c->a->T * step);
-    const fa_index sequences = fa_max(1, fa_min(wanted, c->B / SEQUENCES_PER_MEMBER));
-    const fa_index units = fa_min(fa_min(wanted, fa_min(c->panels, c->panels_h)), (fa_index)(step / STEP_WORK_PER_MEMBER));
+    const fa_index wanted = fa_threads_for((double)c->a->T * step);
+    const fa_index sequences = fa_max(1, fa_min(wanted, c->B / SEQUENCES_PER_THREAD));
+    const fa_index units = fa_min(fa_min(wanted, fa_min(c->panels, c->panels_h)), (fa_index)(step / STEP_WORK_PER_THREAD));
     c->by_units = units > sequences;
-    c->members = (int)(c->by_units ? units : sequences);
-    c->product_members = fa_members_for((double)c->a->T * (double)c->B * (double)(c->gates * c->H) * (double)(2 * c->I + c->P));
+    c->threads = (int)(c->by_units ? units : sequences);
+    c->product_threads = fa_threads_for((double)c->a->T * (double)c->B * (double)(c->gates * c->H) * (double)(2 * c->I + c->P));
 }
 
 /* Gives out the scratch of the call; called twice, see arena. */
@@ -133,9 +133,9 @@ static void plan_call(backward_call *c, arena *plan)
     c->x_panels = arena_take(plan, OP(product_panels)(k, c->I, rows), sizeof(real));
     c->h_panels = arena_take(plan, OP(product_panels)(k, P, rows), sizeof(real));
     c->inner_panels = arena_take(plan, inner ? OP(product_panels)(k, H, rows) : 0, sizeof(real));
-    c->scratch = arena_take(plan, OP(products_scratch)(k, fa_max(gates, rows), c->product_members), sizeof(real));
-    c->tiles = arena_take(plan, c->members * c->most_tiles, sizeof(real));
-    c->tile_rows = arena_take(plan, c->members * B, sizeof *c->tile_rows);
+    c->scratch = arena_take(plan, OP(products_scratch)(k, fa_max(gates, rows), c->product_threads), sizeof(real));
+    c->tiles = arena_take(plan, c->threads * c->most_tiles, sizeof(real));
+    c->tile_rows = arena_take(plan, c->threads * B, sizeof *c->tile_rows);
     c->weight_rows = arena_take(plan, fa_max(gates, P), sizeof *c->weight_rows);
     const real ***pointers[] = {&c->da_rows, &c->x_rows,     &c->h_rows,     &c->c_rows,     &c->dy_rows,
                                 &c->y_rows,  &c->saved_rows, &c->inner_rows, &c->output_rows};
@@ -171,7 +171,7 @@ static backward_call make_call(const fa_recurrent_arguments *a, const fa_recurre
 }
 
 /* One layer and direction, in scratch at `base`. */
-static void run_lane(const fa_recurrent_arguments *a, const fa_recurrent_gradients *g, char *base)
+static void run_pseudo_layer(const fa_recurrent_arguments *a, const fa_recurrent_gradients *g, char *base)
 {
     backward_call call = make_call(a, g), *c = &call;
     arena plan = {.base = base};
@@ -189,7 +189,7 @@ static void run_lane(const fa_recurrent_arguments *a, const fa_recurrent_gradien
         run_products(c, chunks);
         if (!g->dpeephole) continue;
         /* The last one moves the pointers to the rows of c on. */
-        fa_parallel_for(peepholes_of(c->cell) - 1, c->product_members, sum_peephole, c);
+        fa_parallel_for(peepholes_of(c->cell) - 1, c->product_threads, sum_peephole, c);
         sum_peephole(c, peepholes_of(c->cell) - 1, 0);
     }
     write_state(c, g->dh0, c->P, c->dh, c->ld_h);
@@ -200,7 +200,7 @@ fa_status OP(recurrent_backward)(const fa_recurrent_arguments *a, const fa_recur
                                  fa_index directions)
 {
     fa_scratch scratch;
-    size_t most = 0; /* one lane after another: all use the same block */
+    size_t most = 0; /* one pseudo-layer after another: all use the same block */
     for (fa_index i = 0; i < layers * directions; i++) {
         backward_call c = make_call(&a[i], &g[i]);
         arena plan = {0};
@@ -210,7 +210,7 @@ fa_status OP(recurrent_backward)(const fa_recurrent_arguments *a, const fa_recur
     if (!fa_scratch_take(&scratch, most)) return FA_NOMEM;
     for (fa_index layer = layers - 1; layer >= 0; layer--) {
         const fa_index first = layer * directions;
-        for (fa_index i = first; i < first + directions; i++) run_lane(&a[i], &g[i], scratch.base);
+        for (fa_index i = first; i < first + directions; i++) run_pseudo_layer(&a[i], &g[i], scratch.base);
         if (layer > 0 && a[first].dropout > 0)
             OP(recurrent_dropout)(g[first].dx, g[first].dx_stride, a[first].T, a[first].B, a[first - 1].weights.P, layer - 1,
                                   directions, a[first].dropout, a[first].seed);

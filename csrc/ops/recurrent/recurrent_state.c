@@ -1,10 +1,10 @@
-/* The state of a lane of a recurrent network (recurrent.c): its place in scratch, what it is before the first step, and what is left of it
+/* The state of a pseudo-layer (recurrent.c): its part of the scratch, what it is before the first step, and what is left of it
    after the last one. */
-#include "recurrent_lane.h"
+#include "pseudo_layer.h"
 
 #include <string.h>
 
-void OP(lane_plan)(recurrent_lane *c, arena *plan)
+void OP(pseudo_layer_plan)(pseudo_layer *c, arena *plan)
 {
     const fa_recurrent_arguments *a = c->a;
     const fa_index state = a->B * c->g.ld, output = a->B * c->g.ld_h;
@@ -20,7 +20,7 @@ void OP(lane_plan)(recurrent_lane *c, arena *plan)
     c->update = before ? arena_take(plan, state, sizeof(real)) : NULL;
 }
 
-fa_status OP(lane_start)(recurrent_lane *c)
+fa_status OP(pseudo_layer_start)(pseudo_layer *c)
 {
     const fa_recurrent_arguments *a = c->a;
     const fa_index H = c->g.H, P = c->g.P, ld = c->g.ld, ld_h = c->g.ld_h;
@@ -41,7 +41,7 @@ fa_status OP(lane_start)(recurrent_lane *c)
     return a->packed ? FA_OK : OP(recurrent_fill)(&c->g, &c->w, &a->weights);
 }
 
-void OP(lane_finish)(const recurrent_lane *c, fa_index i)
+void OP(pseudo_layer_finish)(const pseudo_layer *c, fa_index i)
 {
     const slot *s = &c->slots[i];
     const fa_index H = c->g.H, P = c->g.P;

@@ -179,15 +179,15 @@ static void pack_output_panel(void *context, fa_index i, int worker)
 
 fa_status OP(recurrent_fill)(const recurrent_layer *g, const packed_weights *packed, const fa_recurrent_weights *w)
 {
-    const int members = fa_members_for((double)g->panels * (double)(g->size_x + g->size_h));
+    const int threads = fa_threads_for((double)g->panels * (double)(g->size_x + g->size_h));
     packing c = {.g = g, .packed = packed, .w = w, .wide_size = fa_max(g->size_x + g->size_h, g->size_n)};
     fa_scratch scratch = {0};
     if (packed->type != FA_WEIGHT_REAL) {
-        if (!fa_scratch_take(&scratch, fa_scratch_bytes(c.wide_size * members, sizeof(real)))) return FA_NOMEM;
+        if (!fa_scratch_take(&scratch, fa_scratch_bytes(c.wide_size * threads, sizeof(real)))) return FA_NOMEM;
         c.wide = (real *)(void *)scratch.base;
     }
-    fa_parallel_for(fa_ceil_div(g->panels, 2), members, pack_panels, &c);
-    fa_parallel_for(g->output_panels, members, pack_output_panel, &c);
+    fa_parallel_for(fa_ceil_div(g->panels, 2), threads, pack_panels, &c);
+    fa_parallel_for(g->output_panels, threads, pack_output_panel, &c);
     if (scratch.base) fa_scratch_give(&scratch);
     return FA_OK;
 }

@@ -26,6 +26,6 @@ static void cast_block(void *context, fa_index i, int worker)
 fa_status OP(cast)(void *y, const void *x, fa_index n, int narrow)
 {
     cast_call call = {current_kernels(), y, x, n, narrow};
-    fa_parallel_for(fa_ceil_div(n, BLOCK), fa_members_for(WORK_PER_ELEMENT * (double)n), cast_block, &call);
+    fa_parallel_for(fa_ceil_div(n, BLOCK), fa_threads_for(WORK_PER_ELEMENT * (double)n), cast_block, &call);
     return FA_OK;
 }

@@ -37,7 +37,7 @@ static fa_status run(cross_entropy_call *c, fa_loop_body *task)
 {
     const fa_cross_entropy_arguments *a = c->a;
     c->rows_per_task = fa_max(1, BLOCK / fa_max(1, a->n));
-    fa_parallel_for(fa_ceil_div(a->rows, c->rows_per_task), fa_members_for(WORK_PER_ELEMENT * (double)a->rows * (double)a->n),
+    fa_parallel_for(fa_ceil_div(a->rows, c->rows_per_task), fa_threads_for(WORK_PER_ELEMENT * (double)a->rows * (double)a->n),
                     task, c);
     return FA_OK;
 }

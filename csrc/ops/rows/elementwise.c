@@ -29,7 +29,7 @@ fa_status OP(map)(fa_activation f, void *y, const void *x, fa_index n)
                                    [FA_GELU] = k->map_gelu, [FA_GELU_TANH] = k->map_gelu_tanh, [FA_SILU] = k->map_silu,
                                    [FA_EXP] = k->map_exp};
     map_call call = {kernels[f], y, x, n};
-    fa_parallel_for(fa_ceil_div(n, BLOCK), fa_members_for(WORK_PER_ELEMENT * (double)n), map_block, &call);
+    fa_parallel_for(fa_ceil_div(n, BLOCK), fa_threads_for(WORK_PER_ELEMENT * (double)n), map_block, &call);
     return FA_OK;
 }
 
@@ -52,7 +52,7 @@ static void gated_block(void *context, fa_index i, int worker)
 fa_status OP(silu_gated_forward)(void *y, const void *gate, const void *up, fa_index n)
 {
     block_call call = {.kernels = current_kernels(), .y = y, .x = gate, .up = up, .n = n};
-    fa_parallel_for(fa_ceil_div(n, BLOCK), fa_members_for(WORK_PER_ELEMENT * (double)n), gated_block, &call);
+    fa_parallel_for(fa_ceil_div(n, BLOCK), fa_threads_for(WORK_PER_ELEMENT * (double)n), gated_block, &call);
     return FA_OK;
 }
 
@@ -68,7 +68,7 @@ static void backward_block(void *context, fa_index i, int worker)
 fa_status OP(map_backward)(fa_activation f, void *dx, const void *dy, const void *x, fa_index n)
 {
     block_call call = {.kernels = current_kernels(), .y = dx, .dy = dy, .x = x, .n = n, .f = f};
-    fa_parallel_for(fa_ceil_div(n, BLOCK), fa_members_for(WORK_PER_ELEMENT * (double)n), backward_block, &call);
+    fa_parallel_for(fa_ceil_div(n, BLOCK), fa_threads_for(WORK_PER_ELEMENT * (double)n), backward_block, &call);
     return FA_OK;
 }
 
@@ -84,7 +84,7 @@ static void gated_backward_block(void *context, fa_index i, int worker)
 fa_status OP(silu_gated_backward)(void *dgate, void *dup, const void *dy, const void *gate, const void *up, fa_index n)
 {
     block_call call = {.kernels = current_kernels(), .y = dgate, .second = dup, .dy = dy, .x = gate, .up = up, .n = n};
-    fa_parallel_for(fa_ceil_div(n, BLOCK), fa_members_for(2 * WORK_PER_ELEMENT * (double)n), gated_backward_block, &call);
+    fa_parallel_for(fa_ceil_div(n, BLOCK), fa_threads_for(2 * WORK_PER_ELEMENT * (double)n), gated_backward_block, &call);
     return FA_OK;
 }
 #endif

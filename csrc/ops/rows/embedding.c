@@ -29,7 +29,7 @@ fa_status OP(embedding_forward)(void *y, const void *w, const fa_index *id, fa_i
 {
     embedding_call call = {.y = y, .x = w, .id = id, .rows = rows, .n = n, .step = fa_max(1, BLOCK / fa_max(1, n))};
     if (n == 0) return FA_OK;
-    fa_parallel_for(fa_ceil_div(rows, call.step), fa_members_for(WORK_PER_ELEMENT * (double)rows * (double)n), gather_rows,
+    fa_parallel_for(fa_ceil_div(rows, call.step), fa_threads_for(WORK_PER_ELEMENT * (double)rows * (double)n), gather_rows,
                     &call);
     return FA_OK;
 }
@@ -63,8 +63,8 @@ fa_status OP(embedding_backward)(void *dw, const void *dy, const fa_index *id, f
                            .table_rows = table_rows};
     if (n == 0 || table_rows == 0) return FA_OK;
     const double work = WORK_PER_ELEMENT * (double)n;
-    fa_parallel_for(fa_ceil_div(table_rows, call.step), fa_members_for(work * (double)table_rows), zero_rows, &call);
-    fa_parallel_for(fa_ceil_div(n, COLUMNS), fa_members_for(work * (double)rows), scatter_columns, &call);
+    fa_parallel_for(fa_ceil_div(table_rows, call.step), fa_threads_for(work * (double)table_rows), zero_rows, &call);
+    fa_parallel_for(fa_ceil_div(n, COLUMNS), fa_threads_for(work * (double)rows), scatter_columns, &call);
     return FA_OK;
 }
 #endif

@@ -35,7 +35,7 @@ fa_status OP(norm_forward)(const fa_norm_arguments *a)
 {
     forward_call call = {current_kernels(), a, fa_max(1, BLOCK / fa_max(1, a->n))};
     if (a->n == 0) return FA_OK;
-    fa_parallel_for(fa_ceil_div(a->rows, call.rows_per_task), fa_members_for(WORK_PER_ELEMENT * (double)a->rows * (double)a->n),
+    fa_parallel_for(fa_ceil_div(a->rows, call.rows_per_task), fa_threads_for(WORK_PER_ELEMENT * (double)a->rows * (double)a->n),
                     forward_rows, &call);
     return FA_OK;
 }
@@ -81,7 +81,7 @@ static void add_blocks(void *context, fa_index i, int worker)
 fa_status OP(norm_backward)(const fa_norm_backward_arguments *a)
 {
     backward_call call = {.kernels = current_kernels(), .a = a, .width = ((a->dweight != NULL) + (a->dbias != NULL)) * a->n};
-    const int members = fa_members_for(WORK_PER_ELEMENT * (double)a->rows * (double)a->n);
+    const int threads = fa_threads_for(WORK_PER_ELEMENT * (double)a->rows * (double)a->n);
     fa_scratch scratch;
     if (a->n == 0) return FA_OK;
     arena plan = {0};
@@ -97,9 +97,9 @@ fa_status OP(norm_backward)(const fa_norm_backward_arguments *a)
     if (a->dbias) clear(call.dbias, a->n);
     for (call.first = 0; call.first < a->rows; call.first += BLOCK_ROWS * BLOCKS_AT_ONCE) {
         call.blocks = fa_min(BLOCKS_AT_ONCE, fa_ceil_div(a->rows - call.first, BLOCK_ROWS));
-        fa_parallel_for(call.blocks, members, backward_rows, &call);
+        fa_parallel_for(call.blocks, threads, backward_rows, &call);
         if (call.width)
-            fa_parallel_for(fa_ceil_div(a->n, COLUMNS), fa_members_for((double)call.blocks * (double)call.width), add_blocks,
+            fa_parallel_for(fa_ceil_div(a->n, COLUMNS), fa_threads_for((double)call.blocks * (double)call.width), add_blocks,
                             &call);
     }
     if (FA_CONVERTS && a->dweight) call.kernels->narrow(a->dweight, call.dweight, a->n);

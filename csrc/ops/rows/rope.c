@@ -36,6 +36,6 @@ fa_status OP(rope)(void *y, const void *x, const void *cosine, const void *sine,
                       .rows_per_task = fa_max(1, BLOCK / fa_max(1, n)),
                       .interleaved = interleaved};
     if (n == 0) return FA_OK;
-    fa_parallel_for(fa_ceil_div(rows, call.rows_per_task), fa_members_for(2 * (double)rows * (double)n), rope_block, &call);
+    fa_parallel_for(fa_ceil_div(rows, call.rows_per_task), fa_threads_for(2 * (double)rows * (double)n), rope_block, &call);
     return FA_OK;
 }

@@ -85,16 +85,16 @@ static void backward_rows(void *context, fa_index i, int worker)
 
 static fa_status run(softmax_call *c, fa_loop_body *task)
 {
-    const int members = fa_members_for(WORK_PER_ELEMENT * (double)c->rows * (double)c->n);
+    const int threads = fa_threads_for(WORK_PER_ELEMENT * (double)c->rows * (double)c->n);
     fa_scratch scratch;
     c->rows_at_once = FA_CONVERTS ? fa_min(c->rows_per_task, fa_max(1, BUFFER / c->n)) : c->rows_per_task;
     if (FA_CONVERTS) {
-        const fa_index blocks = c->operands * members;
+        const fa_index blocks = c->operands * threads;
         const size_t bytes = fa_scratch_bytes(c->rows_at_once * c->n, (size_t)blocks * sizeof(real));
         if (!fa_scratch_take(&scratch, bytes)) return FA_NOMEM;
         c->wide = (real *)scratch.base;
     }
-    fa_parallel_for(fa_ceil_div(c->rows, c->rows_per_task), members, task, c);
+    fa_parallel_for(fa_ceil_div(c->rows, c->rows_per_task), threads, task, c);
     if (FA_CONVERTS) fa_scratch_give(&scratch);
     return FA_OK;
 }

@@ -1,15 +1,16 @@
-/* A lane: one layer and direction over the sequences of a call. recurrent_stack.c decides who runs which part of it when. */
-#ifndef FA_OPS_RECURRENT_LANE_H
-#define FA_OPS_RECURRENT_LANE_H
+/* A pseudo-layer: one layer in one direction, over the sequences of a call. recurrent_stack.c decides which thread runs which part
+   of it, and when. */
+#ifndef FA_OPS_PSEUDO_LAYER_H
+#define FA_OPS_PSEUDO_LAYER_H
 
 #include "recurrent.h"
 
 /* Splitting by sequences leaves each thread at least this many: below, a panel that comes from the third-level cache is used too few
    times. */
-#define SEQUENCES_PER_MEMBER 12
+#define SEQUENCES_PER_THREAD 12
 /* Multiply-adds of a step for each thread that repay a barrier (about half a microsecond). */
-#define STEP_WORK_PER_MEMBER 20000.0
-/* A row of the state: which sequence it belongs to. Slots are sorted by falling length; all lanes of a call share them. */
+#define STEP_WORK_PER_THREAD 20000.0
+/* A row of the state: which sequence it belongs to. Slots are sorted by falling length; all pseudo-layers of a call share them. */
 typedef struct {
     fa_index length, sequence;
 } slot;
@@ -40,25 +41,26 @@ typedef struct {
     stored *rounded[2];       /* h as products and y have it: of 16-bit arrays rounded at each step, else h itself */
     real *c, *inner, *update; /* [B, ld]; inner: what a second product of the step takes: r h, or o tanh(c) before a projection */
     stored *rounded_inner;    /* likewise */
-} recurrent_lane;
+} pseudo_layer;
 
-/* A thread's part of a lane. With a barrier it is a slice of the panels, and all threads wait at it after each step (twice if that has a
-   second product); without, every members-th sequence, and no thread waits. */
+/* A thread's part of a pseudo-layer. With a barrier it is a slice of the panels, and all threads wait at the barrier after each step
+   (twice if the step has a second product). Without, it is each sequence whose number is `thread` modulo `threads`, and no thread
+   waits. */
 typedef struct {
-    int member, members;
+    int thread, threads;
     fa_team_barrier *barrier;
-} lane_share;
+} layer_share;
 
 /* Slots of all sequences, longest first; returns the longest length. */
 fa_index OP(recurrent_sort)(slot *slots, const fa_recurrent_arguments *a);
-/* Gives out the lane's state, and its packed weights unless the caller has them. */
-void OP(lane_plan)(recurrent_lane *c, arena *plan);
+/* Plans the scratch of the state, and of the packed weights unless the caller has them. */
+void OP(pseudo_layer_plan)(pseudo_layer *c, arena *plan);
 /* Initial state and packed weights. */
-fa_status OP(lane_start)(recurrent_lane *c);
+fa_status OP(pseudo_layer_start)(pseudo_layer *c);
 /* Scratch of a share, and its steps [step, end). No step depends on where a run was cut. */
-size_t OP(lane_work_bytes)(const recurrent_lane *c, lane_share share);
-void OP(lane_run)(const recurrent_lane *c, lane_share share, char *scratch, fa_index step, fa_index end);
+size_t OP(pseudo_layer_work_bytes)(const pseudo_layer *c, layer_share share);
+void OP(pseudo_layer_run)(const pseudo_layer *c, layer_share share, char *scratch, fa_index step, fa_index end);
 /* The final state of slot i, and zeros behind the end of its sequence. */
-void OP(lane_finish)(const recurrent_lane *c, fa_index i);
+void OP(pseudo_layer_finish)(const pseudo_layer *c, fa_index i);
 
 #endif
