@@ -66,7 +66,12 @@ def is_direct(tensor: Tensor) -> bool:
 
 def needs_gradient(*tensors: Tensor | None) -> bool:
     """Whether autograd records a call with these arguments."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if not torch.is_grad_enabled():
+        return False
+    for t in tensors:  # noqa: SIM110 (a third of the time of any())
+        if t is not None and t.requires_grad:
+            return True
+    return False
 
 
 def check_tensors(op: str, **tensors: Any) -> None:

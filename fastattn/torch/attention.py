@@ -56,8 +56,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, ca
     if needs_gradient(q, k, v, mask, alibi_slopes, sinks):
         out, lse = _Attention.apply(q, k, v, mask, alibi_slopes, sinks, options)
         return (out, lse) if return_lse else out
-    keywords = options.keywords("attention", mask, alibi_slopes, sinks)
-    result = fa.attention(*arrays_of("attention", q=q, k=k, v=v), **keywords, return_lse=return_lse)
+    arrays = array(q, "attention", "q"), array(k, "attention", "k"), array(v, "attention", "v")
+    if mask is alibi_slopes is sinks is q_lengths is kv_lengths is None:  # a third of a tiny call
+        result = fa.attention(*arrays, causal=causal, scale=scale, window=window, softcap=softcap, layout=layout,
+                              return_lse=return_lse)  # fmt: skip
+    else:
+        result = fa.attention(*arrays, **options.keywords("attention", mask, alibi_slopes, sinks),
+                              return_lse=return_lse)  # fmt: skip
     return tuple(map(tensor, result)) if return_lse else tensor(result)
 
 
@@ -262,6 +267,10 @@ def _serves(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: flo
     """Whether torch would accept the call and fastattn has all of it."""
     if dropout_p or q.dtype not in _TYPES or not q.dtype == k.dtype == v.dtype:
         return False
+    if mask is None and type(q) is type(k) is type(v) is Tensor and q.is_cpu and k.is_cpu and v.is_cpu:
+        shape = q.shape  # the ordinary call, whose tests are a part of a tiny one's time
+        if len(shape) == 4 and shape == k.shape == v.shape and shape[3]:
+            return q.layout is k.layout is v.layout is torch.strided and not q.is_nested
     if any(x.device.type != "cpu" or x.layout is not torch.strided or x.is_nested for x in (q, k, v)):
         return False
     if not (q.dim() == k.dim() == v.dim() >= 3) or q.shape[-1] != k.shape[-1] or 0 in (q.shape[-1], v.shape[-1]):
