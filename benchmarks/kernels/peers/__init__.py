@@ -6,6 +6,8 @@ Every module has
     supports(case) -> bool                          whether it has the operation
     prepare(case, inputs, threads) -> Prepared      everything that is done once: weights, sessions, reordering
 
+`prepare` looks the case up in the module's table PREPARE, which has a function for each op of the library.
+
 `Prepared.run` is what is timed; it returns whatever the library returns. `Prepared.array` makes the array of the case
 out of that, untimed: attention out[B, H, S, D], ragged out[tokens, H, D], backward its gradients dq, dk, dv stacked,
 sequences y[T, B, H] (of a stack [T, B, 2 H]; 0 beyond the lengths), with gradients dx[T, B, I], cells h[B, H], linear
@@ -20,7 +22,6 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 from benchmarks.kernels.case import Array, Case
-from benchmarks.kernels.ops.recurrent import GRADIENTS
 
 
 class Prepared(NamedTuple):
@@ -64,24 +65,13 @@ def itself(output: Any) -> Array:
     return output  # type: ignore[no-any-return]
 
 
-_NOT_PLAIN = {
-    "additive",
-    "attention_backward",
-    "attention_gru",
-    "attention_ragged",
-    "decode",
-    "encoder_layer",
-    *GRADIENTS,
-}
-
-
 def plain_forward(case: Case) -> bool:
-    """What libraries for inference have: float32, forward; no masks, windows, ragged attention, caches."""
-    return case.dtype == "float32" and case.window is None and not case.masked and case.op not in _NOT_PLAIN
+    """What libraries for inference have of an op: float32, no masks, no windows."""
+    return case.dtype == "float32" and case.window is None and not case.masked
 
 
 def seconds(prepared: Prepared) -> float:
-    """The faster of two calls after a first, to choose between several ways of a library."""
+    """The faster of two calls after a first, to choose between several operators of a library."""
     times = []
     for _ in range(3):
         start = perf_counter()

@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 import fastattn as fa
 import fastattn.nn
@@ -33,39 +34,56 @@ def supports(case: Case) -> bool:
 def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
     """Weights are packed once, as other libraries do; softmax, attention and linear write into an array that exists."""
     fa.set_num_threads(threads)
-    if case.op in attention.OPS:
-        return _attention(case, inputs)
-    if case.op == "decode":
-        return _decode(case, inputs)
-    if case.op == "additive":
-        return Prepared(lambda: _additive(inputs), first)
-    if case.op == "attention_gru":
-        return _attention_gru(inputs)
+    return PREPARE[case.op](case, inputs)
+
+
+def _softmax(case: Case, inputs: Inputs) -> Prepared:
     x = inputs["x"]
-    if case.op == "encoder_layer":
-        layer = fa.nn.TransformerEncoderLayer(case.sizes["E"], case.sizes["H"], case.sizes["F"])
-        layer.load_state_dict({name: value for name, value in inputs.items() if name not in ("x", "dy")})
-        return Prepared(lambda: layer.backward(inputs["dy"], layer.forward(x)[1]), first)
-    if case.op == "softmax":
-        return Prepared(lambda: fa.softmax(x, out=x), itself)
-    if case.op == "linear":
-        weight, bias = fa.pack_linear(inputs["weight"]), inputs["bias"]
-        y = np.empty((case.sizes["M"], case.sizes["N"]), case.dtype)
-        return Prepared(lambda: fa.linear(x, weight, bias, out=y), itself)
-    if case.op in GRADIENTS:
-        return Prepared(lambda: _gradients(GRADIENTS[case.op], inputs), first)
-    if case.op in GATES:
-        weights = {f"{name}_l0": inputs[name] for name in WEIGHTS}
-        if case.dtype == "bfloat16":
-            bfloat16 = import_module("ml_dtypes").bfloat16
-            x, weights = x.astype(bfloat16), {name: w.astype(bfloat16) for name, w in weights.items()}
-        sequence: Callable[..., Any] = getattr(fa, case.op)
-        packed, lengths = getattr(fa, f"pack_{case.op}")(weights, dtype=case.weights or None), inputs.get("lengths")
-        return Prepared(lambda: sequence(x, None, packed, lengths=lengths), first)
-    if case.op == STACK:
-        packed = fa.pack_lstm({name: value for name, value in inputs.items() if name != "x"})
-        return Prepared(lambda: fa.lstm(x, None, packed), first)
-    op = case.op.removesuffix("_cell")
+    return Prepared(lambda: fa.softmax(x, out=x), itself)
+
+
+def _linear(case: Case, inputs: Inputs) -> Prepared:
+    x, weight, bias = inputs["x"], fa.pack_linear(inputs["weight"]), inputs["bias"]
+    y = np.empty((case.sizes["M"], case.sizes["N"]), case.dtype)
+    return Prepared(lambda: fa.linear(x, weight, bias, out=y), itself)
+
+
+def _encoder_layer(case: Case, inputs: Inputs) -> Prepared:
+    x, dy = inputs["x"], inputs["dy"]
+    layer = fa.nn.TransformerEncoderLayer(case.sizes["E"], case.sizes["H"], case.sizes["F"])
+    layer.load_state_dict({name: value for name, value in inputs.items() if name not in ("x", "dy")})
+    return Prepared(lambda: layer.backward(dy, layer.forward(x)[1]), first)
+
+
+def _sequence(case: Case, inputs: Inputs) -> Prepared:
+    x, weights = inputs["x"], {f"{name}_l0": inputs[name] for name in WEIGHTS}
+    if case.dtype == "bfloat16":
+        bfloat16 = import_module("ml_dtypes").bfloat16
+        x, weights = x.astype(bfloat16), {name: w.astype(bfloat16) for name, w in weights.items()}
+    sequence: Callable[..., Any] = getattr(fa, case.op)
+    packed, lengths = getattr(fa, f"pack_{case.op}")(weights, dtype=case.weights or None), inputs.get("lengths")
+    return Prepared(lambda: sequence(x, None, packed, lengths=lengths), first)
+
+
+def _stack(case: Case, inputs: Inputs) -> Prepared:
+    x, packed = inputs["x"], fa.pack_lstm({name: value for name, value in inputs.items() if name != "x"})
+    return Prepared(lambda: fa.lstm(x, None, packed), first)
+
+
+def _gradients(case: Case, inputs: Inputs) -> Prepared:
+    op, weights = GRADIENTS[case.op], {f"{name}_l0": inputs[name] for name in WEIGHTS}
+    forward, backward = getattr(fa, f"{op}_forward"), getattr(fa, f"{op}_backward")
+
+    def run() -> Any:
+        _, saved = forward(inputs["x"], None, weights, lengths=inputs.get("lengths"))
+        return backward(inputs["dy"], saved)
+
+    return Prepared(run, first)
+
+
+def _cell(case: Case, inputs: Inputs) -> Prepared:
+    """step of a module; an LSTM has two arrays of state."""
+    x, op = inputs["x"], case.op.removesuffix("_cell")
     module = getattr(fa.nn, op.upper())(case.sizes["I"], case.sizes["H"])
     module.load_state_dict({f"{name}_l0": inputs[name] for name in WEIGHTS})
     module.pack(case.weights or None)
@@ -76,26 +94,37 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
     return Prepared(lambda: module.step(x, state[0], out=after[0]), first)
 
 
-def _attention(case: Case, inputs: Inputs) -> Prepared:
-    """Forward into an array that exists; backward after one forward call; ragged batches packed."""
+def _attention_arguments(case: Case, inputs: Inputs) -> tuple[list[Array], dict[str, Any], DTypeLike]:
+    """q, k, v (and dout) in the type of the case, the options, and the type in which results are compared."""
     dtype = import_module("ml_dtypes").bfloat16 if case.dtype == "bfloat16" else case.dtype
-    q, k, v = (inputs[name].astype(dtype, copy=False) for name in "qkv")
-    shown = np.float32 if case.dtype == "bfloat16" else dtype
+    arrays = [inputs[name].astype(dtype, copy=False) for name in ("q", "k", "v", "dout") if name in inputs]
+    window = None if case.window is None else (case.window, 0)
+    options = {"mask": inputs.get("mask"), "causal": case.causal, "window": window}
+    return arrays, options, np.float32 if case.dtype == "bfloat16" else dtype
+
+
+def _attention(case: Case, inputs: Inputs) -> Prepared:
+    (q, k, v), options, shown = _attention_arguments(case, inputs)
     out = np.empty_like(q)
-    if case.op == "attention_ragged":
-        starts = attention.starts(case)
-        return Prepared(lambda: fa.attention_varlen(q, k, v, starts, starts, out=out), itself)
-    causal, mask, window = case.causal, inputs.get("mask"), None if case.window is None else (case.window, 0)
-    if case.op == "attention":
-        return Prepared(lambda: fa.attention(q, k, v, mask=mask, causal=causal, window=window, out=out),
-                        lambda result: np.asarray(result, shown))  # fmt: skip
-    dout = inputs["dout"].astype(dtype, copy=False)
-    saved = fa.attention_forward(q, k, v, mask=mask, causal=causal, window=window)[1]
+    return Prepared(lambda: fa.attention(q, k, v, **options, out=out), lambda result: np.asarray(result, shown))
+
+
+def _attention_backward(case: Case, inputs: Inputs) -> Prepared:
+    """Backward alone, after one forward call."""
+    (q, k, v, dout), options, shown = _attention_arguments(case, inputs)
+    saved = fa.attention_forward(q, k, v, **options)[1]
 
     def together(gradients: tuple[Array, ...]) -> Array:
         return np.stack([x.astype(shown) for x in gradients])
 
     return Prepared(lambda: fa.attention_backward(dout, saved), together)
+
+
+def _attention_ragged(case: Case, inputs: Inputs) -> Prepared:
+    """Sequences one after another, without padding."""
+    (q, k, v), _, _ = _attention_arguments(case, inputs)
+    out, starts = np.empty_like(q), attention.starts(case)
+    return Prepared(lambda: fa.attention_varlen(q, k, v, starts, starts, out=out), itself)
 
 
 def _decode(case: Case, inputs: Inputs) -> Prepared:
@@ -110,18 +139,15 @@ def _decode(case: Case, inputs: Inputs) -> Prepared:
     return Prepared(lambda: cache.attend(q, out=out), lambda result: np.asarray(result, np.float32))
 
 
-def _gradients(op: str, inputs: Inputs) -> Any:
-    weights = {f"{name}_l0": inputs[name] for name in WEIGHTS}
-    _, saved = getattr(fa, f"{op}_forward")(inputs["x"], None, weights, lengths=inputs.get("lengths"))
-    return getattr(fa, f"{op}_backward")(inputs["dy"], saved)
+def _additive(case: Case, inputs: Inputs) -> Prepared:
+    def run() -> Any:
+        _, saved = fa.additive_attention_forward(*(inputs[name] for name in ("query", "keys", "values", "v")))
+        return fa.additive_attention_backward(inputs["dcontext"], saved)
+
+    return Prepared(run, first)
 
 
-def _additive(inputs: Inputs) -> tuple[Array, ...]:
-    _, saved = fa.additive_attention_forward(*(inputs[name] for name in ("query", "keys", "values", "v")))
-    return fa.additive_attention_backward(inputs["dcontext"], saved)
-
-
-def _attention_gru(inputs: Inputs) -> Prepared:
+def _attention_gru(case: Case, inputs: Inputs) -> Prepared:
     hidden = inputs["state"].shape[1]
     module = fa.nn.AttentionGRU(hidden, hidden, 2 * hidden, hidden, dtype=inputs["x"].dtype)
     names = {"query": "attention.query.weight", "key": "attention.key.weight", "v": "attention.v"}
@@ -134,3 +160,20 @@ def _attention_gru(inputs: Inputs) -> Prepared:
         return dx
 
     return Prepared(run, itself)
+
+
+PREPARE: dict[str, Callable[[Case, Inputs], Prepared]] = {
+    **dict.fromkeys(GATES, _sequence),
+    **dict.fromkeys(GRADIENTS, _gradients),
+    **dict.fromkeys((f"{name}_cell" for name in GATES), _cell),
+    STACK: _stack,
+    "additive": _additive,
+    "attention": _attention,
+    "attention_backward": _attention_backward,
+    "attention_gru": _attention_gru,
+    "attention_ragged": _attention_ragged,
+    "decode": _decode,
+    "encoder_layer": _encoder_layer,
+    "linear": _linear,
+    "softmax": _softmax,
+}

@@ -35,15 +35,22 @@ def version() -> str:
 
 def supports(case: Case) -> bool:
     """The operations that have this strategy, without options, which cost the same by either."""
-    return case.op in ("attention", "linear") and case.dtype != "bfloat16" and not case.masked and case.window is None
+    return case.op in PREPARE and case.dtype != "bfloat16" and not case.masked and case.window is None
 
 
 def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
-    """As for fastattn, but for the weights: packed ones would be native."""
-    if case.op == "attention":
-        prepared = fastattn_.prepare(case, inputs, threads)
-        return prepared._replace(run=in_blas(prepared.run))
+    """The calls of fastattn under both strategies."""
     fa.set_num_threads(threads)
+    return PREPARE[case.op](case, inputs)
+
+
+def _attention(case: Case, inputs: Inputs) -> Prepared:
+    prepared = fastattn_.PREPARE[case.op](case, inputs)
+    return prepared._replace(run=in_blas(prepared.run))
+
+
+def _linear(case: Case, inputs: Inputs) -> Prepared:
+    """Weights as they are: packed ones would be native."""
     x, weight, bias = inputs["x"], inputs["weight"], inputs["bias"]
     y = np.empty((case.sizes["M"], case.sizes["N"]), case.dtype)
     return Prepared(in_blas(lambda: fa.linear(x, weight, bias, out=y)), itself)
@@ -57,3 +64,6 @@ def in_blas(run: Callable[[], Any]) -> Callable[[], Any]:
             return run()
 
     return call
+
+
+PREPARE = {"attention": _attention, "linear": _linear}

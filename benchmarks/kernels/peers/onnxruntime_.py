@@ -1,5 +1,6 @@
 """ONNX Runtime on the CPU: a model of one node for each case, inputs and outputs bound to memory once."""
 
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -29,22 +30,23 @@ def version() -> str:
 
 def supports(case: Case) -> bool:
     """float32 alone, for which it has all kernels; no gradients, masks, ragged batches."""
-    return plain_forward(case)
+    return case.op in PREPARE and plain_forward(case)
 
 
 def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
-    """For attention the fastest of the operators that compute it."""
-    if case.op == "attention":
-        operators = ["Attention", "MultiHeadAttention"] + (["GroupQueryAttention"] if case.causal else [])
-        return min((_attention(case, inputs, threads, operator) for operator in operators), key=seconds)
+    """A session of its own for each case."""
+    return PREPARE[case.op](case, inputs, threads)
+
+
+def _softmax(case: Case, inputs: Inputs, threads: int) -> Prepared:
     x = inputs["x"]
-    if case.op == "softmax":
-        return _session(threads, _node("Softmax", ["x"], ["y"], axis=-1), {"x": x}, {}, {"y": x.shape})
-    if case.op == "linear":
-        node = _node("Gemm", ["x", "w", "b"], ["y"], transB=1)
-        constants = {"w": inputs["weight"], "b": inputs["bias"]}
-        return _session(threads, node, {"x": x}, constants, {"y": (case.sizes["M"], case.sizes["N"])})
-    return _stack(case, inputs, threads) if case.op == STACK else _recurrent(case, inputs, threads)
+    return _session(threads, _node("Softmax", ["x"], ["y"], axis=-1), {"x": x}, {}, {"y": x.shape})
+
+
+def _linear(case: Case, inputs: Inputs, threads: int) -> Prepared:
+    node = _node("Gemm", ["x", "w", "b"], ["y"], transB=1)
+    constants = {"w": inputs["weight"], "b": inputs["bias"]}
+    return _session(threads, node, {"x": inputs["x"]}, constants, {"y": (case.sizes["M"], case.sizes["N"])})
 
 
 def _reordered(op: str, inputs: Inputs, name: str) -> Array:
@@ -92,7 +94,13 @@ def _recurrent(case: Case, inputs: Inputs, threads: int) -> Prepared:
     return Prepared(prepared.run, lambda result: prepared.array(result).reshape(shape))
 
 
-def _attention(case: Case, inputs: Inputs, threads: int, operator: str) -> Prepared:
+def _attention(case: Case, inputs: Inputs, threads: int) -> Prepared:
+    """The fastest of the operators that compute it."""
+    operators = ["Attention", "MultiHeadAttention"] + (["GroupQueryAttention"] if case.causal else [])
+    return min((_attention_by(operator, case, inputs, threads) for operator in operators), key=seconds)
+
+
+def _attention_by(operator: str, case: Case, inputs: Inputs, threads: int) -> Prepared:
     """The standard Attention on [B, H, S, D], or one of com.microsoft on [B, S, H D].
 
     GroupQueryAttention is always causal, and skips the keys that no query of a block sees.
@@ -159,3 +167,13 @@ def _session(
         session.run_with_iobinding(binding)
 
     return Prepared(run, lambda _: np.asarray(results["y"].numpy()))
+
+
+PREPARE: dict[str, Callable[[Case, Inputs, int], Prepared]] = {
+    **dict.fromkeys(GATES, _recurrent),
+    **dict.fromkeys((f"{name}_cell" for name in GATES), _recurrent),
+    STACK: _stack,
+    "attention": _attention,
+    "linear": _linear,
+    "softmax": _softmax,
+}

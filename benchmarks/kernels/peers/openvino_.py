@@ -1,5 +1,6 @@
 """OpenVINO's CPU plugin: a model of one node for each case, compiled once, inputs shared with NumPy."""
 
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -12,6 +13,10 @@ from benchmarks.kernels.peers import Prepared, plain_forward
 
 # PyTorch's gate blocks (LSTM i, f, g, o; GRU r, z, n) in OpenVINO's order (f, i, c, o; z, r, h).
 _GATE_ORDER = {"lstm": (1, 0, 2, 3), "gru": (1, 0, 2), "rnn": (0,)}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "gru": {"linear_before_reset": True},
+    "rnn_cell": {"activations": ["tanh"], "activations_alpha": [], "activations_beta": []},
+}
 
 
 def available() -> bool:
@@ -28,31 +33,37 @@ def version() -> str:
 
 def supports(case: Case) -> bool:
     """float32, since its CPU plugin computes float64 models in float32; no gradients, masks, ragged batches."""
-    return plain_forward(case)
+    return case.op in PREPARE and plain_forward(case)
 
 
 def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
     """Weights are constants of the model."""
+    return PREPARE[case.op](case, inputs, threads)
+
+
+def _attention(case: Case, inputs: Inputs, threads: int) -> Prepared:
     ops = import_module("openvino.opset13")
 
-    if case.op == "attention":
-        parameters = {name: _parameter(inputs[name], name) for name in "qkv"}
-        node = ops.scaled_dot_product_attention(*parameters.values(), causal=case.causal)
-        return _compile(threads, node, parameters, {name: inputs[name] for name in "qkv"}, inputs["q"].shape)
+    parameters = {name: _parameter(inputs[name], name) for name in "qkv"}
+    node = ops.scaled_dot_product_attention(*parameters.values(), causal=case.causal)
+    return _compile(threads, node, parameters, {name: inputs[name] for name in "qkv"}, inputs["q"].shape)
+
+
+def _softmax(case: Case, inputs: Inputs, threads: int) -> Prepared:
+    ops = import_module("openvino.opset13")
+
     x = inputs["x"]
-    if case.op in ("softmax", "linear"):
-        parameter = _parameter(x, "x")
-        if case.op == "softmax":
-            return _compile(threads, ops.softmax(parameter, -1), {"x": parameter}, {"x": x}, x.shape)
-        product = ops.matmul(parameter, _constant(inputs["weight"]), False, True)
-        return _compile(
-            threads,
-            ops.add(product, _constant(inputs["bias"])),
-            {"x": parameter},
-            {"x": x},
-            (case.sizes["M"], case.sizes["N"]),
-        )
-    return _stack(case, inputs, threads) if case.op == STACK else _recurrent(case, inputs, threads)
+    parameter = _parameter(x, "x")
+    return _compile(threads, ops.softmax(parameter, -1), {"x": parameter}, {"x": x}, x.shape)
+
+
+def _linear(case: Case, inputs: Inputs, threads: int) -> Prepared:
+    ops = import_module("openvino.opset13")
+
+    x, weight, bias = inputs["x"], _constant(inputs["weight"]), _constant(inputs["bias"])
+    parameter = _parameter(x, "x")
+    node = ops.add(ops.matmul(parameter, weight, False, True), bias)
+    return _compile(threads, node, {"x": parameter}, {"x": x}, (case.sizes["M"], case.sizes["N"]))
 
 
 def _reordered(op: str, inputs: Inputs, name: str) -> Array:
@@ -79,40 +90,41 @@ def _stack(case: Case, inputs: Inputs, threads: int) -> Prepared:
     return Prepared(prepared.run, lambda result: prepared.array(result).swapaxes(0, 1))
 
 
-def _recurrent(case: Case, inputs: Inputs, threads: int) -> Prepared:
-    """LSTMSequence, GRUSequence or RNNSequence on x[B, T, I]; a cell has its own operator."""
+def _weights(op: str, case: Case, inputs: Inputs) -> list[Array]:
+    """w, r and b with gates in OpenVINO's order; of a GRU, the two biases of the candidate stay apart."""
+    w, r, b_x, b_h = (_reordered(op, inputs, name) for name in WEIGHTS)
+    last = 2 * case.sizes["H"]
+    bias = np.concatenate([(b_x + b_h)[:last], b_x[last:], b_h[last:]]) if op == "gru" else b_x + b_h
+    return [w, r, bias]
+
+
+def _sequence(case: Case, inputs: Inputs, threads: int) -> Prepared:
+    """LSTMSequence, GRUSequence or RNNSequence on x[B, T, I]."""
+    ops = import_module("openvino.opset13")
+
+    s, op = case.sizes, case.op
+    x = np.ascontiguousarray(inputs["x"].swapaxes(0, 1))
+    parameter, zeros = _parameter(x, "x"), np.zeros((s["B"], 1, s["H"]), x.dtype)
+    states = [_constant(zeros)] * (2 if op == "lstm" else 1)
+    lengths = _constant(inputs.get("lengths", np.full(s["B"], s["T"])).astype(np.int32))
+    weights = (_constant(value[None]) for value in _weights(op, case, inputs))
+    make = getattr(ops, f"{op}_sequence")
+    node = make(parameter, *states, lengths, *weights, s["H"], "forward", **_OPTIONS.get(op, {}))
+    prepared = _compile(threads, node, {"x": parameter}, {"x": x}, (s["B"], s["T"], s["H"]))
+    return Prepared(prepared.run, lambda result: prepared.array(result).swapaxes(0, 1))
+
+
+def _cell(case: Case, inputs: Inputs, threads: int) -> Prepared:
+    """LSTMCell, GRUCell or RNNCell."""
     ops = import_module("openvino.opset13")
 
     s, op = case.sizes, case.op.removesuffix("_cell")
-    sequence = case.op in GATES
-
-    def reorder(name: str) -> Array:
-        return _reordered(op, inputs, name)
-
-    bias = reorder("bias_ih") + reorder("bias_hh")
-    if op == "gru":  # linear before reset: the two biases of the candidate stay apart
-        last = 2 * s["H"]
-        bias = np.concatenate([bias[:last], reorder("bias_ih")[last:], reorder("bias_hh")[last:]])
-    weights = [reorder("weight_ih"), reorder("weight_hh"), bias]
-    options: dict[str, Any] = {"linear_before_reset": True} if op == "gru" else {}
-    if not sequence:
-        feeds: Inputs = {name: inputs[name] for name in ("x", "h", "c") if name in inputs}
-        parameters: dict[str, Any] = {name: _parameter(value, name) for name, value in feeds.items()}
-        cell = {"lstm": ops.lstm_cell, "gru": ops.gru_cell, "rnn": ops.rnn_cell}[op]
-        options |= {"activations": ["tanh"], "activations_alpha": [], "activations_beta": []} if op == "rnn" else {}
-        node = cell(*parameters.values(), *map(_constant, weights), s["H"], **options)
-        return _compile(threads, node, parameters, feeds, (s["B"], s["H"]))
-    x = np.ascontiguousarray(inputs["x"].swapaxes(0, 1))
-    zeros = np.zeros((s["B"], 1, s["H"]), x.dtype)
-    parameters = {"x": _parameter(x, "x")}
-    states = [_constant(zeros)] * (2 if op == "lstm" else 1)
-    lengths = _constant(inputs.get("lengths", np.full(s["B"], s["T"])).astype(np.int32))
-    make = {"lstm": ops.lstm_sequence, "gru": ops.gru_sequence, "rnn": ops.rnn_sequence}[op]
-    node = make(
-        parameters["x"], *states, lengths, *(_constant(value[None]) for value in weights), s["H"], "forward", **options
-    )
-    prepared = _compile(threads, node, parameters, {"x": x}, (s["B"], s["T"], s["H"]))
-    return Prepared(prepared.run, lambda result: prepared.array(result).swapaxes(0, 1))
+    feeds: Inputs = {name: inputs[name] for name in ("x", "h", "c") if name in inputs}
+    parameters: dict[str, Any] = {name: _parameter(value, name) for name, value in feeds.items()}
+    weights = map(_constant, _weights(op, case, inputs))
+    options = _OPTIONS.get(case.op, _OPTIONS.get(op, {}))
+    node = getattr(ops, case.op)(*parameters.values(), *weights, s["H"], **options)
+    return _compile(threads, node, parameters, feeds, (s["B"], s["H"]))
 
 
 def _parameter(value: Array, name: str) -> Any:
@@ -147,3 +159,13 @@ def _compile(threads: int, node: Any, parameters: dict[str, Any], feeds: Inputs,
         return np.array(request.get_output_tensor(0).data).reshape(shape)
 
     return Prepared(request.infer, array)
+
+
+PREPARE: dict[str, Callable[[Case, Inputs, int], Prepared]] = {
+    **dict.fromkeys(GATES, _sequence),
+    **dict.fromkeys((f"{name}_cell" for name in GATES), _cell),
+    STACK: _stack,
+    "attention": _attention,
+    "linear": _linear,
+    "softmax": _softmax,
+}

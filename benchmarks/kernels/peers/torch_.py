@@ -1,6 +1,7 @@
 """PyTorch on the CPU: scaled_dot_product_attention and the modules of torch.nn in inference mode; gradients by
 autograd."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from importlib import import_module
 from importlib.util import find_spec
@@ -33,7 +34,7 @@ def version() -> str:
 
 def supports(case: Case) -> bool:
     """Every case but int8 caches."""
-    return case.dtype != "int8"
+    return case.op in PREPARE and case.dtype != "int8"
 
 
 def _array(tensor: Any) -> Array:
@@ -46,76 +47,107 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
 
     torch.set_num_threads(threads)
     _inference.enter_context(torch.inference_mode())
-    if case.op in attention.OPS:
-        return _attention(torch, case, inputs)
-    if case.op == "additive":
-        return _additive(torch, inputs)
-    if case.op in GRADIENTS:
-        return _gradients(torch, case, inputs)
-    if case.op == "encoder_layer":
-        return _encoder_layer(torch, case, inputs)
-    if case.op == "attention_gru":
-        return _attention_gru(torch, inputs)
-    tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
-    if case.op == "decode":
-        kept = getattr(torch, case.dtype)
-        q, k, v = (tensors[name].to(kept) for name in "qkv")
-        attend = torch.nn.functional.scaled_dot_product_attention
-        grouped = case.sizes["H"] != case.sizes["K"]
-        return Prepared(lambda: attend(q, k, v, enable_gqa=grouped), lambda result: _array(result.float()))
-    x = tensors["x"]
-    if case.op == "softmax":
-        return Prepared(lambda: torch.softmax(x, -1, out=x), _array)
-    if case.op == "linear":
-        return Prepared(lambda: torch.nn.functional.linear(x, tensors["weight"], tensors["bias"]), _array)
-    if case.op == STACK:
-        s = case.sizes
-        module = torch.nn.LSTM(s["I"], s["H"], s["L"], bidirectional=True).eval()
-        module.load_state_dict({name: value for name, value in tensors.items() if name != "x"})
-        return Prepared(lambda: module(x), lambda result: _array(result[0]))
-    weights = [tensors[name] for name in WEIGHTS]
-    if case.op in GATES:
-        module = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[case.op](
-            case.sizes["I"], case.sizes["H"]
-        ).eval()
-        module.load_state_dict({f"{name}_l0": tensors[name] for name in WEIGHTS})
-        if case.ragged:
-            return Prepared(lambda: _packed(torch, module, x, tensors["lengths"]), _array)
-        dtype = getattr(torch, case.dtype)
-        module, x = module.to(dtype), x.to(dtype)
-        return Prepared(
-            lambda: module(x), lambda result: _array(result[0].float() if case.dtype == "bfloat16" else result[0])
-        )
-    h = tensors["h"]
-    if case.op == "lstm_cell":
-        c = tensors["c"]
-        return Prepared(lambda: torch.lstm_cell(x, (h, c), *weights), lambda result: _array(result[0]))
+    return PREPARE[case.op](torch, case, inputs)
+
+
+def _tensors(torch: Any, inputs: Inputs) -> dict[str, Any]:
+    return {name: torch.from_numpy(value) for name, value in inputs.items()}
+
+
+def _softmax(torch: Any, case: Case, inputs: Inputs) -> Prepared:
+    x = torch.from_numpy(inputs["x"])
+    return Prepared(lambda: torch.softmax(x, -1, out=x), _array)
+
+
+def _linear(torch: Any, case: Case, inputs: Inputs) -> Prepared:
+    x, weight, bias = (torch.from_numpy(inputs[name]) for name in ("x", "weight", "bias"))
+    return Prepared(lambda: torch.nn.functional.linear(x, weight, bias), _array)
+
+
+def _decode(torch: Any, case: Case, inputs: Inputs) -> Prepared:
+    """Few queries on all keys and values, which torch takes as arrays."""
+    kept = getattr(torch, case.dtype)
+    q, k, v = (torch.from_numpy(inputs[name]).to(kept) for name in "qkv")
+    attend = torch.nn.functional.scaled_dot_product_attention
+    grouped = case.sizes["H"] != case.sizes["K"]
+    return Prepared(lambda: attend(q, k, v, enable_gqa=grouped), lambda result: _array(result.float()))
+
+
+def _stack(torch: Any, case: Case, inputs: Inputs) -> Prepared:
+    tensors, s = _tensors(torch, inputs), case.sizes
+    x = tensors.pop("x")
+    module = torch.nn.LSTM(s["I"], s["H"], s["L"], bidirectional=True).eval()
+    module.load_state_dict(tensors)
+    return Prepared(lambda: module(x), lambda result: _array(result[0]))
+
+
+def _sequence(torch: Any, case: Case, inputs: Inputs) -> Prepared:
+    """A layer of one direction; a ragged batch as a PackedSequence."""
+    module, x = _layer(torch, case.op, case, inputs).eval(), torch.from_numpy(inputs["x"])
+    if case.ragged:
+        lengths = torch.from_numpy(inputs["lengths"])
+        return Prepared(lambda: _packed(torch, module, x, lengths), _array)
+    dtype = getattr(torch, case.dtype)
+    module, x = module.to(dtype), x.to(dtype)
+    return Prepared(
+        lambda: module(x), lambda result: _array(result[0].float() if case.dtype == "bfloat16" else result[0])
+    )
+
+
+def _layer(torch: Any, op: str, case: Case, inputs: Inputs) -> Any:
+    """The module of one layer with the weights of the case."""
+    module = getattr(torch.nn, op.upper())(case.sizes["I"], case.sizes["H"])
+    module.load_state_dict({f"{name}_l0": torch.from_numpy(inputs[name]) for name in WEIGHTS})
+    return module
+
+
+def _lstm_cell(torch: Any, case: Case, inputs: Inputs) -> Prepared:
+    x, h, c, *weights = (torch.from_numpy(inputs[name]) for name in ("x", "h", "c", *WEIGHTS))
+    return Prepared(lambda: torch.lstm_cell(x, (h, c), *weights), lambda result: _array(result[0]))
+
+
+def _cell(torch: Any, case: Case, inputs: Inputs) -> Prepared:
+    x, h, *weights = (torch.from_numpy(inputs[name]) for name in ("x", "h", *WEIGHTS))
     cell = {"gru_cell": torch.gru_cell, "rnn_cell": torch.rnn_tanh_cell}[case.op]
     return Prepared(lambda: cell(x, h, *weights), _array)
 
 
-def _attention(torch: Any, case: Case, inputs: Inputs) -> Prepared:
-    """Backward alone, of a graph that is kept; ragged batches the faster of padded and sequence after sequence."""
-    attend, dtype = torch.nn.functional.scaled_dot_product_attention, getattr(torch, case.dtype)
+def _attention_arguments(torch: Any, case: Case, inputs: Inputs) -> tuple[list[Any], dict[str, Any]]:
+    """q, k and v, as normal tensors, and the options of scaled_dot_product_attention."""
     with torch.inference_mode(False):
-        q, k, v, *dout = (torch.from_numpy(value).to(dtype) for name, value in inputs.items() if name != "mask")
-        options = {"is_causal": case.causal}
+        qkv = [torch.from_numpy(inputs[name]).to(getattr(torch, case.dtype)) for name in "qkv"]
+        options: dict[str, Any] = {"is_causal": case.causal}
         if case.masked or case.window is not None:
             where = attention.allowed(case, inputs, np.arange(case.sizes["S"]))
             options["attn_mask"] = torch.from_numpy(where)
-    if case.op == "attention_ragged":
-        return min((way(torch, case, q, k, v) for way in (_padded, _in_sequence)), key=seconds)
-    if case.op == "attention":
-        return Prepared(lambda: attend(q, k, v, **options), lambda result: _array(result.float()))
-    arguments = [x.requires_grad_() for x in (q, k, v)]
+    return qkv, options
+
+
+def _attention(torch: Any, case: Case, inputs: Inputs) -> Prepared:
+    (q, k, v), options = _attention_arguments(torch, case, inputs)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    return Prepared(lambda: attend(q, k, v, **options), lambda result: _array(result.float()))
+
+
+def _attention_backward(torch: Any, case: Case, inputs: Inputs) -> Prepared:
+    """Backward alone, of a graph that is kept."""
+    qkv, options = _attention_arguments(torch, case, inputs)
     with torch.inference_mode(False), torch.enable_grad():
-        out = attend(*arguments, **options)
+        dout = torch.from_numpy(inputs["dout"]).to(getattr(torch, case.dtype))
+        arguments = [x.requires_grad_() for x in qkv]
+        out = torch.nn.functional.scaled_dot_product_attention(*arguments, **options)
 
     def run() -> Any:
         with torch.inference_mode(False), torch.enable_grad():
             return torch.autograd.grad(out, arguments, dout, retain_graph=True)
 
     return Prepared(run, lambda result: np.stack([_array(x.float()) for x in result]))
+
+
+def _attention_ragged(torch: Any, case: Case, inputs: Inputs) -> Prepared:
+    """The faster of padded and sequence after sequence."""
+    qkv, _ = _attention_arguments(torch, case, inputs)
+    return min((form(torch, case, *qkv) for form in (_padded, _in_sequence)), key=seconds)
 
 
 def _padded(torch: Any, case: Case, *packed: Any) -> Prepared:
@@ -133,12 +165,12 @@ def _padded(torch: Any, case: Case, *packed: Any) -> Prepared:
 
 def _in_sequence(torch: Any, case: Case, q: Any, k: Any, v: Any) -> Prepared:
     attend, starts = torch.nn.functional.scaled_dot_product_attention, attention.starts(case)
-    out, places = torch.empty_like(q), [slice(*place) for place in pairwise(starts)]
+    out, sequences = torch.empty_like(q), [slice(*ends) for ends in pairwise(starts)]
 
     def run() -> Any:
-        for place in places:
-            parts = (x[place].transpose(0, 1)[None] for x in (q, k, v))
-            out[place] = attend(*parts)[0].transpose(0, 1)
+        for sequence in sequences:
+            parts = (x[sequence].transpose(0, 1)[None] for x in (q, k, v))
+            out[sequence] = attend(*parts)[0].transpose(0, 1)
         return out
 
     return Prepared(run, _array)
@@ -150,7 +182,7 @@ def _packed(torch: Any, module: Any, x: Any, lengths: Any) -> Any:
     return torch.nn.utils.rnn.pad_packed_sequence(module(packed)[0], total_length=len(x))[0]
 
 
-def _additive(torch: Any, inputs: Inputs) -> Prepared:
+def _additive(torch: Any, case: Case, inputs: Inputs) -> Prepared:
     """As one writes it, with gradients by autograd."""
     with torch.inference_mode(False):
         query, keys, values, v, dcontext = (torch.from_numpy(inputs[name]) for name in ADDITIVE)
@@ -167,9 +199,7 @@ def _additive(torch: Any, inputs: Inputs) -> Prepared:
 def _gradients(torch: Any, case: Case, inputs: Inputs) -> Prepared:
     """A recurrent network forward and backward with all gradients; dx."""
     with torch.inference_mode(False), torch.enable_grad():
-        kind = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[GRADIENTS[case.op]]
-        module = kind(case.sizes["I"], case.sizes["H"])
-        module.load_state_dict({f"{name}_l0": torch.from_numpy(inputs[name]) for name in WEIGHTS})
+        module = _layer(torch, GRADIENTS[case.op], case, inputs)
         lengths = torch.from_numpy(inputs["lengths"]) if case.ragged else None
         x, dy = torch.from_numpy(inputs["x"]).requires_grad_(), torch.from_numpy(inputs["dy"])
         wanted = [x, *module.parameters()]
@@ -198,10 +228,10 @@ def _encoder_layer(torch: Any, case: Case, inputs: Inputs) -> Prepared:
     return Prepared(run, lambda gradients: _array(gradients[0]))
 
 
-def _attention_gru(torch: Any, inputs: Inputs) -> Prepared:
+def _attention_gru(torch: Any, case: Case, inputs: Inputs) -> Prepared:
     """A loop over torch.gru_cell, as one writes it, with all gradients by autograd."""
     with torch.inference_mode(False):
-        tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
+        tensors = _tensors(torch, inputs)
         gradients = [tensors.pop(name) for name in ("dy", "dcontext")]
         arguments = [x.requires_grad_() for x in tensors.values()]
     x, annotations, state, weight_ih, weight_hh, bias_ih, bias_hh, query, key, v = (
@@ -219,3 +249,22 @@ def _attention_gru(torch: Any, inputs: Inputs) -> Prepared:
             return torch.autograd.grad([torch.stack(states), torch.stack(contexts)], arguments, gradients)
 
     return Prepared(run, lambda gradients: _array(gradients[0]))
+
+
+PREPARE: dict[str, Callable[[Any, Case, Inputs], Prepared]] = {
+    **dict.fromkeys(GATES, _sequence),
+    **dict.fromkeys(GRADIENTS, _gradients),
+    STACK: _stack,
+    "additive": _additive,
+    "attention": _attention,
+    "attention_backward": _attention_backward,
+    "attention_gru": _attention_gru,
+    "attention_ragged": _attention_ragged,
+    "decode": _decode,
+    "encoder_layer": _encoder_layer,
+    "gru_cell": _cell,
+    "linear": _linear,
+    "lstm_cell": _lstm_cell,
+    "rnn_cell": _cell,
+    "softmax": _softmax,
+}
