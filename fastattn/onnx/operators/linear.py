@@ -1,0 +1,132 @@
+"""MatMul, Gemm and Conv. Matrices that are known are packed once."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+import fastattn as fa
+from fastattn.onnx.graph import Array, Call, Node
+from fastattn.onnx.operators.rows import FLOATS
+
+# The operators that linear applies to its result.
+ACTIVATIONS = {"Relu": "relu", "Tanh": "tanh", "Sigmoid": "sigmoid", "Gelu": "gelu"}
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """np.matmul; 16-bit floats in float32, rounded once."""
+    if a.dtype.itemsize == 2 and a.dtype.name in FLOATS:
+        return np.matmul(a.astype(np.float32), b.astype(np.float32)).astype(a.dtype)
+    result: Array = np.matmul(a, b)
+    return result
+
+
+def _matmul(node: Node) -> Call:
+    b = node.constant(1)
+    if b is not None and b.ndim == 2 and b.dtype.name in FLOATS:
+        packed = fa.pack_linear(np.ascontiguousarray(b.T))
+        return lambda a, _: fa.linear(a, packed)
+
+    def call(a: Array, b: Array) -> Array:
+        if b.ndim == 2 and a.ndim >= 2 and a.dtype.name in FLOATS and a.dtype == b.dtype:
+            return fa.linear(a, b.T)
+        return matmul(a, b)
+
+    return call
+
+
+def _gemm(node: Node) -> Call:
+    alpha, beta = float(node.get("alpha", 1.0)), float(node.get("beta", 1.0))
+    turned, transposed = bool(node.get("transA", 0)), bool(node.get("transB", 0))
+    b, c = node.constant(1), node.constant(2)
+    bias_known = not node.has(2) or c is not None
+    if b is not None and bias_known and b.dtype.name in FLOATS:
+        packed = fa.pack_linear(_scaled(np.ascontiguousarray(b if transposed else b.T), alpha))
+        row = None if c is None else _scaled(c, beta)
+        if row is None or (row.size in (1, packed.shape[0]) and row.size == row.shape[-1:][0] if row.ndim else True):
+            bias = None if row is None else np.ascontiguousarray(np.broadcast_to(row.reshape(-1), (packed.shape[0],)))
+            return lambda a, *_: fa.linear(a.T if turned else a, packed, bias)
+
+    def call(a: Array, b: Array, c: Array | None = None) -> Array:
+        a, b = (a.T if turned else a), (b if transposed else b.T)
+        y = _scaled(fa.linear(a, b) if a.dtype.name in FLOATS else np.matmul(a, b.T), alpha)
+        return y if c is None else y + _scaled(c, beta)
+
+    return call
+
+
+def _scaled(x: Array, factor: float) -> Array:
+    return x if factor == 1.0 else (x * x.dtype.type(factor)).astype(x.dtype, copy=False)
+
+
+def fused_linear(node: Node) -> Call:
+    """activation(x b + bias), of a matrix b that is known; the bias, [n] or a number, is too."""
+    b, bias = node.constant(1), node.constant(2)
+    packed = fa.pack_linear(np.ascontiguousarray(b.T))
+    row = None if bias is None else np.ascontiguousarray(np.broadcast_to(bias.reshape(-1), (b.shape[1],)))
+    activation = node.get("activation")
+    return lambda x, *_: fa.linear(x, packed, row, activation=activation)
+
+
+def conv_is_known(node: Node, weight: Array) -> bool:
+    """Whether _conv has this form."""
+    auto, pads, groups = node.get("auto_pad", "NOTSET"), node.get("pads"), int(node.get("group", 1))
+    if weight.dtype.name not in FLOATS or weight.ndim < 3 or auto not in ("NOTSET", "VALID"):
+        return False
+    return groups >= 1 and not weight.shape[0] % groups and not (auto == "NOTSET" and pads and min(pads) < 0)
+
+
+def _conv(node: Node) -> Call | None:
+    """A convolution as a product: of the windows of each place with the weights of each output channel."""
+    weight, bias = node.constant(1), node.constant(2)
+    if weight is None or (node.has(2) and bias is None) or not conv_is_known(node, weight):
+        return None
+    rank, groups, activation = weight.ndim - 2, int(node.get("group", 1)), node.get("activation")
+    channels, kernel, each = weight.shape[1], weight.shape[2:], weight.shape[0] // groups
+    pads = node.get("pads") if node.get("auto_pad", "NOTSET") == "NOTSET" else None
+    strides, steps = node.get("strides") or [1] * rank, node.get("dilations") or [1] * rank
+    padding = None if not pads or not any(pads) else [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)]
+    rows = weight.reshape(groups, each, channels * math.prod(kernel))
+    biases = [None] * groups if bias is None else list(np.ascontiguousarray(bias).reshape(groups, each))
+    parts = [(fa.pack_linear(np.ascontiguousarray(row)), part) for row, part in zip(rows, biases, strict=True)]
+    extent = [(k - 1) * step + 1 for k, step in zip(kernel, steps, strict=True)]
+    channel_last = (0, rank + 1, *range(1, rank + 1))
+
+    def call(x: Array, *_: Any) -> Array:
+        if x.ndim != rank + 2 or x.shape[1] != channels * groups:
+            raise ValueError(f"Conv: X must be [N, {channels * groups}] and {rank} more axes, got shape {x.shape}")
+        x = np.ascontiguousarray(x) if padding is None else padded(x, padding)
+        places = [(n - e) // s + 1 for n, e, s in zip(x.shape[2:], extent, strides, strict=True)]
+        if min(places) < 1:
+            raise ValueError(f"Conv: X must be at least {extent} with its padding, got shape {x.shape}")
+        batch, of_channel, *spatial = x.strides
+        moves = [s * n for s, n in zip(strides, spatial, strict=True)]
+        shape = (x.shape[0], *places, channels, *kernel)
+        inner = [step * n for step, n in zip(steps, spatial, strict=True)]
+        results = []
+        for group, (matrix, row) in enumerate(parts):
+            # batch, places, channels, window: what each place of the output sees. NumPy checks that it is within x.
+            windows = np.ndarray(
+                shape, x.dtype, x, group * channels * of_channel, (batch, *moves, of_channel, *inner)
+            )  # fmt: skip
+            results.append(fa.linear(windows.reshape(x.shape[0], *places, -1), matrix, row, activation=activation))
+        y: Array = results[0] if groups == 1 else np.concatenate(results, -1)
+        return y.transpose(channel_last)
+
+    return call
+
+
+def padded(x: Array, padding: list[tuple[int, int]]) -> Array:
+    """x with zeros around it."""
+    y = np.zeros([a + n + b for n, (a, b) in zip(x.shape, padding, strict=True)], x.dtype)
+    y[tuple(slice(a, a + n) for n, (a, _) in zip(x.shape, padding, strict=True))] = x
+    return y
+
+
+MAKERS = {
+    ("", "MatMul"): _matmul,
+    ("", "Gemm"): _gemm,
+    ("", "Conv"): _conv,
+    ("fastattn", "Linear"): fused_linear,
+    ("fastattn", "Conv"): _conv,
+}
