@@ -1,6 +1,6 @@
 """Types of the compiled module. Private: fastattn.functional and fastattn.config say what each function does."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Self, final
 
 import numpy as np
@@ -429,6 +429,9 @@ def recurrent_backward(
     dxs: list[NDArray[Any]],
     rounded: bool,
 ) -> tuple[NDArray[Any], Any, list[list[Any]]]: ...
+def xla_handler(
+    function: Callable[[bytes, list[NDArray[Any]], list[NDArray[Any]]], None], dtypes: dict[int, np.dtype[Any]]
+) -> object: ...
 def recurrent_step(
     op: str,
     w: RecurrentWeights,

@@ -26,7 +26,7 @@ from cpython.pycapsule cimport PyCapsule_New
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.float cimport FLT_MAX
 from libc.math cimport fabs, frexp, isfinite, ldexp
-from libc.stdint cimport INT64_MIN, uintptr_t
+from libc.stdint cimport INT64_MIN, int64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp
 
@@ -60,6 +60,7 @@ include "recurrent_weights.pxi"
 include "recurrent.pxi"
 include "recurrent_step.pxi"
 include "recurrent_backward.pxi"
+include "xla.pxi"
 
 fa_init()
 

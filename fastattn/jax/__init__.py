@@ -3,7 +3,7 @@
     import fastattn.jax as faj
     out = jax.jit(faj.attention, static_argnames="causal")(q, k, v, causal=True)
 
-Each call is one callback from the compiled program into fastattn. Forward mode and second derivatives raise.
+A call is one foreign function of the compiled program. Forward mode and second derivatives raise.
 """
 
 try:

@@ -10,14 +10,6 @@ from fastattn.jax.operation import Arrays, Operation, known
 _LARGEST_RANK = 4
 
 
-class _Options(NamedTuple):
-    causal: bool | str
-    scale: float | None
-    window: tuple[int | None, int | None] | None
-    softcap: float
-    layout: str
-
-
 def attention(q: Any, k: Any, v: Any, *, mask: Any = None, causal: bool | str = False, scale: float | None = None,
               window: tuple[int | None, int | None] | None = None, softcap: float = 0.0, alibi_slopes: Any = None,
               sinks: Any = None, q_lengths: Any = None, kv_lengths: Any = None, layout: str = "bhld",
@@ -32,7 +24,8 @@ def attention(q: Any, k: Any, v: Any, *, mask: Any = None, causal: bool | str = 
     (1, 2, 3, 4)
     """
     sides = tuple(window) if isinstance(window, list) else window
-    options = _Options(*known("attention", causal=causal, scale=scale, window=sides, softcap=softcap, layout=layout))
+    plain: dict[str, Any] = {"causal": causal, "scale": scale, "window": sides, "softcap": softcap, "layout": layout}
+    options = _Options(known("attention", **plain, return_lse=return_lse)[-1], tuple(plain.items()))
     if mask is not None:
         mask = jax.numpy.asarray(mask)
         mask = mask.reshape((1,) * (_LARGEST_RANK - mask.ndim) + mask.shape)
@@ -41,44 +34,45 @@ def attention(q: Any, k: Any, v: Any, *, mask: Any = None, causal: bool | str = 
     return (results["out"], jax.lax.stop_gradient(results["lse"])) if return_lse else results["out"]
 
 
-_NAMES = ("mask", "alibi_slopes", "sinks", "q_lengths", "kv_lengths")
-
-
-def _keywords(options: _Options, arrays: Arrays) -> dict[str, Any]:
-    """The arguments of fastattn.attention but q, k and v, in the order of its saved options."""
-    mask, slopes, sinks, *lengths = (arrays.get(name) for name in _NAMES)
-    return {
-        "mask": mask,
-        "causal": options.causal,
-        "scale": options.scale,
-        "window": options.window,
-        "softcap": options.softcap,
-        "alibi_slopes": slopes,
-        "sinks": sinks,
-        "q_lengths": lengths[0],
-        "kv_lengths": lengths[1],
-        "layout": options.layout,
-    }
+class _Options(NamedTuple):
+    return_lse: bool
+    keywords: tuple[tuple[str, Any], ...]
 
 
 def _forward(options: _Options, arrays: Arrays) -> Arrays:
-    q, k, v = (arrays[name] for name in "qkv")
-    out, lse = fa.attention(q, k, v, **_keywords(options, arrays), return_lse=True)
-    return {"out": out, "lse": lse}
+    return_lse, plain = options
+    keywords: Any = dict(plain) | arrays
+    found: Any = fa.attention(**keywords, return_lse=return_lse)
+    return {"out": found[0], "lse": found[1]} if return_lse else {"out": found}
 
 
 def _save(options: _Options, arrays: Arrays) -> Arrays:
-    q, k, v = (arrays[name] for name in "qkv")
-    out, saved = fa.attention_forward(q, k, v, **_keywords(options, arrays))
-    return {"out": out, "lse": saved.lse, "state": saved.state}
+    keywords: Any = dict(options.keywords) | arrays
+    out, saved = fa.attention_forward(**keywords)
+    kept = {"out": out, "kept_lse": saved.lse, "state": saved.state}
+    return kept | {"lse": saved.lse} if options.return_lse else kept
+
+
+# In the order of SavedAttention.options.
+_OPTIONS = (
+    "mask",
+    "causal",
+    "scale",
+    "window",
+    "softcap",
+    "alibi_slopes",
+    "sinks",
+    "q_lengths",
+    "kv_lengths",
+    "layout",
+)
 
 
 def _backward(given: tuple[_Options, tuple[str, ...]], arrays: Arrays) -> Arrays:
     options, wanted = given
-    names = ("q", "k", "v", "out", "lse", "state")
-    saved = fa.SavedAttention(
-        options=tuple(_keywords(options, arrays).values()), **{name: arrays[name] for name in names}
-    )
+    values = dict(options.keywords) | arrays
+    q, k, v, out, lse, state = (arrays[name] for name in ("q", "k", "v", "out", "kept_lse", "state"))
+    saved = fa.SavedAttention(q, k, v, tuple(values.get(name) for name in _OPTIONS), out, lse, state)
     further = [name for name in wanted if name not in "qkv"]
     found = fa.attention_backward(arrays["dout"], saved, gradients=further)._asdict()
     return {name: found[f"d{name}"] for name in wanted}

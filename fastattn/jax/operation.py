@@ -1,8 +1,10 @@
-"""Functions on NumPy arrays as functions of JAX: callbacks, shapes of results, axes of vmap, gradients.
+"""Functions on NumPy arrays as functions of JAX: foreign functions, shapes of results, axes of vmap, gradients.
 
 All arrays of a call have names, and go in and out in dictionaries.
 """
 
+import base64
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from numpy.typing import NDArray
+
+import fastattn as fa
+from fastattn import _core
 
 Arrays = dict[str, NDArray[Any]]
 Values = dict[str, Any]  # arrays of JAX, or tracers
@@ -157,7 +162,9 @@ def _described(value: NDArray[Any], axis: int | None, batch: int) -> jax.ShapeDt
     return jax.ShapeDtypeStruct(shape, value.dtype)
 
 
-# ---- callbacks ----
+# ---- calls from a compiled program ----
+
+TARGET = "fastattn"
 
 
 class _Array(NamedTuple):
@@ -173,13 +180,14 @@ def _callback(function: Function, options: Any, axis: Axis, folds: bool, arrays:
         tuple((name, _Array(x.shape, np.dtype(x.dtype), axis(name))) for name, x in sorted(values.items()))
         for values in (arrays, results)
     )
-    callback: Any = _Callback(function, options, folds, given, wanted)
-    found: Values = jax.pure_callback(callback, results, arrays, vmap_method="expand_dims")
-    return found
+    program = _text(_Callback(function, options, folds, given, wanted))
+    call = jax.ffi.ffi_call(TARGET, [results[name] for name, _ in wanted], vmap_method="expand_dims")
+    found = call(*(arrays[name] for name, _ in given), program=program)
+    return dict(zip((name for name, _ in wanted), found, strict=True))
 
 
 class _Callback(NamedTuple):
-    """A function on arrays, some with axes of vmap before their own: of its size, or of 1. Equal ones compile once."""
+    """A function on arrays, some with axes of vmap before their own: of its size, or of 1."""
 
     function: Function
     options: Any
@@ -187,11 +195,9 @@ class _Callback(NamedTuple):
     given: tuple[tuple[str, _Array], ...]
     results: tuple[tuple[str, _Array], ...]
 
-    def __call__(self, values: Values) -> Arrays:
-        arrays = {name: np.asarray(value) for name, value in values.items()}
+    def mapped(self, arrays: Arrays) -> Arrays:
+        """The results for arguments of which some have axes of vmap."""
         added = {name: arrays[name].ndim - len(known.shape) for name, known in self.given}
-        if not any(added.values()):
-            return self.function(self.options, arrays)
         lead = np.broadcast_shapes(*(arrays[name].shape[:count] for name, count in added.items()))
         shared = [arrays[name].shape[: added[name]] for name, known in self.given if known.axis is None]
         if self.folds and all(size == 1 for sizes in shared for size in sizes):
@@ -229,3 +235,53 @@ class _Callback(NamedTuple):
             for name, value in self.function(self.options, one).items():
                 results[name][index] = value
         return results
+
+
+class _Program:
+    """A call as XLA makes it: what does not change from one to the next is looked up once."""
+
+    def __init__(self, callback: _Callback) -> None:
+        self.callback, self.function, self.options = callback, callback.function, callback.options
+        self.names = [name for name, _ in callback.given]
+        self.ranks = [len(known.shape) for _, known in callback.given]
+        self.results = [name for name, _ in callback.results]
+
+    def run(self, inputs: list[NDArray[Any]], outputs: list[NDArray[Any]]) -> None:
+        arrays = dict(zip(self.names, inputs, strict=True))
+        if [x.ndim for x in inputs] == self.ranks:
+            found = self.function(self.options, arrays)
+        else:
+            found = self.callback.mapped(arrays)
+        for name, output in zip(self.results, outputs, strict=True):
+            output[...] = found[name]
+
+
+# A program of XLA holds its call as text, which another process can read too: JAX may keep programs in files.
+_programs: dict[bytes, _Program] = {}
+
+
+def _text(callback: _Callback) -> str:
+    return base64.b64encode(pickle.dumps((fa.config.version(), callback))).decode()
+
+
+def _run(text: bytes, inputs: list[NDArray[Any]], outputs: list[NDArray[Any]]) -> None:
+    """What XLA calls."""
+    program = _programs.get(text)
+    if program is None:
+        version, callback = pickle.loads(base64.b64decode(text))
+        if version != fa.config.version():
+            raise ValueError(
+                f"fastattn: program must be of version {fa.config.version()}, got {version}: compile it again"
+            )
+        program = _programs[text] = _Program(callback)
+    program.run(inputs, outputs)
+
+
+# By XLA's numbers (PrimitiveType of xla_data.proto).
+_DTYPES = {
+    1: bool, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 6: np.uint8, 7: np.uint16, 8: np.uint32, 9: np.uint64,
+    10: np.float16, 11: np.float32, 12: np.float64, 16: jnp.bfloat16,
+}  # fmt: skip
+jax.ffi.register_ffi_target(
+    TARGET, _core.xla_handler(_run, {number: np.dtype(kind) for number, kind in _DTYPES.items()}), platform="cpu"
+)

@@ -1,5 +1,7 @@
 """Attention under JAX: the bits of fastattn, gradients, transformations, and errors that name what is wrong."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -8,7 +10,7 @@ import pytest
 
 import fastattn as fa
 import fastattn.jax as faj
-from fastattn.jax.operation import _compiled
+from fastattn.jax import operation
 
 FLOAT32 = np.float32
 OPTIONS = {
@@ -161,7 +163,6 @@ def test_scan_and_remat_change_nothing(rng):
 
 
 def test_large_arrays_of_a_running_program_arrive(rng):
-    """In a callback, an array that the program has yet to finish must not wait for a thread that waits for it."""
     x = jnp.asarray(rng.standard_normal((1, 4, 1024, 64), dtype=FLOAT32))
     found = jax.jit(lambda x: faj.attention(x * 2, x + 1, jnp.sin(x)) + faj.attention(x, x, x))(x)
     assert np.isfinite(np.asarray(found)).all()
@@ -170,9 +171,34 @@ def test_large_arrays_of_a_running_program_arrive(rng):
 def test_equal_calls_compile_once(rng):
     q, k, v = qkv(rng, 1, 2, 9, 8)
     faj.attention(q, k, v, window=(3, 1))
-    size = _compiled._cache_size()
+    size = operation._compiled._cache_size()
     faj.attention(q, k, v, window=[3, 1])
-    assert _compiled._cache_size() == size
+    assert operation._compiled._cache_size() == size
+
+
+def test_a_program_that_another_process_compiled_is_read_from_its_text(rng):
+    q, k, v = qkv(rng, 1, 2, 9, 8)
+    run = jax.jit(faj.attention).lower(q, k, v).compile()
+    expected = run(q, k, v)
+    operation._programs.clear()
+    np.testing.assert_array_equal(run(q, k, v), expected)
+
+
+def test_a_program_of_another_version_is_refused(rng, monkeypatch):
+    q, k, v = qkv(rng, 1, 2, 10, 8)
+    run = jax.jit(faj.attention).lower(q, k, v).compile()
+    monkeypatch.setattr(fa.config, "version", lambda: "0.0")
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"program must be of version 0\.0, got .*: compile it again"):
+        jax.block_until_ready(run(q, k, v))
+
+
+def test_calls_from_several_threads_do_not_mix(rng):
+    arrays = [qkv(rng, 1, 2, 9, 8) for _ in range(8)]
+    run = jax.jit(faj.attention)
+    expected = [fa.attention(*each) for each in arrays]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            np.testing.assert_array_equal(list(pool.map(lambda each: np.asarray(run(*each)), arrays)), expected)
 
 
 # ---- what raises ----
@@ -213,7 +239,7 @@ def test_faults_are_named_while_jax_traces(change, error, message):
         jax.jit(lambda a: faj.attention(**a, **options)).lower(arrays)
 
 
-def test_values_that_are_out_of_range_are_named_when_the_program_runs(caplog):
+def test_values_that_are_out_of_range_are_named_when_the_program_runs():
     x = np.zeros((2, 2, 5, 4), FLOAT32)
     with pytest.raises(jax.errors.JaxRuntimeError, match=r"attention: q_lengths must lie in 0\.\.5, got 1\.\.7"):
         jax.block_until_ready(faj.attention(x, x, x, q_lengths=np.array([1, 7])))
