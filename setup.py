@@ -63,9 +63,8 @@ class BuildExt(build_ext):
         super().run()
 
     def build_extension(self, ext):
-        is_x86 = platform.machine().lower() in ("x86_64", "amd64")
         wanted = variants.chosen(os.environ.get("FASTATTN_SETS", "").split())
-        sets = tuple(isa for isa in wanted if not isa.flags or (is_x86 and self.accepts(isa)))
+        sets = tuple(isa for isa in wanted if isa.is_for_this_machine and self.accepts(isa))
         units = variants.all_units(sets, BLAS)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(self.compile_unit, units))
@@ -89,6 +88,8 @@ class BuildExt(build_ext):
 
     def accepts(self, isa):
         """Whether the compiler knows the flags of a set, as GCC has those of AMX since 11; if not, it is left out."""
+        if not isa.flags:
+            return True
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "empty.c"
             source.write_text("typedef int empty;\n")

@@ -5,6 +5,7 @@ A new file needs no entry, unless it knows 16-bit arrays (LOW_PRECISION) or is f
 set needs a row of INSTRUCTION_SETS.
 """
 
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,6 +111,9 @@ AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 AVX512BF16 = (*AVX512, "-mavx512bf16", "-mavx512vnni")
 AMXBF16 = (*AVX512BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8")
 
+# What systems call one machine -> its name here.
+MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
+
 
 @dataclass(frozen=True)
 class InstructionSet:
@@ -125,12 +129,20 @@ class InstructionSet:
         Of the compiler, for kernels/ alone: detection, ops and Cython run anywhere.
     types
         Type -> its share of kernels/. The types that are missing come from the whole set before.
+    machine
+        The only one that it is compiled for, as MACHINES names it; empty for all.
     """
 
     name: str
     header: str
     flags: tuple[str, ...]
     types: dict[str, Share]
+    machine: str = ""
+
+    @property
+    def is_for_this_machine(self) -> bool:
+        name = platform.machine().lower()
+        return self.machine in ("", MACHINES.get(name, name))
 
     @property
     def is_whole(self) -> bool:
@@ -138,13 +150,13 @@ class InstructionSet:
         return self.types is ALL_TYPES
 
 
-# In rising order. The first runs anywhere; the others are for x86-64.
+# In rising order. The first runs anywhere.
 INSTRUCTION_SETS = (
     InstructionSet("baseline", "portable", (), ALL_TYPES),
-    InstructionSet("avx2", "avx2", AVX2, ALL_TYPES),
-    InstructionSet("avx512", "avx512", AVX512, ALL_TYPES),
-    InstructionSet("avx512bf16", "avx512", AVX512BF16, OWN_PRODUCTS),
-    InstructionSet("amxbf16", "avx512", AMXBF16, AMX_PRODUCTS),
+    InstructionSet("avx2", "avx2", AVX2, ALL_TYPES, "x86_64"),
+    InstructionSet("avx512", "avx512", AVX512, ALL_TYPES, "x86_64"),
+    InstructionSet("avx512bf16", "avx512", AVX512BF16, OWN_PRODUCTS, "x86_64"),
+    InstructionSet("amxbf16", "avx512", AMXBF16, AMX_PRODUCTS, "x86_64"),
 )
 
 

@@ -4,7 +4,6 @@ CC names another compiler. Exit status 1 when one of the sources has a warning.
 """
 
 import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -27,8 +26,7 @@ def warns(unit: variants.Unit) -> bool:
 
 
 def main() -> int:
-    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
-    sets = tuple(isa for isa in variants.INSTRUCTION_SETS if is_x86 or not isa.flags)
+    sets = tuple(isa for isa in variants.INSTRUCTION_SETS if isa.is_for_this_machine)
     units = [*variants.kernel_units(sets), *variants.op_units()]
     for blas in variants.BLAS_PROVIDERS:
         units += variants.plain_units(sets, blas)
