@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -335,6 +336,17 @@ def test_the_real_model_in_bfloat16_points_the_same_way(minilm):
     pytest.importorskip("ml_dtypes")
     cosine = (embed.embed(minilm, SENTENCES, "bfloat16") * embed.embed(minilm, SENTENCES)).sum(-1)
     assert (cosine >= 0.999).all()
+
+
+def test_sentences_that_are_spread_over_an_executor_have_the_same_bits(minilm, monkeypatch):
+    monkeypatch.setattr(embed, "MPI_TOKENS", 12)
+    ids, done = minilm.ids(SENTENCES), []
+    with ThreadPoolExecutor(2) as executor:
+        found = embed.embed_spread(executor, embed.model_folder(), 384, ids, "float32", 1, done.append)
+        assert embed.embed_spread(executor, embed.model_folder(), 384, [], "float32", 1, done.append).shape == (0, 384)
+    assert same_bits(found, embed.embed(minilm, SENTENCES))
+    assert sum(done) == sum(map(len, ids))
+    assert len(done) > 1
 
 
 def test_the_command_writes_embeddings_and_answers_a_query(minilm, tmp_path, capsys):
