@@ -43,6 +43,7 @@ _CURVES = sorted({*_SERIES.values()})
 _CURVE_MARKERS = "ovs^D*"
 _CURVE_DASHES = ("-", "--", "-", "-", ":", "-")
 _WIDTH = 10.5  # inches of 96 px, nearly the page
+_LABEL_LINES = 1.9  # heights of a bar, for the name of a group
 _MARKERS = {"rnn": "v", "gru": "^", "lstm": "s", "attention": "o"}
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it takes the page's font and colour
@@ -91,31 +92,34 @@ def alone(svg: str, theme: str) -> str:
 
 
 def headline(jobs: Sequence[Any], labels: Mapping[str, str], footnote: str = "") -> str:
-    """The speed of each library on each job, that of the fastest being 1: a group of bars for each."""
+    """The speed of each library on each job, that of the fastest being 1: a group of bars under the name of the job.
+
+    Narrow, so that text stays legible on a telephone. A library without a bar has not been measured on the job.
+    """
     names = [name for name in labels if any(name in job.seconds for job in jobs)]
-    thickness = 0.8 / len(names)
+    lines = sum(len(job.seconds) + _LABEL_LINES for job in jobs)
     with mpl.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(8.6, 0.7 + 0.17 * len(jobs) * (len(names) + 1)), layout="constrained")
-        for i, job in enumerate(jobs):
+        figure, axes = plt.subplots(figsize=(5.0, 0.8 + 0.17 * lines), layout="constrained")
+        y = 0.0
+        for job in jobs:
+            axes.annotate(job.label, (0, y + 0.45 * _LABEL_LINES), va="center", weight="bold")
+            y += _LABEL_LINES
             best = min(job.seconds.values())
-            for j, name in enumerate(names):
-                y = i - 0.4 + (j + 0.5) * thickness
-                if name not in job.seconds:
-                    axes.annotate("not measured", (0.005, y), va="center", fontsize=8, alpha=0.7)
-                    continue
-                speed = best / job.seconds[name]
-                axes.barh(y, speed, thickness * 0.88, color=_SERIES[name])
-                axes.annotate(f"{speed:.2f}", (speed + 0.005, y - 0.01), va="center", fontsize=8)
+            for name in names:
+                if name in job.seconds:
+                    speed = best / job.seconds[name]
+                    axes.barh(y, speed, 0.85, color=_SERIES[name])
+                    axes.annotate(f"{speed:.2f}", (speed + 0.01, y), va="center", fontsize=9)
+                    y += 1
         for name in names:
             axes.barh(0, 0, color=_SERIES[name], label=labels[name])
-        axes.set_yticks(range(len(jobs)), [job.label for job in jobs])
-        axes.tick_params(axis="y", length=0)
-        axes.set_ylim(len(jobs) - 0.45, -0.55)
-        axes.set_xlim(0, 1.08)
+        axes.set_yticks([])
+        axes.set_ylim(y, -0.2)
+        axes.set_xlim(0, 1.1)
         axes.set_xticks([])
         axes.spines["bottom"].set_visible(False)
-        axes.set_xlabel(f"speed, the fastest = 1 (longer is better){'; ' + footnote if footnote else ''}")
-        figure.legend(loc="outside upper left", ncols=len(names))
+        axes.set_xlabel("speed, the fastest = 1 (longer is better)" + (f"\n{footnote}" if footnote else ""))
+        figure.legend(loc="outside upper left", ncols=len(names), columnspacing=1.2, handlelength=1.2)
         return _svg(figure)
 
 
