@@ -68,7 +68,7 @@ class Chains:
     def number(self, name: str) -> float | None:
         """A known value with one element."""
         value = self.constant(name)
-        if not isinstance(value, np.ndarray) or value.size != 1 or value.ndim > 1 or value.dtype.name not in FLOATS:
+        if not isinstance(value, np.ndarray) or value.size != 1 or value.ndim > 1 or value.dtype not in FLOATS:
             return None
         return float(value.reshape(()).astype(np.float64))
 
@@ -249,7 +249,7 @@ def _linear(chains: Chains, root: Node) -> None:
     if root.op not in ("MatMul", "Gemm") or root.get("transA", 0):
         return
     weight = chains.constant(root.inputs[1])
-    if not isinstance(weight, np.ndarray) or weight.ndim != 2 or weight.dtype.name not in FLOATS:
+    if not isinstance(weight, np.ndarray) or weight.ndim != 2 or weight.dtype not in FLOATS:
         return
     names, removed, last = [root.inputs[0], root.inputs[1]], [root], root
     if root.op == "Gemm":
@@ -285,7 +285,7 @@ def _conv(chains: Chains, root: Node) -> None:
     bias = chains.constant(root.inputs[2]) if relu and root.has(2) else weight
     if relu is None or not isinstance(weight, np.ndarray) or not isinstance(bias, np.ndarray):
         return
-    if weight.dtype.name not in FLOATS or not conv_is_known(root, weight):
+    if weight.dtype not in FLOATS or not conv_is_known(root, weight):
         return
     chains.replace(relu, [root, relu], "Conv", root.inputs, relu.outputs, **root.attributes, activation="relu")
 

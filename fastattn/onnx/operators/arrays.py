@@ -233,21 +233,24 @@ def _constant_of_shape(node: Node) -> Call:
     return lambda shape: np.full(shape.tolist(), fill.ravel()[0], fill.dtype)
 
 
+_REDUCTIONS = {"sum": np.add, "mean": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum}
+
+
 def _reduction(function: str) -> Callable[[Node], Call | None]:
     def make(node: Node) -> Call | None:
         known, axes = _axes(node)
         if not known or (not axes and node.get("noop_with_empty_axes", 0)):
             return None
         axes, kept = axes or None, bool(node.get("keepdims", 1))
+        reduce = _REDUCTIONS[function].reduce
         other: list[Call] = []
 
         def call(x: Array, *rest: Any) -> Any:
             if x.dtype.kind in "fiu" and x.dtype.itemsize >= 4 and (function not in ("max", "min") or x.size):
-                if function == "mean" and x.dtype.kind != "f":
-                    return x.mean(axis=axes, keepdims=kept).astype(x.dtype)
-                if function in ("sum", "mean", "prod"):
-                    return getattr(x, function)(axis=axes, keepdims=kept, dtype=x.dtype)
-                return getattr(x, function)(axis=axes, keepdims=kept)
+                total = reduce(x, axis=axes, dtype=x.dtype, keepdims=kept)
+                if function != "mean":
+                    return total
+                return (total / x.dtype.type(x.size // max(1, total.size))).astype(x.dtype, copy=False)
             if not other:
                 other.append(reference(node))
             return other[0](x, *rest)

@@ -4,13 +4,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 import fastattn as fa
 from fastattn.onnx.graph import Array, Call, Node
 from fastattn.onnx.operators.reference import reference
 
-FLOATS = frozenset(("float32", "float64", "float16", "bfloat16"))
+FLOATS = frozenset(map(np.dtype, (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)))
 
 
 def softmax_maker(function: Callable[..., Any]) -> Callable[[Node], Call]:
@@ -86,7 +87,7 @@ def activation(function: Callable[..., Any]) -> Callable[[Node], Call]:
         other: list[Call] = []
 
         def call(x: Array) -> Any:
-            if x.dtype.name in FLOATS:
+            if x.dtype in FLOATS:
                 return function(x)
             if not other:
                 other.append(reference(node))
