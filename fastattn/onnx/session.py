@@ -1,5 +1,6 @@
 """Session: a model that is read once and run many times."""
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -36,19 +37,20 @@ class Session:
     [array([[0.5, 0.5]], dtype=float32)]
     """
 
-    def __init__(self, model: Source) -> None:
+    def __init__(self, model: Source, *, shapes: Mapping[str, Sequence[int]] | None = None) -> None:
         proto = read_model(model)
+        _fix_shapes(proto.graph, shapes or {})
         try:
-            self._prepare(proto)
+            self._prepare(proto, shapes)
         except (InvalidModel, NotImplementedError, MemoryError):
             raise
         except Exception as error:  # what the checker let pass
             raise InvalidModel(f"load: the model must be a valid ONNX model: {error!r}") from error
 
-    def _prepare(self, proto: Any) -> None:
+    def _prepare(self, proto: Any, shapes: Mapping[str, Sequence[int]] | None) -> None:
         opsets = {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in proto.opset_import}
         opsets.setdefault("", 1)
-        graph = read_graph(proto.graph, opsets)
+        graph = read_graph(proto.graph, opsets, None, shapes)
         if graph.captures:
             raise InvalidModel(f"load: the model must compute the values it uses, got no {graph.captures[0]!r}")
         infos = {value.name: value for value in proto.graph.input}
@@ -84,13 +86,36 @@ class Session:
         return self._names[name]
 
 
-def load(model: Source) -> Session:
+def load(model: Source, *, shapes: Mapping[str, Sequence[int]] | None = None) -> Session:
     """A Session of a model: a path, bytes or an onnx.ModelProto.
+
+    shapes: of inputs by name, where all runs have them. What depends on shapes alone, branches too, is then computed
+    once; runs with other shapes are refused.
 
     onnx's checker sees the model first. Data outside the file is read from the folder of the model alone. Raises
     InvalidModel for what is no model, UnsupportedOperator for an operator that neither fastattn nor onnx has.
     """
-    return Session(model)
+    return Session(model, shapes=shapes)
+
+
+def _fix_shapes(graph: Any, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Puts shapes into what the model declares of its inputs."""
+    infos = {value.name: value for value in graph.input}
+    for name, sizes in shapes.items():
+        if name not in infos or infos[name].type.WhichOneof("value") != "tensor_type":
+            raise ValueError(f"load: shapes must be of inputs of the model, {', '.join(infos)}, got {name!r}")
+        declared = _dimensions(infos[name].type)
+        known = infos[name].type.tensor_type.HasField("shape")
+        whole = [operator.index(size) for size in sizes]
+        if min(whole, default=0) < 0 or (known and len(whole) != len(declared)) or any(
+            isinstance(n, int) and n != size for n, size in zip(declared, whole, strict=False)
+        ):  # fmt: skip
+            raise ValueError(f"load: shapes[{name!r}] must fit {declared}, got {list(sizes)}")
+        shape = infos[name].type.tensor_type.shape
+        shape.ClearField("dim")
+        shape.SetInParent()
+        for size in whole:
+            shape.dim.add().dim_value = size
 
 
 class _Check:

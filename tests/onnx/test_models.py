@@ -84,12 +84,13 @@ def test_an_exported_encoder_agrees_with_onnxruntime():
 
 
 @pytest.mark.parametrize("name", ["silero_vad.onnx", "silero_vad_16k_op15.onnx", "silero_vad_op18_ifless.onnx"])
-def test_silero_vad_agrees_with_onnxruntime(name):
+@pytest.mark.parametrize("shapes", [None, {"input": (1, 576), "state": (2, 1, 128)}])
+def test_silero_vad_agrees_with_onnxruntime(name, shapes):
     spec = find_spec("silero_vad")
     if spec is None or spec.origin is None:
         pytest.skip("needs silero-vad: python -m pip install --no-deps silero-vad")
     path = Path(spec.origin).parent / "data" / name
-    session, other = fastattn.onnx.load(path), theirs(str(path))
+    session, other = fastattn.onnx.load(path, shapes=shapes), theirs(str(path))
     rng = np.random.default_rng(0)
     time = np.arange(40 * 512) / 16000
     audio = (0.3 * np.sin(2 * np.pi * 150 * time) * (time % 0.5 > 0.2) + 0.02 * rng.standard_normal(len(time))).astype(

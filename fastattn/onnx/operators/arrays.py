@@ -1,5 +1,6 @@
 """Operators on shapes and elements that most graphs have, as NumPy's functions."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -123,10 +124,20 @@ def _axes(node: Node, index: int = 1) -> Any:
 
 def _unsqueeze(node: Node) -> Call:
     known, axes = _axes(node)
-    if known and min(axes, default=0) >= 0:
-        index = tuple(None if i in axes else slice(None) for i in range(max(axes, default=-1) + 1))
-        return lambda x, *_: x[index]
-    return lambda x, given=None: np.expand_dims(x, axes if known else tuple(given.ravel().tolist()))
+    if not known:
+        return lambda x, given: np.expand_dims(x, tuple(given.ravel().tolist()))
+    indices = [_with_new_axes(axes, rank) for rank in range(_RANKS)]
+    return lambda x, *_: x[indices[x.ndim]] if x.ndim < _RANKS else np.expand_dims(x, axes)
+
+
+_RANKS = 8  # of these, indices are made beforehand
+
+
+def _with_new_axes(axes: tuple[int, ...], rank: int) -> tuple[Any, ...]:
+    """The index that puts new axes into an array of a rank, out of range where there is no such axis."""
+    total = rank + len(axes)
+    places = {axis + total if axis < 0 else axis for axis in axes}
+    return tuple(None if i in places else slice(None) for i in range(max(total, *places, 0)))
 
 
 def _squeeze(node: Node) -> Call:
@@ -242,7 +253,7 @@ def _reduction(function: str) -> Callable[[Node], Call | None]:
         if not known or (not axes and node.get("noop_with_empty_axes", 0)):
             return None
         axes, kept = axes or None, bool(node.get("keepdims", 1))
-        reduce = _REDUCTIONS[function].reduce
+        reduce: Call = _REDUCTIONS[function].reduce
         other: list[Call] = []
 
         def call(x: Array, *rest: Any) -> Any:
@@ -286,6 +297,7 @@ def _pad(node: Node) -> Call | None:
     return call
 
 
+@functools.lru_cache(maxsize=8)
 def reflected(length: int, before: int, after: int) -> Array:
     """Places of an axis that is mirrored at its first and its last element."""
     if length < 1:
