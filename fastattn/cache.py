@@ -1,4 +1,4 @@
-"""Keys and values of what has been read so far, for attention of new tokens to all of it."""
+"""Keys and values of the tokens so far, for attention of new tokens to all of them."""
 
 import math
 import os
@@ -56,9 +56,9 @@ class KVCache:
     batch, kv_heads, head_dim, v_dim
         Sequences, key/value heads, size of a key and of a value (head_dim by default).
     dtype
-        float32, float64, bfloat16 or float16: what keys, values and queries are; or int8: keys and values arrive as
-        float32 and are kept as bytes with one scale for each token and head, max |x| / 127, so that each element is off
-        by at most half a scale. A token with NaN or infinity in a head becomes NaN there.
+        float32, float64, bfloat16 or float16, of keys, values and queries; or int8: keys and values are given as
+        float32 and kept as bytes with one scale for each token and head, max |x| / 127, with an error of each element
+        of at most half a scale. A token with NaN or infinity in a head becomes NaN there.
     capacity
         The most tokens of a sequence; None for no limit (memory grows as needed, by doubling).
     page_size
@@ -66,19 +66,18 @@ class KVCache:
         tokens from a common pool as they grow.
 
     `attend` gives the bits of `attention` on the arrays that were appended, for every dtype but int8, page size and
-    history of appends. With at most 8 queries it reads keys and values from where they lie, once; with more (or under
-    the strategy "blas") pages, and bytes, are put together into plain arrays first, which costs a copy of them.
+    history of appends. With at most 8 queries it reads keys and values once, in place; with more (or under the
+    strategy "blas") it first copies pages, and bytes, to plain arrays.
 
-    int8: attention to what the tokens became, within the error of float32. With at most 8 queries the products of
-    queries and keys are sums of whole numbers in 32 bits: queries become numbers of 24 bits with a scale for each row,
-    off by 2⁻²⁴ of its largest element, where one byte would have added an error as large as that of the cache. So do
-    the weights of values where the CPU multiplies bytes (AVX-512 VNNI, AMX); elsewhere values become float32 in
+    int8: attention to the rounded tokens, within the error of float32. With at most 8 queries the products of
+    queries and keys are sums of whole numbers in 32 bits: queries become numbers of 24 bits with a scale for each row
+    and an error of 2⁻²⁴ of its largest element; one byte would add an error as large as that of the cache. The same
+    holds for the weights of values if the CPU multiplies bytes (AVX-512 VNNI, AMX); elsewhere values become float32 in
     registers. head_dim may then be at most 65,536.
 
-    Threads: every call sees the cache as it is between two changes, and changes happen one after the other. `attend`
-    runs beside appends, and beside other calls of `attend`: it reads the tokens there were when it began. copy,
-    deepcopy and pickle give caches that share nothing with this one; what is pickled is the tokens, not the room beyond
-    them.
+    Threads: changes happen one after the other, and every call sees the cache between two changes. `attend` runs beside
+    appends and other calls of `attend`: it reads the tokens that were there when it began. copy, deepcopy and pickle
+    give caches that share nothing with this one; a pickle has the tokens, not the unused memory.
 
     >>> cache = KVCache(1, 2, 4, dtype="float32")
     >>> cache.append(np.ones((1, 2, 3, 4), np.float32), np.ones((1, 2, 3, 4), np.float32))
@@ -117,7 +116,7 @@ class KVCache:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """What keys and values are kept as."""
+        """The type in which keys and values are kept."""
         return self._dtype
 
     @property
@@ -129,7 +128,7 @@ class KVCache:
         """Appends n tokens to each sequence, or to those with the indices `sequences`.
 
         k[batch or len(sequences), kv_heads, n, head_dim], v[..., v_dim] in the cache's dtype (int8: float32). Raises
-        TypeError or ValueError naming the argument, and then the cache is as before.
+        TypeError or ValueError naming the argument, and leaves the cache as it was.
         """
         chosen = self._chosen(sequences)
         inputs = [self._checked(*x, len(chosen)) for x in zip(("k", "v"), (k, v), self._widths, strict=True)]
@@ -166,8 +165,8 @@ class KVCache:
                out: Array | None = None) -> Any:  # fmt: skip
         """`attention` of q[batch, H, n, head_dim] to all that each sequence holds; H a multiple of kv_heads.
 
-        All options are those of `attention`; Lk is the length of the longest sequence. The n new tokens are the last
-        ones where positions count: causal=True is "bottom-right", for any n.
+        All options are those of `attention`; Lk is the length of the longest sequence. The n queries are those of the
+        last tokens: causal=True is "bottom-right", for any n.
         """
         queries = _core.checked_array(q, "attend", "q")
         batch, width = len(self._lengths), self._widths[0]
@@ -199,11 +198,11 @@ class KVCache:
                 access.readers -= 1
 
     def crop(self, lengths: ArrayLike) -> None:
-        """Takes back the tokens of each sequence from lengths[b] on; one integer counts for all sequences.
+        """Removes the tokens of each sequence from lengths[b] on; one integer is that of all sequences.
 
-        Lengths lie in 0..what the sequence has. The cache goes on as one to which the rest was never appended. Its
-        memory stays as large; pages beyond serve tokens that any sequence appends later. Raises TypeError or ValueError
-        naming the argument, and then the cache is as before.
+        Lengths are at most those of the sequences. The cache then behaves as if the removed tokens had never been
+        appended. It keeps its memory; later tokens of any sequence use the free pages. Raises TypeError or ValueError
+        naming the argument, and leaves the cache as it was.
 
         >>> cache = KVCache(2, 1, 4, dtype="float32")
         >>> cache.append(np.ones((2, 1, 3, 4), np.float32), np.ones((2, 1, 3, 4), np.float32))
@@ -214,11 +213,11 @@ class KVCache:
         crop_all(lengths, self)
 
     def select(self, sequences: ArrayLike) -> "KVCache":
-        """A cache of the sequences with these indices, in this order, each as often as it is named.
+        """A cache of the sequences with these indices, in this order; an index may occur several times.
 
-        What beam search goes on with, or a batch some of whose sequences have ended. It has copies of what they hold,
-        with the bits of this cache, which is not changed; capacity and page size are the same. Raises TypeError or
-        ValueError for indices that are no integers in 0..batch - 1.
+        For beam search, and for a batch some of whose sequences have ended. It has copies of the tokens, with the same
+        bits; this cache does not change. Capacity and page size are the same. Raises TypeError or ValueError for
+        indices that are no integers in 0..batch - 1.
 
         >>> cache = KVCache(2, 1, 4, dtype="float32")
         >>> tokens = np.ones((1, 1, 3, 4), np.float32)
@@ -414,7 +413,7 @@ def check_sequences(sequences: ArrayLike, batch: int, op: str) -> Array:
 
 
 class unchanged_on_failure:
-    """Takes back what was appended to the caches inside, if an exception leaves the block. Other threads neither change
+    """Removes what was appended to the caches in the block, if an exception leaves it. Other threads neither change
     the caches meanwhile nor begin to attend."""
 
     def __init__(self, *caches: KVCache) -> None:

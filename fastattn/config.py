@@ -1,12 +1,12 @@
-"""What runs where: threads, instruction set, strategies, BLAS.
+"""Threads, instruction set, strategies, BLAS.
 
 Environment: FASTATTN_NUM_THREADS (else OMP_NUM_THREADS, else the CPUs that affinity and control group allow) and
 FASTATTN_ISA, which can
-only lower the instruction set; a name that is unknown or not available is an error at import.
+only lower the instruction set. A name that is unknown or not available is an error at import.
 
-A context manager holds for the thread that enters it, until it leaves. Threads that are in none have what the one
-entered last says, and without any what was set for the process. So each thread can have its own, and they leave nothing
-behind, in whatever order they end.
+A context manager applies to the thread that enters it, until it leaves. A thread in no block uses the setting of the
+block entered last, or, without any, that of the process. So each thread can have its own settings, and blocks leave
+nothing behind, in whatever order they end.
 """
 
 import os
@@ -60,7 +60,7 @@ def available_isas() -> list[str]:
 
 
 def get_isa() -> str:
-    """The instruction set in force: "baseline", "avx2", "avx512", "avx512bf16" or "amxbf16"."""
+    """The current instruction set: "baseline", "avx2", "avx512", "avx512bf16" or "amxbf16"."""
     return _core.get_isa()
 
 
@@ -80,7 +80,7 @@ def use_isa(name: str) -> Iterator[None]:
 
 
 def get_num_threads() -> int:
-    """Most threads that a call uses."""
+    """The most threads that a call uses."""
     return _core.get_num_threads()
 
 
@@ -119,15 +119,15 @@ def attention_strategy(name: str) -> Iterator[None]:
 def linear_strategy(name: str) -> Iterator[None]:
     """How linear computes its product: "native" (own kernels), "blas" (OpenBLAS on tiles) or "auto", the faster one.
 
-    The two round differently. Always native are packed weights, and what BLAS has no call for: sums of nothing, and
-    sizes beyond a C int. Raises ValueError for another name, and for "blas" in a build without BLAS.
+    The two round differently. Packed weights, sums over no elements, and sizes beyond a C int are always native. Raises
+    ValueError for another name, and for "blas" in a build without BLAS.
     """
     with _core.Block("linear", _core.strategy_number("linear", name)):
         yield
 
 
 def trim() -> None:
-    """Gives back the memory that is kept between calls: at most 4 blocks of 32 MB, and 256 MB that results left."""
+    """Frees the memory that is kept between calls: at most 4 blocks of 32 MB, and 256 MB of former results."""
     _core.trim()
 
 
@@ -172,7 +172,7 @@ def show_config(mode: str = "stdout") -> dict[str, object] | None:
 def register_threadpoolctl() -> None:
     """Makes fastattn's threads visible to threadpoolctl (`threadpool_info`, `threadpool_limits`).
 
-    Done at import when threadpoolctl has been imported before; call this when it comes later.
+    This is done at import if threadpoolctl has been imported before; otherwise call this.
     """
     from fastattn._threadpoolctl import register  # noqa: PLC0415
 

@@ -1,6 +1,6 @@
 """The specification: every op in plain NumPy, in the shortest readable form.
 
-The formulas are evaluated in `dtype`: float64, unless a caller asks for another type. Tests compare the kernels with
+The formulas are evaluated in `dtype`: float64, or another type that the caller gives. Tests compare the kernels with
 these functions, and these with finite differences. They are not fast, and promise nothing about NaN in masked places:
 tests of such promises state the expected values themselves.
 

@@ -21,16 +21,16 @@ def additive_attention(query: ArrayLike, keys: ArrayLike, values: ArrayLike, v: 
     Parameters
     ----------
     query, keys, values, v
-        [B, T, A], [B, S, A], [B, S, C], [A]; float32 or float64. query and keys are projected already.
+        [B, T, A], [B, S, A], [B, S, C], [A]; float32 or float64. query and keys are the projected ones.
     lengths
-        [B] integers in 0..S: keys beyond do not exist.
+        [B] integers in 0..S: keys beyond are excluded.
     mask
         bool (True: attend) or the dtype of query (added; -inf: do not attend), broadcastable to [B, T, S].
     return_weights
         Also return w[B, T, S], 0 where masked.
 
-    What is masked is never read into arithmetic: NaN or inf there changes nothing. NaN in a score makes its row NaN, in
-    an attended value its column of that row. A query with nothing to attend to: zeros.
+    Masked entries never enter the arithmetic: NaN or inf there changes nothing. NaN in a score makes its row NaN, in
+    an attended value its column of that row. A query with nothing to attend to gives zeros.
 
     Raises ValueError and TypeError naming the argument. Source: Bahdanau et al. 2015, arXiv:1409.0473, section 3.1.
 
@@ -47,8 +47,8 @@ def additive_attention(query: ArrayLike, keys: ArrayLike, values: ArrayLike, v: 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SavedAdditive:
-    """What the gradients of additive attention need of a forward call: its arguments, which must not be written to in
-    between, and the weights."""
+    """The values of a forward call that the gradients of additive attention need: its arguments, which must not be
+    changed in between, and the weights."""
 
     query: ArrayLike
     keys: ArrayLike
@@ -61,9 +61,9 @@ class SavedAdditive:
 def additive_attention_forward(query: ArrayLike, keys: ArrayLike, values: ArrayLike, v: ArrayLike, *,
                                lengths: ArrayLike | None = None,
                                mask: ArrayLike | None = None) -> tuple[Array, SavedAdditive]:  # fmt: skip
-    """additive_attention, and what its gradients need: (context, saved). Arguments and errors as there.
+    """additive_attention, and the values that its gradients need: (context, saved). Arguments and errors as there.
 
-    saved keeps the arguments, not copies of them: leave them as they are until backward. saved.weights is w.
+    saved keeps the arguments, not copies of them: do not change them before backward. saved.weights is w.
 
     >>> context, saved = additive_attention_forward(*[np.ones((1, 2, 4))] * 3, np.ones(4))
     >>> saved.weights
@@ -77,7 +77,7 @@ def additive_attention_forward(query: ArrayLike, keys: ArrayLike, values: ArrayL
 
 
 def additive_attention_backward(dcontext: ArrayLike, saved: SavedAdditive) -> tuple[Array, Array, Array, Array]:
-    """Gradients (dquery, dkeys, dvalues, dv) of additive_attention_forward. The tanh is computed anew.
+    """Gradients (dquery, dkeys, dvalues, dv) of additive_attention_forward. The tanh is recomputed.
 
         dw = dcontext values^T,  de = w (dw - sum over s of w dw),  dvalues[s] = sum over t of w dcontext
         u = de (1 - tanh^2),  dquery = v sum over s of u,  dkeys = v sum over t of u,  dv = sum of de tanh

@@ -31,10 +31,10 @@ def attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, mask: ArrayLike | Non
     ----------
     q, k, v
         [B, H, Lq, D], [B, Hk, Lk, D], [B, Hk, Lk, Dv]; H a multiple of Hk (query heads h share the keys of head h // (H
-        / Hk), which are not copied). layout="blhd": axes 1 and 2 of q, k, v and of the results change places.
+        / Hk), which are not copied). layout="blhd": axes 1 and 2 of q, k, v and of the results are exchanged.
     mask
         bool (True: attend) or the dtype of q (added; -inf: do not attend), broadcastable to [B, H, Lq, Lk] in either
-        layout. What is masked is never read into arithmetic: NaN or inf there changes nothing.
+        layout. Masked entries never enter the arithmetic: NaN or inf there changes nothing.
     causal
         False, "top-left" (key j <= query i) or "bottom-right" (j <= i + Lk - Lq); True when Lq == Lk.
     scale
@@ -47,18 +47,19 @@ def attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, mask: ArrayLike | Non
     alibi_slopes
         [H], of the dtype of q: a penalty for each step of distance from the diagonal.
     sinks
-        [H], of the dtype of q: a logit for each head that has no key and no value; it takes its part of the softmax.
+        [H], of the dtype of q: a logit for each head, without a key and a value, in the sum of the softmax.
     q_lengths, kv_lengths
-        [B] integers in 0..L: positions beyond do not exist, also for the diagonal; their outputs are zero.
+        [B] integers in 0..L: positions beyond are excluded, and the diagonal does not count them; their outputs are
+        zero.
     return_lse
         Also return the natural log of Z of each row, the sink included, [B, H, Lq] (layout "blhd": [B, Lq, H]).
 
     bfloat16 and float16 are converted as they are read and written; scores, sums and lse are float32. With AVX-512
     BF16, bfloat16 is multiplied in pairs: P is then rounded to bfloat16, and subnormals count as 0 in the products; lse
-    is the log of the sum of the rounded P, off by at most 2^-8 + 2^-12 (0.0042).
+    is the log of the sum of the rounded P, with an error of at most 2^-8 + 2^-12 (0.0042).
 
-    A query with nothing to attend to: zeros, lse -inf (its sink, where there is one). Queries beyond q_lengths: zeros,
-    -inf. NaN in a score, or +inf, makes its row NaN.
+    A query with nothing to attend to gives zeros and lse -inf (with a sink, the sink). Queries beyond q_lengths give
+    zeros and -inf. NaN in a score, or +inf, makes its row NaN.
 
     Raises ValueError and TypeError naming the argument. Sources: Vaswani et al. 2017, arXiv:1706.03762; Dao et al.
     2022, arXiv:2205.14135; ALiBi: Press et al. 2021, arXiv:2108.12409; softcap: Gemma 2, arXiv:2408.00118; sinks: Xiao
@@ -78,8 +79,8 @@ def attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, mask: ArrayLike | Non
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SavedAttention:
-    """What the gradients of attention need of a forward call: its arguments, which must not be written to in between,
-    its results, and two numbers for each row of scores."""
+    """The values of a forward call that the gradients of attention need: its arguments, which must not be written to in
+    between, its results, and two numbers for each row of scores."""
 
     q: ArrayLike
     k: ArrayLike
@@ -96,9 +97,9 @@ def attention_forward(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, mask: ArrayLi
                       alibi_slopes: ArrayLike | None = None, sinks: ArrayLike | None = None,
                       q_lengths: ArrayLike | None = None, kv_lengths: ArrayLike | None = None,
                       layout: str = "bhld") -> tuple[Array, SavedAttention]:  # fmt: skip
-    """attention, and what its gradients need: (out, saved). Arguments and errors as of attention.
+    """attention, and the values that its gradients need: (out, saved). Arguments and errors as of attention.
 
-    saved keeps q, k, v, mask and out, not copies of them: leave them as they are until backward. saved.lse is what
+    saved keeps q, k, v, mask and out, not copies of them: do not change them before backward. saved.lse is what
     return_lse gives.
 
     >>> out, saved = attention_forward(*[np.ones((1, 1, 2, 4))] * 3)

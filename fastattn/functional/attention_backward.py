@@ -16,7 +16,7 @@ _VARLEN_OPTIONS = 7
 
 
 class AttentionGradients(NamedTuple):
-    """Gradients of attention by all that it has gradients for; None where they were not asked for."""
+    """Gradients of attention; None for those that `gradients` did not name."""
 
     dq: Array
     dk: Array
@@ -33,15 +33,15 @@ def attention_backward(dout: ArrayLike, saved: SavedAttention, *, gradients: Col
 def attention_backward(
     dout: ArrayLike, saved: SavedAttention, *, gradients: Collection[str] | None = None
 ) -> tuple[Array, Array, Array] | AttentionGradients:
-    """Gradients (dq, dk, dv) of attention, from the gradient of its output; with `gradients` of more than these.
+    """Gradients (dq, dk, dv) of attention, from the gradient of its output; and those that `gradients` names.
 
     With P the probabilities and dS = P * (dout v^T - rowsum(dout * out)):
 
         dv = P^T dout,  dq = scale dS k,  dk = scale dS^T q
         dmask = dS,  dsinks = -sum p_sink rowsum(dout * out),  dalibi_slopes = -sum distance dS
 
-    where heads that share keys add up, and a softcap multiplies the dS of dq and dk by 1 - tanh^2. P is computed anew,
-    block by block; no Lq x Lk matrix is in memory but dmask itself.
+    Heads that share keys add up, and a softcap multiplies the dS of dq and dk by 1 - tanh^2. P is recomputed block by
+    block; only dmask has Lq x Lk elements.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def attention_backward(
         What attention_forward returned beside it.
     gradients
         Names of further arguments: "mask" (of floats), "sinks", "alibi_slopes". The result is then an
-        AttentionGradients (dq, dk, dv, dmask, dsinks, dalibi_slopes), None for what is not named. Each has the shape
+        AttentionGradients (dq, dk, dv, dmask, dsinks, dalibi_slopes), None for those not named. Each has the shape
         and dtype of its argument; a mask that was broadcast has the sum over those axes.
 
     A pair that is masked, or whose probability is 0, contributes nothing, even where its rows hold NaN; a query with

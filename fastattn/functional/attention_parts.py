@@ -15,19 +15,19 @@ def attention_weights(q: ArrayLike, k: ArrayLike, lse: ArrayLike, *, heads: slic
                       alibi_slopes: ArrayLike | None = None, sinks: ArrayLike | None = None,
                       q_lengths: ArrayLike | None = None, kv_lengths: ArrayLike | None = None,
                       layout: str = "bhld") -> Array:  # fmt: skip
-    """Probabilities e^(s - lse) that attention gives to the keys, of the heads and queries asked for and no others.
+    """Probabilities e^(s - lse) that attention gives to the keys, of chosen heads and queries alone.
 
     Parameters
     ----------
     q, k
-        As of attention, whose other arguments are to be the same too.
+        As of attention; its other arguments have to be the same too.
     lse
         What attention returned with return_lse=True.
     heads, rows
         Which query heads and which queries: None for all, a slice, or integers.
 
     Returns weights[B, heads, rows, Lk] (layout "blhd": [B, rows, heads, Lk]), 0 where a query does not attend. With
-    sinks the rest of a row, up to 1, is the sink's.
+    sinks a row sums to 1 minus the probability of the sink.
 
     >>> q = np.zeros((1, 1, 2, 4))
     >>> out, lse = fa.attention(q, q, q, causal=True, return_lse=True)
@@ -46,8 +46,8 @@ def merge_attention(out_a: ArrayLike, lse_a: ArrayLike, out_b: ArrayLike, lse_b:
         out = (e^lse_a out_a + e^lse_b out_b) / (e^lse_a + e^lse_b),  lse = ln(e^lse_a + e^lse_b)
 
     out_a, out_b [..., Dv] and lse_a, lse_b [...] of one dtype: any layout of attention, or rows of attention_varlen.
-    Where a part attended to nothing (lse -inf) the other is the result, in its bits. The order of the parts changes
-    nothing. A sink counts once: give sinks to one of the calls.
+    Where a part attends to nothing (lse -inf), the result is the other part, bit for bit. The order of the parts does
+    not matter. A sink counts once: give sinks to one of the calls.
 
     >>> out, lse = merge_attention(np.ones((1, 1)), np.zeros(1), 3 * np.ones((1, 1)), np.zeros(1))
     >>> out, lse

@@ -14,14 +14,14 @@ def attention_varlen(q: ArrayLike, k: ArrayLike, v: ArrayLike, cu_seqlens_q: Arr
                      window: tuple[int | None, int | None] | None = None, softcap: float = 0.0,
                      alibi_slopes: ArrayLike | None = None, sinks: ArrayLike | None = None, return_lse: bool = False,
                      out: Array | None = None) -> Any:  # fmt: skip
-    """attention of each sequence of a ragged batch, the sequences lying one after another, without padding.
+    """attention of each sequence of a ragged batch. The sequences are stored one after another, without padding.
 
     Parameters
     ----------
     q, k, v
         [Tq, H, D], [Tk, Hk, D], [Tk, Hk, Dv]; H a multiple of Hk.
     cu_seqlens_q, cu_seqlens_k
-        [B + 1] integers from 0 to Tq (Tk), never falling: sequence b has the rows cu_seqlens[b] to cu_seqlens[b + 1].
+        [B + 1] integers from 0 to Tq (Tk), in rising order: sequence b has the rows cu_seqlens[b] to cu_seqlens[b + 1].
         The lengths may come in any order, and be 0.
     mask
         As of attention, broadcastable to [B, H, longest of q, longest of k].
@@ -46,7 +46,7 @@ def attention_varlen(q: ArrayLike, k: ArrayLike, v: ArrayLike, cu_seqlens_q: Arr
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SavedAttentionVarlen:
-    """What the gradients of attention_varlen need of a forward call, as SavedAttention has it."""
+    """The values of a forward call that the gradients of attention_varlen need, as SavedAttention has it."""
 
     q: ArrayLike
     k: ArrayLike
@@ -64,7 +64,8 @@ def attention_varlen_forward(q: ArrayLike, k: ArrayLike, v: ArrayLike, cu_seqlen
                              window: tuple[int | None, int | None] | None = None, softcap: float = 0.0,
                              alibi_slopes: ArrayLike | None = None,
                              sinks: ArrayLike | None = None) -> tuple[Array, SavedAttentionVarlen]:  # fmt: skip
-    """attention_varlen, and what its gradients need: (out, saved). Arguments and errors as of attention_varlen.
+    """attention_varlen, and the values that its gradients need: (out, saved). Arguments and errors as of
+    attention_varlen.
 
     >>> out, saved = attention_varlen_forward(*[np.ones((3, 1, 4))] * 3, [0, 2, 3], [0, 2, 3])
     >>> saved.lse.shape

@@ -14,7 +14,8 @@ _MOST = 2**63 - 1  # elements of an array
 
 
 class SavedCrossEntropy(NamedTuple):
-    """What the gradient of cross_entropy needs: the largest logit and the sum of each row, not its probabilities."""
+    """The values that the gradient of cross_entropy needs: the largest logit and the sum of each row, not its
+    probabilities."""
 
     logits: ArrayLike
     targets: Array
@@ -45,7 +46,7 @@ def cross_entropy(logits: ArrayLike, targets: ArrayLike, *, ignore_index: int | 
 def cross_entropy_forward(logits: ArrayLike, targets: ArrayLike, *, ignore_index: int | None = -100,
                           label_smoothing: float = 0.0,
                           reduction: str = "mean") -> tuple[Array, SavedCrossEntropy]:  # fmt: skip
-    """cross_entropy, and what its gradient needs: (loss, saved).
+    """cross_entropy, and the values that its gradient needs: (loss, saved).
 
     >>> loss, saved = cross_entropy_forward(np.array([[0.0, 0.0]]), [1])
     >>> cross_entropy_backward(1.0, saved)

@@ -111,7 +111,7 @@ def sigmoid_backward(dy: ArrayLike, x: ArrayLike) -> Array:
 
 
 def relu_backward(dy: ArrayLike, x: ArrayLike) -> Array:
-    """Gradient of relu: dy where x > 0, else 0; NaN where x is. The result of relu will do for x.
+    """Gradient of relu: dy where x > 0, else 0; NaN where x is. x may be the result of relu.
 
     >>> relu_backward(np.array([2.0, 3.0]), np.array([0.0, 1.0]))
     array([0., 3.])

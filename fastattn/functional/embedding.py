@@ -10,7 +10,7 @@ from fastattn.functional._types import Array
 
 
 class SavedEmbedding(NamedTuple):
-    """What the gradient of an embedding needs."""
+    """The values that the gradient of an embedding needs."""
 
     ids: Array
     shape: tuple[int, ...]  # of the weight
@@ -19,7 +19,7 @@ class SavedEmbedding(NamedTuple):
 def embedding(ids: ArrayLike, weight: ArrayLike) -> Array:
     """y[..., n] = weight[ids]: rows of weight[V, n] for integer ids[...] in 0..V - 1.
 
-    Raises ValueError naming the first id that is out of range, and where it stands.
+    Raises ValueError naming the first id that is out of range, and its index.
 
     >>> embedding([2, 0], np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
     array([[5., 6.],
@@ -29,7 +29,7 @@ def embedding(ids: ArrayLike, weight: ArrayLike) -> Array:
 
 
 def embedding_forward(ids: ArrayLike, weight: ArrayLike) -> tuple[Array, SavedEmbedding]:
-    """embedding, and what its gradient needs: (y, saved).
+    """embedding, and the values that its gradient needs: (y, saved).
 
     >>> y, saved = embedding_forward([1, 1], np.ones((2, 3)))
     >>> embedding_backward(np.ones((2, 3)), saved)

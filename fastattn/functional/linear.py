@@ -26,7 +26,8 @@ def linear(x: ArrayLike, weight: ArrayLike | PackedLinear, bias: ArrayLike | Non
 
 
 class SavedLinear(NamedTuple):
-    """What the gradients of linear need. z: the sum before the activation (of relu the result; None without one)."""
+    """The values that the gradients of linear need. z: the sum before the activation (of relu the result; None without
+    one)."""
 
     x: ArrayLike
     weight: ArrayLike
@@ -37,7 +38,7 @@ class SavedLinear(NamedTuple):
 
 def linear_forward(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, *,
                    activation: str | None = None) -> tuple[Array, SavedLinear]:  # fmt: skip
-    """linear, and what its gradients need: (y, saved). float32 and float64; `weight` is an array.
+    """linear, and the values that its gradients need: (y, saved). float32 and float64; `weight` is an array.
 
     >>> y, saved = linear_forward(np.ones((2, 3)), np.eye(3)[:2], activation="relu")
     >>> linear_backward(np.ones((2, 2)), saved)[0]

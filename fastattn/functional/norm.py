@@ -10,7 +10,7 @@ from fastattn.functional._types import Array
 
 
 class SavedNorm(NamedTuple):
-    """What the gradient of a norm needs. `x` is what was normed: the sum, where there was a residual."""
+    """The values that the gradient of a norm needs. `x` is the array that was normed: with a residual, the sum."""
 
     x: Array
     weight: ArrayLike | None
@@ -23,7 +23,7 @@ def layer_norm(x: ArrayLike, weight: ArrayLike | None = None, bias: ArrayLike | 
                out: Array | None = None) -> Array:  # fmt: skip
     """y = (x - mean) / sqrt(variance + eps) * weight + bias over the last axis: x[..., n], weight[n], bias[n].
 
-    The variance is that of the population (divided by n). A large common offset of a row costs no digits. NaN or an
+    The variance is that of the population (divided by n). A large common offset of a row loses no digits. NaN or an
     infinity in a row makes the row NaN. `out` may be x. Source: Ba et al. 2016, arXiv:1607.06450.
 
     >>> layer_norm(np.array([1.0, 3.0]), eps=0)
@@ -34,7 +34,7 @@ def layer_norm(x: ArrayLike, weight: ArrayLike | None = None, bias: ArrayLike | 
 
 def layer_norm_forward(x: ArrayLike, weight: ArrayLike | None = None, bias: ArrayLike | None = None, *,
                        residual: ArrayLike | None = None, eps: float = 1e-5) -> tuple[Array, SavedNorm]:  # fmt: skip
-    """layer_norm of x, or of x + residual (then `saved.x`), and what its gradient needs.
+    """layer_norm of x, or of x + residual (then `saved.x`), and the values that its gradient needs.
 
     >>> y, saved = layer_norm_forward(np.array([1.0, 3.0]))
     >>> layer_norm_backward(np.array([1.0, 1.0]), saved)[0]
@@ -47,9 +47,9 @@ def layer_norm_forward(x: ArrayLike, weight: ArrayLike | None = None, bias: Arra
 def layer_norm_backward(
     dy: ArrayLike, saved: SavedNorm, *, dsum: ArrayLike | None = None
 ) -> tuple[Array, Array | None, Array | None]:
-    """Gradients (dx, dweight, dbias) of layer_norm_forward; None for a weight or bias that was not there.
+    """Gradients (dx, dweight, dbias) of layer_norm_forward; None for a weight or bias that the call did not have.
 
-    With a residual, dx is its gradient too. dsum[..., n]: a gradient that reaches the sum on another way, added to dx.
+    With a residual, dx is its gradient too. dsum[..., n]: the gradient of the returned sum, added to dx.
     With x^ = (x - mean) rstd and g = dy weight: dx = rstd (g - sum g / n - x^ sum g x^ / n).
 
     >>> y, saved = layer_norm_forward(np.array([1.0, 3.0]), np.ones(2), np.zeros(2), eps=0)
@@ -85,7 +85,7 @@ def rms_norm(x: ArrayLike, weight: ArrayLike | None = None, *, eps: float = 1e-5
 
 def rms_norm_forward(x: ArrayLike, weight: ArrayLike | None = None, *, residual: ArrayLike | None = None,
                      eps: float = 1e-5) -> tuple[Array, SavedNorm]:  # fmt: skip
-    """rms_norm of x, or of x + residual (then `saved.x`), and what its gradient needs.
+    """rms_norm of x, or of x + residual (then `saved.x`), and the values that its gradient needs.
 
     >>> y, saved = rms_norm_forward(np.array([3.0, -3.0]), eps=0)
     >>> rms_norm_backward(np.array([3.0, 0.0]), saved)[0]

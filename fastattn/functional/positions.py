@@ -51,7 +51,7 @@ def sinusoidal_positions(length: int, dim: int, *, base: float = 10000.0, offset
 
 
 class SavedRope(NamedTuple):
-    """What the gradient of rope needs: the options of the call."""
+    """The values that the gradient of rope needs: the options of the call."""
 
     positions: ArrayLike
     base: float
@@ -78,7 +78,7 @@ def rope(x: ArrayLike, positions: ArrayLike, *, base: float = 10000.0, interleav
 
 def rope_forward(x: ArrayLike, positions: ArrayLike, *, base: float = 10000.0,
                  interleaved: bool = False) -> tuple[Array, SavedRope]:  # fmt: skip
-    """rope, and what its gradient needs: (y, saved).
+    """rope, and the values that its gradient needs: (y, saved).
 
     >>> y, saved = rope_forward(np.ones((1, 2)), [0])
     >>> rope_backward(y, saved)
@@ -136,7 +136,7 @@ def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
 def _rotations(
     array: Array, positions: Array, base: float, direction: int, interleaved: bool
 ) -> tuple[Array, Array, Array] | None:
-    """Cosines and sines of the positions, and the row of these that each row of the array takes; None where a position
+    """Cosines and sines of the positions, and the row of these that each row of the array takes; None if a position
     is not finite."""
     n = array.shape[-1]
     wide: Any = np.longdouble if array.dtype == np.float64 else np.float64

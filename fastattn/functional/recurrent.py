@@ -28,7 +28,8 @@ class Options(NamedTuple):
 
 
 class RecurrentSaved(NamedTuple):
-    """What rnn_forward and the like keep for the backward call; nothing in it is copied from the caller. Private."""
+    """The values that rnn_forward and the like keep for the backward call; arrays of the caller are not copied.
+    Private."""
 
     op: str
     options: Options
@@ -112,13 +113,14 @@ def rnn(x: ArrayLike, state: ArrayLike | None, weights: Weights, *, nonlinearity
     weights
         PyTorch's names: weight_ih_l0 [H, I], weight_hh_l0 [H, H], bias_ih_l0 and bias_hh_l0 [H] (both or none), then
         ..._l1 and so on; with
-        ..._l0_reverse a second direction runs from the end, and the outputs of the two lie side by side.
+        ..._l0_reverse a second direction runs from the end, and the outputs of the two are concatenated.
     lengths
         [B] integers in 0..T: outputs beyond are zero, the final state of a sequence is that at its last step.
 
     All arrays are of one dtype: float32, float64, bfloat16 or float16. 16-bit arrays are storage: the sums, gates and c
-    (of an LSTM) are float32 within a call; h is rounded at each step, and the steps go on from what y has. The c of an
-    LSTM may be float32 beside 16-bit arrays: then so is the final c, and a stream in several calls rounds it nowhere.
+    (of an LSTM) are float32 within a call; h is rounded at each step, and the next step takes the rounded h. The c of
+    an LSTM may be float32 beside 16-bit arrays: the final c is then float32 too, and a stream in several calls never
+    rounds it.
 
     Returns y[T, B, directions * H] (or [B, T, ...]) and the final state, shaped like `state`.
 
@@ -296,8 +298,8 @@ def pack_rnn(weights: Mapping[str, Any], *, dtype: Any = None) -> RecurrentWeigh
     """The weights of rnn (a mapping, see there) in the layout of the kernels, for many calls.
 
     dtype: that of the arrays by default. "bfloat16" and "int8" (rounded to nearest; one scale for each row of a matrix)
-    take a half and a quarter of the memory, and make calls with few sequences faster, which wait for the weights;
-    arithmetic, biases, x and results stay float32. The handle keeps to the instruction set in force.
+    take a half and a quarter of the memory, and make calls with few sequences faster, since these mostly read weights.
+    Arithmetic, biases, x and results stay float32. The handle keeps the current instruction set.
 
     >>> pack_rnn({"weight_ih_l0": np.ones((1, 2)), "weight_hh_l0": np.ones((1, 1))}).hidden_size
     1

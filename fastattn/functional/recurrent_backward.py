@@ -1,19 +1,19 @@
 """Recurrent cells and sequences with their gradients: pairs of calls, forward and backward.
 
 `..._forward` takes the arguments of the plain call and returns its result, with the same bits, and `saved`, an object
-for `..._backward`. `saved` holds on to x, the state, the weights and the output: change none of them in between. It
-keeps for each step and unit of each layer and direction: LSTM 5 numbers (4 with coupled gates, one more with a
-projection), GRU 4 (3 with reset before the product), RNN none beside the output (of 16-bit arrays 1); with dropout, the
-outputs of all layers but the last once more. The backward call takes further memory for about 1024 rows, whatever the
-number of steps.
+for `..._backward`. `saved` refers to x, the state, the weights and the output: do not change them before the backward
+call. It keeps for each step and unit of each layer and direction: LSTM 5 numbers (4 with coupled gates, one more with a
+projection), GRU 4 (3 with reset before the product), RNN none beside the output (of 16-bit arrays 1); with dropout,
+also a copy of the outputs of all layers but the last. The backward call takes further memory for about 1024 rows,
+whatever the number of steps.
 
-Of 16-bit arrays what is kept is float32. Gradients are computed in float32, from h as y has it (rounded at each step),
-and each is rounded once. The backward call takes x, the outputs and the weights once more as float32.
+For 16-bit arrays the saved values are float32. Gradients are computed in float32, from the rounded h of each step, and
+each is rounded once. The backward call needs memory for x, the outputs and the weights in float32.
 
 Dropout (of the output of each layer but the last, as PyTorch's) sets elements to 0 with probability `dropout` and
-divides the others by 1 - dropout. Whether an element stays follows from the seed and its layer, direction, time, place
-in the batch and unit alone: not from threads, from the sizes of the batch or from other sequences. Random words are
-those of Philox 4x32-10 (csrc/kernels/recurrent/dropout.c).
+divides the others by 1 - dropout. Whether an element stays depends only on the seed and its layer, direction, time,
+index in the batch and unit: not on threads, on the size of the batch or on other sequences. Random words are those of
+Philox 4x32-10 (csrc/kernels/recurrent/dropout.c).
 """
 
 from collections.abc import Mapping
@@ -53,7 +53,7 @@ _LARGEST_SEED = 2**64 - 1
 def rnn_cell_forward(x: ArrayLike, h: ArrayLike, w_ih: ArrayLike, w_hh: ArrayLike, b_ih: ArrayLike | None = None,
                      b_hh: ArrayLike | None = None, *,
                      nonlinearity: str = "tanh") -> tuple[Array, RecurrentSaved]:  # fmt: skip
-    """rnn_cell, and what rnn_cell_backward needs.
+    """rnn_cell, and the values that rnn_cell_backward needs.
 
     >>> h, saved = rnn_cell_forward(np.ones((1, 1)), np.ones((1, 1)), np.ones((1, 1)), np.ones((1, 1)),
     ...                             nonlinearity="relu")
@@ -81,7 +81,7 @@ def rnn_cell_backward(dh: ArrayLike, saved: RecurrentSaved) -> tuple[Array, Arra
 def gru_cell_forward(x: ArrayLike, h: ArrayLike, w_ih: ArrayLike, w_hh: ArrayLike, b_ih: ArrayLike | None = None,
                      b_hh: ArrayLike | None = None, *,
                      linear_before_reset: bool = True) -> tuple[Array, RecurrentSaved]:  # fmt: skip
-    """gru_cell, and what gru_cell_backward needs.
+    """gru_cell, and the values that gru_cell_backward needs.
 
     >>> h, saved = gru_cell_forward(np.zeros((1, 1)), np.ones((1, 1)), np.zeros((3, 1)), np.zeros((3, 1)))
     >>> h
@@ -107,7 +107,7 @@ def lstm_cell_forward(x: ArrayLike, h: ArrayLike, c: ArrayLike, w_ih: ArrayLike,
                       b_ih: ArrayLike | None = None, b_hh: ArrayLike | None = None, *,
                       peephole: ArrayLike | None = None, w_hr: ArrayLike | None = None, coupled: bool = False,
                       clip: float | None = None) -> tuple[tuple[Array, Array], RecurrentSaved]:  # fmt: skip
-    """lstm_cell, and what lstm_cell_backward needs.
+    """lstm_cell, and the values that lstm_cell_backward needs.
 
     >>> zeros, one = np.zeros((4, 1)), np.ones((1, 1))
     >>> (h, c), saved = lstm_cell_forward(np.zeros((1, 1)), np.zeros((1, 1)), one, zeros, zeros)
@@ -124,7 +124,7 @@ def lstm_cell_backward(grads: State, saved: RecurrentSaved) -> tuple[Array, tupl
     """Gradients of lstm_cell from those of its results, a pair (dh, dc) of which either may be None.
 
     Returns dx, the pair of the state, and a dict w_ih, w_hh, b_ih, b_hh, w_hr, peephole of those that were given.
-    A cell that has reached the clip hands no gradient on.
+    A cell that has reached the clip passes no gradient on.
 
     >>> zeros, one = np.zeros((4, 1)), np.ones((1, 1))
     >>> (h, c), saved = lstm_cell_forward(np.zeros((1, 1)), np.zeros((1, 1)), one, zeros, zeros)
@@ -139,7 +139,7 @@ def lstm_cell_backward(grads: State, saved: RecurrentSaved) -> tuple[Array, tupl
 def rnn_forward(x: ArrayLike, state: ArrayLike | None, weights: Mapping[str, Any], *, nonlinearity: str = "tanh",
                 lengths: ArrayLike | None = None, batch_first: bool = False, dropout: float = 0.0,
                 seed: int | None = None) -> tuple[tuple[Array, Array], RecurrentSaved]:  # fmt: skip
-    """rnn, and what rnn_backward needs. Weights that pack_rnn has packed cannot be used here.
+    """rnn, and the values that rnn_backward needs. Weights that pack_rnn has packed cannot be used here.
 
     dropout: the probability with which elements of the output of each layer but the last are dropped, in 0..1; it needs
     a seed in 0..2^64 - 1, and the same seed drops the same elements.
@@ -163,8 +163,8 @@ def rnn_backward(grads: Any, saved: RecurrentSaved) -> tuple[Array, Array, dict[
     Parameters
     ----------
     grads
-        A pair (dy, dh), either of which may be None (zeros); or dy alone. Of dy, what lies beyond the lengths is not
-        read.
+        A pair (dy, dh), either of which may be None (zeros); or dy alone. dy is not read beyond
+        the lengths.
     saved
         From rnn_forward.
 
@@ -186,7 +186,7 @@ def gru_forward(x: ArrayLike, state: ArrayLike | None, weights: Mapping[str, Any
                 linear_before_reset: bool = True, lengths: ArrayLike | None = None, batch_first: bool = False,
                 dropout: float = 0.0,
                 seed: int | None = None) -> tuple[tuple[Array, Array], RecurrentSaved]:  # fmt: skip
-    """gru, and what gru_backward needs; dropout and seed as for rnn_forward.
+    """gru, and the values that gru_backward needs; dropout and seed as for rnn_forward.
 
     >>> w = {"weight_ih_l0": np.zeros((3, 1)), "weight_hh_l0": np.zeros((3, 1))}
     >>> (y, h), saved = gru_forward(np.ones((2, 1, 1)), np.ones((1, 1, 1)), w)
@@ -217,7 +217,7 @@ def lstm_forward(x: ArrayLike, state: tuple[ArrayLike, ArrayLike] | None, weight
                  coupled: bool = False, clip: float | None = None, lengths: ArrayLike | None = None,
                  batch_first: bool = False, dropout: float = 0.0,
                  seed: int | None = None) -> tuple[tuple[Array, tuple[Array, Array]], RecurrentSaved]:  # fmt: skip
-    """lstm, and what lstm_backward needs; dropout and seed as for rnn_forward.
+    """lstm, and the values that lstm_backward needs; dropout and seed as for rnn_forward.
 
     >>> w = {"weight_ih_l0": np.zeros((4, 1)), "weight_hh_l0": np.zeros((4, 1))}
     >>> (y, (h, c)), saved = lstm_forward(np.ones((2, 1, 1)), (np.zeros((1, 1, 1)), np.ones((1, 1, 1))), w)

@@ -47,7 +47,7 @@ def log_softmax_backward(dy: ArrayLike, y: ArrayLike, axis: int = -1, *, scale: 
 
 
 def softmax_forward(x: ArrayLike, axis: int = -1, *, scale: float = 1.0) -> tuple[Array, Array]:
-    """softmax, and what its gradient needs: `softmax_backward(dy, saved, axis, scale=scale)`.
+    """softmax, and the values that its gradient needs: `softmax_backward(dy, saved, axis, scale=scale)`.
 
     >>> y, saved = softmax_forward(np.array([0.0, 0.0]))
     >>> softmax_backward(np.array([1.0, 0.0]), saved)
@@ -58,7 +58,7 @@ def softmax_forward(x: ArrayLike, axis: int = -1, *, scale: float = 1.0) -> tupl
 
 
 def log_softmax_forward(x: ArrayLike, axis: int = -1, *, scale: float = 1.0) -> tuple[Array, Array]:
-    """log_softmax, and what its gradient needs: `log_softmax_backward(dy, saved, axis, scale=scale)`.
+    """log_softmax, and the values that its gradient needs: `log_softmax_backward(dy, saved, axis, scale=scale)`.
 
     >>> y, saved = log_softmax_forward(np.array([0.0, 0.0]))
     >>> y is saved

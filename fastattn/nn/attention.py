@@ -29,7 +29,7 @@ class Context(NamedTuple):
     lengths: Array | None
 
     def select(self, sequences: ArrayLike) -> "Context":
-        """The context of the sequences with these indices, in this order, each as often as it is named."""
+        """The context of the sequences with these indices, in this order; an index may occur several times."""
         chosen = check_sequences(sequences, len(self.keys), "select")
         return Context(self.keys[chosen], self.values[chosen], None if self.lengths is None else self.lengths[chosen])
 
@@ -99,7 +99,7 @@ class MultiHeadAttention(Module):
 
     def forward(self, x: ArrayLike, context: ArrayLike | None = None, *, mask: ArrayLike | None = None,
                 causal: bool | str = False, lengths: ArrayLike | None = None) -> tuple[Array, Saved]:  # fmt: skip
-        """The result, and what backward needs. What x (or the context) holds beyond lengths reaches no gradient."""
+        """The result, and the values for backward. Elements of x (or the context) beyond lengths affect no gradient."""
         x = self._checked("MultiHeadAttention", x, "x")
         array, lengths, beyond = self._attended(x, context, lengths)
         if context is None:

@@ -66,8 +66,8 @@ class AdditiveAttention(Module):
 
     def forward(self, query: ArrayLike, annotations: ArrayLike, *, lengths: ArrayLike | None = None,
                 mask: ArrayLike | None = None) -> tuple[Array, SavedAdditiveAttention]:  # fmt: skip
-        """The context, and what backward needs; saved.attention.weights are the weights. What annotations hold beyond
-        lengths reaches no gradient."""
+        """The context, and the values for backward; saved.attention.weights are the weights. Annotations beyond lengths
+        affect no gradient."""
         annotations, lengths, beyond = ragged("AdditiveAttention", annotations, lengths, "annotations")
         annotations = cleared("AdditiveAttention", "annotations", annotations, beyond)
         projected, saved_query = self.query.forward(query)
@@ -120,8 +120,8 @@ class AttentionGRU(Module):
         context[t] = additive attention of h[t - 1] to the annotations (attention.query, attention.key, attention.v)
         h[t] = GRU of [x[t], context[t]] and h[t - 1]   (weight_ih[3 H, I + K], weight_hh, bias_ih, bias_hh as GRUCell)
 
-    All steps run in one call. The context enters the gates by a product, which is taken of the annotations, once for
-    all steps: their part of the gates is what is averaged at each.
+    All steps run in one call. The product of the context with the weights of the gates is computed for the annotations,
+    once for all steps; each step averages these products.
 
     >>> m = AttentionGRU(3, 4, 6, 8, rng=np.random.default_rng(0))
     >>> result, h = m(np.zeros((7, 2, 3), np.float32), np.ones((2, 5, 6), np.float32), lengths=[5, 3])
@@ -150,7 +150,8 @@ class AttentionGRU(Module):
         self.attention = AdditiveAttention(hidden_size, key_size, attention_size, dtype=dtype, rng=rng)
 
     def annotate(self, annotations: ArrayLike, lengths: ArrayLike | None = None) -> Memory:
-        """What all steps need of annotations[B, S, K]: for steps in several calls, where the call takes it instead."""
+        """The products of annotations[B, S, K] that all steps need, for steps in several calls: a call takes them
+        instead of the annotations."""
         array = self._array(annotations, "", "annotations", ("B", "S", self.key_size))
         array, ends, beyond = ragged("AttentionGRU", array, lengths, "annotations")
         array = np.ascontiguousarray(cleared("AttentionGRU", "annotations", array, beyond))

@@ -44,8 +44,8 @@ _BATCH_TOKENS = 1024  # of hidden size 1536 in float32: 6 MB of temporaries, whi
 class BertConfig:
     """Sizes of a BERT encoder, by the names of config.json; the defaults are those of all-MiniLM-L6-v2.
 
-    positions: "bert", where they count from 0, or "roberta": tokens other than pad_token_id count from pad_token_id +
-    1, and it has the position pad_token_id; so many tokens fewer fit.
+    positions: "bert", counted from 0, or "roberta": tokens other than pad_token_id count from pad_token_id + 1, and
+    pad_token_id has the position pad_token_id, so that fewer tokens fit.
     """
 
     vocab_size: int = 30522
@@ -80,9 +80,9 @@ class BertConfig:
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> "BertConfig":
-        """From what config.json holds, of BERT, RoBERTa, XLM-R or CamemBERT.
+        """From the values of config.json, of BERT, RoBERTa, XLM-R or CamemBERT.
 
-        Raises ValueError that names what is missing, or what this encoder does not compute: another model_type or
+        Raises ValueError naming a missing value, or one that this encoder does not support: another model_type or
         activation, relative positions, a decoder, cross-attention, pruned heads, quantised weights.
         """
         if not isinstance(mapping, Mapping):
@@ -122,7 +122,7 @@ def _model_type(mapping: Mapping[str, Any]) -> str:
 
 
 class BertModel(Module):
-    """hidden[T, E] of the tokens ids[T] of a ragged batch, whose sequences lie one after another.
+    """hidden[T, E] of the tokens ids[T] of a ragged batch, whose sequences are stored one after another.
 
     Parameters have the names of the published weights (embeddings.word_embeddings.weight, encoder.layer.0.…). The
     arrays between the steps are in the dtype of `weights`, from `pack`: float32, or bfloat16, with sums, softmax, gelu
@@ -157,7 +157,7 @@ class BertModel(Module):
     def load_state_dict(self, mapping: Mapping[str, Any]) -> None:
         """As of other modules, by the names of published files: the prefixes "bert.", "roberta.", "model.", "module."
         and "0.auto_model." are taken off, LayerNorm's gamma and beta are its weight and bias; position_ids, the pooler
-        and other heads are left out. Raises ValueError for a parameter that comes under two names."""
+        and other heads are left out. Raises ValueError for a parameter with two names."""
         if not isinstance(mapping, Mapping):
             return super().load_state_dict(mapping)
         found: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""What a transformer decoder remembers of the tokens before: the caches of its layers."""
+"""The caches of the layers of a transformer decoder."""
 
 import copy
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from fastattn.nn.attention import Context
 
 @dataclass(frozen=True)
 class LayerCache:
-    """What a decoder layer has seen: keys and values of the target so far, and of the memory."""
+    """Keys and values of a decoder layer: of the target so far, and of the memory."""
 
     target: KVCache
     memory: Context
@@ -40,7 +40,7 @@ class LayerCache:
 
 @dataclass(frozen=True)
 class DecoderCache:
-    """What the layers of a decoder have seen: TransformerDecoder.start, Transformer.start."""
+    """The caches of the layers of a decoder, from TransformerDecoder.start or Transformer.start."""
 
     layers: list[LayerCache]
 
@@ -59,20 +59,20 @@ class DecoderCache:
         return sum(layer.target.nbytes + layer.memory.keys.nbytes + layer.memory.values.nbytes for layer in self.layers)
 
     def crop(self, lengths: ArrayLike) -> None:
-        """Takes back the tokens of each sequence from lengths[b] on, in every layer; one integer counts for all
+        """Removes the tokens of each sequence from lengths[b] on, in every layer; one integer is that of all
         sequences.
 
-        For speculative decoding: a step takes several drafted tokens, and those that are rejected are taken back.
-        Lengths lie in 0..what the sequence has. The next steps have the bits of a cache to which the rest was never
-        given. Raises TypeError or ValueError naming the argument, and then no layer is changed.
+        For speculative decoding: a step takes several drafted tokens, and `crop` removes those that are rejected.
+        Lengths are at most those of the sequences. The next steps have the bits of a cache that never had the removed
+        tokens. Raises TypeError or ValueError naming the argument, and changes no layer.
         """
         crop_all(lengths, *(layer.target for layer in self.layers))
 
     def select(self, sequences: ArrayLike, *, keep_memory: bool = False) -> "DecoderCache":
-        """A cache that goes on from the sequences with these indices, in this order, each as often as it is named.
+        """A cache of the sequences with these indices, in this order; an index may occur several times.
 
-        For beam search: after each step, `sequences` are the beginnings that survive. keep_memory=True leaves the
-        memory of each place as it is, uncopied, where all sequences that change places share a source. This cache is
+        For beam search: after each step, `sequences` are the beams that continue. keep_memory=True does not copy
+        the memory: for sequences that are exchanged only with others of the same source. This cache is
         not changed; the two share nothing that a step writes. Raises TypeError or ValueError for indices that are no
         integers in 0..batch - 1.
         """

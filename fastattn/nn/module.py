@@ -1,4 +1,4 @@
-"""What all modules share: named parameters, loading and copying them, and what backward is given."""
+"""What all modules share: named parameters, loading and copying them, and the saved values for backward."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from fastattn.nn._errors import name_errors_of
 
 
 class Saved(NamedTuple):
-    """What backward of a module needs: from forward of a module of the same kind. Private."""
+    """The values that backward of a module needs, from forward of a module of the same kind. Private."""
 
     kind: str
     parts: tuple[Any, ...]
@@ -53,7 +53,7 @@ class Module:
         """Copies the values of `mapping` (arrays or torch tensors) into the parameters of the same names.
 
         All names have to be there and no others, with equal shapes: otherwise KeyError or ValueError, and TypeError
-        for what is no array of float32, float64, bfloat16 or float16. Nothing is loaded when anything is wrong. Values
+        for arrays of other types than float32, float64, bfloat16 and float16. An error loads nothing. Values
         are converted to the module's dtype; of tensors that require gradients the values are taken.
         """
         op = f"{type(self).__name__}.load_state_dict"

@@ -1,9 +1,9 @@
 """Recurrent networks with PyTorch's parameter names: RNN, GRU, LSTM.
 
-Packed weights are a copy of the parameters, and follow them. Whoever changes a parameter in place has got it from
-`parameters()`, of the module or of one that holds it. So that call leaves a mark: the next call or step compares the
-parameters with those that were packed, bit by bit, and packs them again where they differ. The mark stays as long as
-others hold a parameter or a view of it (`sys.getrefcount`); after that, steps check nothing.
+Packed weights are a copy of the parameters, and follow them. A caller that changes a parameter in place has it from
+`parameters()`, of the module or of one that contains it. So that call sets a mark: the next call or step compares the
+parameters with the packed ones, bit by bit, and packs them again if they differ. The mark stays as long as something
+else refers to a parameter or a view of it (`sys.getrefcount`); after that, steps check nothing.
 """
 
 import math
@@ -123,11 +123,11 @@ class _Recurrent(Module):
 
     def forward(self, x: ArrayLike, state: Any = None, lengths: ArrayLike | None = None, *,
                 seed: int | None = None) -> tuple[Any, RecurrentSaved]:  # fmt: skip
-        """The result of the call from the parameters as they are, and what backward needs.
+        """The result of the call from the current parameters, and the values for backward.
 
         A module with dropout (of the output of each layer but the last, between 0 and 1) needs a seed here: an integer
-        in 0..2^64 - 1, a new one for each batch; the same seed drops the same elements. backward knows what was
-        dropped. Calls and steps drop nothing, as torch's modules in eval mode.
+        in 0..2^64 - 1, a new one for each batch; the same seed drops the same elements. `saved` has the
+        seed. Calls and steps drop nothing, as torch's modules in eval mode.
         """
         function = getattr(B, self._cell + "_forward")
         result, saved = function(
@@ -157,22 +157,22 @@ class _Recurrent(Module):
     def pack(self, dtype: Any = None) -> RecurrentWeights:
         """Packs the weights for the calls and steps that follow, as pack_rnn: also as "bfloat16" or "int8".
 
-        They follow the parameters: what load_state_dict or a change in place makes of those is packed again, as the
-        same type, before the next call or step. The handle that is returned does not change.
+        They follow the parameters: after load_state_dict or a change in place, the next call or step packs them again,
+        in the same type. The returned handle does not change.
         """
         self._pack_type = self._pack(self._own, dtype).weight_dtype
         self._drop_packed()
         return self._up_to_date()
 
     def unpack(self) -> None:
-        """Calls use the parameters as they are again; steps pack them in their own type."""
+        """Calls use the parameters unpacked again; steps pack them in the type of the module."""
         self._pack_type = None
         self._drop_packed()
 
     @names_itself
     def parameters(self) -> dict[str, Array]:
         """The parameters by name: the arrays themselves, which may be changed in place at any time. Steps are fastest
-        while nobody holds them: as long as somebody does, each step reads them once more."""
+        while nothing refers to them; otherwise each step compares them with the packed weights."""
         self._mark = object()
         self._current = None
         return super().parameters()
@@ -233,8 +233,8 @@ class _Recurrent(Module):
 
         The state is h[num_layers, B, H], for LSTM a pair (h, c); None for zeros. `out`, shaped like the state, takes
         the new one, and may be the old one: then nothing is allocated. y is the last layer of the new h, not a copy.
-        Of 16-bit modules c is float32, as within a call, so that a long stream loses nothing (a c of the module's
-        dtype is taken, too, as a state and in `out`: then it is rounded at each step). The first step packs the weights
+        In 16-bit modules c is float32, as within a call, so that a long stream loses no digits (a c of the module's
+        dtype is possible too, as a state and in `out`: it is rounded at each step). The first step packs the weights
         (see pack).
         """
         packed = self._current

@@ -1,7 +1,7 @@
 """Reading files of named arrays in the safetensors format (https://github.com/huggingface/safetensors), with checks.
 
 A file is the size of its header, 8 bytes little-endian; the header, JSON that gives each tensor's type, shape and
-place; and the numbers, which fill the rest without overlap.
+offsets; and the data, which fill the rest without overlap.
 """
 
 import json
@@ -28,8 +28,8 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Array]:
     """The tensors of a file by name: read-only arrays; bfloat16 becomes float32, which holds it exactly.
 
     Everything in the header is checked before a tensor is made. Raises ValueError that names the file and the tensor:
-    header too large or no JSON, a type that is not known, a place outside the file, of the wrong size, or overlapping
-    another, numbers that belong to no tensor; OSError where the file cannot be read.
+    header too large or no JSON, an unknown type, data outside of the file, of the wrong size, or overlapping those of
+    another tensor, bytes that belong to no tensor; OSError if the file cannot be read.
 
     >>> import tempfile, pathlib
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "one.safetensors"

@@ -151,8 +151,8 @@ class _Bahdanau(Module):
 class Seq2Seq(Module):
     """Encoder and decoder over tokens: logits[B, T, target_size] of source[B, S] and target[B, T], both integers.
 
-    target holds what the decoder has written so far: a start token, then the sentence; logits[:, t] are of the token
-    that follows target[:, t]. `source_lengths`[B]: tokens beyond do not exist. kind:
+    target is the output of the decoder so far: a start token, then the sentence; logits[:, t] are those of the token
+    that follows target[:, t]. `source_lengths`[B]: tokens beyond are not read. kind:
 
     "bahdanau"
         A bidirectional GRU makes annotations, to which the GRU of the decoder attends before each step
@@ -204,7 +204,7 @@ class Seq2Seq(Module):
         self.output = Linear(self.core.features, target_size, dtype=dtype, rng=rng)
 
     def _ids(self, source: ArrayLike, lengths: ArrayLike | None) -> tuple[Array, Array | None]:
-        """source[S, B], read from its end where that is asked for, and lengths."""
+        """source[S, B], reversed if reverse_source is set, and lengths."""
         ids = self._array(source, "", "source", ("B", "S"))
         check_room("Seq2Seq", ids.size, np.dtype(np.int64).itemsize, source=ids.size)
         checked = _core.checked_lengths(lengths, len(ids), ids.shape[1], "Seq2Seq", "source_lengths")
@@ -269,13 +269,13 @@ class Seq2Seq(Module):
     def greedy(self, source: ArrayLike, source_lengths: ArrayLike | None = None, *, start: int, end: int,
                max_length: int = 100) -> list[tuple[list[int], float]]:  # fmt: skip
         """For each source the sentence of the most probable next tokens, without start and end, and its
-        log-probability, that of `end` included where it came within max_length tokens."""
+        log-probability, with that of `end` if it comes within max_length tokens."""
         return self.beam(source, source_lengths, start=start, end=end, max_length=max_length, width=1)
 
     @default_floats
     def beam(self, source: ArrayLike, source_lengths: ArrayLike | None = None, *, start: int, end: int,
              max_length: int = 100, width: int = 4) -> list[tuple[list[int], float]]:  # fmt: skip
-        """greedy with the `width` most probable beginnings kept at each step: the best sentence found."""
+        """The best sentence of a search that keeps the `width` most probable prefixes at each step."""
         op, words = "Seq2Seq.beam", len(self.output.parameters()["weight"])
         width, max_length = check_size(op, "width", width, 1), check_size(op, "max_length", max_length)
         for name, value in (("start", start), ("end", end)):

@@ -1,7 +1,7 @@
 """Encoder, decoder and the whole transformer, by the names of torch.nn (batch first, without dropout).
 
-Positions beyond `lengths` do not exist: what x holds there is not read, results there are 0, and so are gradients. The
-values of a sequence do not depend on what the others of its batch hold.
+Positions beyond `lengths` are not read; results and gradients there are 0. The values of a sequence do not depend on
+the others of its batch.
 
 Source: Vaswani et al. 2017, arXiv:1706.03762; norm_first: Xiong et al. 2020, arXiv:2002.04745.
 """
@@ -160,7 +160,7 @@ class TransformerDecoderLayer(_Layer):
         return LayerCache(KVCache(batch, heads, size, dtype=kind, capacity=capacity, page_size=page_size), projected)
 
     def step(self, x: ArrayLike, cache: LayerCache) -> Array:
-        """The results of the next n tokens x[B, n, E], which the cache takes up: the bits of a call with all tokens."""
+        """The results of the next n tokens x[B, n, E], which the cache stores: the bits of a call with all tokens."""
         check_layer_cache("TransformerDecoderLayer.step", cache)
         with unchanged_on_failure(cache.target):
             return self._run(
@@ -344,9 +344,9 @@ class TransformerDecoder(_Stack):
         ])  # fmt: skip
 
     def step(self, x: ArrayLike, cache: DecoderCache) -> Array:
-        """The results of the next n tokens x[B, n, E], which the cache takes up: the bits of a causal call with all
+        """The results of the next n tokens x[B, n, E], which the cache stores: the bits of a causal call with all
         tokens (a cache of int8: within its error). Keys and values of earlier tokens and of the memory are not
-        computed again. A step that fails, be it for memory, leaves the cache of every layer as it was.
+        computed again. A step that fails leaves the cache of every layer as it was.
 
         >>> decoder = TransformerDecoder(8, 2, 16, num_layers=2)
         >>> x, memory = np.eye(5, 8, dtype=np.float32)[None], np.ones((1, 3, 8), np.float32)
@@ -399,8 +399,8 @@ class TransformerDecoder(_Stack):
 class Transformer(Module):
     """Encoder and decoder with final norms; with output_size also `output`, the linear layer to logits.
 
-    source[B, S, E] and target[B, L, E] are embedded already. The target attends to itself causally. Other arguments are
-    those of the layers.
+    source[B, S, E] and target[B, L, E] are the embedded tokens. The target attends to itself causally. Other arguments
+    are those of the layers.
 
     >>> model = Transformer(8, 2, 16, num_encoder_layers=1, num_decoder_layers=1, output_size=11)
     >>> model(np.ones((1, 3, 8), np.float32), np.ones((1, 5, 8), np.float32)).shape
