@@ -430,7 +430,7 @@ def recurrent_backward(
     rounded: bool,
 ) -> tuple[NDArray[Any], Any, list[list[Any]]]: ...
 def xla_handler(
-    function: Callable[[bytes, list[NDArray[Any]], list[NDArray[Any]]], None], dtypes: dict[int, np.dtype[Any]]
+    load: Callable[[bytes], tuple[Any, Any, Any, Any, Any]], dtypes: dict[int, np.dtype[Any]]
 ) -> object: ...
 def recurrent_step(
     op: str,

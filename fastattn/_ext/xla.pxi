@@ -86,16 +86,21 @@ cdef extern from "Python.h":
     int PyBUF_READ
     int PyBUF_WRITE
 
-cdef object xla_function = None  # function(program, inputs, outputs)
+cdef object xla_load = None
+cdef dict xla_programs = {}
 cdef dict xla_dtypes = {}  # dtype by XLA's number
 
 
-def xla_handler(object function, dict dtypes):
-    """A capsule with the handler that calls function(program, inputs, outputs): the text of its only attribute, and
-    lists of arrays, which are there during the call only. dtypes: by XLA's numbers of types. The last function given
-    counts."""
-    global xla_function, xla_dtypes
-    xla_function, xla_dtypes = function, dtypes
+def xla_handler(object load, dict dtypes):
+    """A capsule with a handler for programs whose only attribute is a text. load(text), once for each text, returns
+
+        (names of arguments, their numbers of axes, names of results, function, mapped)
+
+    and function(arrays) returns the results by name, mapped(arrays) where an argument has another number of axes. The
+    arrays are there during the call only. dtypes: by XLA's numbers of types. The last call of xla_handler counts."""
+    global xla_load, xla_dtypes
+    xla_load, xla_dtypes = load, dtypes
+    xla_programs.clear()
     return PyCapsule_New(<void *>xla_handle, NULL, NULL)
 
 
@@ -114,10 +119,7 @@ cdef void *xla_handle(XlaCall *call) noexcept nogil:
 
 cdef void *xla_run(XlaCall *call) noexcept:
     try:
-        if call.attributes.count != 1 or call.attributes.types[0] != XLA_STRING:
-            raise TypeError("a program must have one attribute, a text")
-        program = call.attributes.items[0].data[:call.attributes.items[0].length]
-        xla_function(program, xla_arrays(&call.arguments, PyBUF_READ), xla_arrays(&call.results, PyBUF_WRITE))
+        xla_compute(call)
     except (ValueError, TypeError) as error:
         return xla_error(call, error, XLA_INVALID_ARGUMENT)
     except MemoryError as error:
@@ -127,23 +129,40 @@ cdef void *xla_run(XlaCall *call) noexcept:
     return NULL
 
 
-cdef list xla_arrays(const XlaBuffers *buffers, int access):
-    cdef list arrays = []
-    cdef XlaBuffer *buffer
+cdef object xla_compute(XlaCall *call):
+    cdef dict arrays = {}
+    cdef bint as_known = True
+    cdef int64_t i
+    if call.attributes.count != 1 or call.attributes.types[0] != XLA_STRING:
+        raise TypeError("a program must have one attribute, a text")
+    text = call.attributes.items[0].data[:call.attributes.items[0].length]
+    program = xla_programs.get(text)
+    if program is None:
+        program = xla_programs[text] = xla_load(text)
+    names, ranks, results, function, mapped = program
+    if len(names) != call.arguments.count or len(results) != call.results.count:
+        raise TypeError(f"a program must have {len(names)} arguments and {len(results)} results, got "
+                        f"{call.arguments.count} and {call.results.count}")
+    for i in range(call.arguments.count):
+        arrays[names[i]] = xla_array(call.arguments.items[i], PyBUF_READ)
+        as_known = as_known and call.arguments.items[i].rank == ranks[i]
+    found = function(arrays) if as_known else mapped(arrays)
+    for i in range(call.results.count):
+        xla_array(call.results.items[i], PyBUF_WRITE)[...] = found[results[i]]
+
+
+cdef object xla_array(const XlaBuffer *buffer, int access):
     cdef Py_ssize_t size
-    cdef int64_t i, j
-    for i in range(buffers.count):
-        buffer = buffers.items[i]
-        dtype = xla_dtypes.get(buffer.dtype)
-        if dtype is None:
-            raise TypeError(f"an array must have a type that fastattn knows, got XLA's number {buffer.dtype}")
-        shape, size = [], dtype.itemsize
-        for j in range(buffer.rank):
-            shape.append(buffer.dims[j])
-            size *= buffer.dims[j]
-        memory = PyMemoryView_FromMemory(buffer.data, size, access) if size else None  # no elements: perhaps no memory
-        arrays.append(ndarray(shape, dtype, memory))
-    return arrays
+    cdef int64_t i
+    dtype = xla_dtypes.get(buffer.dtype)
+    if dtype is None:
+        raise TypeError(f"an array must have a type that fastattn knows, got XLA's number {buffer.dtype}")
+    shape, size = [], dtype.itemsize
+    for i in range(buffer.rank):
+        shape.append(buffer.dims[i])
+        size *= buffer.dims[i]
+    # Without elements there may be no memory.
+    return ndarray(shape, dtype, PyMemoryView_FromMemory(buffer.data, size, access) if size else None)
 
 
 cdef void *xla_error(XlaCall *call, object error, int code) noexcept:

@@ -1,5 +1,7 @@
 """Attention on JAX's arrays."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -39,18 +41,24 @@ class _Options(NamedTuple):
     keywords: tuple[tuple[str, Any], ...]
 
 
-def _forward(options: _Options, arrays: Arrays) -> Arrays:
-    return_lse, plain = options
-    keywords: Any = dict(plain) | arrays
-    found: Any = fa.attention(**keywords, return_lse=return_lse)
-    return {"out": found[0], "lse": found[1]} if return_lse else {"out": found}
+def _forward(options: _Options) -> Callable[[Arrays], Arrays]:
+    plain: Any = dict(options.keywords)
+    function: Any = partial(fa.attention, **plain)
+    if options.return_lse:
+        return lambda arrays: dict(zip(("out", "lse"), function(**arrays, return_lse=True), strict=True))
+    return lambda arrays: {"out": function(**arrays)}
 
 
-def _save(options: _Options, arrays: Arrays) -> Arrays:
-    keywords: Any = dict(options.keywords) | arrays
-    out, saved = fa.attention_forward(**keywords)
-    kept = {"out": out, "kept_lse": saved.lse, "state": saved.state}
-    return kept | {"lse": saved.lse} if options.return_lse else kept
+def _save(options: _Options) -> Callable[[Arrays], Arrays]:
+    plain = dict(options.keywords)
+    function: Any = partial(fa.attention_forward, **plain)
+
+    def run(arrays: Arrays) -> Arrays:
+        out, saved = function(**arrays)
+        kept = {"out": out, "kept_lse": saved.lse, "state": saved.state}
+        return kept | {"lse": saved.lse} if options.return_lse else kept
+
+    return run
 
 
 # In the order of SavedAttention.options.
@@ -68,14 +76,19 @@ _OPTIONS = (
 )
 
 
-def _backward(given: tuple[_Options, tuple[str, ...]], arrays: Arrays) -> Arrays:
+def _backward(given: tuple[_Options, tuple[str, ...]]) -> Callable[[Arrays], Arrays]:
     options, wanted = given
-    values = dict(options.keywords) | arrays
-    q, k, v, out, lse, state = (arrays[name] for name in ("q", "k", "v", "out", "kept_lse", "state"))
-    saved = fa.SavedAttention(q, k, v, tuple(values.get(name) for name in _OPTIONS), out, lse, state)
+    plain = dict(options.keywords)
     further = [name for name in wanted if name not in "qkv"]
-    found = fa.attention_backward(arrays["dout"], saved, gradients=further)._asdict()
-    return {name: found[f"d{name}"] for name in wanted}
+
+    def run(arrays: Arrays) -> Arrays:
+        values = plain | arrays
+        q, k, v, out, lse, state = (arrays[name] for name in ("q", "k", "v", "out", "kept_lse", "state"))
+        saved = fa.SavedAttention(q, k, v, tuple(values.get(name) for name in _OPTIONS), out, lse, state)
+        found = fa.attention_backward(arrays["dout"], saved, gradients=further)._asdict()
+        return {name: found[f"d{name}"] for name in wanted}
+
+    return run
 
 
 _ATTENTION = Operation(

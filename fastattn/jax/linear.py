@@ -1,6 +1,7 @@
 """Linear layers on JAX's arrays."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,25 +23,31 @@ def linear(x: Any, weight: Any, bias: Any = None, *, activation: str | None = No
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-def _arguments(options: tuple[Any, ...], arrays: Arrays) -> dict[str, Any]:
-    return {"bias": arrays.get("bias"), "activation": options[0]}
+def _forward(options: tuple[Any, ...]) -> Callable[[Arrays], Arrays]:
+    (activation,) = options
+    return lambda arrays: {"y": fa.linear(**arrays, activation=activation)}  # type: ignore[arg-type]
 
 
-def _forward(options: tuple[Any, ...], arrays: Arrays) -> Arrays:
-    return {"y": fa.linear(arrays["x"], arrays["weight"], **_arguments(options, arrays))}
+def _save(options: tuple[Any, ...]) -> Callable[[Arrays], Arrays]:
+    (activation,) = options
+
+    def run(arrays: Arrays) -> Arrays:
+        y, saved = fa.linear_forward(**arrays, activation=activation)  # type: ignore[arg-type]
+        return {"y": y} if saved.z is None or saved.z is y else {"y": y, "z": saved.z}
+
+    return run
 
 
-def _save(options: tuple[Any, ...], arrays: Arrays) -> Arrays:
-    y, saved = fa.linear_forward(arrays["x"], arrays["weight"], **_arguments(options, arrays))
-    return {"y": y} if saved.z is None or saved.z is y else {"y": y, "z": saved.z}
-
-
-def _backward(given: tuple[tuple[Any, ...], tuple[str, ...]], arrays: Arrays) -> Arrays:
+def _backward(given: tuple[tuple[Any, ...], tuple[str, ...]]) -> Callable[[Arrays], Arrays]:
     (activation,), wanted = given
-    z = None if activation is None else arrays.get("z", arrays["y"])
-    saved = SavedLinear(arrays["x"], arrays["weight"], "bias" in arrays, z, activation)
-    gradients = zip(("x", "weight", "bias"), fa.linear_backward(arrays["dy"], saved), strict=True)
-    return {name: value for name, value in gradients if name in wanted and value is not None}
+
+    def run(arrays: Arrays) -> Arrays:
+        z = None if activation is None else arrays.get("z", arrays["y"])
+        saved = SavedLinear(arrays["x"], arrays["weight"], "bias" in arrays, z, activation)
+        gradients = zip(("x", "weight", "bias"), fa.linear_backward(arrays["dy"], saved), strict=True)
+        return {name: value for name, value in gradients if name in wanted and value is not None}
+
+    return run
 
 
 _LINEAR = Operation(

@@ -21,13 +21,13 @@ from fastattn import _core
 
 Arrays = dict[str, NDArray[Any]]
 Values = dict[str, Any]  # arrays of JAX, or tracers
-Function = Callable[[Any, Arrays], Arrays]
+Function = Callable[[Any], Callable[[Arrays], Arrays]]
 Axis = Callable[[str], int | None]
 
 
 @dataclass(frozen=True)
 class Operation:
-    """An operation with gradients. Its functions take the options, which can be hashed, and arrays."""
+    """An operation with gradients. Of options, which can be hashed, forward, save and backward make functions."""
 
     name: str
     forward: Function  # results of the arguments
@@ -139,11 +139,11 @@ def _shapes(function: Function, options: Any, axis: Axis, given: Values) -> Valu
     if len(several) <= 1:
         arrays = {name: _blank(value, axis(name) if sizes[name] == batch else None) for name, value in given.items()}
         try:
-            results = function(options, arrays)
+            results = function(options)(arrays)
             return {name: _described(value, axis(name), batch) for name, value in results.items()}
         except (ValueError, TypeError):
             pass
-    results = function(options, {name: _blank(value, None) for name, value in given.items()})
+    results = function(options)({name: _blank(value, None) for name, value in given.items()})
     return {name: _described(value, None, batch) for name, value in results.items()}
 
 
@@ -216,7 +216,7 @@ class _Callback(NamedTuple):
             whole = np.broadcast_to(arrays[name], (*lead, *before, batch, *after))
             whole = np.moveaxis(whole, range(len(lead)), range(len(before), len(before) + len(lead)))
             folded[name] = whole.reshape(*before, -1, *after)
-        found = self.function(self.options, folded)
+        found = self.function(self.options)(folded)
         unfolded = {}
         for name, known in self.results:
             assert known.axis is not None
@@ -227,61 +227,39 @@ class _Callback(NamedTuple):
 
     def _one_by_one(self, arrays: Arrays, lead: tuple[int, ...]) -> Arrays:
         results = {name: np.empty((*lead, *known.shape), known.dtype) for name, known in self.results}
+        function = self.function(self.options)
         for index in np.ndindex(lead):
             one = {}
             for name, known in self.given:
                 sizes = arrays[name].shape[: arrays[name].ndim - len(known.shape)]
                 one[name] = arrays[name][tuple(i if size > 1 else 0 for i, size in zip(index, sizes, strict=True))]
-            for name, value in self.function(self.options, one).items():
+            for name, value in function(one).items():
                 results[name][index] = value
         return results
 
 
-class _Program:
-    """A call as XLA makes it: what does not change from one to the next is looked up once."""
-
-    def __init__(self, callback: _Callback) -> None:
-        self.callback, self.function, self.options = callback, callback.function, callback.options
-        self.names = [name for name, _ in callback.given]
-        self.ranks = [len(known.shape) for _, known in callback.given]
-        self.results = [name for name, _ in callback.results]
-
-    def run(self, inputs: list[NDArray[Any]], outputs: list[NDArray[Any]]) -> None:
-        arrays = dict(zip(self.names, inputs, strict=True))
-        if [x.ndim for x in inputs] == self.ranks:
-            found = self.function(self.options, arrays)
-        else:
-            found = self.callback.mapped(arrays)
-        for name, output in zip(self.results, outputs, strict=True):
-            output[...] = found[name]
-
-
 # A program of XLA holds its call as text, which another process can read too: JAX may keep programs in files.
-_programs: dict[bytes, _Program] = {}
 
 
 def _text(callback: _Callback) -> str:
     return base64.b64encode(pickle.dumps((fa.config.version(), callback))).decode()
 
 
-def _run(text: bytes, inputs: list[NDArray[Any]], outputs: list[NDArray[Any]]) -> None:
-    """What XLA calls."""
-    program = _programs.get(text)
-    if program is None:
-        version, callback = pickle.loads(base64.b64decode(text))
-        if version != fa.config.version():
-            raise ValueError(
-                f"fastattn: program must be of version {fa.config.version()}, got {version}: compile it again"
-            )
-        program = _programs[text] = _Program(callback)
-    program.run(inputs, outputs)
+def _load(text: bytes) -> tuple[Any, ...]:
+    """What the handler needs of a call (xla.pxi)."""
+    version, callback = pickle.loads(base64.b64decode(text))
+    if version != fa.config.version():
+        raise ValueError(f"fastattn: program must be of version {fa.config.version()}, got {version}: compile it again")
+    names, arrays = zip(*callback.given, strict=True)
+    results = tuple(name for name, _ in callback.results)
+    ranks = tuple(len(known.shape) for known in arrays)
+    return names, ranks, results, callback.function(callback.options), callback.mapped
 
 
 # By XLA's numbers (PrimitiveType of xla_data.proto).
-_DTYPES = {
+_NUMBERS = {
     1: bool, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 6: np.uint8, 7: np.uint16, 8: np.uint32, 9: np.uint64,
     10: np.float16, 11: np.float32, 12: np.float64, 16: jnp.bfloat16,
 }  # fmt: skip
-jax.ffi.register_ffi_target(
-    TARGET, _core.xla_handler(_run, {number: np.dtype(kind) for number, kind in _DTYPES.items()}), platform="cpu"
-)
+DTYPES = {number: np.dtype(kind) for number, kind in _NUMBERS.items()}
+jax.ffi.register_ffi_target(TARGET, _core.xla_handler(_load, DTYPES), platform="cpu")

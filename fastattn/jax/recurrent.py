@@ -1,6 +1,7 @@
 """Recurrent networks on JAX's arrays."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -102,7 +103,7 @@ def _results(y: Any, state: Any) -> Arrays:
     return {"y": y, "last_h": h} if c is None else {"y": y, "last_h": h, "last_c": c}
 
 
-def _forward(options: _Options, arrays: Arrays) -> Arrays:
+def _computed(options: _Options, arrays: Arrays) -> Arrays:
     if options.dropout:
         (y, state), _ = _saved(options, arrays)
     else:
@@ -125,7 +126,7 @@ def _seed(arrays: Arrays) -> int:
     return int(low) | int(high) << 32
 
 
-def _save(options: _Options, arrays: Arrays) -> Arrays:
+def _computed_and_saved(options: _Options, arrays: Arrays) -> Arrays:
     """The arrays of RecurrentSaved beside arguments and results, numbered."""
     (y, state), saved = _saved(options, arrays)
     kept = {"ys": saved.ys[:-1], "dropped": saved.dropped, "activations": saved.activations}
@@ -155,7 +156,7 @@ def _rebuilt(options: _Options, arrays: Arrays) -> recurrent.RecurrentSaved:
     )  # fmt: skip
 
 
-def _backward(given: tuple[_Options, tuple[str, ...]], arrays: Arrays) -> Arrays:
+def _gradients(given: tuple[_Options, tuple[str, ...]], arrays: Arrays) -> Arrays:
     options, wanted = given
     dy, dh, dc = (arrays.get(name) for name in ("dy", "dlast_h", "dlast_c"))
     dx, dstate, dweights = recurrent_backward._sequence_backward(options.cell, dy, dh, dc, _rebuilt(options, arrays))
@@ -170,6 +171,18 @@ def _axis(options: _Options, name: str) -> int | None:
     if name == "lengths" or (options.batch_first and name in ("x", "y", "dy")):
         return 0
     return 1
+
+
+def _forward(options: _Options) -> Callable[[Arrays], Arrays]:
+    return partial(_computed, options)
+
+
+def _save(options: _Options) -> Callable[[Arrays], Arrays]:
+    return partial(_computed_and_saved, options)
+
+
+def _backward(given: tuple[_Options, tuple[str, ...]]) -> Callable[[Arrays], Arrays]:
+    return partial(_gradients, given)
 
 
 _RECURRENT = {
