@@ -33,6 +33,8 @@ PUBLIC = {"np": np, "fa": fa, **{name: getattr(fa, name) for name in fa.__all__}
 def test_examples_of_modules_give_what_they_show(name):
     if name.startswith("fastattn.torch"):
         pytest.importorskip("torch", reason='needs PyTorch: python -m pip install "fastattn[torch]"')
+    if name.startswith("fastattn.transformers"):
+        pytest.importorskip("transformers", reason='needs transformers: python -m pip install "fastattn[transformers]"')
     if name.startswith("fastattn.jax"):
         pytest.importorskip("jax", reason='needs JAX: python -m pip install "fastattn[jax]"')
     if name.startswith("fastattn.onnx"):
@@ -51,7 +53,7 @@ def page_examples(path):
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_examples_of_pages_give_what_they_show(path):
-    for package in re.findall(r">>> import (ml_dtypes|torch|jax|onnx)", path.read_text(encoding="utf-8")):
+    for package in re.findall(r">>> import (ml_dtypes|torch|transformers|jax|onnx)", path.read_text(encoding="utf-8")):
         pytest.importorskip(package)
     test = page_examples(path)
     assert test.examples

