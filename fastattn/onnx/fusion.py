@@ -110,8 +110,13 @@ def fuse(graph: Graph) -> Graph:
     return graph
 
 
-def _is(value: float | None, expected: float) -> bool:
-    return value is not None and math.isclose(value, expected, rel_tol=1e-3)
+def _is(chains: Chains, node: Node, expected: float) -> bool:
+    """Whether the number of a node is this one, rounded to its type or to five digits."""
+    for value in map(chains.constant, node.inputs):
+        if isinstance(value, np.ndarray) and value.size == 1:
+            eps = 0.0 if value.dtype.itemsize > 2 else 1e-3 if value.dtype == np.float16 else 8e-3
+            return math.isclose(float(value.reshape(()).astype(np.float64)), expected, rel_tol=max(eps, 2e-5))
+    return False
 
 
 def _gelu(chains: Chains, erf: Node) -> None:
@@ -124,8 +129,8 @@ def _gelu(chains: Chains, erf: Node) -> None:
     scaled, one = chains.scalar_operand(inner), chains.scalar_operand(plus)
     if scaled is None or one is None or one[1] != 1:
         return
-    x, factor = scaled
-    if not _is(factor, math.sqrt(2) if inner.op == "Div" else math.sqrt(0.5)):
+    x = scaled[0]
+    if not _is(chains, inner, math.sqrt(2) if inner.op == "Div" else math.sqrt(0.5)):
         return
     other = product.inputs[1 - product.inputs.index(plus.outputs[0])]
     if other == x:  # (x (1 + erf)) / 2
@@ -227,6 +232,7 @@ def _attention(chains: Chains, softmax: Node) -> None:
     inputs = [q, k, last.inputs[1], *([mask] if mask else [])]
     chains.replace(
         last, removed, "Attention", inputs, last.outputs, scale=scale * q_scale * k_scale, transposed_keys=True,
+        axis=softmax.get("axis", -1),
         zeros=zeros,
     )  # fmt: skip
 

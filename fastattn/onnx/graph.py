@@ -43,6 +43,12 @@ class Node:
         """The value of an input if it is known, else None."""
         return self.constants.get(self.inputs[index]) if index < len(self.inputs) and self.inputs[index] else None
 
+    def release(self, *indices: int) -> None:
+        """Inputs that the call made of the node does not need: it gets None, and their memory is free for others."""
+        for index in indices:
+            if index < len(self.inputs):
+                self.inputs[index] = ""
+
     def has(self, index: int) -> bool:
         return index < len(self.inputs) and self.inputs[index] != ""
 

@@ -1,6 +1,7 @@
 """A graph as a list of prepared calls on numbered values."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -23,7 +24,8 @@ class Plan:
     def __init__(self, graph: Graph) -> None:
         from fastattn.onnx.operators import prepare  # noqa: PLC0415 (of them, some run graphs)
 
-        self._nodes = graph.nodes
+        calls = [prepare(node) for node in graph.nodes]  # first: a call may need fewer inputs
+        self._labels = [str(node) for node in graph.nodes]
         self._values: list[Any] = [None]  # of the name ""
         self._slots = {"": 0}
         given = [*graph.inputs, *graph.captures]
@@ -40,7 +42,7 @@ class Plan:
             ends = {name for name in names if last_use[name] == i and name not in kept and name not in graph.constants}
             unused = {name for name in node.outputs if name not in last_use and name not in kept}
             free = tuple(self._slots[name] for name in ends | unused)
-            self._steps.append(Step(prepare(node), _taker(inputs), outputs[0] if len(outputs) == 1 else outputs, free))
+            self._steps.append(Step(calls[i], _taker(inputs), outputs[0] if len(outputs) == 1 else outputs, free))
         self._outputs = [self._slot_of(name, graph) for name in graph.outputs]
 
     def _new_slot(self, name: str) -> int:
@@ -69,7 +71,7 @@ class Plan:
                 for slot in free:
                     values[slot] = None
         except Exception as error:
-            error.add_note(f"in the node {self._nodes[i]}")
+            error.add_note(f"in the node {self._labels[i]}")
             raise
         return [values[slot] for slot in self._outputs]
 
@@ -86,5 +88,5 @@ def evaluate(node: Node, values: Sequence[Any]) -> tuple[Any, ...]:
     """The outputs of one node."""
     from fastattn.onnx.operators import prepare  # noqa: PLC0415
 
-    result = prepare(node)(*values)
+    result = prepare(replace(node, inputs=list(node.inputs)))(*values)
     return result if type(result) is tuple else (result,)

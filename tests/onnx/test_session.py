@@ -112,6 +112,14 @@ def test_constants_are_folded_and_what_nothing_needs_is_left_out():
     assert ops(session) == ["Mul", "Reshape"]
 
 
+def test_weights_that_are_packed_are_not_kept_twice():
+    rng = np.random.default_rng(0)
+    nodes = [node("MatMul", "x w", "a"), node("Gemm", "a w b", "c"), node("Relu", "c", "y")]
+    session = agree(model(nodes, [value("x", ["n", 8])], [value("y", ["n", 8])], {"w": floats(rng, 8, 8), "b": floats(rng, 8)}),
+                    {"x": floats(rng, 3, 8)})  # fmt: skip
+    assert not any(isinstance(kept, np.ndarray) for kept in session._plan._values)
+
+
 def test_threads_share_a_session():
     rng = np.random.default_rng(0)
     session = fastattn.onnx.load(model([node("MatMul", "x w", "a"), node("Softmax", "a", "y")], [value("x", ["n", 8])],

@@ -9,6 +9,7 @@ from onnx import TensorProto
 import fastattn as fa
 from fastattn import _core
 from fastattn.onnx.graph import Array, Call, Node
+from fastattn.onnx.operators.linear import matmul
 
 _SOFTMAX_DOUBLE = TensorProto.DOUBLE
 
@@ -139,7 +140,7 @@ def _scores(q: Array, k: Array, scale: float | None, softcap: float) -> Array:
     """What the output qk_matmul_output shows; the operator has a square root of the scale on each side."""
     root = q.dtype.type(math.sqrt(q.shape[-1] ** -0.5 if scale is None else scale))
     keys = np.repeat(k * root, q.shape[1] // max(1, k.shape[1]), 1)
-    scores: Array = np.matmul(q * root, keys.swapaxes(2, 3))
+    scores = matmul(q * root, keys.swapaxes(2, 3))
     return softcap * np.tanh(scores / softcap) if softcap else scores
 
 
@@ -149,14 +150,16 @@ def fused_attention(node: Node) -> Call:
     Inputs q, k (transposed, where the attribute says so), v, mask. The last step of the graph is a softmax: a row
     that is -inf throughout is NaN.
     """
-    scale, transposed = float(node.get("scale")), bool(node.get("transposed_keys"))
+    scale, transposed, axis = float(node.get("scale")), bool(node.get("transposed_keys")), int(node.get("axis"))
     zeros = bool(node.get("zeros"))  # the graph itself puts zeros where a row is NaN
 
     def call(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
         if transposed:
             k = k.swapaxes(-1, -2)
-        if not (q.ndim == k.ndim == v.ndim == 4) or k.shape[:2] != v.shape[:2] or q.shape[:2] != k.shape[:2]:
-            return _written_out(q, k, v, mask, scale, zeros)
+        if not (q.ndim == k.ndim == v.ndim == 4 and q.shape[:2] == k.shape[:2] == v.shape[:2]) or (
+            mask is not None and not _fits(mask.shape, (*q.shape[:3], k.shape[2]))
+        ):
+            return _written_out(q, k, v, mask, scale, axis, zeros)
         if mask is None or zeros:
             result: Array = attend(q, k, v, scale=scale, mask=mask)
             return result
@@ -170,14 +173,20 @@ def fused_attention(node: Node) -> Call:
     return call
 
 
-def _written_out(q: Array, k: Array, v: Array, mask: Array | None, scale: float, zeros: bool) -> Array:
+def _fits(shape: tuple[int, ...], scores: tuple[int, ...]) -> bool:
+    """Whether a mask broadcasts to the scores, and they not to the mask."""
+    return len(shape) <= 4 and all(n in (1, m) for n, m in zip(shape[::-1], scores[::-1], strict=False))
+
+
+def _written_out(
+    q: Array, k: Array, v: Array, mask: Array | None, scale: float, axis: int, zeros: bool
+) -> Array:  # fmt: skip
     """For shapes that fa.attention does not take."""
-    scores = np.matmul(q, k.swapaxes(-1, -2)) * q.dtype.type(scale)
+    scores = matmul(q, k.swapaxes(-1, -2)) * q.dtype.type(scale)
     if mask is not None:
-        scores = np.where(mask, scores, q.dtype.type(-np.inf)) if mask.dtype == bool else scores + mask
-    weights = fa.softmax(scores)
-    result: Array = np.matmul(np.where(np.isnan(weights), q.dtype.type(0), weights) if zeros else weights, v)
-    return result
+        scores = scores + mask
+    weights = fa.softmax(scores, axis)
+    return matmul(np.where(np.isnan(weights), q.dtype.type(0), weights) if zeros else weights, v)
 
 
 def _rotary(node: Node) -> Call:

@@ -26,6 +26,7 @@ def _matmul(node: Node) -> Call:
     b = node.constant(1)
     if b is not None and b.ndim == 2 and b.dtype in FLOATS:
         packed = fa.pack_linear(np.ascontiguousarray(b.T))
+        node.release(1)
         return lambda a, _: fa.linear(a, packed)
 
     def call(a: Array, b: Array) -> Array:
@@ -40,12 +41,12 @@ def _gemm(node: Node) -> Call:
     alpha, beta = float(node.get("alpha", 1.0)), float(node.get("beta", 1.0))
     turned, transposed = bool(node.get("transA", 0)), bool(node.get("transB", 0))
     b, c = node.constant(1), node.constant(2)
-    bias_known = not node.has(2) or c is not None
-    if b is not None and bias_known and b.dtype in FLOATS:
+    if b is not None and (not node.has(2) or c is not None) and b.dtype in FLOATS:
         packed = fa.pack_linear(_scaled(np.ascontiguousarray(b if transposed else b.T), alpha))
         row = None if c is None else _scaled(c, beta)
-        if row is None or (row.size in (1, packed.shape[0]) and row.size == row.shape[-1:][0] if row.ndim else True):
+        if row is None or (row.size in (1, packed.shape[0]) and row.size == (row.shape or (1,))[-1]):
             bias = None if row is None else np.ascontiguousarray(np.broadcast_to(row.reshape(-1), (packed.shape[0],)))
+            node.release(1, 2)
             return lambda a, *_: fa.linear(a.T if turned else a, packed, bias)
 
     def call(a: Array, b: Array, c: Array | None = None) -> Array:
@@ -66,6 +67,7 @@ def fused_linear(node: Node) -> Call:
     packed = fa.pack_linear(np.ascontiguousarray(b.T))
     row = None if bias is None else np.ascontiguousarray(np.broadcast_to(bias.reshape(-1), (b.shape[1],)))
     activation = node.get("activation")
+    node.release(1, 2)
     return lambda x, *_: fa.linear(x, packed, row, activation=activation)
 
 
@@ -93,6 +95,7 @@ def _conv(node: Node) -> Call | None:
     parts = [(fa.pack_linear(np.ascontiguousarray(row)), part) for row, part in zip(rows, biases, strict=True)]
     extent = [(k - 1) * step + 1 for k, step in zip(kernel, steps, strict=True)]
     channel_last = (0, rank + 1, *range(1, rank + 1))
+    node.release(1, 2)
 
     @functools.lru_cache(maxsize=1)  # streams have one shape
     def geometry(size: tuple[int, ...], item: int) -> tuple[Any, Any, Any, Any, Any]:

@@ -134,6 +134,7 @@ def _quantized_lstm(node: Node) -> Call:
         w, r, b, p, *scales = fixed
         matrices = widened(w, r, *scales)
         ready = (*matrices, packed_weights(form, *matrices, b, p) if form.is_known() else None)
+        node.release(1, 2, 8, 9, 10, 11)
 
     def call(x: Array, w: Array, r: Array, b: Array | None, lengths: Array | None, h0: Array | None, c0: Array | None,
              p: Array | None, w_scale: Array, w_zero: Array, r_scale: Array, r_zero: Array) -> Any:  # fmt: skip

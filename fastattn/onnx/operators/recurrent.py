@@ -127,9 +127,11 @@ def make_recurrent(node: Node, kind: str) -> Call:
     fixed = all(value is not None for value, i in zip(given, (1, 2, 3, 7), strict=True) if node.has(i))
     fast = form.is_known()
     packed = packed_weights(form, *given) if fast and fixed else None
+    if packed is not None:
+        node.release(1, 2, 3, 7)
     wanted = [bool(name) for name in node.outputs]
 
-    def call(x: Array, w: Array, r: Array, b: Array | None = None, lengths: Array | None = None,
+    def call(x: Array, w: Any, r: Any, b: Array | None = None, lengths: Array | None = None,
              h0: Array | None = None, c0: Array | None = None, p: Array | None = None) -> Any:  # fmt: skip
         if batch_first:
             x = x.swapaxes(0, 1)
