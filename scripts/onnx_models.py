@@ -54,8 +54,8 @@ def compare_silero(path: str, their: Any, rounds: int) -> None:
     for name in list(sessions)[1:]:
         of_p = np.abs(probabilities[name] - probabilities["onnxruntime"]).max()
         of_state = np.abs(states[name] - states["onnxruntime"]) / np.maximum(1, np.abs(states["onnxruntime"]))
-        print(f"Silero VAD, {len(frames)} frames, {name}: probabilities up to {probabilities[name].max():.3f} differ by "
-              f"{of_p:.1e}, states by {of_state.max():.1e}")  # fmt: skip
+        print(f"Silero VAD, {len(frames)} frames, {name}: probabilities up to {probabilities[name].max():.3f} differ "
+              f"by {of_p:.1e}, states by {of_state.max():.1e}")  # fmt: skip
     feeds = {"input": frames[100], "state": states["fastattn"][100], "sr": np.array(RATE)}
     show("one frame", sessions, feeds, 20 * rounds, 1e6, "us")
 

@@ -115,8 +115,10 @@ def test_constants_are_folded_and_what_nothing_needs_is_left_out():
 def test_weights_that_are_packed_are_not_kept_twice():
     rng = np.random.default_rng(0)
     nodes = [node("MatMul", "x w", "a"), node("Gemm", "a w b", "c"), node("Relu", "c", "y")]
-    session = agree(model(nodes, [value("x", ["n", 8])], [value("y", ["n", 8])], {"w": floats(rng, 8, 8), "b": floats(rng, 8)}),
-                    {"x": floats(rng, 3, 8)})  # fmt: skip
+    proto = model(
+        nodes, [value("x", ["n", 8])], [value("y", ["n", 8])], {"w": floats(rng, 8, 8), "b": floats(rng, 8)}
+    )  # fmt: skip
+    session = agree(proto, {"x": floats(rng, 3, 8)})
     assert not any(isinstance(kept, np.ndarray) for kept in session._plan._values)
 
 
