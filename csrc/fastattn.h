@@ -123,13 +123,13 @@ fa_status fa_linear_pack(fa_dtype dtype, fa_isa isa, void *packed, const void *w
      Z = sum e^s + e^sinks[h]                       the last term with sinks only: a logit without a value
      out = sum e^s v_j / Z,   lse = ln Z
 
-   lse[B, H, Lq] contiguous, or NULL; likewise reference (an integer R) and sum, lse = R ln 2 + ln sum, from which backward has
+   lse[B, H, Lq] contiguous, or NULL; likewise shift (an integer R) and sum, lse = R ln 2 + ln sum, from which backward has
    the probabilities 2^(s log2(e) - R) / sum to the last bit, as lse would not; where such scores leave the range of the type, the largest
-   score itself and - sum e^(s - reference). All three include the sink. No output overlaps
+   score itself and - sum e^(s - shift). All three include the sink. No output overlaps
    anything. Rows that attend to nothing are zero, their lse is the sink, -inf without one. Rows beyond their length: zero, -inf.
 
    Ragged batches (q_starts and k_starts given): the rows of sequence b begin q_starts[b] (k_starts[b]) rows into arrays that all
-   sequences share; strides of batch are 0, the lengths are given, Lq and Lk are the largest of them. out, and lse, reference and
+   sequences share; strides of batch are 0, the lengths are given, Lq and Lk are the largest of them. out, and lse, shift and
    sum as arrays [H, lse_stride], have a place for each row of q and none beyond. */
 typedef enum { FA_MASK_NONE = 0, FA_MASK_BOOL, FA_MASK_ADD } fa_mask_kind;
 typedef enum { FA_ATTENTION_FUSED = 0, FA_ATTENTION_BLAS } fa_attention_strategy;
@@ -137,7 +137,7 @@ typedef enum { FA_ATTENTION_FUSED = 0, FA_ATTENTION_BLAS } fa_attention_strategy
 typedef struct {
     fa_index B, H, Hk, Lq, Lk, D, Dv;
     const void *q, *k, *v;
-    void *out, *lse, *reference, *sum;
+    void *out, *lse, *shift, *sum;
     fa_index q_stride[3], k_stride[3], v_stride[3], out_stride[3];
     fa_mask_kind mask_kind;
     const void *mask;        /* uint8 (0: excluded) or the dtype (added; -inf: excluded) */
@@ -173,7 +173,7 @@ typedef struct {
 #define FA_CACHE_LONGEST_I8 65536
 fa_status fa_cache_attention(fa_dtype dtype, const fa_cache_arguments *c);
 
-/* Probabilities e^(s - lse) of the heads heads[n_heads] and queries rows[n_rows] of `attention`, of which v, out, reference, sum and
+/* Probabilities e^(s - lse) of the heads heads[n_heads] and queries rows[n_rows] of `attention`, of which v, out, shift, sum and
    strategy are not read: weights[B, n_heads, n_rows, Lk] with strides of batch, head and row; 0 where a row does not attend. lse as
    forward left it. */
 typedef struct {
@@ -192,7 +192,7 @@ fa_status fa_attention_merge(fa_dtype dtype, void *out, void *lse, const void *a
                              const void *lse_b, fa_index rows, fa_index n);
 
 /* ---- its gradients: dq, dk, dv of the shapes of q, k, v ----
-   `forward` as the forward call had it, with out, reference and sum as that left them; its lse and strategy are not read.
+   `forward` as the forward call had it, with out, shift and sum as that left them; its lse and strategy are not read.
    With P the probabilities: dv = P' dout, dS = P (dout v' - rowsum(dout out)), times 1 - tanh^2 with a softcap; dq = scale dS k,
    dk = scale dS' q; heads that share keys add up. A pair whose probability is 0 contributes nothing, NaN or not. Strides as in
    forward; no output overlaps anything.

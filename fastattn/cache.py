@@ -175,6 +175,7 @@ class KVCache:
         if queries.ndim != 4 or (queries.shape[0], queries.shape[3]) != (batch, width):
             raise ValueError(f"attend: q must have shape ({batch}, H, n, {width}), got {queries.shape}")
         causal = "bottom-right" if causal is True else causal
+        options = (mask, causal, scale, window, softcap, alibi_slopes, sinks)
         access = self._access
         with access.lock:
             parts, lengths = self._parts, self._lengths
@@ -183,16 +184,14 @@ class KVCache:
         try:
             if queries.shape[2] <= _core.CACHE_QUERIES and _core.get_attention_strategy() != "blas":
                 (k, k_scales), (v, v_scales) = parts
-                return _core.cache_attention(queries, k, v, k_scales, v_scales, table, lengths, mask, causal, scale,
-                                             window, softcap, alibi_slopes, sinks, q_lengths, out,
-                                             return_lse)  # fmt: skip
+                return _core.cache_attention(queries, k, v, k_scales, v_scales, table, lengths, options, q_lengths,
+                                             out, return_lse)  # fmt: skip
             if queries.shape[1] % max(1, self._heads):
                 raise ValueError(f"attend: q must have a multiple of the {self._heads} heads of the cache, got "
                                  f"{queries.shape[1]}")  # fmt: skip
             longest = int(lengths.max(initial=0))
             k, v = (self._plain(part, table, longest) for part in parts)
-            return _core.attention(queries, k, v, mask, causal, scale, window, softcap, alibi_slopes, sinks, q_lengths,
-                                   lengths, "bhld", out, return_lse, False, "attend")  # fmt: skip
+            return _core.attention(queries, k, v, options, q_lengths, lengths, "bhld", out, return_lse, False, "attend")
         finally:
             with access.lock:
                 access.readers -= 1

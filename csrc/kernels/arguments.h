@@ -10,5 +10,9 @@ typedef FA_OBJECT(real_rows) real_rows;
 typedef FA_OBJECT(const_rows) const_rows;
 typedef FA_OBJECT(cell_rows) cell_rows;
 typedef FA_OBJECT(cell_gradients) cell_gradients;
+typedef FA_OBJECT(score_block) score_block;
+typedef FA_OBJECT(value_rows) value_rows;
+typedef FA_OBJECT(row_weights) row_weights;
+typedef FA_OBJECT(tanh_gradients) tanh_gradients;
 
 #endif

@@ -19,8 +19,8 @@ typedef struct {
     fa_index step_rows;      /* fewer sequences in a recurrent step take their products with w_ih in chunks of steps */
     fa_index attention_rows; /* rows of a tile of queries */
     fa_index
-        scale_in_softmax; /* 1: attention_scores are cheaper without a scale, and attention_softmax with one costs as little */
-    fa_index transposed_gradients; /* 1: attention_key_gradients has a row for each column,
+        scale_in_softmax; /* 1: attention_product_nt is cheaper without a scale, and attention_softmax with one costs as little */
+    fa_index transposed_gradients; /* 1: attention_product_tn has a row for each column,
                                   as attention_scale_gradients takes them */
     fa_index attention_stride;     /* row stride of a block of scores */
     fa_index attention_keys;       /* most keys in a block */

@@ -50,8 +50,9 @@ static void forward_task(void *context, fa_index i, int worker)
     apply_mask(c, e, b, t, rows, keys);
     if (keys > 0) k->softmax_rows(w, S, e, S, rows, keys, 1);
     k->additive_settle(w, S, e, S, rows, keys);
-    k->additive_weighted_rows((real *)a->context + first * a->C, a->C, w, e, S, 1, -REAL_INFINITY, rows,
-                              row_of(a->values, a->values_stride, b, 0), a->values_stride[1], keys, a->C);
+    const row_weights weights = {w, e, S, 1, -REAL_INFINITY};
+    k->additive_weighted_rows((real *)a->context + first * a->C, a->C, &weights, rows, row_of(a->values, a->values_stride, b, 0),
+                              a->values_stride[1], keys, a->C);
     if (a->weights)
         for (fa_index r = 0; r < rows; r++) clear(w + r * S + keys, S - keys);
 }
@@ -100,7 +101,8 @@ static void value_task(void *context, fa_index i, int worker)
     const real *w = (const real *)a->weights + b * a->T * a->S + s;
     real *dvalues = (real *)c->g->dvalues + (b * a->S + s) * a->C;
     (void)worker;
-    c->kernels->additive_weighted_rows(dvalues, a->C, w, w, 1, a->S, 0, some, row_of(c->g->dcontext, c->g->dcontext_stride, b, 0),
+    const row_weights weights = {w, w, 1, a->S, 0};
+    c->kernels->additive_weighted_rows(dvalues, a->C, &weights, some, row_of(c->g->dcontext, c->g->dcontext_stride, b, 0),
                                        c->g->dcontext_stride[1], a->T, a->C);
     clear(dvalues + some * a->C, (rows - some) * a->C);
 }
@@ -114,10 +116,22 @@ static void tanh_task(void *context, fa_index i, int worker)
     const fa_index columns = fa_min(width, a->A - column), keys = keys_of(a, b);
     real *dkeys = (real *)g->dkeys + b * a->S * a->A + column;
     (void)worker;
-    c->kernels->additive_tanh_gradients(
-        (real *)g->dquery + b * a->T * a->A + column, a->A, dkeys, a->A, c->dv + b * a->A + column, c->de + b * a->T * a->S, a->S,
-        row_of(a->query, a->query_stride, b, 0) + column, a->query_stride[1], a->T,
-        row_of(a->keys, a->keys_stride, b, 0) + column, a->keys_stride[1], (const real *)a->v + column, keys, columns);
+    const tanh_gradients pairs = {.dq = (real *)g->dquery + b * a->T * a->A + column,
+                                  .dk = dkeys,
+                                  .dv = c->dv + b * a->A + column,
+                                  .de = c->de + b * a->T * a->S,
+                                  .q = row_of(a->query, a->query_stride, b, 0) + column,
+                                  .k = row_of(a->keys, a->keys_stride, b, 0) + column,
+                                  .v = (const real *)a->v + column,
+                                  .lddq = a->A,
+                                  .lddk = a->A,
+                                  .ldde = a->S,
+                                  .ldq = a->query_stride[1],
+                                  .ldk = a->keys_stride[1],
+                                  .rows = a->T,
+                                  .keys = keys,
+                                  .columns = columns};
+    c->kernels->additive_tanh_gradients(&pairs);
     for (fa_index s = keys; s < a->S; s++) clear(dkeys + s * a->A, columns);
 }
 

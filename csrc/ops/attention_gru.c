@@ -57,8 +57,8 @@ static void forward_task(void *context, fa_index b, int worker)
     if (keys > 0) k->softmax_rows(w, S, e, S, 1, keys, 1);
     k->additive_settle(w, S, e, S, 1, keys);
     clear(w + keys, S - keys);
-    k->additive_weighted_rows(c, 3 * H, w, e, S, 1, -REAL_INFINITY, 1, (const real *)a->values + b * S * 3 * H, 3 * H, keys,
-                              3 * H);
+    const row_weights weights = {w, e, S, 1, -REAL_INFINITY};
+    k->additive_weighted_rows(c, 3 * H, &weights, 1, (const real *)a->values + b * S * 3 * H, 3 * H, keys, 3 * H);
     k->gru_rows((real_rows){(real *)a->h + row * H, H}, (real_rows){a->saved ? (real *)a->saved + row * 4 * H : NULL, 4 * H},
                 (const_rows){state_before(a, call->t) + b * H, H}, (const_rows){(const real *)a->gates_x + row * 3 * H, 3 * H},
                 (const_rows){c, 3 * H}, (const_rows){sums + a->A, call->N}, 1, H);
@@ -76,7 +76,8 @@ static void context_task(void *context, fa_index i, int worker)
     const fa_index b = i / call->row_tasks, t = i % call->row_tasks * TASK_ROWS;
     const real *w = (const real *)a->weights + (b * a->T + t) * a->S;
     (void)worker;
-    call->kernels->additive_weighted_rows((real *)a->context + (t * a->B + b) * a->K, a->B * a->K, w, w, a->S, 1, 0,
+    const row_weights weights = {w, w, a->S, 1, 0};
+    call->kernels->additive_weighted_rows((real *)a->context + (t * a->B + b) * a->K, a->B * a->K, &weights,
                                           fa_min(TASK_ROWS, a->T - t), (const real *)a->annotations + b * a->S * a->K, a->K,
                                           keys_of(a, b), a->K);
 }
@@ -172,8 +173,19 @@ static void backward_task(void *context, fa_index b, int worker)
     memcpy(dgates, gates + H, 3 * (size_t)H * sizeof(real));
     k->additive_score_gradients(step, S, w, S, dgates, 3 * H, 1, (const real *)a->values + b * S * 3 * H, 3 * H, keys, 3 * H);
     k->add_rows(de, step, S, 1, keys);
-    k->additive_tanh_gradients(da, A, NULL, 0, NULL, de, S, (const real *)a->sums + row * call->N, call->N, 1,
-                               (const real *)a->keys + b * S * A, A, a->v, keys, A);
+    const tanh_gradients query = {.dq = da,
+                                  .de = de,
+                                  .q = (const real *)a->sums + row * call->N,
+                                  .k = (const real *)a->keys + b * S * A,
+                                  .v = a->v,
+                                  .lddq = A,
+                                  .ldde = S,
+                                  .ldq = call->N,
+                                  .ldk = A,
+                                  .rows = 1,
+                                  .keys = keys,
+                                  .columns = A};
+    k->additive_tanh_gradients(&query);
 }
 
 /* dst[b, s] = sum over t of weights[b, t, s] x[t, b], of `width` columns. */
@@ -184,7 +196,8 @@ static void sum_over_steps(const gru_call *call, fa_index i, real *dst, const re
     const fa_index rows = fa_min(TASK_ROWS, a->S - s), some = fa_max(0, fa_min(rows, keys - s));
     const real *w = (const real *)a->weights + b * a->T * a->S + s;
     dst += (b * a->S + s) * width;
-    if (x) call->kernels->additive_weighted_rows(dst, width, w, w, 1, a->S, 0, some, x + b * width, a->B * width, a->T, width);
+    const row_weights weights = {w, w, 1, a->S, 0};
+    if (x) call->kernels->additive_weighted_rows(dst, width, &weights, some, x + b * width, a->B * width, a->T, width);
     clear(dst + (x ? some * width : 0), (x ? rows - some : rows) * width);
 }
 
@@ -206,10 +219,22 @@ static void key_task(void *context, fa_index i, int worker)
     const fa_index at = b * a->S * a->A + column;
     real *dkeys = (real *)call->g->dkeys + at;
     (void)worker;
-    call->kernels->additive_tanh_gradients((real *)call->g->da + b * call->N + column, a->B * call->N, dkeys, a->A,
-                                           call->dv + b * a->A + column, call->de + b * a->T * a->S, a->S,
-                                           (const real *)a->sums + b * call->N + column, a->B * call->N, a->T,
-                                           (const real *)a->keys + at, a->A, (const real *)a->v + column, keys, columns);
+    const tanh_gradients pairs = {.dq = (real *)call->g->da + b * call->N + column,
+                                  .dk = dkeys,
+                                  .dv = call->dv + b * a->A + column,
+                                  .de = call->de + b * a->T * a->S,
+                                  .q = (const real *)a->sums + b * call->N + column,
+                                  .k = (const real *)a->keys + at,
+                                  .v = (const real *)a->v + column,
+                                  .lddq = a->B * call->N,
+                                  .lddk = a->A,
+                                  .ldde = a->S,
+                                  .ldq = a->B * call->N,
+                                  .ldk = a->A,
+                                  .rows = a->T,
+                                  .keys = keys,
+                                  .columns = columns};
+    call->kernels->additive_tanh_gradients(&pairs);
     for (fa_index s = keys; s < a->S; s++) clear(dkeys + s * a->A, columns);
 }
 

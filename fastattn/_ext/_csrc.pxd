@@ -152,7 +152,7 @@ cdef extern from "fastattn.h" nogil:
         const void *v
         void *out
         void *lse
-        void *reference
+        void *shift
         void *sum
         fa_index q_stride[3]
         fa_index k_stride[3]

@@ -163,19 +163,39 @@ cdef object set_heads(AttentionInputs *x, fa_attention_arguments *a, object slop
         a.sinks = x.sinks.data
 
 
-cdef tuple acquire_inputs(AttentionInputs *x, fa_attention_arguments *a, int head_axis, object q, object k, object v,
-                          object mask, object causal, object scale, object window, object softcap, object alibi_slopes,
-                          object sinks, object q_lengths, object kv_lengths, str op):
-    """Checks and holds what every form of attention takes, and fills in `a` but for its outputs. The caller keeps the
-    result alive as long as `a`, and calls release_inputs in any case."""
-    cdef Py_ssize_t full[4]
-    cdef bint is_square
-    x.q.held = x.k.held = x.v.held = x.mask.held = x.slopes.held = x.sinks.held = False
-    q, k, v = as_ndarray(q, op, "q"), as_ndarray(k, op, "k"), as_ndarray(v, op, "v")
+cdef tuple take_options(tuple options, fa_attention_arguments *a, str op):
+    """What every form of attention has: mask, causal, scale, window, softcap, alibi_slopes and sinks, read before any
+    array is held. Returns what set_options does the rest with."""
+    mask, causal, scale, window, softcap, alibi_slopes, sinks = options
     mask = as_optional(mask, op, "mask")
     alibi_slopes, sinks = as_optional(alibi_slopes, op, "alibi_slopes"), as_optional(sinks, op, "sinks")
+    return mask, alibi_slopes, sinks, scale is not None, read_options(a, causal, window, scale, softcap, op)
+
+
+cdef bint needs_square(tuple taken) noexcept:
+    """Whether causal is True."""
+    return taken[4] is True
+
+
+cdef object set_options(tuple taken, AttentionInputs *x, fa_attention_arguments *a, str op):
+    """Options as far as they depend on the sizes and the dtype."""
+    cdef Py_ssize_t full[4]
+    mask, alibi_slopes, sinks, has_scale, _ = taken
+    check_numbers(a, x.q.dtype, has_scale, op)
+    set_heads(x, a, alibi_slopes, sinks, op)
+    full[0], full[1], full[2], full[3] = a.B, a.H, a.Lq, a.Lk
+    acquire_mask(&x.mask, mask, x.q.dtype, full, a, op)
+
+
+cdef tuple acquire_inputs(AttentionInputs *x, fa_attention_arguments *a, int head_axis, object q, object k, object v,
+                          tuple options, object q_lengths, object kv_lengths, str op):
+    """Checks and holds what every form of attention takes, and fills in `a` but for its outputs. The caller keeps the
+    result alive as long as `a`, and calls release_inputs in any case."""
+    cdef tuple taken
+    x.q.held = x.k.held = x.v.held = x.mask.held = x.slopes.held = x.sinks.held = False
+    q, k, v = as_ndarray(q, op, "q"), as_ndarray(k, op, "k"), as_ndarray(v, op, "v")
     q_lengths, kv_lengths = as_optional(q_lengths, op, "q_lengths"), as_optional(kv_lengths, op, "kv_lengths")
-    is_square = read_options(a, causal, window, scale, softcap, op)
+    taken = take_options(options, a, op)
     acquire(&x.q, q, op, "q", 4, ALL_TYPES)
     acquire_read(&x.k, k, op, "k", 4, x.q.dtype)
     acquire_read(&x.v, v, op, "v", 4, x.q.dtype)
@@ -193,12 +213,9 @@ cdef tuple acquire_inputs(AttentionInputs *x, fa_attention_arguments *a, int hea
     set_strides(&x.v, a.v_stride, head_axis)
     a.q, a.k, a.v = x.q.data, x.k.data, x.v.data
 
-    if is_square:
+    if needs_square(taken):
         check_square(a, op)
-    check_numbers(a, x.q.dtype, scale is not None, op)
-    set_heads(x, a, alibi_slopes, sinks, op)
-    full[0], full[1], full[2], full[3] = a.B, a.H, a.Lq, a.Lk
-    acquire_mask(&x.mask, mask, x.q.dtype, full, a, op)
+    set_options(taken, x, a, op)
     a.q_starts = a.k_starts = NULL
     a.lse_stride = a.Lq
     a.q_lengths = a.k_lengths = NULL
@@ -229,10 +246,9 @@ cdef object attention_out(Array *a, object out, int ndim, const Py_ssize_t *shap
     return new_like(a, shape_from(ndim, shape), &x.q, op)
 
 
-def attention(object q, object k, object v, object mask, object causal, object scale, object window, object softcap,
-              object alibi_slopes, object sinks, object q_lengths, object kv_lengths, object layout, object out,
-              object return_lse, bint return_state, str op="attention"):
-    """out; with return_lse (out, lse); with return_state (out, lse, state)."""
+def attention(object q, object k, object v, tuple options, object q_lengths, object kv_lengths, object layout,
+              object out, object return_lse, bint return_state, str op="attention"):
+    """out; with return_lse (out, lse); with return_state (out, lse, state). options: as take_options has them."""
     cdef AttentionInputs x
     cdef Array ao, al, state
     cdef fa_attention_arguments a
@@ -243,19 +259,18 @@ def attention(object q, object k, object v, object mask, object causal, object s
     cdef bint wants_lse = as_flag(return_lse, op, "return_lse") or return_state
     ao.held = al.held = state.held = False
     try:
-        kept = acquire_inputs(&x, &a, head_axis, q, k, v, mask, causal, scale, window, softcap, alibi_slopes,
-                              sinks, q_lengths, kv_lengths, op)
+        kept = acquire_inputs(&x, &a, head_axis, q, k, v, options, q_lengths, kv_lengths, op)
         shape[0], shape[head_axis], shape[3 - head_axis], shape[3] = a.B, a.H, a.Lq, a.Dv
         result = attention_out(&ao, out, 4, shape, &x, op)
         set_strides(&ao, a.out_stride, head_axis)
         a.out = ao.data
-        a.lse = a.reference = a.sum = NULL
+        a.lse = a.shift = a.sum = NULL
         if wants_lse:
             lse = new_out(&al, (a.B, a.H, a.Lq), real_dtype(x.q.dtype), op)
             a.lse = al.data
         if return_state:
             saved = new_out(&state, (2, a.B, a.H, a.Lq), real_dtype(x.q.dtype), op)
-            a.reference, a.sum = state.data, state.data + state.stride[0] * state.view.itemsize
+            a.shift, a.sum = state.data, state.data + state.stride[0] * state.view.itemsize
         check_keys(&a, &ao, &al, op)
         with nogil:
             status = fa_attention_forward(<fa_dtype>x.q.dtype, &a)

@@ -1,6 +1,6 @@
 # Gradients of blocked attention, of padded batches and of ragged ones.
 
-cdef tuple OPTION_GRADIENTS = ("mask", "sinks", "alibi_slopes")
+cdef dict OPTION_GRADIENTS = {"mask": 0, "sinks": 6, "alibi_slopes": 5}  # places among the options of attention
 
 
 cdef struct GradientArrays:
@@ -38,8 +38,8 @@ cdef set as_gradients(object names, tuple given, str op):
         raise TypeError(f"{op}: gradients must be a sequence of names, got {shown(names)}") from None
     for name in wanted:
         if not isinstance(name, str) or name not in OPTION_GRADIENTS:
-            raise ValueError(f"{op}: gradients must hold names of {OPTION_GRADIENTS}, got {shown(name)}")
-        if given[OPTION_GRADIENTS.index(name)] is None:
+            raise ValueError(f"{op}: gradients must hold names of {tuple(OPTION_GRADIENTS)}, got {shown(name)}")
+        if given[OPTION_GRADIENTS[name]] is None:
             raise ValueError(f"{op}: gradients must be of arguments that the forward call had, got "
                              f"{shown(name)}, which was None there")
     return wanted
@@ -88,7 +88,7 @@ cdef tuple run_backward(AttentionInputs *x, fa_attention_backward_arguments *g, 
                              f"{shape_of(&y.out)} for {shape}")
         a.out, g.dout = y.out.data, y.dout.data
         a.lse = NULL
-        a.reference, a.sum = y.state.data, y.state.data + y.state.stride[0] * y.state.view.itemsize
+        a.shift, a.sum = y.state.data, y.state.data + y.state.stride[0] * y.state.view.itemsize
         set_any_strides(&y.out, a.out_stride, head_axis)
         set_any_strides(&y.dout, g.dout_stride, head_axis)
         dq = new_like(&y.dq, shape_of(&x.q), &x.q, op)
@@ -114,8 +114,7 @@ cdef tuple run_backward(AttentionInputs *x, fa_attention_backward_arguments *g, 
     return (dq, dk, dv, *[in_type(gradient, &x.q) for gradient in (dmask, dsinks, dslopes)])
 
 
-def attention_backward(object dout, object q, object k, object v, object out, object state, object mask, object causal,
-                       object scale, object window, object softcap, object alibi_slopes, object sinks,
+def attention_backward(object dout, object q, object k, object v, object out, object state, tuple options,
                        object q_lengths, object kv_lengths, object layout, object gradients):
     """dq, dk, dv, dmask, dsinks, dalibi_slopes; the last three None where `gradients` does not name them."""
     cdef AttentionInputs x
@@ -124,13 +123,12 @@ def attention_backward(object dout, object q, object k, object v, object out, ob
     cdef str op = "attention_backward"
     cdef int head_axis = head_axis_of(layout, op, "saved.layout")
     cdef object kept
-    cdef set wanted = as_gradients(gradients, (mask, sinks, alibi_slopes), op)
+    cdef set wanted = as_gradients(gradients, options, op)
     dout, out = as_ndarray(dout, op, "dout"), as_ndarray(out, op, "saved.out")
     state = as_ndarray(state, op, "saved.state")
     try:
         try:
-            kept = acquire_inputs(&x, a, head_axis, q, k, v, mask, causal, scale, window, softcap, alibi_slopes, sinks,
-                                  q_lengths, kv_lengths, op)
+            kept = acquire_inputs(&x, a, head_axis, q, k, v, options, q_lengths, kv_lengths, op)
         except (TypeError, ValueError, MemoryError) as error:
             raise of_saved(error, op) from None
         shape = (a.B, a.H, a.Lq, a.Dv) if head_axis == 1 else (a.B, a.Lq, a.H, a.Dv)
@@ -140,21 +138,19 @@ def attention_backward(object dout, object q, object k, object v, object out, ob
 
 
 def attention_varlen_backward(object dout, object q, object k, object v, object cu_seqlens_q, object cu_seqlens_k,
-                              object out, object state, object mask, object causal, object scale, object window,
-                              object softcap, object alibi_slopes, object sinks, object gradients):
+                              object out, object state, tuple options, object gradients):
     """As attention_backward."""
     cdef AttentionInputs x
     cdef fa_attention_backward_arguments g
     cdef fa_attention_arguments *a = &g.forward
     cdef str op = "attention_varlen_backward"
     cdef object kept
-    cdef set wanted = as_gradients(gradients, (mask, sinks, alibi_slopes), op)
+    cdef set wanted = as_gradients(gradients, options, op)
     dout, out = as_ndarray(dout, op, "dout"), as_ndarray(out, op, "saved.out")
     state = as_ndarray(state, op, "saved.state")
     try:
         try:
-            kept = acquire_ragged(&x, a, q, k, v, cu_seqlens_q, cu_seqlens_k, mask, causal, scale, window, softcap,
-                                  alibi_slopes, sinks)
+            kept = acquire_ragged(&x, a, q, k, v, cu_seqlens_q, cu_seqlens_k, options)
         except (TypeError, ValueError, MemoryError) as error:
             raise of_saved(error, op) from None
         rows = x.q.shape[0]

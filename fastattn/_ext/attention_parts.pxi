@@ -25,8 +25,7 @@ cdef object as_selection(object value, fa_index size, str op, str name):
     return np.ascontiguousarray(selected, dtype=np.int64)
 
 
-def attention_weights(object q, object k, object lse, object heads, object rows, object mask, object causal,
-                      object scale, object window, object softcap, object alibi_slopes, object sinks, object q_lengths,
+def attention_weights(object q, object k, object lse, object heads, object rows, tuple options, object q_lengths,
                       object kv_lengths, object layout):
     cdef AttentionInputs x
     cdef Array al, aw
@@ -41,8 +40,7 @@ def attention_weights(object q, object k, object lse, object heads, object rows,
     heads, rows = as_selector(heads, op, "heads"), as_selector(rows, op, "rows")
     try:
         # The values are not read: k stands in for them.
-        kept = acquire_inputs(&x, a, head_axis, q, k, k, mask, causal, scale, window, softcap, alibi_slopes, sinks,
-                              q_lengths, kv_lengths, op)
+        kept = acquire_inputs(&x, a, head_axis, q, k, k, options, q_lengths, kv_lengths, op)
         if real_dtype(x.q.dtype) != x.q.dtype:
             raise wrong_type(op, "q", q)
         lse = acquire(&al, lse, op, "lse", 3, x.q.dtype)
@@ -66,7 +64,7 @@ def attention_weights(object q, object k, object lse, object heads, object rows,
         result = new_like(&aw, shape, &x.q, op)
         set_strides(&aw, w.stride, head_axis)
         w.weights = aw.data
-        a.out = a.lse = a.reference = a.sum = NULL
+        a.out = a.lse = a.shift = a.sum = NULL
         with nogil:
             status = fa_attention_weights(<fa_dtype>x.q.dtype, &w)
         raise_status(status, op)

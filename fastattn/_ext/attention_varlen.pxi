@@ -18,19 +18,15 @@ cdef object as_offsets(object value, Py_ssize_t total, str op, str name):
 
 
 cdef tuple acquire_ragged(AttentionInputs *x, fa_attention_arguments *a, object q, object k, object v,
-                          object cu_seqlens_q, object cu_seqlens_k, object mask, object causal, object scale,
-                          object window, object softcap, object alibi_slopes, object sinks):
+                          object cu_seqlens_q, object cu_seqlens_k, tuple options):
     """As acquire_inputs, for q[Tq, H, D], k[Tk, Hk, D], v[Tk, Hk, Dv]."""
     cdef str op = "attention_varlen"
-    cdef Py_ssize_t full[4]
-    cdef bint is_square
+    cdef tuple taken
     x.q.held = x.k.held = x.v.held = x.mask.held = x.slopes.held = x.sinks.held = False
     q, k, v = as_ndarray(q, op, "q"), as_ndarray(k, op, "k"), as_ndarray(v, op, "v")
-    mask = as_optional(mask, op, "mask")
-    alibi_slopes, sinks = as_optional(alibi_slopes, op, "alibi_slopes"), as_optional(sinks, op, "sinks")
     cu_seqlens_q = as_ndarray(cu_seqlens_q, op, "cu_seqlens_q")
     cu_seqlens_k = as_ndarray(cu_seqlens_k, op, "cu_seqlens_k")
-    is_square = read_options(a, causal, window, scale, softcap, op)
+    taken = take_options(options, a, op)
     acquire(&x.q, q, op, "q", 3, ALL_TYPES)
     acquire_read(&x.k, k, op, "k", 3, x.q.dtype)
     acquire_read(&x.v, v, op, "v", 3, x.q.dtype)
@@ -56,19 +52,15 @@ cdef tuple acquire_ragged(AttentionInputs *x, fa_attention_arguments *a, object 
     a.k_stride[:] = [0, x.k.stride[1], x.k.stride[0]]
     a.v_stride[:] = [0, x.v.stride[1], x.v.stride[0]]
     a.q, a.k, a.v = x.q.data, x.k.data, x.v.data
-    if is_square and not np.array_equal(starts_q, starts_k):
+    if needs_square(taken) and not np.array_equal(starts_q, starts_k):
         raise ValueError(f"{op}: causal=True needs as many queries as keys in each sequence, got other cu_seqlens_k"
                          " than cu_seqlens_q; say causal='top-left' or causal='bottom-right'")
-    check_numbers(a, x.q.dtype, scale is not None, op)
-    set_heads(x, a, alibi_slopes, sinks, op)
-    full[0], full[1], full[2], full[3] = a.B, a.H, a.Lq, a.Lk
-    acquire_mask(&x.mask, mask, x.q.dtype, full, a, op)
+    set_options(taken, x, a, op)
     a.strategy = FA_ATTENTION_BLAS if by_blas(FA_SETTING_ATTENTION) else FA_ATTENTION_FUSED
     return starts_q, starts_k, lengths_q, lengths_k
 
 
-def attention_varlen(object q, object k, object v, object cu_seqlens_q, object cu_seqlens_k, object mask, object causal,
-                     object scale, object window, object softcap, object alibi_slopes, object sinks, object out,
+def attention_varlen(object q, object k, object v, object cu_seqlens_q, object cu_seqlens_k, tuple options, object out,
                      object return_lse, bint return_state):
     """out; with return_lse (out, lse); with return_state (out, lse, state)."""
     cdef AttentionInputs x
@@ -81,19 +73,18 @@ def attention_varlen(object q, object k, object v, object cu_seqlens_q, object c
     cdef bint wants_lse = as_flag(return_lse, op, "return_lse") or return_state
     ao.held = al.held = state.held = False
     try:
-        kept = acquire_ragged(&x, &a, q, k, v, cu_seqlens_q, cu_seqlens_k, mask, causal, scale, window, softcap,
-                              alibi_slopes, sinks)
+        kept = acquire_ragged(&x, &a, q, k, v, cu_seqlens_q, cu_seqlens_k, options)
         shape[0], shape[1], shape[2] = x.q.shape[0], a.H, a.Dv
         result = attention_out(&ao, out, 3, shape, &x, op)
         a.out_stride[:] = [0, ao.stride[1], ao.stride[0]]
         a.out = ao.data
-        a.lse = a.reference = a.sum = NULL
+        a.lse = a.shift = a.sum = NULL
         if wants_lse:
             lse = new_out(&al, (a.H, x.q.shape[0]), real_dtype(x.q.dtype), op)
             a.lse = al.data
         if return_state:
             saved = new_out(&state, (2, a.H, x.q.shape[0]), real_dtype(x.q.dtype), op)
-            a.reference, a.sum = state.data, state.data + state.stride[0] * state.view.itemsize
+            a.shift, a.sum = state.data, state.data + state.stride[0] * state.view.itemsize
         check_keys(&a, &ao, &al, op)
         with nogil:
             status = fa_attention_forward(<fa_dtype>x.q.dtype, &a)

@@ -125,8 +125,7 @@ cdef object set_places(fa_cache_arguments *c, AttentionInputs *x, KeptArrays *ke
 
 
 def cache_attention(object q, object keys, object values, object key_scales, object value_scales, object table,
-                    object lengths, object mask, object causal, object scale, object window, object softcap,
-                    object alibi_slopes, object sinks, object q_lengths, object out, object return_lse):
+                    object lengths, tuple options, object q_lengths, object out, object return_lse):
     """out, or (out, lse), for at most CACHE_QUERIES queries. keys, values [rows, kv_heads, tokens, width] and float32
     scales [rows, kv_heads, tokens] (or None) are a KVCache's own, and so are the lengths [batch], int64; rows are
     sequences, or with a table[batch, n] of int64 pages. All are checked against one another: nothing that another
@@ -136,22 +135,21 @@ def cache_attention(object q, object keys, object values, object key_scales, obj
     cdef Array ao, al
     cdef fa_cache_arguments c
     cdef fa_attention_arguments *a = &c.attention
-    cdef Py_ssize_t full[4]
     cdef Py_ssize_t shape[4]
     cdef fa_status status
     cdef str op = "attend"
-    cdef bint wants_lse = as_flag(return_lse, op, "return_lse"), is_square
+    cdef bint wants_lse = as_flag(return_lse, op, "return_lse")
+    cdef tuple taken
     cdef object result, lse = None
     x.q.held = x.k.held = x.v.held = x.mask.held = x.slopes.held = x.sinks.held = ao.held = al.held = False
     kept.key_scales.held = kept.value_scales.held = kept.lengths.held = kept.table.held = False
     kept.numbers = NULL
-    q, mask, q_lengths = as_ndarray(q, op, "q"), as_optional(mask, op, "mask"), as_optional(q_lengths, op, "q_lengths")
-    alibi_slopes, sinks = as_optional(alibi_slopes, op, "alibi_slopes"), as_optional(sinks, op, "sinks")
+    q, q_lengths = as_ndarray(q, op, "q"), as_optional(q_lengths, op, "q_lengths")
     keys, values = as_ndarray(keys, op, "keys"), as_ndarray(values, op, "values")
     key_scales = as_optional(key_scales, op, "key_scales")
     value_scales = as_optional(value_scales, op, "value_scales")
     lengths, table = as_ndarray(lengths, op, "lengths"), as_optional(table, op, "table")
-    is_square = read_options(a, causal, window, scale, softcap, op)
+    taken = take_options(options, a, op)
     try:
         acquire(&x.q, q, op, "q", 4, ALL_TYPES)
         acquire_parts(&x, &kept, keys, values, key_scales, value_scales, op)
@@ -169,12 +167,9 @@ def cache_attention(object q, object keys, object values, object key_scales, obj
         set_places(&c, &x, &kept, lengths, table, op)
         a.lse_stride = a.Lq
         a.strategy = FA_ATTENTION_FUSED
-        if is_square:
+        if needs_square(taken):
             check_square(a, op)
-        check_numbers(a, x.q.dtype, scale is not None, op)
-        set_heads(&x, a, alibi_slopes, sinks, op)
-        full[0], full[1], full[2], full[3] = a.B, a.H, a.Lq, a.Lk
-        acquire_mask(&x.mask, mask, x.q.dtype, full, a, op)
+        set_options(taken, &x, a, op)
         if q_lengths is not None:
             q_lengths = as_lengths(q_lengths, a.B, a.Lq, op, "q_lengths")
             a.q_lengths = index_pointer(q_lengths)
@@ -184,7 +179,7 @@ def cache_attention(object q, object keys, object values, object key_scales, obj
         result = attention_out(&ao, out, 4, shape, &x, op)
         set_strides(&ao, a.out_stride, 1)
         a.out = ao.data
-        a.lse = a.reference = a.sum = NULL
+        a.lse = a.shift = a.sum = NULL
         if wants_lse:
             lse = new_out(&al, (a.B, a.H, a.Lq), real_dtype(x.q.dtype), op)
             a.lse = al.data

@@ -71,10 +71,8 @@ def attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, mask: ArrayLike | Non
     >>> attention(q, k, v, causal=True, sinks=np.zeros(1))[0, 0, :, 0]
     array([0.5       , 1.33333333])
     """
-    return _core.attention(
-        q, k, v, mask, causal, scale, window, softcap, alibi_slopes, sinks, q_lengths, kv_lengths, layout, out,
-        return_lse, False,
-    )  # fmt: skip
+    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks)
+    return _core.attention(q, k, v, options, q_lengths, kv_lengths, layout, out, return_lse, False)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -85,7 +83,7 @@ class SavedAttention:
     q: ArrayLike
     k: ArrayLike
     v: ArrayLike
-    options: tuple[Any, ...]  # mask ... layout, in the order of _core.attention
+    options: tuple[Any, ...]  # mask ... sinks, as in all forms of attention; q_lengths, kv_lengths, layout
     out: Array
     lse: Array
     state: Array  # [2, B, H, Lq]: the integer R and sum of each row; lse = R ln 2 + ln sum
@@ -106,6 +104,6 @@ def attention_forward(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, mask: ArrayLi
     >>> saved.lse.shape
     (1, 1, 2)
     """
-    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_lengths, kv_lengths, layout)
-    out, lse, state = _core.attention(q, k, v, *options, None, False, True)
-    return out, SavedAttention(q, k, v, options, out, lse, state)
+    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks)
+    out, lse, state = _core.attention(q, k, v, options, q_lengths, kv_lengths, layout, None, False, True)
+    return out, SavedAttention(q, k, v, (*options, q_lengths, kv_lengths, layout), out, lse, state)

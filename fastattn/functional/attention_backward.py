@@ -11,8 +11,8 @@ from fastattn.functional._types import Array
 from fastattn.functional.attention import SavedAttention
 from fastattn.functional.attention_varlen import SavedAttentionVarlen
 
-_OPTIONS = 10  # of SavedAttention
-_VARLEN_OPTIONS = 7
+_OPTIONS = 7  # of all forms of attention: mask ... sinks
+_SAVED_OPTIONS = 10  # of SavedAttention: lengths and layout too
 
 
 class AttentionGradients(NamedTuple):
@@ -69,9 +69,19 @@ def attention_backward(
            [-0.5,  0.5]])
     """
     check_saved("attention_backward", saved, SavedAttention)
-    options = check_parts("attention_backward", "saved.options", saved.options, _OPTIONS)
+    options = check_parts("attention_backward", "saved.options", saved.options, _SAVED_OPTIONS)
     wanted = () if gradients is None else gradients
-    arguments = (dout, saved.q, saved.k, saved.v, saved.out, saved.state, *options, wanted)
+    arguments = (
+        dout,
+        saved.q,
+        saved.k,
+        saved.v,
+        saved.out,
+        saved.state,
+        options[:_OPTIONS],
+        *options[_OPTIONS:],
+        wanted,
+    )
     result = _core.attention_backward(*arguments)
     return result[:3] if gradients is None else AttentionGradients(*result)
 
@@ -106,8 +116,8 @@ def attention_varlen_backward(
     array([2. , 0.5, 0.5])
     """
     check_saved("attention_varlen_backward", saved, SavedAttentionVarlen)
-    options = check_parts("attention_varlen_backward", "saved.options", saved.options, _VARLEN_OPTIONS)
+    options = check_parts("attention_varlen_backward", "saved.options", saved.options, _OPTIONS)
     offsets, wanted = (saved.cu_seqlens_q, saved.cu_seqlens_k), () if gradients is None else gradients
-    arguments = (dout, saved.q, saved.k, saved.v, *offsets, saved.out, saved.state, *options, wanted)
+    arguments = (dout, saved.q, saved.k, saved.v, *offsets, saved.out, saved.state, options, wanted)
     result = _core.attention_varlen_backward(*arguments)
     return result[:3] if gradients is None else AttentionGradients(*result)

@@ -35,9 +35,8 @@ def attention_weights(q: ArrayLike, k: ArrayLike, lse: ArrayLike, *, heads: slic
     array([[1. , 0. ],
            [0.5, 0.5]])
     """
-    return _core.attention_weights(
-        q, k, lse, heads, rows, mask, causal, scale, window, softcap, alibi_slopes, sinks, q_lengths, kv_lengths, layout
-    )
+    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks)
+    return _core.attention_weights(q, k, lse, heads, rows, options, q_lengths, kv_lengths, layout)
 
 
 def merge_attention(out_a: ArrayLike, lse_a: ArrayLike, out_b: ArrayLike, lse_b: ArrayLike) -> tuple[Array, Array]:

@@ -38,10 +38,8 @@ def attention_varlen(q: ArrayLike, k: ArrayLike, v: ArrayLike, cu_seqlens_q: Arr
     >>> attention_varlen(q, q, v, [0, 2, 3], [0, 2, 3])[:, 0, 0]
     array([2., 2., 5.])
     """
-    return _core.attention_varlen(
-        q, k, v, cu_seqlens_q, cu_seqlens_k, mask, causal, scale, window, softcap, alibi_slopes, sinks, out,
-        return_lse, False,
-    )  # fmt: skip
+    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks)
+    return _core.attention_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, options, out, return_lse, False)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,7 +51,7 @@ class SavedAttentionVarlen:
     v: ArrayLike
     cu_seqlens_q: ArrayLike
     cu_seqlens_k: ArrayLike
-    options: tuple[Any, ...]  # mask ... sinks, in the order of _core.attention_varlen
+    options: tuple[Any, ...]  # mask ... sinks
     out: Array
     lse: Array
     state: Array  # [2, H, Tq]
@@ -72,5 +70,5 @@ def attention_varlen_forward(q: ArrayLike, k: ArrayLike, v: ArrayLike, cu_seqlen
     (3, 1)
     """
     options = (mask, causal, scale, window, softcap, alibi_slopes, sinks)
-    out, lse, state = _core.attention_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, *options, None, False, True)
+    out, lse, state = _core.attention_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, options, None, False, True)
     return out, SavedAttentionVarlen(q, k, v, cu_seqlens_q, cu_seqlens_k, options, out, lse, state)

@@ -12,6 +12,7 @@
    A pair with e = -inf is masked: it has the weight 0 and its rows are not part of any sum, whatever they hold. In the backward that
    is every pair of weight 0. A query without keys has the context 0. */
 #include "../common.h"
+#include "../gemm/tile.h"
 #include "../rows/rows.h"
 
 /* Queries (of dx: keys) side by side: chains enough for the latency of a tanh, and each row of k is read once for all. */
@@ -22,18 +23,9 @@
 #define SUM_LENGTH 8
 #define K_LENGTH (FA_HAS_FMA ? 16 : 8)
 
-/* CALL(mr) with mr a constant. */
-#define TILE_OF(mr, CALL)    \
-    switch (mr) {            \
-    case 1: CALL(1); break;  \
-    case 2: CALL(2); break;  \
-    case 3: CALL(3); break;  \
-    default: CALL(4); break; \
-    }
-
 /* ---- tanh ---- */
 
-_Static_assert(TILE * 2 <= MOST_ABREAST, "two vectors of columns of a tile advance abreast");
+_Static_assert(TILE * 2 <= MOST_ABREAST, "two vectors of columns of a tile are interleaved");
 
 /* Two vectors of columns side by side. Their tanh share a division, which takes as long as all the rest of one; both are of the same
    query and key, so that no value depends on other queries or keys. */
@@ -179,11 +171,12 @@ void KERNEL(additive_settle)(real *w, fa_index ldw, const real *e, fa_index lde,
 #define COLUMNS FA_NV /* vectors of a row side by side */
 
 typedef struct {
+    real *dst;
     const real *w, *x;
-    fa_index w_row, w_k, ldx, rows; /* rows of x, at most K_LENGTH */
-    const unsigned char *takes;     /* [row of x]: bit r is set where row r of the tile takes it */
-    int whole;                      /* all take all */
-    int add;                        /* to what is in dst */
+    fa_index lddst, w_row, w_k, ldx, columns, rows; /* rows of x, at most K_LENGTH */
+    const unsigned char *takes;                     /* [row of x]: bit r is set where row r of the tile takes it */
+    int whole;                                      /* all take all */
+    int add;                                        /* to what is in dst */
 } weighted_block;
 
 FA_INLINE void weighted_columns(real *dst, fa_index lddst, const weighted_block *b, fa_index column, const int mr, const int nv,
@@ -220,37 +213,59 @@ FA_INLINE void weighted_columns(real *dst, fa_index lddst, const weighted_block 
     }
 }
 
-FA_INLINE void weighted_tile(real *dst, fa_index lddst, const weighted_block *b, const int mr, fa_index C, const int whole)
+FA_INLINE void weighted_tile(const weighted_block *b, const int mr, const int whole)
 {
+    const fa_index lddst = b->lddst, C = b->columns;
+    real *dst = b->dst;
     fa_index c = 0;
     for (; c + COLUMNS * VL <= C; c += COLUMNS * VL) weighted_columns(dst, lddst, b, c, mr, COLUMNS, VL, whole);
     for (; c + VL <= C; c += VL) weighted_columns(dst, lddst, b, c, mr, 1, VL, whole);
     if (c < C) weighted_columns(dst, lddst, b, c, mr, 1, C - c, whole);
 }
 
-void KERNEL(additive_weighted_rows)(real *dst, fa_index lddst, const real *w, const real *gate, fa_index w_row, fa_index w_k,
-                                    real none, fa_index rows, const real *x, fa_index ldx, fa_index K, fa_index C)
+FA_INLINE void weighted_whole(const void *tile, const int mr, const int nv)
 {
+    (void)nv;
+    weighted_tile(tile, mr, 1);
+}
+FA_INLINE void weighted_part(const void *tile, const int mr, const int nv)
+{
+    (void)nv;
+    weighted_tile(tile, mr, 0);
+}
+
+void KERNEL(additive_weighted_rows)(real *dst, fa_index lddst, const row_weights *weights, fa_index rows, const real *x,
+                                    fa_index ldx, fa_index K, fa_index C)
+{
+    const real *w = weights->w, *gate = weights->gate;
+    const fa_index w_row = weights->row, w_k = weights->step;
+    const real none = weights->none;
     for (fa_index t = 0; t < rows; t += TILE, dst += TILE * lddst, w += TILE * w_row, gate += TILE * w_row) {
         const int mr = (int)fa_min(TILE, rows - t);
         for (fa_index k0 = 0; k0 == 0 || k0 < K; k0 += K_LENGTH) {
             unsigned char takes[K_LENGTH];
-            weighted_block b = {w + k0 * w_k, x + k0 * ldx, w_row, w_k, ldx, fa_min(K_LENGTH, K - k0), takes, 1, k0 > 0};
+            weighted_block b = {.dst = dst,
+                                .w = w + k0 * w_k,
+                                .x = x + k0 * ldx,
+                                .lddst = lddst,
+                                .w_row = w_row,
+                                .w_k = w_k,
+                                .ldx = ldx,
+                                .columns = C,
+                                .rows = fa_min(K_LENGTH, K - k0),
+                                .takes = takes,
+                                .whole = 1,
+                                .add = k0 > 0};
             for (fa_index k = 0; k < b.rows; k++) {
                 unsigned bits = 0;
                 for (int r = 0; r < mr; r++) bits |= (unsigned)(gate[r * w_row + (k0 + k) * w_k] != none) << r;
                 takes[k] = (unsigned char)bits;
                 b.whole &= bits == (1u << mr) - 1;
             }
-            if (b.whole) {
-#define CALL(mr) weighted_tile(dst, lddst, &b, mr, C, 1)
-                TILE_OF(mr, CALL)
-#undef CALL
-            } else {
-#define CALL(mr) weighted_tile(dst, lddst, &b, mr, C, 0)
-                TILE_OF(mr, CALL)
-#undef CALL
-            }
+            if (b.whole)
+                tile_dispatch(weighted_whole, &b, mr, TILE, 1);
+            else
+                tile_dispatch(weighted_part, &b, mr, TILE, 1);
         }
     }
 }
@@ -326,13 +341,26 @@ FA_INLINE void score_gradients_of_row(real *de, const real *w, fa_index keys)
     }
 }
 
+/* Rows of dw and of g, and all of x. */
+typedef struct {
+    real *dw;
+    const real *g, *x;
+    fa_index lddw, ldg, ldx, keys, C;
+} product_rows;
+
+FA_INLINE void multiply_rows(const void *tile, const int mr, const int nv)
+{
+    const product_rows *t = tile;
+    (void)nv;
+    product_tile(t->dw, t->lddw, t->g, t->ldg, mr, t->x, t->ldx, t->keys, t->C);
+}
+
 void KERNEL(additive_score_gradients)(real *de, fa_index ldde, const real *w, fa_index ldw, const real *g, fa_index ldg,
                                       fa_index rows, const real *x, fa_index ldx, fa_index keys, fa_index C)
 {
     for (fa_index t = 0; t < rows; t += TILE) {
-#define CALL(mr) product_tile(de + t * ldde, ldde, g + t * ldg, ldg, mr, x, ldx, keys, C)
-        TILE_OF(rows - t, CALL)
-#undef CALL
+        const product_rows tile = {de + t * ldde, g + t * ldg, x, ldde, ldg, ldx, keys, C};
+        tile_dispatch(multiply_rows, &tile, fa_min(TILE, rows - t), TILE, 1);
     }
     for (fa_index t = 0; t < rows; t++) score_gradients_of_row(de + t * ldde, w + t * ldw, keys);
 }
@@ -388,10 +416,11 @@ FA_INLINE void add_gradients(gradient_sums *sum, const int first, const int mr, 
 
 /* Two vectors of columns of TILE queries, or of the last of them: their dq; to dk is added what lacks the factor 4 v, and to dv its
    sum. */
-FA_INLINE void tanh_gradient_tile(real *dq, fa_index lddq, real *dk, fa_index lddk, columns_pair *dv, const real *de,
-                                  fa_index ldde, const real *q, fa_index ldq, fa_index rows, const real *k, fa_index ldk,
-                                  columns_pair v, fa_index keys, fa_index count)
+FA_INLINE void tanh_gradient_tile(const tanh_gradients *x, fa_index t, columns_pair *dv, columns_pair v, fa_index count)
 {
+    const real *de = x->de + t * x->ldde, *q = x->q + t * x->ldq, *k = x->k;
+    const fa_index ldde = x->ldde, ldq = x->ldq, ldk = x->ldk, lddk = x->lddk, rows = x->rows - t, keys = x->keys;
+    real *dq = x->dq + t * x->lddq, *dk = x->dk;
     const columns_pair zero = {{v_zero(), v_zero()}};
     columns_pair total[TILE];
     FA_UNROLL
@@ -418,20 +447,20 @@ FA_INLINE void tanh_gradient_tile(real *dq, fa_index lddq, real *dk, fa_index ld
         for (int r = 0; r < TILE; r++) total[r] = plus(total[r], sum.dq[r]);
         *dv = plus(*dv, sum.dv);
     }
-    for (fa_index r = 0; r < fa_min(rows, TILE); r++) store_pair(dq + r * lddq, multiply(v, total[r]), count);
+    for (fa_index r = 0; r < fa_min(rows, TILE); r++) store_pair(dq + r * x->lddq, multiply(v, total[r]), count);
 }
 
-FA_INLINE void tanh_gradient_columns(real *dq, fa_index lddq, real *dk, fa_index lddk, real *dv, const real *de, fa_index ldde,
-                                     const real *q, fa_index ldq, fa_index rows, const real *k, fa_index ldk, const real *v,
-                                     fa_index keys, fa_index count)
+/* Two vectors of columns, of which so many are there. */
+FA_INLINE void tanh_gradient_columns(const tanh_gradients *x, fa_index count)
 {
-    const columns_pair zero = {{v_zero(), v_zero()}}, weight = load_weight(v, count);
+    const columns_pair zero = {{v_zero(), v_zero()}}, weight = load_weight(x->v, count);
+    const fa_index lddk = x->lddk, keys = x->keys;
+    real *dk = x->dk;
     columns_pair sum = zero;
     for (fa_index s = 0; s < keys; s++) store_pair(dk + s * lddk, zero, count);
-    for (fa_index t = 0; t < rows; t += TILE, dq += TILE * lddq, de += TILE * ldde, q += TILE * ldq)
-        tanh_gradient_tile(dq, lddq, dk, lddk, &sum, de, ldde, q, ldq, rows - t, k, ldk, weight, keys, count);
+    for (fa_index t = 0; t < x->rows; t += TILE) tanh_gradient_tile(x, t, &sum, weight, count);
     for (fa_index s = 0; s < keys; s++) store_pair(dk + s * lddk, multiply(weight, load_pair(dk + s * lddk, count)), count);
-    store_pair(dv, sum, count);
+    store_pair(x->dv, sum, count);
 }
 
 /* n keys of weight side by side. */
@@ -479,14 +508,15 @@ static void query_gradients(real *dq, const real *de, const real *q, const real 
         store_pair(dq + a, multiply(load_weight(v + a, columns - a), load_pair(dq + a, columns - a)), columns - a);
 }
 
-void KERNEL(additive_tanh_gradients)(real *dq, fa_index lddq, real *dk, fa_index lddk, real *dv, const real *de, fa_index ldde,
-                                     const real *q, fa_index ldq, fa_index rows, const real *k, fa_index ldk, const real *v,
-                                     fa_index keys, fa_index columns)
+void KERNEL(additive_tanh_gradients)(const tanh_gradients *x)
 {
-    for (fa_index t = 0; t < rows && !dk; t++)
-        query_gradients(dq + t * lddq, de + t * ldde, q + t * ldq, k, ldk, v, keys, columns);
-    if (!dk) return;
-    for (fa_index a = 0; a < columns; a += 2 * VL)
-        tanh_gradient_columns(dq + a, lddq, dk + a, lddk, dv + a, de, ldde, q + a, ldq, rows, k + a, ldk, v + a, keys,
-                              columns - a);
+    for (fa_index t = 0; t < x->rows && !x->dk; t++)
+        query_gradients(x->dq + t * x->lddq, x->de + t * x->ldde, x->q + t * x->ldq, x->k, x->ldk, x->v, x->keys, x->columns);
+    if (!x->dk) return;
+    for (fa_index a = 0; a < x->columns; a += 2 * VL) {
+        tanh_gradients part = *x;
+        part.dq += a, part.dk += a, part.dv += a;
+        part.q += a, part.k += a, part.v += a;
+        tanh_gradient_columns(&part, x->columns - a);
+    }
 }

@@ -7,14 +7,14 @@
    R is an integer: taking it off an exponent is exact, so P has the bits of 2^S whatever R is, and O keeps its bits when it is
    rescaled. The result of a row depends on the key blocks only through the order in which their sums are added.
 
-   Buffers: q scaled by attention_scale_queries, [D / QUERY_SLICE][slice: rows of QUERY_STRIDE]; k packed by attention_pack_keys,
+   Buffers: q scaled by attention_pack_a, [D / QUERY_SLICE][slice: rows of QUERY_STRIDE]; k packed by attention_pack_bt,
    panels of FA_NV vectors of keys, [D padded][keys of the panel], the last one as many vectors wide as it has keys for; v by
-   attention_pack_values, panels of FA_NV vectors of columns, [keys padded][columns of the panel], likewise. "padded" is to
+   attention_pack_b, panels of FA_NV vectors of columns, [keys padded][columns of the panel], likewise. "padded" is to
    TILE_K, with zeros. s and p are rows of ATTENTION_STRIDE, o rows of ldo >= D rounded up to VL.
 
    With FA_PAIRS (bfloat16 of AVX-512 BF16) packed queries, keys, values and P hold pairs in the places of reals, pairs along D for the
    first product, of neighbouring keys for the second; "[D padded]" and "[keys padded]" then count pairs. Queries stay as they are,
-   so that they are not rounded again, and the scale is applied to the scores; P is rounded to bfloat16, and its sum is that of the
+   so that they are not rounded again, and the scale of the block is applied to the scores; P is rounded to bfloat16, and its sum is that of the
    rounded numbers, so that rows stay normalised.
 
    Row r attends to the keys [begin[r], end[r]) of the block, less what the masks exclude by -inf. Other scores may hold
@@ -31,17 +31,16 @@
 #define SCORES (FA_PACKED * VL)
 
 #if !FA_AMX /* attention_scores_amx.c */
-FA_INLINE void store_scores(real *s, const real *q, tile_acc acc, const int mr, const int nv)
+FA_INLINE void store_scores(real *s, vreal scale, tile_acc acc, const int mr, const int nv)
 {
 #if FA_PAIRS
-    const vreal scale = v_broadcast(q + QUERY_SLICE);
     FA_UNROLL
     for (int r = 0; r < mr; r++) {
         FA_UNROLL
         for (int v = 0; v < nv; v++) acc[r][v] = v_mul(acc[r][v], scale);
     }
 #else
-    (void)q;
+    (void)scale;
 #endif
     FA_UNROLL
     for (int r = 0; r < mr; r++) {
@@ -50,28 +49,34 @@ FA_INLINE void store_scores(real *s, const real *q, tile_acc acc, const int mr, 
     }
 }
 
-#define SCORE_TILE(mr, nv, width)                                                                                          \
-    tile_zero(acc, mr, nv);                                                                                                \
-    for (fa_index d = 0; d == 0 || d < padded; d += QUERY_SLICE)                                                           \
-        tile_product_part(acc, mr, nv, width, q_tile + d / QUERY_SLICE * slice, QUERY_STRIDE, 1, panel + d * (width) * VL, \
-                          fa_min(QUERY_SLICE, padded - d));                                                                \
-    store_scores(s_tile + column, q_tile, acc, mr, nv)
-#define WHOLE_TILE(mr, nv) SCORE_TILE(mr, nv, nv)
-#define PART_TILE(mr, nv) SCORE_TILE(mr, nv, FA_NV)
-#define WHOLE_PANEL(nv) TILE_SWITCH_6(mr, WHOLE_TILE, nv)
-#define PART_PANEL(nv) TILE_SWITCH_6(mr, PART_TILE, nv)
+/* A register tile of queries, and a panel of keys or the part of it that the tile attends to. */
+typedef struct {
+    real *s;
+    const real *q, *panel;
+    fa_index slice, padded;
+    vreal scale;
+} score_tile;
 
-void KERNEL(attention_scores)(real *s, const real *q, fa_index slice, fa_index rows, const real *k, fa_index keys,
-                              const fa_index *begin, const fa_index *end, fa_index D, rows_to_come *next)
+FA_INLINE void score_panel(const score_tile *t, const int mr, const int nv, const int width)
 {
-    const fa_index padded = packed_size(D);
-    const row_split split = split_rows(rows, TILE);
-#if FA_PAIRS
-    if (D == 0) { /* no slice of queries, hence no scale */
-        for (fa_index r = 0; r < rows; r++) fill(s + r * ATTENTION_STRIDE, 0, fa_round_up(keys, SCORES));
-        return;
-    }
-#endif
+    tile_acc acc;
+    tile_zero(acc, mr, nv);
+    for (fa_index d = 0; d == 0 || d < t->padded; d += QUERY_SLICE)
+        tile_product_part(acc, mr, nv, width, t->q + d / QUERY_SLICE * t->slice, QUERY_STRIDE, 1, t->panel + d * width * VL,
+                          fa_min(QUERY_SLICE, t->padded - d));
+    store_scores(t->s, t->scale, acc, mr, nv);
+}
+FA_INLINE void score_whole(const void *tile, const int mr, const int nv) { score_panel(tile, mr, nv, nv); }
+FA_INLINE void score_part(const void *tile, const int mr, const int nv) { score_panel(tile, mr, nv, FA_NV); }
+
+void KERNEL(attention_product_nt)(const score_block *b, const real *q, fa_index slice, const real *k, fa_index D,
+                                  const prefetch_rows *next)
+{
+    const fa_index padded = packed_size(D), keys = b->keys;
+    const row_split split = split_rows(b->rows, TILE);
+    const fa_index ahead = rows_per_tile(next, fa_ceil_div(keys, PANEL) * split.tiles);
+    const vreal scale = v_set1(D ? b->scale : 1); /* scores of no dimensions are +0 */
+    fa_index part_of_next = 0;
     for (fa_index t0 = 0, r0 = 0; t0 < split.tiles; t0 += PANEL_TILES) {
         /* A panel passes PANEL_TILES tiles while it is in the first-level cache. */
         const fa_index tiles = fa_min(PANEL_TILES, split.tiles - t0);
@@ -79,32 +84,34 @@ void KERNEL(attention_scores)(real *s, const real *q, fa_index slice, fa_index r
         key_range range[PANEL_TILES];
         for (fa_index t = 0; t < tiles; t++) {
             row[t + 1] = row[t] + tile_height(split, t0 + t);
-            range[t] = tile_keys(begin + row[t], end + row[t], row[t + 1] - row[t]);
+            range[t] = tile_keys(b->begin + row[t], b->end + row[t], row[t + 1] - row[t]);
         }
         r0 = row[tiles];
         for (fa_index first = 0; first < keys; first += PANEL) {
             const fa_index nv = panel_vectors(keys, first);
             for (fa_index t = 0; t < tiles; t++) {
+                prefetch_part(next, part_of_next++, ahead);
                 if (range[t].end <= first || range[t].begin >= first + PANEL) continue;
                 const fa_index mr = row[t + 1] - row[t];
-                const real *q_tile = q + row[t] * QUERY_STRIDE;
-                real *s_tile = s + row[t] * ATTENTION_STRIDE;
-                tile_acc acc;
-                ask_for_lines(next);
                 /* Of a whole panel only the vectors that the tile attends to: under a causal mask that is half of its last one. */
                 const fa_index before = nv == FA_NV ? fa_max(0, range[t].begin - first) / VL : 0, column = first + before * VL;
                 const fa_index part = nv == FA_NV ? fa_min(FA_NV, fa_ceil_div(range[t].end - first, VL)) - before : FA_NV;
-                const real *panel = k + first * padded + before * VL;
+                const score_tile tile = {b->s + row[t] * ATTENTION_STRIDE + column,
+                                         q + row[t] * QUERY_STRIDE,
+                                         k + first * padded + before * VL,
+                                         slice,
+                                         padded,
+                                         scale};
                 switch (part < FA_NV ? -part : nv) {
-                case -1: PART_PANEL(1) break;
-                case 1: WHOLE_PANEL(1) break;
+                case -1: tile_dispatch(score_part, &tile, mr, TILE, 1); break;
+                case 1: tile_dispatch(score_whole, &tile, mr, TILE, 1); break;
 #if FA_NV == 4
-                case -2: PART_PANEL(2) break;
-                case -3: PART_PANEL(3) break;
-                case 2: WHOLE_PANEL(2) break;
-                case 3: WHOLE_PANEL(3) break;
+                case -2: tile_dispatch(score_part, &tile, mr, TILE, 2); break;
+                case -3: tile_dispatch(score_part, &tile, mr, TILE, 3); break;
+                case 2: tile_dispatch(score_whole, &tile, mr, TILE, 2); break;
+                case 3: tile_dispatch(score_whole, &tile, mr, TILE, 3); break;
 #endif
-                default: WHOLE_PANEL(FA_NV)
+                default: tile_dispatch(score_whole, &tile, mr, TILE, FA_NV); break;
                 }
             }
         }
@@ -153,7 +160,7 @@ DEFINE_REDUCE_ROWS(maxima_of_rows, v_max)
 DEFINE_REDUCE_ROWS(sums_of_rows, v_add)
 
 /* What scores are multiplied with in the softmax: nothing, where that has been done. */
-FA_INLINE vreal scaled_late(vreal x, vreal scale) { return FA_AMX ? v_mul(x, scale) : x; }
+FA_INLINE vreal scaled(vreal x, vreal scale) { return FA_AMX ? v_mul(x, scale) : x; }
 
 #if FA_PAIRS
 /* `count` vectors of scores become pairs of p in half as many; returns what they and `total` come to. */
@@ -161,7 +168,7 @@ FA_INLINE vreal store_powers(real *p, const real *s, const int count, vreal magi
 {
     vreal x[MOST_ABREAST];
     FA_UNROLL
-    for (int i = 0; i < count; i++) x[i] = scaled_late(v_load(s + i * VL), scale);
+    for (int i = 0; i < count; i++) x[i] = scaled(v_load(s + i * VL), scale);
     exp2_of_all(x, count, magic, lowest);
     FA_UNROLL
     for (int i = 0; i < count; i += 2) {
@@ -192,7 +199,7 @@ FA_INLINE vreal row_powers(real *row, fa_index first, fa_index end, real R, vrea
 #else
 #pragma GCC unroll 2
     for (; j < end; j += VL) {
-        const vreal p = exp2_shifted(scaled_late(v_load(row + j), scale), magic, lowest);
+        const vreal p = exp2_shifted(scaled(v_load(row + j), scale), magic, lowest);
         v_store(row + j, p);
         total = v_add(total, p);
     }
@@ -211,14 +218,15 @@ FA_NOINLINE vreal row_nans(const real *row, fa_index first, fa_index end)
     return total;
 }
 
-/* Scores to probabilities, and the state of the rows. With FA_AMX scores are multiplied with `scale` > 0 first. `fill_keys` > 0: rows
+/* Scores to probabilities, and the state of the rows. With FA_AMX scores are multiplied with the scale of the block, > 0, first. `fill_keys` > 0: rows
    are zero up to there; 0: as far as attention_values reads. A row that attends to nothing keeps its state, with alpha = 1. NaN and
    +inf scores make the sum NaN. VL rows at a time: what is done once per row then takes a vector operation for all of them. */
-void KERNEL(attention_softmax)(real *s, fa_index rows, const fa_index *begin, const fa_index *end, fa_index fill_keys,
-                               real *reference, real *sum, real *alpha, real scale)
+void KERNEL(attention_softmax)(const score_block *b, fa_index fill_keys, real *shift, real *sum, real *alpha)
 {
-    const vreal late = v_set1(scale), one = v_set1(1);
-    const vreal nothing = v_set1(-REAL_INFINITY), limit = v_set1(REFERENCE_LIMIT);
+    real *s = b->s;
+    const fa_index rows = b->rows, *begin = b->begin, *end = b->end;
+    const vreal late = v_set1(b->scale), one = v_set1(1);
+    const vreal nothing = v_set1(-REAL_INFINITY), limit = v_set1(SHIFT_LIMIT);
     const row_split split = split_rows(rows, TILE);
     fa_index tile = 0, tile_end = 0;
     key_range range = {0, fill_keys};
@@ -229,11 +237,11 @@ void KERNEL(attention_softmax)(real *s, fa_index rows, const fa_index *begin, co
             const fa_index r = r0 + i;
             part[i] = i < n && end[r] > begin[r] ? row_maxima(s + r * ATTENTION_STRIDE, begin[r], end[r]) : nothing;
         }
-        const vreal top = scaled_late(maxima_of_rows(part), late), before = v_load_n(reference + r0, n);
+        const vreal top = scaled(maxima_of_rows(part), late), before = v_load_n(shift + r0, n);
         const vmask small = v_and(v_lt(v_abs(top), limit), v_lt(before, limit));
         const vreal R = v_max(v_round(top), before);
-        real reference_of[VL], taken_off[VL];
-        v_store(reference_of, R);
+        real shift_of[VL], taken_off[VL];
+        v_store(shift_of, R);
         v_store(taken_off, v_select(small, v_zero(), R));
         for (int i = 0; i < VL; i++) {
             const fa_index r = r0 + i;
@@ -247,22 +255,22 @@ void KERNEL(attention_softmax)(real *s, fa_index rows, const fa_index *begin, co
             fa_index first = begin[r] / SCORES * SCORES, last = fa_round_up(end[r], SCORES);
             if (end[r] <= begin[r]) {
                 first = last = range.end;
-            } else if (FA_UNLIKELY(reference_of[i] == -REAL_INFINITY)) {
+            } else if (FA_UNLIKELY(shift_of[i] == -REAL_INFINITY)) {
                 part[i] = row_nans(row, first, last);
                 first = last = range.end;
             } else if (FA_UNLIKELY(taken_off[i] != 0)) {
                 for (fa_index j = first; j < last; j += VL)
-                    v_store(row + j, v_sub(scaled_late(v_load(row + j), late), v_set1(taken_off[i])));
+                    v_store(row + j, v_sub(scaled(v_load(row + j), late), v_set1(taken_off[i])));
                 part[i] = row_powers(row, first, last, 0, one);
             } else {
-                part[i] = row_powers(row, first, last, reference_of[i], late);
+                part[i] = row_powers(row, first, last, shift_of[i], late);
             }
             fill(row, range.begin / FA_PACKED, first / FA_PACKED);
             fill(row, last / FA_PACKED, range.end / FA_PACKED);
         }
         const vreal factor = v_select(v_eq(R, nothing), v_set1(1), exact_power(v_sub(before, R)));
         v_store_n(alpha + r0, factor, n);
-        v_store_n(reference + r0, R, n);
+        v_store_n(shift + r0, R, n);
         v_store_n(sum + r0, v_add(v_mul(v_load_n(sum + r0, n), factor), sums_of_rows(part)), n);
     }
 }
@@ -270,10 +278,11 @@ void KERNEL(attention_softmax)(real *s, fa_index rows, const fa_index *begin, co
 #if !FA_CONVERTS
 /* The probabilities of a block from known sums: dst = 2^(s - lse log2(e)) for the keys [begin, end) of a row, 0 for the others of
    `keys`. lse = -inf: zeros. */
-void KERNEL(attention_weights)(real *dst, fa_index lddst, real *s, fa_index rows, const fa_index *begin, const fa_index *end,
-                               fa_index keys, const real *lse)
+void KERNEL(attention_weights)(real *dst, fa_index lddst, const score_block *b, fa_index keys, const real *lse)
 {
-    for (fa_index r = 0; r < rows; r++, dst += lddst, s += ATTENTION_STRIDE) {
+    const real *s = b->s;
+    const fa_index *begin = b->begin, *end = b->end;
+    for (fa_index r = 0; r < b->rows; r++, dst += lddst, s += ATTENTION_STRIDE) {
         const double power = (double)lse[r] * LOG2_E_DOUBLE;
         double R = rint(power);
         if (!isfinite(R)) R = 0;

@@ -1,4 +1,4 @@
-/* Sizes of the blocks of attention, by which ops/attention/attention.c makes its buffers, and what its products ask for in advance. */
+/* Sizes of the blocks of attention, by which ops/attention/attention.c makes its buffers, and what its kernels pass on. */
 #ifndef FA_ATTENTION_H
 #define FA_ATTENTION_H
 
@@ -37,17 +37,10 @@ typedef struct {
     double top, sum;
 } natural_state;
 
-/* Rows in memory, of so many bytes and so many bytes apart, that somebody needs next: a product asks for them while it multiplies. */
+/* Rows in memory that are needed next: a kernel prefetches some of them with each tile. */
 typedef struct {
     const void *first;
-    fa_index step, bytes, count;
-} next_rows;
-
-/* Queries, keys and values that come after those in hand, asked for line by line. */
-typedef struct {
-    next_rows rows[3];
-    fa_index lines; /* with each register tile */
-    fa_index at;    /* bytes of the row in hand that have been asked for */
-} rows_to_come;
+    fa_index step, bytes, count; /* from row to row; of a row; rows */
+} prefetch_rows;
 
 #endif

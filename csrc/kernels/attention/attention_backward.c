@@ -1,10 +1,10 @@
 /* The inside of attention backward, on one tile of query rows and one block of keys. S, R and sum are those of the forward
    (attention.c):
 
-     P  = 2^(S - R) / sum            attention_scores, attention_probabilities
-     dS = P (dO V' - delta)          attention_scores again, attention_score_gradients; delta = rowsum(dO O), attention_delta
-     dQ += scale dS K                attention_query_gradients
-     dV += P' dO,  dK += dS' Q       attention_key_gradients; dK is scaled at the end, by attention_scale_gradients
+     P  = 2^(S - R) / sum            attention_product_nt, attention_probabilities
+     dS = P (dO V' - delta)          attention_product_nt again, attention_score_gradients; delta = rowsum(dO O), attention_delta
+     dQ += scale dS K                attention_product_nn
+     dV += P' dO,  dK += dS' Q       attention_product_tn; dK is scaled at the end, by attention_scale_gradients
 
    Buffers: p and ds are rows of ATTENTION_STRIDE, defined, and 0 where a row does not attend, for all rows of the tile and all
    keys of the block up to a whole step of packing and products. Scaled q, and dO, lie in slices, keys and values in panels of
@@ -34,7 +34,7 @@ void KERNEL(attention_delta)(real *delta, const stored *dout, fa_index lddout, c
 }
 
 /* Where the zeros of a row end. */
-FA_INLINE fa_index filled_keys(fa_index keys) { return fa_round_up(keys, fa_max(FA_PACKED * VL, STEP)); }
+FA_INLINE fa_index filled_keys(fa_index keys) { return fa_round_up(keys, fa_max(FA_PACKED * VL, TILE_STEP)); }
 
 #if FA_OWN_PRODUCTS
 /* A row whose sum is NaN: all that it attends to is. */
@@ -56,9 +56,10 @@ FA_INLINE void row_probabilities(real *row, fa_index first, fa_index end, real t
 }
 
 /* Scores to P, in place. Where the sum is negative they are those of attention_natural_powers. */
-void KERNEL(attention_probabilities)(real *s, fa_index rows, const fa_index *begin, const fa_index *end, fa_index keys,
-                                     const real *reference, const real *sum)
+void KERNEL(attention_probabilities)(const score_block *b, const real *shift, const real *sum)
 {
+    real *s = b->s;
+    const fa_index rows = b->rows, keys = b->keys, *begin = b->begin, *end = b->end;
     const vreal excluded = v_set1(-REAL_INFINITY);
     for (fa_index r = 0; r < rows; r++, s += ATTENTION_STRIDE) {
         const fa_index first = begin[r] / VL * VL, last = fa_round_up(end[r], VL);
@@ -72,10 +73,10 @@ void KERNEL(attention_probabilities)(real *s, fa_index rows, const fa_index *beg
             row_of_nans(s, first, last);
         else if (FA_UNLIKELY(sum[r] < 0))
             row_probabilities(s, first, last, 0, 0, -sum[r]);
-        else if (FA_UNLIKELY(!(fabs((double)reference[r]) < (double)REFERENCE_LIMIT)))
-            row_probabilities(s, first, last, reference[r], 0, sum[r]);
+        else if (FA_UNLIKELY(!(fabs((double)shift[r]) < (double)SHIFT_LIMIT)))
+            row_probabilities(s, first, last, shift[r], 0, sum[r]);
         else
-            row_probabilities(s, first, last, 0, reference[r], sum[r]);
+            row_probabilities(s, first, last, 0, shift[r], sum[r]);
         fill(s, 0, first);
         fill(s, last, filled_keys(keys));
     }
@@ -84,9 +85,10 @@ void KERNEL(attention_probabilities)(real *s, fa_index rows, const fa_index *beg
 /* dout V' to dS, in place: ds = p (ds - delta) where p is not 0. A row with `whole` attends to no key outside this block: then delta
    is summed up from its own p and ds, and with whole = 1 divided by the sum of p, which leaves no trace of their rounding where one p
    is nearly all of the sum; 2: a sink has the rest of it. */
-void KERNEL(attention_score_gradients)(real *ds, const real *p, fa_index rows, const fa_index *begin, const fa_index *end,
-                                       fa_index keys, const real *delta, const unsigned char *whole)
+void KERNEL(attention_score_gradients)(const score_block *b, const real *p, const real *delta, const unsigned char *whole)
 {
+    real *ds = b->s;
+    const fa_index rows = b->rows, keys = b->keys, *begin = b->begin, *end = b->end;
     for (fa_index r = 0; r < rows; r++, ds += ATTENTION_STRIDE, p += ATTENTION_STRIDE) {
         const fa_index first = begin[r] / VL * VL, last = end[r] > begin[r] ? fa_round_up(end[r], VL) : first;
         vreal less = v_broadcast(delta + r);
@@ -110,8 +112,10 @@ void KERNEL(attention_score_gradients)(real *ds, const real *p, fa_index rows, c
 }
 
 /* ds = ds (1 - tanh(x)^2): the gradient of the softcap, for scores x in units of it. */
-void KERNEL(attention_softcap_gradients)(real *ds, const real *x, fa_index rows, const fa_index *begin, const fa_index *end)
+void KERNEL(attention_softcap_gradients)(const score_block *b, const real *x)
 {
+    real *ds = b->s;
+    const fa_index rows = b->rows, *begin = b->begin, *end = b->end;
     for (fa_index r = 0; r < rows; r++, ds += ATTENTION_STRIDE, x += ATTENTION_STRIDE)
         for (fa_index j = begin[r] / VL * VL; j < end[r]; j += VL) {
             const vreal d = v_load(ds + j), t = v_tanh(v_load(x + j)), one = v_set1(1);
@@ -153,7 +157,7 @@ void KERNEL(attention_pair_gradients)(real *p_pairs, real *ds_pairs, const real 
 /* Terms in a chain of the last three products; chains are added up in memory. One chain over a block of 256 keys has 1.7 times the
    median error of NumPy, whose products of such sizes have several sums for each element; chains of 32 have at most 1.1 times.
    Beside the rounding to 16 bits neither shows. A tile of dq
-   meets GRADIENT_PASS keys before the next one does: its rows stay in the first-level cache. */
+   takes GRADIENT_PASS keys before the next one does: its rows stay in the first-level cache. */
 #if FA_CONVERTS
 #define GRADIENT_CHAIN ATTENTION_KEYS
 #define GRADIENT_PASS ATTENTION_KEYS
@@ -162,76 +166,97 @@ void KERNEL(attention_pair_gradients)(real *p_pairs, real *ds_pairs, const real 
 #define GRADIENT_PASS 128
 #endif
 
-#define QUERY_GRADIENT_TILE(mr, nv)                                                              \
-    tile_product(acc, mr, nv, ds + r * ATTENTION_STRIDE + from / FA_PACKED, ATTENTION_STRIDE, 1, \
-                 panel + from / FA_PACKED * (nv) * VL, (to - from) / FA_PACKED);                 \
-    add_gradients(dq + r * lddq + first, lddq, acc, mr, nv, D - first, 1, factor)
-#define QUERY_GRADIENT_PANEL(nv) TILE_SWITCH_6(mr, QUERY_GRADIENT_TILE, nv)
+/* A register tile of one operand, a panel of the other, and the chain of terms [from, to). */
+typedef struct {
+    real *dst;
+    const real *a, *panel; /* at the first term */
+    fa_index ld, terms, columns;
+    vreal scale;
+} gradient_tile;
+
+FA_INLINE void multiply_nn(const void *tile, const int mr, const int nv)
+{
+    const gradient_tile *t = tile;
+    tile_acc acc;
+    tile_product(acc, mr, nv, t->a, ATTENTION_STRIDE, 1, t->panel, t->terms);
+    add_gradients(t->dst, t->ld, acc, mr, nv, t->columns, 1, t->scale);
+}
+
+FA_INLINE void multiply_tn(const void *tile, const int mr, const int nv)
+{
+    const gradient_tile *t = tile;
+    tile_acc acc;
+    tile_product(acc, mr, nv, t->a, 1, ATTENTION_STRIDE, t->panel, t->terms);
+    add_gradients(t->dst, t->ld, acc, mr, nv, PANEL, 0, v_zero());
+}
 
 /* dq += scale ds k; k in panels of columns; with FA_PAIRS ds in pairs along its rows. */
-void KERNEL(attention_query_gradients)(real *dq, fa_index lddq, const real *ds, fa_index rows, const real *k, fa_index keys,
-                                       const fa_index *begin, const fa_index *end, fa_index D, real scale, next_rows next)
+void KERNEL(attention_product_nn)(real *dq, fa_index lddq, const score_block *b, const real *k, fa_index D, real scale,
+                                  const prefetch_rows *next)
 {
-    const fa_index padded = packed_size(keys);
-    const row_split split = split_rows(rows, TILE);
-    const vreal factor = v_set1(scale);
+    const fa_index keys = b->keys, padded = packed_size(keys);
+    const row_split split = split_rows(b->rows, TILE);
+    const fa_index ahead = rows_per_tile(next, fa_ceil_div(keys, GRADIENT_PASS) * split.tiles);
     for (fa_index first = 0; first < D; first += PANEL) {
         const fa_index nv = panel_vectors(D, first);
-        const real *panel = k + first * padded;
-        for (fa_index pass = 0, asked = 0; pass < keys; pass += GRADIENT_PASS)
+        for (fa_index pass = 0, part_of_next = 0; pass < keys; pass += GRADIENT_PASS)
             for (fa_index t = 0, r = 0, mr; t < split.tiles; t++, r += mr) {
                 mr = tile_height(split, t);
-                const key_range range = tile_keys(begin + r, end + r, mr);
+                const key_range range = tile_keys(b->begin + r, b->end + r, mr);
                 const fa_index pass_end = fa_min(range.end, pass + GRADIENT_PASS);
-                if (first == 0) ask_ahead(next, asked++, fa_ceil_div(keys, GRADIENT_PASS) * split.tiles);
+                if (first == 0) prefetch_part(next, part_of_next++, ahead);
                 for (fa_index part = pass; part < pass_end; part += GRADIENT_CHAIN) {
                     const fa_index from = fa_max(range.begin, part), to = fa_min(range.end, part + GRADIENT_CHAIN);
                     if (from >= to) continue;
-                    tile_acc acc;
+                    const gradient_tile tile = {.dst = dq + r * lddq + first,
+                                                .a = b->s + r * ATTENTION_STRIDE + from / FA_PACKED,
+                                                .panel = k + first * padded + from / FA_PACKED * nv * VL,
+                                                .ld = lddq,
+                                                .terms = (to - from) / FA_PACKED,
+                                                .columns = D - first,
+                                                .scale = v_set1(scale)};
                     switch (nv) {
-                    case 1: QUERY_GRADIENT_PANEL(1) break;
+                    case 1: tile_dispatch(multiply_nn, &tile, mr, TILE, 1); break;
 #if FA_NV == 4
-                    case 2: QUERY_GRADIENT_PANEL(2) break;
-                    case 3: QUERY_GRADIENT_PANEL(3) break;
+                    case 2: tile_dispatch(multiply_nn, &tile, mr, TILE, 2); break;
+                    case 3: tile_dispatch(multiply_nn, &tile, mr, TILE, 3); break;
 #endif
-                    default: QUERY_GRADIENT_PANEL(FA_NV)
+                    default: tile_dispatch(multiply_nn, &tile, mr, TILE, FA_NV); break;
                     }
                 }
             }
     }
 }
 
-#define KEY_GRADIENT_TILE(mr, nv)                                                               \
-    tile_product(acc, mr, nv, p + j + from / FA_PACKED * ATTENTION_STRIDE, 1, ATTENTION_STRIDE, \
-                 panel + from / FA_PACKED * (nv) * VL, (to - from) / FA_PACKED);                \
-    add_gradients(dst + j * ld + first, ld, acc, mr, nv, PANEL, 0, v_zero())
-#define KEY_GRADIENT_PANEL(nv) TILE_SWITCH_6(mr, KEY_GRADIENT_TILE, nv)
-
 /* dst += p' x for the keys of the block, x in panels of columns, with FA_PAIRS p in pairs of rows; rows of dst are whole vectors.
    With FA_AMX dst is transposed, and without `more` it is not added to. */
-void KERNEL(attention_key_gradients)(real *dst, fa_index ld, const real *p, fa_index rows, const real *x, fa_index keys,
-                                     const fa_index *begin, const fa_index *end, fa_index D, int more, next_rows next)
+void KERNEL(attention_product_tn)(real *dst, fa_index ld, const score_block *b, const real *x, fa_index D, int more,
+                                  const prefetch_rows *next)
 {
-    const fa_index padded = packed_size(rows);
-    const row_split split = split_rows(keys, TILE);
+    const fa_index padded = packed_size(b->rows);
+    const row_split split = split_rows(b->keys, TILE);
+    const fa_index ahead = rows_per_tile(next, split.tiles);
     (void)more;
     for (fa_index first = 0; first < D; first += PANEL) {
         const fa_index nv = panel_vectors(D, first);
-        const real *panel = x + first * padded;
         for (fa_index t = 0, j = 0, mr; t < split.tiles; t++, j += mr) {
             mr = tile_height(split, t);
-            const key_range range = tile_rows(begin, end, rows, j, mr);
-            if (first == 0) ask_ahead(next, t, split.tiles);
+            const key_range range = tile_rows(b, j, mr);
+            if (first == 0) prefetch_part(next, t, ahead);
             for (fa_index part = range.begin / GRADIENT_CHAIN * GRADIENT_CHAIN; part < range.end; part += GRADIENT_CHAIN) {
                 const fa_index from = fa_max(range.begin, part), to = fa_min(range.end, part + GRADIENT_CHAIN);
-                tile_acc acc;
+                const gradient_tile tile = {.dst = dst + j * ld + first,
+                                            .a = b->s + j + from / FA_PACKED * ATTENTION_STRIDE,
+                                            .panel = x + first * padded + from / FA_PACKED * nv * VL,
+                                            .ld = ld,
+                                            .terms = (to - from) / FA_PACKED};
                 switch (nv) {
-                case 1: KEY_GRADIENT_PANEL(1) break;
+                case 1: tile_dispatch(multiply_tn, &tile, mr, TILE, 1); break;
 #if FA_NV == 4
-                case 2: KEY_GRADIENT_PANEL(2) break;
-                case 3: KEY_GRADIENT_PANEL(3) break;
+                case 2: tile_dispatch(multiply_tn, &tile, mr, TILE, 2); break;
+                case 3: tile_dispatch(multiply_tn, &tile, mr, TILE, 3); break;
 #endif
-                default: KEY_GRADIENT_PANEL(FA_NV)
+                default: tile_dispatch(multiply_tn, &tile, mr, TILE, FA_NV); break;
                 }
             }
         }
@@ -246,7 +271,7 @@ void KERNEL(attention_scale_gradients)(stored *dst, fa_index lddst, const real *
 }
 #endif
 
-/* p or ds of query i and key j, as attention_key_gradients reads it. */
+/* p or ds of query i and key j, as attention_product_tn reads it. */
 FA_INLINE real element(const real *p, fa_index i, fa_index j)
 {
 #if FA_PAIRS
@@ -266,9 +291,11 @@ FA_INLINE void copy_columns(real *to, fa_index to_step, const real *from, fa_ind
 
 /* What x that is not finite adds to dst = weight x (rows of x are keys), or to dst = weight' x (`of_keys`: rows of x are queries), where
    p is not 0; element d of row i of dst is at dst[i * row + d * column]. */
-void KERNEL(attention_patch_gradients)(real *dst, fa_index row, fa_index column, const real *weight, const real *p, fa_index rows,
-                                       fa_index keys, const stored *x, fa_index ldx, fa_index D, real scale, int of_keys)
+void KERNEL(attention_patch_gradients)(real *dst, fa_index row, fa_index column, const score_block *b, const real *weight,
+                                       const stored *x, fa_index ldx, fa_index D, real scale, int of_keys)
 {
+    const real *p = b->s;
+    const fa_index rows = b->rows, keys = b->keys;
     const fa_index I = of_keys ? keys : rows, J = of_keys ? rows : keys;
     nonfinite_part part;
     for (fa_index d = 0; d < D; d += NONFINITE_COLUMNS)

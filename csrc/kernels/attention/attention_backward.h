@@ -28,20 +28,14 @@ FA_INLINE void add_gradients(real *dst, fa_index ld, tile_acc acc, const int mr,
     }
 }
 
-/* Asks for part `i` of `parts` of the rows: a few at a time, spread over a product, where all at once would stand in its way. */
-FA_INLINE void ask_ahead(next_rows x, fa_index i, fa_index parts)
-{
-    for (fa_index r = x.count * i / parts; r < x.count * (i + 1) / parts; r++)
-        for (fa_index at = 0; at < x.bytes; at += FA_CACHE_LINE) FA_PREFETCH_FAR((const char *)x.first + r * x.step + at);
-}
-
 /* The rows that attend to one of the keys [first, first + keys), widened to whole steps. */
-FA_INLINE key_range tile_rows(const fa_index *begin, const fa_index *end, fa_index rows, fa_index first, fa_index keys)
+FA_INLINE key_range tile_rows(const score_block *b, fa_index first, fa_index keys)
 {
-    fa_index from = 0, to = rows;
+    const fa_index *begin = b->begin, *end = b->end;
+    fa_index from = 0, to = b->rows;
     while (from < to && (end[from] <= first || begin[from] >= first + keys)) from++;
     while (from < to && (end[to - 1] <= first || begin[to - 1] >= first + keys)) to--;
-    return (key_range){from / STEP * STEP, from < to ? fa_round_up(to, STEP) : from / STEP * STEP};
+    return (key_range){from / TILE_STEP * TILE_STEP, from < to ? fa_round_up(to, TILE_STEP) : from / TILE_STEP * TILE_STEP};
 }
 
 /* dst = scale src, D columns of each row. */

@@ -19,22 +19,26 @@
 #endif
 
 /* s + correction s for products that BLAS computed: its factor was rounded. NaNs become the default NaN; packing has done so for
-   attention_scores. What is infinite stays so. */
-void KERNEL(attention_plain_scores)(real *s, fa_index rows, const fa_index *begin, const fa_index *end, real correction)
+   attention_product_nt. What is infinite stays so. */
+void KERNEL(attention_plain_scores)(const score_block *b, real correction)
 {
+    const fa_index *begin = b->begin, *end = b->end;
+    real *s = b->s;
     const vreal nan = v_set1((real)__builtin_nanf("")), rest = v_set1(correction);
-    for (fa_index r = 0; r < rows; r++, s += ATTENTION_STRIDE)
+    for (fa_index r = 0; r < b->rows; r++, s += ATTENTION_STRIDE)
         for (fa_index j = begin[r] / VL * VL; j < end[r]; j += VL) {
             const vreal x = v_load(s + j), y = v_fma(x, rest, x);
             v_store(s + j, v_select(v_is_nan(y), v_select(v_is_nan(x), nan, x), y));
         }
 }
 
-/* s = s - reference; a row without one has no keys. */
-void KERNEL(attention_lower_scores)(real *s, fa_index rows, const fa_index *begin, const fa_index *end, const real *reference)
+/* s = s - shift; a row without one has no keys. */
+void KERNEL(attention_lower_scores)(const score_block *b, const real *shift)
 {
-    for (fa_index r = 0; r < rows; r++, s += ATTENTION_STRIDE) {
-        const vreal top = v_set1(reference[r] == -REAL_INFINITY ? 0 : reference[r]);
+    const fa_index *begin = b->begin, *end = b->end;
+    real *s = b->s;
+    for (fa_index r = 0; r < b->rows; r++, s += ATTENTION_STRIDE) {
+        const vreal top = v_set1(shift[r] == -REAL_INFINITY ? 0 : shift[r]);
         for (fa_index j = begin[r] / VL * VL; j < end[r]; j += VL) v_store(s + j, v_sub(v_load(s + j), top));
     }
 }
@@ -46,11 +50,12 @@ FA_INLINE void mask_scores(real *s, const uint8_t *mask)
     v_store(s, v_select(v_mask_bytes(mask), v_load(s), v_set1(-REAL_INFINITY)));
 }
 
-/* s = -inf where the mask is 0. The mask of the block after is asked for: rows are too short for the hardware to look that far. */
-void KERNEL(attention_mask_bool)(real *s, fa_index rows, const fa_index *begin, const fa_index *end, const uint8_t *mask,
-                                 fa_index ldmask)
+/* s = -inf where the mask is 0. The mask of the block after is prefetched: rows are too short for the hardware to look that far. */
+void KERNEL(attention_mask_bool)(const score_block *b, const uint8_t *mask, fa_index ldmask)
 {
-    for (fa_index r = 0; r < rows; r++, s += ATTENTION_STRIDE, mask += ldmask) {
+    const fa_index *begin = b->begin, *end = b->end;
+    real *s = b->s;
+    for (fa_index r = 0; r < b->rows; r++, s += ATTENTION_STRIDE, mask += ldmask) {
         fa_index j = begin[r] / VL * VL;
         for (; j + MASKED_VECTORS * VL <= end[r]; j += MASKED_VECTORS * VL) {
             FA_PREFETCH_FAR(mask + j + ATTENTION_KEYS);
@@ -68,12 +73,13 @@ void KERNEL(attention_mask_bool)(real *s, fa_index rows, const fa_index *begin, 
 
 /* s = s + mask log2(e), and the mask where that is infinite, whatever s was. A finite mask excludes nothing: its largest numbers are
    taken as MASK_LIMIT, the largest that can be written in units of log2(e). */
-void KERNEL(attention_mask_add)(real *s, fa_index rows, const fa_index *begin, const fa_index *end, const stored *mask,
-                                fa_index ldmask)
+void KERNEL(attention_mask_add)(const score_block *b, const stored *mask, fa_index ldmask)
 {
+    const fa_index *begin = b->begin, *end = b->end;
+    real *s = b->s;
     const vreal infinity = v_set1(REAL_INFINITY), nan = v_set1((real)__builtin_nanf("")), log2_e = v_set1(LOG2_E);
     const vreal highest = v_set1(MASK_LIMIT), lowest = v_set1(-MASK_LIMIT);
-    for (fa_index r = 0; r < rows; r++, s += ATTENTION_STRIDE, mask += ldmask) {
+    for (fa_index r = 0; r < b->rows; r++, s += ATTENTION_STRIDE, mask += ldmask) {
         for (fa_index j = begin[r] / VL * VL; j < end[r]; j += VL) {
             const vreal m = v_load_stored_n(mask + j, fa_min(VL, end[r] - j));
             const vreal sum = v_fma(v_min(highest, v_max(lowest, m)), log2_e, v_load(s + j));
@@ -83,11 +89,12 @@ void KERNEL(attention_mask_add)(real *s, fa_index rows, const fa_index *begin, c
 }
 
 /* s = log2(e) c tanh(s), the factor in two pieces. */
-void KERNEL(attention_softcap)(real *s, fa_index rows, const fa_index *begin, const fa_index *end, real high_factor,
-                               real low_factor)
+void KERNEL(attention_softcap)(const score_block *b, real high_factor, real low_factor)
 {
+    const fa_index *begin = b->begin, *end = b->end;
+    real *s = b->s;
     const vreal high = v_set1(high_factor), low = v_set1(low_factor), nan = v_set1((real)__builtin_nanf(""));
-    for (fa_index r = 0; r < rows; r++, s += ATTENTION_STRIDE)
+    for (fa_index r = 0; r < b->rows; r++, s += ATTENTION_STRIDE)
         for (fa_index j = begin[r] / VL * VL; j < end[r]; j += VL) {
             const vreal t = v_tanh(v_load(s + j)), x = v_fma(t, high, v_mul(t, low));
             v_store(s + j, v_select(v_is_nan(x), nan, x));
@@ -96,14 +103,15 @@ void KERNEL(attention_softcap)(real *s, fa_index rows, const fa_index *begin, co
 
 /* s = s - log2(e) slope |distance + j - r|: `distance` is that of key 0 from the diagonal of row 0. The factor, negative, comes in two
    pieces: one rounding of it would tilt a whole row. */
-void KERNEL(attention_alibi)(real *s, fa_index rows, const fa_index *begin, const fa_index *end, fa_index distance,
-                             real high_factor, real low_factor)
+void KERNEL(attention_alibi)(const score_block *b, fa_index distance, real high_factor, real low_factor)
 {
+    const fa_index *begin = b->begin, *end = b->end;
+    real *s = b->s;
     const vreal high = v_set1(high_factor), low = v_set1(low_factor), nan = v_set1((real)__builtin_nanf(""));
     const vreal step = v_set1(VL);
     real lane[VL];
     for (int i = 0; i < VL; i++) lane[i] = (real)i;
-    for (fa_index r = 0; r < rows; r++, s += ATTENTION_STRIDE) {
+    for (fa_index r = 0; r < b->rows; r++, s += ATTENTION_STRIDE) {
         const fa_index first = begin[r] / VL * VL;
         vreal d = v_add(v_load(lane), v_set1((real)(distance + first - r)));
         for (fa_index j = first; j < end[r]; j += VL, d = v_add(d, step)) {
@@ -113,9 +121,9 @@ void KERNEL(attention_alibi)(real *s, fa_index rows, const fa_index *begin, cons
     }
 }
 
-/* The state of rows that have met a sink, a logit without a value, and no key yet: reference R and sum = e^sink 2^-R. A sink that is
+/* The state of rows that have taken a sink, a logit without a value, and no key yet: shift R and sum = e^sink 2^-R. A sink that is
    NaN or +inf makes its rows NaN; -inf is none. */
-void KERNEL(attention_sink)(real *reference, real *sum, fa_index rows, real sink)
+void KERNEL(attention_sink)(real *shift, real *sum, fa_index rows, real sink)
 {
     const double top = rint((double)sink * 0x1.71547652b82fep+0), most = (double)REAL_LARGEST;
     double R = (double)(real)(isfinite(sink) ? fmax(-most, fmin(top, most)) : top), total = (double)__builtin_nanf("");
@@ -129,7 +137,7 @@ void KERNEL(attention_sink)(real *reference, real *sum, fa_index rows, real sink
         total = fabs(rest) < 1 ? exp(rest) : 1;
     }
     for (fa_index r = 0; r < rows; r++) {
-        reference[r] = (real)R;
+        shift[r] = (real)R;
         sum[r] = (real)total;
     }
 }

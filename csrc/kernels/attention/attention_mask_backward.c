@@ -10,9 +10,10 @@
 #include <math.h>
 
 /* dst[r, j] += ds, with sums over rows or keys in the place of dst[j], dst[r], dst[0]. */
-void KERNEL(attention_mask_gradients)(real *dst, fa_index ld, const real *ds, fa_index rows, const fa_index *begin,
-                                      const fa_index *end, fa_index keys, int over_rows, int over_keys)
+void KERNEL(attention_mask_gradients)(real *dst, fa_index ld, const score_block *b, int over_rows, int over_keys)
 {
+    const real *ds = b->s;
+    const fa_index rows = b->rows, keys = b->keys, *begin = b->begin, *end = b->end;
     if (over_rows && !over_keys) {
         for (fa_index j = 0; j < keys; j += VL) {
             vreal total = v_zero();
@@ -42,9 +43,10 @@ void KERNEL(attention_mask_gradients)(real *dst, fa_index ld, const real *ds, fa
 
 /* *total -= the sum of |distance + j - r| ds; `distance` is that of key 0 from the diagonal of row 0. Row after row, as the dS of a row
    nearly cancel. */
-void KERNEL(attention_alibi_gradients)(real *total, const real *ds, fa_index rows, const fa_index *begin, const fa_index *end,
-                                       fa_index distance)
+void KERNEL(attention_alibi_gradients)(real *total, const score_block *b, fa_index distance)
 {
+    const real *ds = b->s;
+    const fa_index rows = b->rows, *begin = b->begin, *end = b->end;
     const vreal step = v_set1(VL);
     real lane[VL];
     for (int i = 0; i < VL; i++) lane[i] = (real)i;
@@ -60,14 +62,14 @@ void KERNEL(attention_alibi_gradients)(real *total, const real *ds, fa_index row
 
 /* *total -= the sum of p delta over the rows that attend to something: R and sum are those of the forward, and p = 2^(sink log2(e) - R)
    / sum. A sum in double, which is cheap here. */
-void KERNEL(attention_sink_gradients)(real *total, real sink, const real *delta, const real *reference, const real *sum,
+void KERNEL(attention_sink_gradients)(real *total, real sink, const real *delta, const real *shift, const real *sum,
                                       const unsigned char *attends, fa_index rows)
 {
     double all = 0;
     if (sink == -REAL_INFINITY) return;
     for (fa_index r = 0; r < rows; r++) {
         if (!attends[r]) continue;
-        const double R = (double)reference[r];
+        const double R = (double)shift[r];
         /* sink - R ln 2: the product with the upper bits of ln 2 is exact for all R that leave a p. A negative sum has
            R in natural units (attention_natural_finish). */
         const double natural = (double)sink - R,

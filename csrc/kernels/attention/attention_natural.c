@@ -66,10 +66,10 @@ void KERNEL(attention_natural_scores)(real *s, real *products, const stored *q, 
     }
 }
 
-/* s in units of log2(e), less the reference. */
-void KERNEL(attention_natural_powers)(real *s, fa_index begin, fa_index end, real reference)
+/* s in units of log2(e), less the largest one. */
+void KERNEL(attention_natural_powers)(real *s, fa_index begin, fa_index end, real top)
 {
-    for (fa_index j = begin; j < end; j++) s[j] = (real)(((double)s[j] - (double)reference) * 0x1.71547652b82fep+0);
+    for (fa_index j = begin; j < end; j++) s[j] = (real)(((double)s[j] - (double)top) * 0x1.71547652b82fep+0);
 }
 
 /* The keys [begin, end) on top of those before them. */
@@ -105,10 +105,10 @@ void KERNEL(attention_natural_weights)(real *p, const real *s, fa_index begin, f
     }
 }
 
-/* out, and lse, reference and sum, which may be NULL: the sum of such a row is negative, and its reference in natural units. A mean of
+/* out, and lse, shift and sum, which may be NULL: the sum of such a row is negative, and its shift in natural units. A mean of
    finite numbers is none but finite, however its last bit is rounded. */
-void KERNEL(attention_natural_finish)(stored *out, real *lse, real *reference, real *sum, const double *o,
-                                      const natural_state *state, fa_index D)
+void KERNEL(attention_natural_finish)(stored *out, real *lse, real *shift, real *sum, const double *o, const natural_state *state,
+                                      fa_index D)
 {
     const int any = state->sum != 0;
     const double largest = (double)REAL_LARGEST;
@@ -117,7 +117,7 @@ void KERNEL(attention_natural_finish)(stored *out, real *lse, real *reference, r
         out[d] = stored_of((real)(isfinite(o[d]) ? fmax(-largest, fmin(mean, largest)) : mean));
     }
     if (lse) *lse = any ? (real)(state->top + log(state->sum)) : -REAL_INFINITY;
-    if (reference) *reference = any ? (real)state->top : -REAL_INFINITY;
+    if (shift) *shift = any ? (real)state->top : -REAL_INFINITY;
     if (sum) *sum = any ? -(real)state->sum : 0;
 }
 

@@ -14,20 +14,18 @@ static vreal scaled_infinities(vreal x, vreal high, vreal y)
 #endif
 
 /* dst = scale log2(e) q, slice after slice. The scale comes in two pieces: one rounding of it would shift all scores of a row
-   alike. With FA_PAIRS q itself, and the scale beyond the slice, at [QUERY_SLICE]. */
-void KERNEL(attention_scale_queries)(real *dst, fa_index slice, const stored *q, fa_index ldq, fa_index rows, fa_index D,
-                                     real scale_high, real scale_low)
+   alike. With FA_PAIRS q itself: the scale is that of the block of scores. */
+void KERNEL(attention_pack_a)(real *dst, fa_index slice, const stored *q, fa_index ldq, fa_index rows, fa_index D,
+                              real scale_high, real scale_low)
 {
     const fa_index padded = packed_size(D);
 #if FA_PAIRS
-    (void)scale_low;
+    (void)scale_high, (void)scale_low;
     for (fa_index d0 = 0; d0 < padded; d0 += QUERY_SLICE, dst += slice) {
         const fa_index size = fa_min(QUERY_SLICE, padded - d0);
-        for (fa_index r = 0; r < rows; r++) {
+        for (fa_index r = 0; r < rows; r++)
             for (fa_index d = 0; d < size; d += VL)
                 v_store(dst + r * QUERY_STRIDE + d, v_load_pairs_n(q + r * ldq + 2 * (d0 + d), D - 2 * (d0 + d)));
-            dst[r * QUERY_STRIDE + QUERY_SLICE] = scale_high;
-        }
     }
 #else
     const vreal high = v_set1(scale_high), low = v_set1(scale_low);
@@ -46,7 +44,7 @@ void KERNEL(attention_scale_queries)(real *dst, fa_index slice, const stored *q,
 #endif
 }
 
-void KERNEL(attention_pack_keys)(real *dst, const stored *k, fa_index ldk, fa_index keys, fa_index D)
+void KERNEL(attention_pack_bt)(real *dst, const stored *k, fa_index ldk, fa_index keys, fa_index D)
 {
     const fa_index padded = packed_size(D);
     for (fa_index first = 0; first < keys; first += PANEL) {
@@ -128,7 +126,7 @@ FA_INLINE int copy_panels(real *dst, const stored *v, fa_index ldv, fa_index key
 
 /* Values that are not finite are stored as 0 and reported: 0 * NaN would reach rows that do not attend to them.
    attention_patch_values adds them to the rows that do. The first pass only looks for them. */
-void KERNEL(attention_pack_values)(real *dst, const stored *v, fa_index ldv, fa_index keys, fa_index D, int *found)
+void KERNEL(attention_pack_b)(real *dst, const stored *v, fa_index ldv, fa_index keys, fa_index D, int *found)
 {
     *found = copy_panels(dst, v, ldv, keys, D, 0);
     if (*found) *found = copy_panels(dst, v, ldv, keys, D, 1);

@@ -1,4 +1,4 @@
-/* attention_scores by matrix tiles (FA_AMX): attention.c has the equations and the layouts. */
+/* attention_product_nt by matrix tiles (FA_AMX): attention.c has the equations and the layouts. */
 #include "attention_tile.h"
 #include "../common.h"
 
@@ -10,11 +10,11 @@ FA_INLINE void scale_scores(real *s, fa_index rows, fa_index columns, vreal scal
 
 /* The products of a tile's rows with the keys of its range, times the scale, if it is not 1: of each panel while the tiles multiply the
    next. */
-FA_INLINE void score_rows(real *s, const real *q, fa_index slice, fa_index mr, const real *k, fa_index keys, key_range range,
-                          fa_index padded, rows_to_come *next)
+FA_INLINE void score_rows(real *s, real factor, const real *q, fa_index slice, fa_index mr, const real *k, fa_index keys,
+                          key_range range, fa_index padded)
 {
-    const vreal scale = v_broadcast(q + QUERY_SLICE);
-    const fa_index scaled = q[QUERY_SLICE] == 1 ? 0 : mr;
+    const vreal scale = v_set1(factor);
+    const fa_index scaled = factor == 1 ? 0 : mr;
     real *before = s;
     fa_index unscaled = 0;
     if (range.end <= range.begin) return;
@@ -23,7 +23,6 @@ FA_INLINE void score_rows(real *s, const real *q, fa_index slice, fa_index mr, c
         const fa_index nv = panel_vectors(keys, first), skipped = fa_max(0, range.begin - first) / VL;
         const fa_index part = fa_min(nv, fa_ceil_div(range.end - first, VL)) - skipped;
         real *to = s + first + skipped * VL;
-        ask_for_lines(next);
         matrix_product(to, ATTENTION_STRIDE, mr, part, q, QUERY_STRIDE, slice, QUERY_SLICE, k + first * padded + skipped * VL, nv,
                        padded);
         scale_scores(before, scaled, unscaled, scale);
@@ -33,18 +32,17 @@ FA_INLINE void score_rows(real *s, const real *q, fa_index slice, fa_index mr, c
     scale_scores(before, scaled, unscaled, scale);
 }
 
-void KERNEL(attention_scores)(real *s, const real *q, fa_index slice, fa_index rows, const real *k, fa_index keys,
-                              const fa_index *begin, const fa_index *end, fa_index D, rows_to_come *next)
+void KERNEL(attention_product_nt)(const score_block *b, const real *q, fa_index slice, const real *k, fa_index D,
+                                  const prefetch_rows *next)
 {
     const fa_index padded = packed_size(D);
-    const row_split split = split_rows(rows, TILE);
-    if (D == 0) { /* no slice of queries, hence no scale */
-        for (fa_index r = 0; r < rows; r++) fill(s + r * ATTENTION_STRIDE, 0, fa_round_up(keys, FA_PACKED * VL));
-        return;
-    }
+    const row_split split = split_rows(b->rows, TILE);
+    const fa_index ahead = rows_per_tile(next, split.tiles);
     for (fa_index t = 0, r = 0, mr; t < split.tiles; t++, r += mr) {
+        const real factor = D ? b->scale : 1; /* scores of no dimensions are +0 */
         mr = tile_height(split, t);
-        score_rows(s + r * ATTENTION_STRIDE, q + r * QUERY_STRIDE, slice, mr, k, keys, tile_keys(begin + r, end + r, mr), padded,
-                   next);
+        prefetch_part(next, t, ahead);
+        score_rows(b->s + r * ATTENTION_STRIDE, factor, q + r * QUERY_STRIDE, slice, mr, k, b->keys,
+                   tile_keys(b->begin + r, b->end + r, mr), padded);
     }
 }

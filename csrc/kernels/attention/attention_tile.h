@@ -11,14 +11,14 @@
 #define PANEL (FA_NV * VL)
 #define PANEL_TILES 4 /* tiles that a panel of keys passes in a row */
 /* Rounding by V_MAGIC, and V_MAGIC - R, are exact below this; larger rows have R taken off first. */
-#define REFERENCE_LIMIT REAL_POWER(REAL_MANTISSA_BITS - 2)
+#define SHIFT_LIMIT REAL_POWER(REAL_MANTISSA_BITS - 2)
 #define REAL_POWER(n) ((real)((int64_t)1 << (n)))
 
 /* Vectors in the panel that starts at `first` of `size` columns. */
 FA_INLINE fa_index panel_vectors(fa_index size, fa_index first) { return fa_min(FA_NV, fa_ceil_div(size - first, VL)); }
 
 /* Keys and dimensions in a step of the register tile. */
-#define STEP (TILE_K * FA_PACKED)
+#define TILE_STEP (TILE_K * FA_PACKED)
 
 /* Places of `size` elements in a packed operand, padded. */
 FA_INLINE fa_index packed_size(fa_index size) { return fa_round_up(fa_ceil_div(size, FA_PACKED), TILE_K); }
@@ -43,22 +43,21 @@ FA_INLINE key_range keys_of_rows(const fa_index *begin, const fa_index *end, fa_
 FA_INLINE key_range tile_keys(const fa_index *begin, const fa_index *end, fa_index rows)
 {
     const key_range range = keys_of_rows(begin, end, rows);
-    return (key_range){range.begin / STEP * STEP, fa_round_up(range.end, STEP)};
+    return (key_range){range.begin / TILE_STEP * TILE_STEP, fa_round_up(range.end, TILE_STEP)};
 }
 
-/* Asks for the next lines of x, which may be NULL. */
-FA_INLINE void ask_for_lines(rows_to_come *x)
+/* Rows to be prefetched with each of so many tiles. */
+FA_INLINE fa_index rows_per_tile(const prefetch_rows *x, fa_index tiles)
 {
-    fa_index lines = x ? x->lines : 0;
-    for (int i = 0; i < 3 && lines > 0; i++)
-        for (next_rows *rows = &x->rows[i]; rows->count > 0; rows->count--) {
-            for (; x->at < rows->bytes; x->at += FA_CACHE_LINE) {
-                if (lines-- == 0) return;
-                FA_PREFETCH_FAR((const char *)rows->first + x->at);
-            }
-            rows->first = (const char *)rows->first + rows->step;
-            x->at = 0;
-        }
+    return x ? fa_ceil_div(x->count, fa_max(1, tiles)) : 0;
+}
+
+/* Prefetches the rows of tile i: a few at a time, spread over a product, where all at once would stand in its way. */
+FA_INLINE void prefetch_part(const prefetch_rows *x, fa_index i, fa_index per_tile)
+{
+    if (per_tile == 0) return;
+    for (fa_index r = i * per_tile; r < fa_min(x->count, (i + 1) * per_tile); r++)
+        for (fa_index at = 0; at < x->bytes; at += FA_CACHE_LINE) FA_PREFETCH_FAR((const char *)x->first + r * x->step + at);
 }
 
 FA_INLINE vreal finite_or_zero(vreal x) { return v_select(v_is_nan(v_sub(x, x)), v_zero(), x); }
@@ -83,7 +82,7 @@ FA_INLINE void fill(real *row, fa_index first, fa_index end)
 
 /* 2^(x - R) for magic = V_MAGIC - R and lowest = R + V_EXPONENT_FLOOR, where the result is exactly 0. A degree-5 (float)
    polynomial: off by 2^-23.4, half of what the score itself is off by. With FA_PAIRS one of degree 3, off by 2^-13.3: the
-   result is rounded to bfloat16, which is off by up to 2^-9. Numbers advance abreast, as in gate_exps. */
+   result is rounded to bfloat16, which is off by up to 2^-9. Numbers are interleaved, as in gate_exps. */
 #if FA_PAIRS
 #define EXP2_COEFFICIENT exp2_coefficient_bf16
 #else

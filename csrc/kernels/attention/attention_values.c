@@ -32,48 +32,58 @@ FA_INLINE void add_part(tile_acc acc, const real *part, const int mr, const int 
     }
 }
 
-#define VALUE_TILE(mr, nv)                                                                                            \
-    for (fa_index j = range.begin, next = chain_end, more = 0;; more = 1, j = next) {                                 \
-        if (more) {                                                                                                   \
-            keep_part(part, acc, mr, nv);                                                                             \
-            next = fa_min(j + CHAIN_KEYS, range.end);                                                                 \
-        }                                                                                                             \
-        tile_product(acc, mr, nv, p_tile + (j - range.begin) / FA_PACKED, ATTENTION_STRIDE, 1,                        \
-                     panel + j / FA_PACKED * (nv) * VL, (next - j) / FA_PACKED);                                      \
-        if (more) add_part(acc, part, mr, nv);                                                                        \
-        if (next == range.end) break;                                                                                 \
-    }                                                                                                                 \
-    store_values(sum ? NULL : (real *)dst + r * lddst + first, sum ? (stored *)dst + r * lddst + first : NULL, lddst, \
-                 o ? o + r * ldo + first : NULL, ldo, acc, mr, nv, columns, alpha + r, sum ? sum + r : NULL)
-#define VALUE_PANEL(nv) TILE_SWITCH_6(mr, VALUE_TILE, nv)
+/* A register tile of probabilities and a panel of values, over the keys that the tile attends to. */
+typedef struct {
+    value_rows to;
+    const real *p, *panel; /* p at the first key of the range */
+    key_range range;
+    fa_index columns;
+} value_tile;
+
+FA_INLINE void multiply_values(const void *tile, const int mr, const int nv)
+{
+    const value_tile *t = tile;
+    const fa_index begin = t->range.begin, end = t->range.end;
+    real part[TILE_ROWS(FA_NV) * PANEL];
+    tile_acc acc;
+    fa_index next = fa_min(end, (begin / CHAIN_KEYS + 1) * CHAIN_KEYS);
+    for (fa_index j = begin, more = 0;; more = 1, j = next) {
+        if (more) {
+            keep_part(part, acc, mr, nv);
+            next = fa_min(j + CHAIN_KEYS, end);
+        }
+        tile_product(acc, mr, nv, t->p + (j - begin) / FA_PACKED, ATTENTION_STRIDE, 1, t->panel + j / FA_PACKED * nv * VL,
+                     (next - j) / FA_PACKED);
+        if (more) add_part(acc, part, mr, nv);
+        if (next == end) break;
+    }
+    store_values(t->to, acc, mr, nv, t->columns);
+}
 
 /* dst = alpha o + p v, or without o (NULL) in the first block of a row; divided by sum, if that is given, in its last one: then
-   dst is `stored`. dst and o may be the same. Without sum, whole vectors of dst are written. */
-void KERNEL(attention_values)(void *dst, fa_index lddst, const real *o, fa_index ldo, const real *p, fa_index rows, const real *v,
-                              fa_index keys, const fa_index *begin, const fa_index *end, fa_index D, const real *alpha,
-                              const real *sum, rows_to_come *next)
+   dst is `stored`. Without sum, whole vectors of dst are written. */
+void KERNEL(attention_values)(const value_rows *to, const score_block *p, const real *v, fa_index D, const prefetch_rows *next)
 {
-    const fa_index padded = packed_size(keys);
-    const row_split split = split_rows(rows, TILE);
+    const fa_index padded = packed_size(p->keys);
+    const row_split split = split_rows(p->rows, TILE);
+    const fa_index ahead = rows_per_tile(next, fa_ceil_div(D, PANEL) * split.tiles);
+    fa_index part_of_next = 0;
     for (fa_index first = 0; first < D; first += PANEL) {
-        const fa_index nv = panel_vectors(D, first), columns = D - first;
-        const real *panel = v + first * padded;
+        const fa_index nv = panel_vectors(D, first);
         for (fa_index t = 0, r = 0, mr; t < split.tiles; t++, r += mr) {
             mr = tile_height(split, t);
-            const key_range range = tile_keys(begin + r, end + r, mr);
-            const fa_index chain_end = fa_min(range.end, (range.begin / CHAIN_KEYS + 1) * CHAIN_KEYS);
-            const real *p_tile = p + r * ATTENTION_STRIDE + range.begin / FA_PACKED;
-            ask_for_lines(next);
-            if (range.end == 0 && o && !sum) continue;
-            real part[TILE_ROWS(FA_NV) * PANEL];
-            tile_acc acc;
+            const key_range range = tile_keys(p->begin + r, p->end + r, mr);
+            prefetch_part(next, part_of_next++, ahead);
+            if (range.end == 0 && to->o && !to->sum) continue;
+            const value_tile tile = {values_from(to, r, first), p->s + r * ATTENTION_STRIDE + range.begin / FA_PACKED,
+                                     v + first * padded, range, D - first};
             switch (nv) {
-            case 1: VALUE_PANEL(1) break;
+            case 1: tile_dispatch(multiply_values, &tile, mr, TILE, 1); break;
 #if FA_NV == 4
-            case 2: VALUE_PANEL(2) break;
-            case 3: VALUE_PANEL(3) break;
+            case 2: tile_dispatch(multiply_values, &tile, mr, TILE, 2); break;
+            case 3: tile_dispatch(multiply_values, &tile, mr, TILE, 3); break;
 #endif
-            default: VALUE_PANEL(FA_NV)
+            default: tile_dispatch(multiply_values, &tile, mr, TILE, FA_NV); break;
             }
         }
     }
@@ -100,9 +110,10 @@ FA_INLINE real probability(const real *row, fa_index j)
 }
 
 /* o += p v over the values that are not finite, for the rows whose score s (before the softmax) does not exclude the key. */
-void KERNEL(attention_patch_values)(real *o, fa_index ldo, const real *p, const real *s, fa_index rows, const fa_index *begin,
-                                    const fa_index *end, const stored *v, fa_index ldv, fa_index D)
+void KERNEL(attention_patch_values)(real *o, fa_index ldo, const score_block *p, const real *s, const stored *v, fa_index ldv,
+                                    fa_index D)
 {
+    const fa_index rows = p->rows, *begin = p->begin, *end = p->end;
     nonfinite_part part;
     const key_range keys = keys_of_rows(begin, end, rows);
     for (fa_index d = 0; d < D; d += NONFINITE_COLUMNS)
@@ -110,7 +121,7 @@ void KERNEL(attention_patch_values)(real *o, fa_index ldo, const real *p, const 
             const fa_index n = fa_min(NONFINITE_ROWS, keys.end - j0), columns = fa_min(NONFINITE_COLUMNS, D - d);
             if (!take_nonfinite(&part, v + j0 * ldv + d, ldv, n, columns)) continue;
             for (fa_index r = 0; r < rows; r++) {
-                const real *weights = p + r * ATTENTION_STRIDE, *scores = s + r * ATTENTION_STRIDE;
+                const real *weights = p->s + r * ATTENTION_STRIDE, *scores = s + r * ATTENTION_STRIDE;
                 nonfinite_list list = {.count = 0};
                 for (fa_index j = fa_max(j0, begin[r]); j < fa_min(j0 + n, end[r]); j++)
                     if (part.any[j - j0] && scores[j] != -REAL_INFINITY) list_row(&list, j - j0, probability(weights, j));
@@ -121,9 +132,9 @@ void KERNEL(attention_patch_values)(real *o, fa_index ldo, const real *p, const 
 
 /* R ln 2 + ln sum, rounded once but for ln sum itself: the product with the 37 bits of ln 2 is exact, the sum's rounding error is
    added back. */
-FA_INLINE real log_of(real reference, real sum)
+FA_INLINE real log_of(real shift, real sum)
 {
-    const double R = (double)reference, high = R * 0x1.62e42fefa4p-1, low = log((double)sum), total = high + low;
+    const double R = (double)shift, high = R * 0x1.62e42fefa4p-1, low = log((double)sum), total = high + low;
     const double part = total - high, rest = (high - (total - part)) + (low - part);
     return (real)(isfinite(total) ? total + (rest + R * LN2_REST) : total);
 }
@@ -131,7 +142,7 @@ FA_INLINE real log_of(real reference, real sum)
 /* out = o / sum, lse = ln sum + R ln 2; zeros and -inf for a row that attended to nothing, whose o is not read. out or lse may be
    NULL. */
 void KERNEL(attention_finish)(stored *out, fa_index ldout, const real *o, fa_index ldo, fa_index rows, fa_index D,
-                              const real *reference, const real *sum, real *lse)
+                              const real *shift, const real *sum, real *lse)
 {
     for (fa_index r = 0; out && r < rows; r++) {
         const vreal divisor = divisor_of(sum[r]);
@@ -143,7 +154,7 @@ void KERNEL(attention_finish)(stored *out, fa_index ldout, const real *o, fa_ind
                 v_store_stored_n(out + r * ldout + d, y, D - d);
         }
     }
-    for (fa_index r = 0; lse && r < rows; r++) lse[r] = sum[r] == 0 ? -REAL_INFINITY : log_of(reference[r], sum[r]);
+    for (fa_index r = 0; lse && r < rows; r++) lse[r] = sum[r] == 0 ? -REAL_INFINITY : log_of(shift[r], sum[r]);
 }
 
 /* Whether an element of out is not finite though the sum of its row is: a sum of large values may have overflowed. */

@@ -19,31 +19,43 @@ FA_INLINE vreal divided(vreal x, vreal divisor)
     return FA_PAIRS ? v_mul(unsigned_zero(x), divisor) : v_div(unsigned_zero(x), divisor);
 }
 
-/* What becomes of the products of a tile: acc, plus alpha o unless o is NULL, goes to dst, or divided by sum, if that is given, to
-   out. */
-FA_INLINE void store_values(real *dst, stored *out, fa_index ld, const real *o, fa_index ldo, tile_acc acc, const int mr,
-                            const int nv, fa_index columns, const real *alpha, const real *sum)
+/* The same from row r and column d on. */
+FA_INLINE value_rows values_from(const value_rows *x, fa_index r, fa_index d)
 {
+    value_rows y = *x;
+    const fa_index at = r * x->lddst + d;
+    y.dst = x->sum ? (void *)((stored *)x->dst + at) : (void *)((real *)x->dst + at);
+    y.o = x->o ? x->o + r * x->ldo + d : NULL;
+    y.alpha = x->alpha + r;
+    y.sum = x->sum ? x->sum + r : NULL;
+    return y;
+}
+
+/* What becomes of the products of a tile, of which so many columns are there. */
+FA_INLINE void store_values(value_rows to, tile_acc acc, const int mr, const int nv, fa_index columns)
+{
+    real *dst = to.dst;
+    stored *out = to.dst;
     FA_UNROLL
     for (int r = 0; r < mr; r++) {
-        if (o) {
-            const vreal factor = v_broadcast(alpha + r);
+        if (to.o) {
+            const vreal factor = v_broadcast(to.alpha + r);
             FA_UNROLL
-            for (int v = 0; v < nv; v++) acc[r][v] = v_fma(v_load(o + r * ldo + v * VL), factor, acc[r][v]);
+            for (int v = 0; v < nv; v++) acc[r][v] = v_fma(v_load(to.o + r * to.ldo + v * VL), factor, acc[r][v]);
         }
-        if (sum) {
-            const vreal divisor = divisor_of(sum[r]);
+        if (to.sum) {
+            const vreal divisor = divisor_of(to.sum[r]);
             FA_UNROLL
             for (int v = 0; v < nv; v++) acc[r][v] = divided(acc[r][v], divisor);
         }
         FA_UNROLL
         for (int v = 0; v < nv; v++) {
-            if (!sum)
-                v_store(dst + r * ld + v * VL, acc[r][v]);
+            if (!to.sum)
+                v_store(dst + r * to.lddst + v * VL, acc[r][v]);
             else if (columns - v * VL >= VL)
-                v_store_stored(out + r * ld + v * VL, acc[r][v]);
+                v_store_stored(out + r * to.lddst + v * VL, acc[r][v]);
             else
-                v_store_stored_n(out + r * ld + v * VL, acc[r][v], columns - v * VL);
+                v_store_stored_n(out + r * to.lddst + v * VL, acc[r][v], columns - v * VL);
         }
     }
 }

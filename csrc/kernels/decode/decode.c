@@ -7,7 +7,7 @@
    Both are the chains of attention.c: one chain of multiply-adds over ascending d, chains of CHAIN_KEYS over keys, from zero. Queries, scores,
    probabilities and O are laid out as there, and attention_softmax stands between the two. A row gets the same bits by either way.
 
-   Values are not copied, hence not looked at beforehand: a value that is not finite makes every sum that it meets infinite or NaN, also
+   Values are not copied, hence not looked at beforehand: a value that is not finite makes every sum that it enters infinite or NaN, also
    with p = 0. The sums of such a block are computed again with 0 in its place, and attention_patch_values adds it where it
    belongs.
 
@@ -22,11 +22,11 @@
    over a part of each row's columns, which the hardware does not recognise as a stream, got 12. */
 #define CHUNK_BYTES 4096
 #define CHUNK_KEYS 64
-#define AHEAD_CHUNKS 4 /* so far ahead values are asked for */
+#define AHEAD_CHUNKS 4 /* so far ahead values are prefetched */
 #define DECODE_TILE 6  /* rows that pass over keys or values together */
 #define KEY_VECTORS 2
 #define LINE (FA_CACHE_LINE / (fa_index)sizeof(stored))
-#define BLOCK_LINES (VL * VL * FA_PACKED / (int)LINE) /* of VL rows by VL places */
+#define BLOCK_LINES (VL * VL * FA_PACKED / (int)LINE) /* of VL rows by VL packed elements */
 
 #if FA_REGISTERS == 32
 #define ACCUMULATORS 24
@@ -36,10 +36,10 @@
 #define VALUE_VECTORS 4
 #endif
 
-/* Asks for the next of the rows from `ahead` on while ng x VL rows are read, VL places at a time: whole rows, in the order of memory,
-   which is what the hardware fetches best. `next` is the next row, `element` where the reading is. Into the second level: asked into
+/* Prefetches the next of the rows from `ahead` on while ng x VL rows are read, VL packed elements at a time: whole rows, in the order of memory,
+   which is what the hardware fetches best. `next` is the next row, `element` where the reading is. Into the second level: in
    the first, lines from memory keep others out (12 GB/s for 4 rows, 29 so, 10 left to the hardware). */
-FA_INLINE fa_index prefetch_rows(fa_index next, const stored *ahead, fa_index ld, fa_index D, fa_index element, const int ng)
+FA_INLINE fa_index prefetch_keys(fa_index next, const stored *ahead, fa_index ld, fa_index D, fa_index element, const int ng)
 {
     if (FA_LIKELY(ld == D)) {
         FA_UNROLL
@@ -54,7 +54,7 @@ FA_INLINE fa_index prefetch_rows(fa_index next, const stored *ahead, fa_index ld
     return next;
 }
 
-/* VL places (reals, or pairs of bfloat16) of a row, of which `left` elements are there; the others are 0. */
+/* VL packed elements (reals, or pairs of bfloat16) of a row, of which `left` elements are there; the others are 0. */
 FA_INLINE vreal load_places(const stored *p, fa_index left)
 {
 #if FA_PAIRS
@@ -64,10 +64,20 @@ FA_INLINE vreal load_places(const stored *p, fa_index left)
 #endif
 }
 
-/* Scores of one tile of rows and ng vectors of keys, whose rows are ld apart. */
-FA_INLINE void score_tile(real *s, const real *q, fa_index slice, const int mr, const int ng, const stored *k, fa_index ld,
-                          fa_index D, const stored *ahead)
+/* A tile of rows and a vector of keys, or two, whose rows are ld apart; `ahead`: the rows that are prefetched. */
+typedef struct {
+    real *s;
+    const real *q;
+    const stored *k, *ahead;
+    fa_index slice, ld, D;
+    vreal scale;
+} key_tile;
+
+FA_INLINE void score_keys(const void *tile, const int mr, const int ng)
 {
+    const key_tile *t = tile;
+    const real *q = t->q;
+    const fa_index ld = t->ld, D = t->D;
     const vreal nan = v_set1((real)__builtin_nanf(""));
     vreal acc[KEY_VECTORS][DECODE_TILE];
     fa_index next = 0;
@@ -76,14 +86,14 @@ FA_INLINE void score_tile(real *s, const real *q, fa_index slice, const int mr, 
         FA_UNROLL
         for (int r = 0; r < mr; r++) acc[g][r] = v_zero();
     }
-    for (fa_index d0 = 0, places = fa_ceil_div(D, FA_PACKED); d0 < places; d0 += QUERY_SLICE, q += slice) {
+    for (fa_index d0 = 0, places = fa_ceil_div(D, FA_PACKED); d0 < places; d0 += QUERY_SLICE, q += t->slice) {
         const fa_index size = fa_min(QUERY_SLICE, places - d0);
         for (fa_index d = 0; d < size; d += VL) {
             const fa_index element = (d0 + d) * FA_PACKED;
-            next = prefetch_rows(next, ahead, ld, D, element, ng);
+            next = prefetch_keys(next, t->ahead, ld, D, element, ng);
             FA_UNROLL
             for (int g = 0; g < ng; g++) {
-                const stored *row = k + g * VL * ld + element;
+                const stored *row = t->k + g * VL * ld + element;
                 vreal a[VL];
                 FA_UNROLL
                 for (int i = 0; i < VL; i++) {
@@ -107,9 +117,9 @@ FA_INLINE void score_tile(real *s, const real *q, fa_index slice, const int mr, 
         for (int r = 0; r < mr; r++) {
             vreal x = acc[g][r];
 #if FA_PAIRS
-            if (D) x = v_mul(x, v_broadcast(q - slice + r * QUERY_STRIDE + QUERY_SLICE));
+            x = v_mul(x, t->scale);
 #endif
-            v_store(s + r * ATTENTION_STRIDE + g * VL, v_select(v_is_nan(x), nan, x));
+            v_store(t->s + r * ATTENTION_STRIDE + g * VL, v_select(v_is_nan(x), nan, x));
         }
     }
 }
@@ -122,14 +132,14 @@ FA_INLINE void gather_rows(stored *buffer, const decode_rows *k, fa_index j, fa_
     for (fa_index i = 0; i < VL; i++) memcpy(buffer + i * D, row[fa_min(i, n - 1)], (size_t)D * sizeof *buffer);
 }
 
-#define SCORE_TILE(mr, ng) score_tile(s_tile, q_tile, slice, mr, ng, row, ld, D, ahead)
-
-/* s = q k' for `rows` rows and the keys [begin, end), begin a multiple of VL; whole vectors of s are written. `buffer` has room for
+/* s = q k' for the rows of a block and the keys [begin, end), begin a multiple of VL; whole vectors of s are written. `buffer` has room for
    VL rows of keys: those of a vector that do not lie ld apart, or are not all there, are put together in it. A single row has two
    chains going, as the multiply-adds of one would wait for each other. */
-void KERNEL(decode_scores)(real *s, const real *q, fa_index slice, fa_index rows, const decode_rows *k, fa_index begin,
+void KERNEL(decode_scores)(const score_block *b, const real *q, fa_index slice, const decode_rows *k, fa_index begin,
                            fa_index end, fa_index D, void *buffer)
 {
+    const fa_index rows = b->rows;
+    const vreal scale = v_set1(D ? b->scale : 1); /* scores of no dimensions are +0 */
     const row_split split = split_rows(rows, DECODE_TILE);
     const fa_index distance = fa_max(1, AHEAD_BYTES / (fa_max(1, D) * VL * (fa_index)sizeof(stored))) * VL;
     for (fa_index j = begin, n; j < end; j += n) {
@@ -146,14 +156,14 @@ void KERNEL(decode_scores)(real *s, const real *q, fa_index slice, fa_index rows
             if (ahead_together >= n) ahead = later;
         }
         if (n > VL) {
-            score_tile(s + j, q, slice, 1, KEY_VECTORS, row, ld, D, ahead);
+            const key_tile tile = {b->s + j, q, row, ahead, slice, ld, D, scale};
+            score_keys(&tile, 1, KEY_VECTORS);
             continue;
         }
         for (fa_index t = 0, r = 0, mr; t < split.tiles; t++, r += mr) {
             mr = tile_height(split, t);
-            real *s_tile = s + r * ATTENTION_STRIDE + j;
-            const real *q_tile = q + r * QUERY_STRIDE;
-            TILE_SWITCH_6(mr, SCORE_TILE, 1)
+            const key_tile tile = {b->s + r * ATTENTION_STRIDE + j, q + r * QUERY_STRIDE, row, ahead, slice, ld, D, scale};
+            tile_dispatch(score_keys, &tile, mr, DECODE_TILE, 1);
         }
     }
 }
@@ -193,19 +203,33 @@ FA_INLINE void load_values(vreal *x, const int nv, const stored *v, const stored
 #endif
 }
 
-/* part[r] += p v over `keys` keys and nv vectors of columns; `columns` is how many there are, or VL * nv at least. */
-FA_INLINE void value_tile(real *part, fa_index ld, const int mr, const int nv, const real *p, const void *const *row,
-                          fa_index column, fa_index keys, const int first, const int clean, const fa_index columns)
+/* A tile of rows of part, and the rows of so many values from a column on, of which `columns` are there. */
+typedef struct {
+    real *part;
+    const real *p;
+    const void *const *row;
+    fa_index ld, column, keys, columns;
+    int first, clean; /* part is not added to; what is not finite counts as 0 */
+} value_tile;
+
+/* part[r] += p v for nv vectors of columns. */
+FA_INLINE void add_values(const void *tile, const int mr, const int nv)
 {
+    const value_tile *t = tile;
+    const fa_index ld = t->ld, column = t->column, keys = t->keys;
+    const fa_index columns = t->columns >= nv * VL ? nv * VL : t->columns;
+    const int clean = t->clean;
+    real *part = t->part + column;
+    const real *p = t->p;
     vreal acc[DECODE_TILE][VALUE_VECTORS];
     FA_UNROLL
     for (int r = 0; r < mr; r++) {
         FA_UNROLL
-        for (int u = 0; u < nv; u++) acc[r][u] = first ? v_zero() : v_load(part + r * ld + u * VL);
+        for (int u = 0; u < nv; u++) acc[r][u] = t->first ? v_zero() : v_load(part + r * ld + u * VL);
     }
     for (fa_index j = 0; j < keys; j += FA_PACKED, p++) {
         vreal x[VALUE_VECTORS];
-        const stored *v = row[j], *second = FA_PAIRS && j + 1 < keys ? row[j + 1] : NULL;
+        const stored *v = t->row[j], *second = FA_PAIRS && j + 1 < keys ? t->row[j + 1] : NULL;
         load_values(x, nv, v + column, second ? second + column : NULL, columns, clean);
         FA_UNROLL
         for (int r = 0; r < mr; r++) {
@@ -221,10 +245,6 @@ FA_INLINE void value_tile(real *part, fa_index ld, const int mr, const int nv, c
     }
 }
 
-#define VALUE_TILE(mr, nv)                                                                                                    \
-    value_tile(part + r * ld + column, ld, (mr) * (nv) <= ACCUMULATORS ? (mr) : 1, nv, p + r * ATTENTION_STRIDE, row, column, \
-               keys, first, clean, columns >= (nv) * VL ? (nv) * VL : columns)
-
 /* The same for all rows and columns, `keys` few enough to stay in the first-level cache. */
 FA_INLINE void value_chunk(real *part, fa_index ld, const real *p, fa_index rows, const void *const *row, fa_index keys,
                            fa_index D, const int first, const int clean)
@@ -234,15 +254,16 @@ FA_INLINE void value_chunk(real *part, fa_index ld, const real *p, fa_index rows
         mr = tile_height(split, t);
         for (fa_index column = 0, nv; column < D; column += nv * VL) {
             const fa_index columns = D - column;
+            const value_tile tile = {part + r * ld, p + r * ATTENTION_STRIDE, row, ld, column, keys, columns, first, clean};
             if (columns >= VALUE_VECTORS * VL && mr * VALUE_VECTORS <= ACCUMULATORS) {
                 nv = VALUE_VECTORS;
-                TILE_SWITCH_3(mr, VALUE_TILE, VALUE_VECTORS)
+                tile_dispatch(add_values, &tile, mr, ACCUMULATORS / VALUE_VECTORS, VALUE_VECTORS);
             } else if (columns >= 2 * VL) {
                 nv = 2;
-                TILE_SWITCH_6(mr, VALUE_TILE, 2)
+                tile_dispatch(add_values, &tile, mr, DECODE_TILE, 2);
             } else {
                 nv = 1;
-                TILE_SWITCH_6(mr, VALUE_TILE, 1)
+                tile_dispatch(add_values, &tile, mr, DECODE_TILE, 1);
             }
         }
     }
@@ -290,17 +311,19 @@ void KERNEL(decode_values)(real *part, fa_index ld, const real *p, fa_index rows
 }
 
 #if !FA_CONVERTS
-/* reference[r] = the integer nearest to the largest score of row r; -inf where it attends to nothing. NaN may be lost: it makes the sum
+/* shift[r] = the integer nearest to the largest score of row r; -inf where it attends to nothing. NaN may be lost: it makes the sum
    NaN. */
-void KERNEL(decode_references)(real *reference, const real *s, fa_index rows, const fa_index *begin, const fa_index *end)
+void KERNEL(decode_shifts)(real *shift, const score_block *b)
 {
+    const real *s = b->s;
+    const fa_index rows = b->rows, *begin = b->begin, *end = b->end;
     const vreal nothing = v_set1(-REAL_INFINITY);
     for (fa_index r = 0; r < rows; r++, s += ATTENTION_STRIDE) {
         vreal top = nothing;
         fa_index j = begin[r];
         for (; j + VL <= end[r]; j += VL) top = v_max(v_load(s + j), top);
         if (j < end[r]) top = v_max(v_select(v_first(end[r] - j), v_load_n(s + j, end[r] - j), nothing), top);
-        v_store_n(reference + r, v_round(v_set1(v_reduce_max(top))), 1);
+        v_store_n(shift + r, v_round(v_set1(v_reduce_max(top))), 1);
     }
 }
 

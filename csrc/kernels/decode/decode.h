@@ -11,7 +11,7 @@ typedef struct {
     const fa_index *table; /* NULL: no pages */
     fa_index page_step, page_keys;
     fa_index first, ld;
-    fa_index keys; /* rows there are: what is asked for in advance ends there */
+    fa_index keys; /* rows there are: prefetching ends there */
 } decode_rows;
 
 /* The address of row j, and how many rows from there on lie ld apart. */
@@ -41,11 +41,11 @@ FA_INLINE void find_rows(const void **row, const decode_rows *x, fa_index j, fa_
     }
 }
 
-/* So far ahead rows are asked for, and how many that is, of so many bytes. */
+/* So far ahead rows are prefetched, and how many that is, of so many bytes. */
 #define AHEAD_BYTES 16384
 FA_INLINE fa_index rows_ahead(fa_index bytes) { return fa_ceil_div(AHEAD_BYTES, fa_max(1, bytes)); }
 
-/* Asks for the rows [j, j + n) of so many bytes, as far as there are any: pages end the streams that the hardware finds by itself in
+/* Prefetches the rows [j, j + n) of so many bytes, as far as there are any: pages end the streams that the hardware finds by itself in
    an array. */
 FA_INLINE void prefetch_values(const decode_rows *x, fa_index j, fa_index n, fa_index bytes)
 {

@@ -12,8 +12,8 @@
 #include <string.h>
 
 #define ROW_PAIRS 4 /* pairs of vectors of columns that pass together for a single row */
-/* Rows of pages are asked for at once; values of arrays in between, as they are used, which made up to 1.3 times as many bytes a
-   second as the hardware's own prefetch, where asking for all at once made fewer; keys of arrays not at all, which are a stream that
+/* Rows of pages are prefetched at once; values of arrays in between, as they are used, which made up to 1.3 times as many bytes a
+   second as the hardware's own prefetch, where prefetching all at once made fewer; keys of arrays not at all, which are a stream that
    the hardware keeps up with. */
 
 /* At most T_ROWS queries, and the rows of their scores. */
@@ -21,6 +21,7 @@ typedef struct {
     real *s;
     const real *q;
     fa_index slice, rows;
+    real scale;
 } few_queries;
 
 /* A slice: [pair of dimensions][query], zeros for those that are missing. */
@@ -37,10 +38,10 @@ FA_INLINE void transpose_queries(real *operand, const void *context, fa_index fi
     }
 }
 
-/* The scores of a row of q from its sums. */
-FA_INLINE vreal scaled_scores(vreal sums, const real *q)
+/* The scores of a row from its sums. */
+FA_INLINE vreal scaled_scores(vreal sums, vreal scale)
 {
-    const vreal x = v_mul(sums, v_broadcast(q + QUERY_SLICE));
+    const vreal x = v_mul(sums, scale);
     return v_select(v_is_nan(x), v_set1((real)__builtin_nanf("")), x);
 }
 
@@ -49,31 +50,29 @@ FA_INLINE void store_transposed(const void *context, const real *product, fa_ind
 {
     const few_queries *x = context;
     real *s = x->s + j;
+    const vreal scale = v_set1(x->scale);
     if (x->rows <= 4) {
         vreal t[4];
         v_load_columns(t, product, VL);
-        for (fa_index r = 0; r < x->rows; r++) v_store(s + r * ATTENTION_STRIDE, scaled_scores(t[r], x->q + r * QUERY_STRIDE));
+        for (fa_index r = 0; r < x->rows; r++) v_store(s + r * ATTENTION_STRIDE, scaled_scores(t[r], scale));
         return;
     }
     vreal t[VL];
     FA_UNROLL
     for (int i = 0; i < VL; i++) t[i] = v_load(product + i * VL);
     v_transpose(t);
-    for (fa_index r = 0; r < x->rows; r++) v_store(s + r * ATTENTION_STRIDE, scaled_scores(t[r], x->q + r * QUERY_STRIDE));
+    for (fa_index r = 0; r < x->rows; r++) v_store(s + r * ATTENTION_STRIDE, scaled_scores(t[r], scale));
 }
 
 /* decode.c has the contract; `buffer` is not needed. */
-void KERNEL(decode_scores)(real *s, const real *q, fa_index slice, fa_index rows, const decode_rows *k, fa_index begin,
+void KERNEL(decode_scores)(const score_block *b, const real *q, fa_index slice, const decode_rows *k, fa_index begin,
                            fa_index end, fa_index D, void *buffer)
 {
     (void)buffer;
-    if (D == 0) { /* no slice of queries, hence no scale */
-        for (fa_index r = 0; r < rows; r++) fill(s + r * ATTENTION_STRIDE, begin, fa_round_up(end, VL));
-        return;
-    }
     const key_operand keys = {k, begin, end, D * (fa_index)sizeof(stored)};
-    for (fa_index r = 0; r < rows; r += T_ROWS) {
-        const few_queries queries = {s + r * ATTENTION_STRIDE, q + r * QUERY_STRIDE, slice, fa_min(T_ROWS, rows - r)};
+    for (fa_index r = 0; r < b->rows; r += T_ROWS) {
+        const few_queries queries = {b->s + r * ATTENTION_STRIDE, q + r * QUERY_STRIDE, slice, fa_min(T_ROWS, b->rows - r),
+                                     D ? b->scale : 1}; /* scores of no dimensions are +0 */
         multiply_all_keys(T_PAIRS, &keys, transpose_queries, store_transposed, &queries);
     }
 }
@@ -84,10 +83,10 @@ FA_INLINE vreal some_values(const stored *v, fa_index columns, const int clean)
     return clean ? finite_or_zero(x) : x;
 }
 
-/* nv vectors of columns of a step of `keys` keys, pair after pair, with zeros for keys that are missing; woven. Of what lies `ahead`
-   bytes further, so many bytes of each row are asked for. */
-FA_INLINE void weave_step(real *pairs, const void *const *row, fa_index keys, fa_index column, const int nv, fa_index ahead,
-                          fa_index bytes)
+/* nv vectors of columns of a step of `keys` keys, pair after pair, with zeros for keys that are missing; interleaved. Of what lies `ahead`
+   bytes further, so many bytes of each row are prefetched. */
+FA_INLINE void interleave_step(real *pairs, const void *const *row, fa_index keys, fa_index column, const int nv, fa_index ahead,
+                               fa_index bytes)
 {
     static const stored nothing[4 * VL] = {0};
     for (int i = 0; i < T_K; i++, pairs += nv * VL) {
@@ -108,8 +107,8 @@ FA_INLINE void weave_step(real *pairs, const void *const *row, fa_index keys, fa
 }
 
 /* The same in order, of `columns` columns, and on request without what is not finite. */
-FA_INLINE void zip_step(real *pairs, const void *const *row, fa_index keys, fa_index column, const int nv, fa_index columns,
-                        const int clean)
+FA_INLINE void interleave_in_order(real *pairs, const void *const *row, fa_index keys, fa_index column, const int nv,
+                                   fa_index columns, const int clean)
 {
     for (int i = 0; i < T_K; i++, pairs += nv * VL)
         for (fa_index u = 0; u < nv; u++) {
@@ -120,34 +119,35 @@ FA_INLINE void zip_step(real *pairs, const void *const *row, fa_index keys, fa_i
         }
 }
 
-/* For at most T_ROWS rows and nv vectors of columns, of which `columns` are there: part = p v. */
+/* For at most T_ROWS rows and nv vectors of columns from `column` on, as far as there are D: part = p v. */
 FA_INLINE void value_columns(real *part, fa_index ld, const real *p, fa_index rows, const decode_rows *v, fa_index begin,
-                             fa_index end, fa_index column, const int nv, fa_index columns, fa_index row_bytes, const int clean)
+                             fa_index end, fa_index column, const int nv, fa_index D, const int clean)
 {
-    const int woven = nv > 1 && columns >= nv * VL && !clean;
+    const fa_index columns = D - column, row_bytes = D * (fa_index)sizeof(stored);
+    const int interleaved = nv > 1 && columns >= nv * VL && !clean;
     t_sums_zero();
     for (fa_index j = begin, keys; j < end; j += keys) {
-        const void *row[STEP];
+        const void *row[TILE_STEP];
         real pairs[4 * T_K * VL] FA_ALIGN(64), rest[T_ROWS * VL] FA_ALIGN(64);
         const real *weights = p + j / FA_PACKED;
         fa_index ldw = ATTENTION_STRIDE;
-        keys = fa_min(STEP - j % STEP, end - j);
+        keys = fa_min(TILE_STEP - j % TILE_STEP, end - j);
         find_rows(row, v, j, keys);
         if (v->table && column == 0) prefetch_values(v, j + rows_ahead(row_bytes), keys, row_bytes);
-        if (keys < STEP) { /* p may hold anything beyond */
+        if (keys < TILE_STEP) { /* p may hold anything beyond */
             for (fa_index r = 0; r < rows; r++)
                 v_store(rest + r * VL, v_load_n(weights + r * ATTENTION_STRIDE, fa_ceil_div(keys, FA_PACKED)));
             weights = rest;
             ldw = VL;
         }
-        if (woven)
-            weave_step(pairs, row, keys, column, nv, rows_ahead(row_bytes) * v->ld, v->table || column ? 0 : row_bytes);
+        if (interleaved)
+            interleave_step(pairs, row, keys, column, nv, rows_ahead(row_bytes) * v->ld, v->table || column ? 0 : row_bytes);
         else
-            zip_step(pairs, row, keys, column, nv, columns, clean);
+            interleave_in_order(pairs, row, keys, column, nv, columns, clean);
         t_sums_add(T_PAIRS, nv, weights, ldw, pairs, nv * VL);
     }
     t_sums_store(nv, part, ld);
-    for (fa_index r = 0; woven && r < rows; r++, part += ld)
+    for (fa_index r = 0; interleaved && r < rows; r++, part += ld)
         for (int u = 0; u < nv; u += 2) {
             vreal x = v_load(part + u * VL), y = v_load(part + (u + 1) * VL);
             v_unweave(&x, &y);
@@ -166,9 +166,9 @@ FA_INLINE void row_columns(real *part, const real *w, const decode_rows *v, fa_i
     FA_UNROLL
     for (int u = 0; u < 2 * pairs; u++) sum[u] = v_zero();
     for (fa_index j = begin, keys; j < end; j += keys) {
-        const void *row[STEP];
+        const void *row[TILE_STEP];
         vreal chain[FA_PACKED][MOST];
-        keys = fa_min(STEP - j % STEP, end - j);
+        keys = fa_min(TILE_STEP - j % TILE_STEP, end - j);
         find_rows(row, v, j, keys);
         if (v->table && column == 0) prefetch_values(v, j + rows_ahead(row_bytes), keys, row_bytes);
         FA_UNROLL
@@ -225,18 +225,17 @@ FA_INLINE void one_value_row(real *part, const real *p, const decode_rows *v, fa
 FA_INLINE void few_values(real *part, fa_index ld, const real *p, fa_index rows, const decode_rows *v, fa_index begin,
                           fa_index end, fa_index D, const int clean)
 {
-    const fa_index bytes = D * (fa_index)sizeof(stored);
     t_configure(rows);
     for (fa_index column = 0, nv; column < D; column += nv * VL) {
         const fa_index columns = D - column;
         nv = columns > 2 * VL ? 4 : columns > VL ? 2 : 1;
         if (nv == 4 && columns <= 3 * VL) nv = 2; /* rows of part have no fourth vector */
         if (nv == 4)
-            value_columns(part + column, ld, p, rows, v, begin, end, column, 4, columns, bytes, clean);
+            value_columns(part + column, ld, p, rows, v, begin, end, column, 4, D, clean);
         else if (nv == 2)
-            value_columns(part + column, ld, p, rows, v, begin, end, column, 2, columns, bytes, clean);
+            value_columns(part + column, ld, p, rows, v, begin, end, column, 2, D, clean);
         else
-            value_columns(part + column, ld, p, rows, v, begin, end, column, 1, columns, bytes, clean);
+            value_columns(part + column, ld, p, rows, v, begin, end, column, 1, D, clean);
     }
 }
 

@@ -59,11 +59,23 @@ void KERNEL(decode_digits_of)(const decode_digits *dst, const real *q, fa_index 
 }
 
 #if !FA_BYTE_TILES /* decode_i8_amx.c */
-/* Scores of one tile of rows and VL keys, ld apart. */
-FA_INLINE void score_tile(real *s, const decode_digits *q, fa_index first, const int mr, const int8_t *k, fa_index ld, fa_index D,
-                          vreal scales, const int8_t *ahead)
+/* A tile of rows, those of q from `first` on, and VL keys, ld apart; `ahead`: what is prefetched. */
+typedef struct {
+    real *s;
+    const decode_digits *q;
+    const int8_t *k, *ahead;
+    fa_index first, ld, D;
+    const real *scales; /* of the keys */
+} key_tile;
+
+FA_INLINE void score_keys(const void *tile, const int mr, const int ng)
 {
+    const key_tile *t = tile;
+    const decode_digits *q = t->q;
+    const fa_index first = t->first, ld = t->ld, D = t->D;
+    const vreal scales = v_load(t->scales);
     const int32_t *words = q->words + first * q->ld;
+    (void)ng;
     vint acc[SCORE_ROWS][DIGITS];
     FA_UNROLL
     for (int r = 0; r < mr; r++) {
@@ -71,10 +83,10 @@ FA_INLINE void score_tile(real *s, const decode_digits *q, fa_index first, const
         for (int i = 0; i < DIGITS; i++) acc[r][i] = v_broadcast_int(q->start + (first + r) * DIGITS + i);
     }
     for (fa_index d = 0; d < D; d += 4 * VL, words += VL * DIGITS) {
-        const int8_t *row = k + d;
+        const int8_t *row = t->k + d;
         vreal a[VL];
         FA_UNROLL
-        for (int i = 0; i < BLOCK_LINES; i++) FA_PREFETCH_FAR(ahead + d * VL + i * FA_CACHE_LINE);
+        for (int i = 0; i < BLOCK_LINES; i++) FA_PREFETCH_FAR(t->ahead + d * VL + i * FA_CACHE_LINE);
         FA_UNROLL
         for (int i = 0; i < VL; i++) {
             if (i % 4 == 0) FA_OPAQUE(row);
@@ -94,10 +106,8 @@ FA_INLINE void score_tile(real *s, const decode_digits *q, fa_index first, const
         }
     }
     FA_UNROLL
-    for (int r = 0; r < mr; r++) store_scores(s + r * ATTENTION_STRIDE, acc[r], q, first + r, scales);
+    for (int r = 0; r < mr; r++) store_scores(t->s + r * ATTENTION_STRIDE, acc[r], q, first + r, scales);
 }
-
-#define SCORE_TILE(mr, ahead) score_tile(s + r * ATTENTION_STRIDE + j, q, r, mr, row, ld, D, v_load(scale), ahead)
 
 /* The scores of `rows` rows and the keys [begin, end), begin a multiple of VL; whole vectors of s are written. buffer: as in
    decode_scores. */
@@ -129,7 +139,8 @@ void KERNEL(decode_scores_i8)(real *s, const decode_digits *q, fa_index rows, co
         }
         for (fa_index t = 0, r = 0, mr; t < split.tiles; t++, r += mr) {
             mr = tile_height(split, t);
-            TILE_SWITCH_4(mr, SCORE_TILE, ahead)
+            const key_tile tile = {s + r * ATTENTION_STRIDE + j, q, row, ahead, r, ld, D, scale};
+            tile_dispatch(score_keys, &tile, mr, SCORE_ROWS, 1);
         }
     }
 }
@@ -142,14 +153,13 @@ void KERNEL(decode_widen_i8)(real *dst, const int8_t *x, fa_index D, real scale)
 }
 
 /* NaN for the rows that attend to a key whose scale is not finite: those whose score s (before the softmax) is not -inf. */
-void KERNEL(decode_patch_i8)(real *part, fa_index ld, const real *s, fa_index rows, const fa_index *begin, const fa_index *end,
-                             const decode_rows *scales, fa_index D)
+void KERNEL(decode_patch_i8)(real *part, fa_index ld, const score_block *b, const decode_rows *scales, fa_index D)
 {
-    for (fa_index r = 0; r < rows; r++)
-        for (fa_index j = begin[r]; j < end[r]; j++) {
+    for (fa_index r = 0; r < b->rows; r++)
+        for (fa_index j = b->begin[r]; j < b->end[r]; j++) {
             fa_index together;
             const real *scale = find_row(scales, j, &together);
-            if (isfinite(*scale) || s[r * ATTENTION_STRIDE + j] == -REAL_INFINITY) continue;
+            if (isfinite(*scale) || b->s[r * ATTENTION_STRIDE + j] == -REAL_INFINITY) continue;
             for (fa_index d = 0; d < D; d += VL) v_store(part + r * ld + d, v_set1((real)__builtin_nanf("")));
             break;
         }

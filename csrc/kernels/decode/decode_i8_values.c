@@ -28,28 +28,39 @@ void KERNEL(decode_values_i8)(real *part, fa_index ld, real *p, fa_index rows, c
 #define VALUE_ROWS 3
 #define CHUNK_BYTES 4096
 #define CHUNK_KEYS 64
-#define AHEAD_CHUNKS 4 /* so far ahead values are asked for */
+#define AHEAD_CHUNKS 4 /* so far ahead values are prefetched */
 #if FA_REGISTERS == 32
 #define VALUE_VECTORS 8
 #else
 #define VALUE_VECTORS 2
 #endif
 
-/* part[r] += w v over `keys` keys and nv vectors of columns. */
-FA_INLINE void value_tile(real *part, fa_index ld, const int mr, const int nv, const real *w, const void *const *row,
-                          fa_index column, fa_index keys, const int first, const fa_index columns)
+/* A tile of rows of part, and the rows of so many values from a column on, of which `columns` are there. */
+typedef struct {
+    real *part;
+    const real *w;
+    const void *const *row;
+    fa_index ld, column, keys, columns;
+    int first; /* part is not added to */
+} value_tile;
+
+/* part[r] += w v for nv vectors of columns, all there if there are several. */
+FA_INLINE void add_values(const void *tile, const int mr, const int nv)
 {
+    const value_tile *t = tile;
+    const fa_index ld = t->ld, columns = nv == 1 && t->columns < VL ? t->columns : 0;
+    real *part = t->part + t->column;
     vreal acc[VALUE_ROWS][VALUE_VECTORS];
     FA_UNROLL
     for (int r = 0; r < mr; r++) {
         FA_UNROLL
-        for (int u = 0; u < nv; u++) acc[r][u] = first ? v_zero() : v_load(part + r * ld + u * VL);
+        for (int u = 0; u < nv; u++) acc[r][u] = t->first ? v_zero() : v_load(part + r * ld + u * VL);
     }
-    for (fa_index j = 0; j < keys; j++) {
-        const int8_t *v = (const int8_t *)row[j] + column;
+    for (fa_index j = 0; j < t->keys; j++) {
+        const int8_t *v = (const int8_t *)t->row[j] + t->column;
         vreal weight[VALUE_ROWS];
         FA_UNROLL
-        for (int r = 0; r < mr; r++) weight[r] = v_broadcast(w + r * ATTENTION_STRIDE + j);
+        for (int r = 0; r < mr; r++) weight[r] = v_broadcast(t->w + r * ATTENTION_STRIDE + j);
         FA_UNROLL
         for (int u = 0; u < nv; u++) {
             const vreal x = columns ? v_load_i8_n(v + u * VL, columns - u * VL) : v_load_i8(v + u * VL);
@@ -64,10 +75,6 @@ FA_INLINE void value_tile(real *part, fa_index ld, const int mr, const int nv, c
     }
 }
 
-#define VALUE_TILE(mr, nv)                                                                             \
-    value_tile(part + r * ld + column, ld, mr, nv, w + r * ATTENTION_STRIDE, row, column, keys, first, \
-               (nv) == 1 && D - column < VL ? D - column : 0)
-
 FA_INLINE void value_chunk(real *part, fa_index ld, const real *w, fa_index rows, const void *const *row, fa_index keys,
                            fa_index D, const int first)
 {
@@ -75,12 +82,12 @@ FA_INLINE void value_chunk(real *part, fa_index ld, const real *w, fa_index rows
     for (fa_index t = 0, r = 0, mr; t < split.tiles; t++, r += mr) {
         mr = tile_height(split, t);
         for (fa_index column = 0, nv; column < D; column += nv * VL) {
+            const value_tile tile = {part + r * ld, w + r * ATTENTION_STRIDE, row, ld, column, keys, D - column, first};
             nv = D - column >= VALUE_VECTORS * VL ? VALUE_VECTORS : 1;
-            if (nv > 1) {
-                TILE_SWITCH_3(mr, VALUE_TILE, VALUE_VECTORS)
-            } else {
-                TILE_SWITCH_3(mr, VALUE_TILE, 1)
-            }
+            if (nv > 1)
+                tile_dispatch(add_values, &tile, mr, VALUE_ROWS, VALUE_VECTORS);
+            else
+                tile_dispatch(add_values, &tile, mr, VALUE_ROWS, 1);
         }
     }
 }

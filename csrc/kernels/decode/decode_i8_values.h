@@ -84,7 +84,7 @@ FA_INLINE uint64_t mask_of(fa_index columns)
 }
 
 /* Words of the columns [column, column + WIDTH) of four rows, of which those are there that the mask has. What is `next`, so many bytes
-   further, is asked for: the hardware does not see that the other half of what it skips comes next. */
+   further, is prefetched: the hardware does not see that the other half of what it skips comes next. */
 FA_INLINE void load_words(vint words[4], const void *const *row, fa_index column, uint64_t there, fa_index next)
 {
     vreal x[4];
@@ -115,7 +115,7 @@ FA_INLINE void store_values(real *part, const int32_t *sums, const weights *w, f
 }
 
 /* part = w v for WIDTH columns from `column` on, in vectors, for one row or two. `row` is padded to a multiple of KEY_STEP. The columns that
-   come `next`, so many bytes further, are asked for meanwhile. */
+   come `next`, so many bytes further, are prefetched meanwhile. */
 FA_INLINE void sum_columns(real *part, fa_index ld, const weights *w, const int mr, const void *const *row, fa_index column,
                            fa_index keys, fa_index columns, fa_index next)
 {

@@ -1,8 +1,8 @@
 /* Blocked attention, forward (kernels/attention/attention.c has the inside of a block).
 
-   Work is cut into tiles of at most QUERY_TILE rows of one head, and key blocks at multiples of a constant:
+   Work is cut into tiles of at most QUERY_BLOCK rows of one head, and key blocks at multiples of a constant:
 
-     for each tile                             state per row: O, sum, reference; empty at first
+     for each tile                             state per row: O, sum, shift; empty at first
          for each key block that some row attends to
              for each group of rows            2 register tiles: their scores stay in the first-level cache
                  scores, masks, softmax, values
@@ -16,7 +16,7 @@
                                                      it walks them and packs as it comes to new blocks, over those that a window left
      few kv heads                                    two rounds: blocks are packed by all, then tiles are taken by all
 
-   In the first way the products of a task ask for what the next one of its thread begins with: such batches are read once, and go by
+   In the first schedule the products of a task prefetch what the next one of its thread begins with: such batches are read once, and go by
    too quickly for the hardware to find out. The fewest queries are decode.c's, which packs nothing. */
 #include "attention_forward.h"
 
@@ -24,9 +24,9 @@
 
 #define TASKS_PER_THREAD 4                /* so many are an even load */
 #define RUN_BLOCKS 3                      /* a run of tiles has queries for so many blocks, at least */
-#define PACKED_BYTES ((fa_index)24 << 20) /* packed keys and values at a time in the third way, at least one head's */
+#define PACKED_BYTES ((fa_index)24 << 20) /* packed keys and values at a time in the third schedule, at least one head's */
 
-static fa_index batch_tiles(const attention_call *c, fa_index b) { return fa_ceil_div(query_rows(c->a, b), QUERY_TILE); }
+static fa_index batch_tiles(const attention_call *c, fa_index b) { return fa_ceil_div(query_rows(c->a, b), QUERY_BLOCK); }
 
 static fa_index block_size(const attention_call *c) { return c->key_size + c->value_size; }
 
@@ -35,26 +35,24 @@ static key_block packed_block(const attention_call *c, real *packed, int found)
     return (key_block){packed, packed + c->key_size, found};
 }
 
-/* What task i begins with, if there is one: asked for while `rows` rows of another attend to `keys` keys in so many blocks. */
-static rows_to_come next_task(const attention_call *c, fa_index i, fa_index rows, fa_index keys, fa_index blocks)
+/* What task i begins with, if there is one: prefetched while others attend in so many calls of kernels. */
+static upcoming_rows next_task(const attention_call *c, fa_index i, fa_index calls)
 {
     const fa_attention_arguments *a = c->a;
-    const fa_kernel_sizes *sizes = &c->kernels->sizes;
-    const fa_index panel = sizes->panel_vectors * sizes->lanes, tiles = fa_ceil_div(rows, sizes->tile_rows[sizes->panel_vectors]);
-    rows_to_come next = {0};
+    upcoming_rows next = {0};
     if (i >= a->B * a->Hk) return next;
     const fa_index b = c->order[i / a->Hk].batch, hk = i % a->Hk, first_keys = fa_min(c->block, key_length(a, b));
     const fa_index size = (fa_index)sizeof(stored);
-    next.rows[0] = (next_rows){query_row(a, b, hk * c->group, 0), a->q_stride[2] * size, a->D * size, query_rows(a, b)};
-    next.rows[1] = (next_rows){key_row(a, b, hk, 0), a->k_stride[2] * size, a->D * size, first_keys};
-    next.rows[2] = (next_rows){value_row(a, b, hk, 0), a->v_stride[2] * size, a->Dv * size, first_keys};
-    fa_index lines = 0;
-    for (int n = 0; n < 3; n++) lines += next.rows[n].count * fa_ceil_div(next.rows[n].bytes, FA_CACHE_LINE);
-    next.lines = fa_ceil_div(lines, fa_max(1, tiles * (fa_ceil_div(keys, panel) + blocks)));
+    next.rows[0] = (prefetch_rows){query_row(a, b, hk * c->group, 0), a->q_stride[2] * size, a->D * size, query_rows(a, b)};
+    next.rows[1] = (prefetch_rows){key_row(a, b, hk, 0), a->k_stride[2] * size, a->D * size, first_keys};
+    next.rows[2] = (prefetch_rows){value_row(a, b, hk, 0), a->v_stride[2] * size, a->Dv * size, first_keys};
+    fa_index rows = 0;
+    for (int n = 0; n < 3; n++) rows += next.rows[n].count;
+    next.share = fa_ceil_div(rows, fa_max(1, calls - 2)); /* two calls may reach the end of an array */
     return next;
 }
 
-/* First way: task i is kv head i; its tiles keep their state while the blocks pass by. */
+/* First schedule: task i is kv head i; its tiles keep their state while the blocks pass by. */
 static void passing_blocks(void *context, fa_index i, int worker)
 {
     const attention_call *c = context;
@@ -62,7 +60,8 @@ static void passing_blocks(void *context, fa_index i, int worker)
     const fa_index b = c->order[i / c->a->Hk].batch, hk = i % c->a->Hk, tiles = batch_tiles(c, b), n = tiles * c->group;
     fa_index first, end;
     head_blocks(c->a, c->block, b, &first, &end);
-    rows_to_come next = next_task(c, i + c->threads, query_rows(c->a, b) * c->group, key_length(c->a, b), end - first);
+    const fa_index groups = fa_ceil_div(query_rows(c->a, b), c->group_rows) * c->group;
+    upcoming_rows next = next_task(c, i + c->threads, 2 * groups * (end - first));
     for (fa_index t = 0; t < n; t++) OP(attention_start_tile)(c, &w->state[t], b, hk * c->group + t / tiles, t % tiles);
     for (fa_index j = first; j < end; j++) {
         key_block block = packed_block(c, w->packed, 0);
@@ -85,7 +84,7 @@ static void whole_tile(const attention_call *c, const worker_scratch *w, packed_
 {
     tile_state state = w->state[0];
     fa_index row, rows, first, end;
-    rows_of_tile(c, b, tile, &row, &rows);
+    rows_of_query_block(c, b, tile, &row, &rows);
     row_blocks(c->a, c->block, b, row, rows, &first, &end);
     OP(attention_start_tile)(c, &state, b, h, tile);
     for (fa_index j = first; j < end; j++) {
@@ -101,7 +100,7 @@ static void whole_tile(const attention_call *c, const worker_scratch *w, packed_
     OP(attention_finish_tile)(c, &state, b, h, tile);
 }
 
-/* Second way: task i is a run of tiles of a kv head, or all of them; they follow one another, and blocks are packed when the first of
+/* Second schedule: task i is a run of tiles of a kv head, or all of them; they follow one another, and blocks are packed when the first of
    them comes to them: under a causal mask or a window they are then still in the second-level cache. */
 static void packed_run(void *context, fa_index i, int worker)
 {
@@ -115,7 +114,7 @@ static void packed_run(void *context, fa_index i, int worker)
         whole_tile(c, w, &packed, b, hk * c->group + t % c->group, first + t / c->group);
 }
 
-/* Third way, first round: task i is a block of one of the kv heads in hand. */
+/* Third schedule, first round: task i is a block of one of the current kv heads. */
 static void shared_block(void *context, fa_index i, int worker)
 {
     const attention_call *c = context;
@@ -138,7 +137,7 @@ static void shared_tile(void *context, fa_index i, int worker)
     whole_tile(c, &c->worker[worker], &packed, b, head % c->a->Hk * c->group + t % c->group, t / c->group);
 }
 
-typedef enum { PASSING_BLOCKS, PACKED_RUNS, SHARED_HEADS } attention_way;
+typedef enum { PASSING_BLOCKS, PACKED_RUNS, SHARED_HEADS } attention_schedule;
 
 /* Batches from the first on that may differ in their lengths. */
 static fa_index different_batches(const fa_attention_arguments *a) { return a->q_lengths || a->k_lengths ? a->B : 1; }
@@ -196,10 +195,10 @@ static fa_index kept_blocks(const attention_call *c)
 {
     const fa_attention_arguments *a = c->a;
     if (!has_window(a)) return c->blocks;
-    return fa_min(c->blocks, fa_ceil_div(window_keys(a) + QUERY_TILE, c->block) + 1);
+    return fa_min(c->blocks, fa_ceil_div(window_keys(a) + QUERY_BLOCK, c->block) + 1);
 }
 
-static attention_way choose_way(const attention_call *c, double share, int threads)
+static attention_schedule choose_schedule(const attention_call *c, double share, int threads)
 {
     if (c->tiles * c->group <= FEW_TILES) return PASSING_BLOCKS;
     const fa_index run_bytes = c->kept * block_size(c) * (fa_index)sizeof(real);
@@ -209,14 +208,14 @@ static attention_way choose_way(const attention_call *c, double share, int threa
 }
 
 /* Gives out the scratch of a call from `plan`; called twice, see arena. */
-static void plan_scratch(attention_call *c, arena *plan, attention_way way, int threads)
+static void plan_scratch(attention_call *c, arena *plan, attention_schedule schedule, int threads)
 {
     const fa_index stride = c->kernels->sizes.attention_stride;
     const fa_index rows = c->group_rows;
     const fa_index queries = c->a->strategy == FA_ATTENTION_BLAS
-                                 ? QUERY_TILE * c->a->D
+                                 ? QUERY_BLOCK * c->a->D
                                  : fa_ceil_div(c->a->D, c->kernels->sizes.query_slice) * c->query_slice;
-    const fa_index states = way == PASSING_BLOCKS ? c->tiles * c->group : 1;
+    const fa_index states = schedule == PASSING_BLOCKS ? c->tiles * c->group : 1;
     c->worker = arena_take(plan, threads, sizeof *c->worker);
     c->order = arena_take(plan, c->a->B, sizeof *c->order);
     c->unsettled = arena_take(plan, OP(attention_state_rows)(c->a), sizeof *c->unsettled);
@@ -228,16 +227,17 @@ static void plan_scratch(attention_call *c, arena *plan, attention_way way, int 
         w->mask = arena_take(plan, rows * stride, sizeof(real));
         for (fa_index t = 0; t < states; t++) {
             w->state[t].overflowed = plan->base ? &c->overflowed[m] : NULL;
-            w->state[t].o = arena_take(plan, QUERY_TILE * c->ldo, sizeof(real));
-            w->state[t].sum = arena_take(plan, QUERY_TILE, sizeof(real));
-            w->state[t].reference = arena_take(plan, QUERY_TILE, sizeof(real));
+            w->state[t].o = arena_take(plan, QUERY_BLOCK * c->ldo, sizeof(real));
+            w->state[t].sum = arena_take(plan, QUERY_BLOCK, sizeof(real));
+            w->state[t].shift = arena_take(plan, QUERY_BLOCK, sizeof(real));
             w->state[t].queries = arena_take(plan, queries, sizeof(real));
         }
-        w->packed =
-            way == SHARED_HEADS ? NULL : arena_take(plan, (way == PACKED_RUNS ? c->kept : 1) * block_size(c), sizeof(real));
+        w->packed = schedule == SHARED_HEADS
+                        ? NULL
+                        : arena_take(plan, (schedule == PACKED_RUNS ? c->kept : 1) * block_size(c), sizeof(real));
     }
     c->found = arena_take(plan, c->blocks * fa_max(threads, c->heads), sizeof(int));
-    c->packed = way == SHARED_HEADS ? arena_take(plan, c->blocks * block_size(c) * c->heads, sizeof(real)) : NULL;
+    c->packed = schedule == SHARED_HEADS ? arena_take(plan, c->blocks * block_size(c) * c->heads, sizeof(real)) : NULL;
 }
 
 /* BLAS multiplies reals: not the set whose packed operands are pairs, but the one below it. */
@@ -262,24 +262,24 @@ fa_status OP(attention_forward)(const fa_attention_arguments *a)
                    padded = fa_round_up(fa_ceil_div(a->D, packed), k->sizes.tile_k);
     const fa_index heads = a->B * a->Hk;
     if (a->B == 0 || a->H == 0 || a->Lq == 0) return FA_OK;
-    if (a->Dv == 0 && !a->lse && !a->reference) return FA_OK; /* however many rows have nothing to write */
+    if (a->Dv == 0 && !a->lse && !a->shift) return FA_OK; /* however many rows have nothing to write */
     if (a->strategy == FA_ATTENTION_BLAS && !fa_blas_load()) return FA_NOBLAS;
     if (OP(attention_decodes)(a)) return OP(attention_decode)(a, NULL);
 
     attention_call c = {.a = a, .kernels = k, .group = a->H / a->Hk};
     c.block = k->sizes.attention_keys / (fa_max(a->D, a->Dv) > WIDE_HEAD ? 2 : 1);
     c.blocks = fa_ceil_div(a->Lk, c.block);
-    c.tiles = fa_ceil_div(a->Lq, QUERY_TILE);
-    c.group_rows = a->strategy == FA_ATTENTION_BLAS ? QUERY_TILE : GROUP_TILES * k->sizes.attention_rows;
+    c.tiles = fa_ceil_div(a->Lq, QUERY_BLOCK);
+    c.group_rows = a->strategy == FA_ATTENTION_BLAS ? QUERY_BLOCK : GROUP_TILES * k->sizes.attention_rows;
     c.ldo = fa_max(lanes, fa_round_up(a->Dv, lanes));
-    c.query_slice = QUERY_TILE * k->sizes.query_stride;
+    c.query_slice = QUERY_BLOCK * k->sizes.query_stride;
     c.key_size = c.block * padded;
     c.value_size = c.block / packed * c.ldo;
     c.kept = kept_blocks(&c);
     query_scale(a, &c.scale_high, &c.scale_low);
-    c.late_scale = 1;
+    c.softmax_scale = 1;
     if (k->sizes.scale_in_softmax && only_excludes(a) && c.scale_high > 0 && isfinite(c.scale_high)) {
-        c.late_scale = c.scale_high;
+        c.softmax_scale = c.scale_high;
         c.scale_high = 1;
     }
 
@@ -288,23 +288,23 @@ fa_status OP(attention_forward)(const fa_attention_arguments *a)
     const int threads = fa_threads_for(pairs * (double)(a->D + a->Dv));
     const double share = largest > 0 ? pairs / (double)c.group / largest : 1;
     c.runs = count_runs(a, c.block, share, threads);
-    const attention_way way = choose_way(&c, share, threads);
+    const attention_schedule schedule = choose_schedule(&c, share, threads);
     const fa_index head_bytes = fa_max(1, c.blocks * block_size(&c) * (fa_index)sizeof(real));
-    c.heads = way == SHARED_HEADS ? fa_min(heads, fa_max(1, PACKED_BYTES / head_bytes)) : 0;
+    c.heads = schedule == SHARED_HEADS ? fa_min(heads, fa_max(1, PACKED_BYTES / head_bytes)) : 0;
 
     fa_scratch scratch;
     arena plan = {0};
-    plan_scratch(&c, &plan, way, threads);
+    plan_scratch(&c, &plan, schedule, threads);
     if (!fa_scratch_take(&scratch, plan.used)) return FA_NOMEM;
     plan = (arena){.base = scratch.base};
-    plan_scratch(&c, &plan, way, threads);
+    plan_scratch(&c, &plan, schedule, threads);
 
     c.threads = threads;
     memset(c.overflowed, 0, (size_t)threads * sizeof *c.overflowed);
     order_batches(&c);
-    if (way == PASSING_BLOCKS) {
+    if (schedule == PASSING_BLOCKS) {
         fa_parallel_for(heads, threads, passing_blocks, &c);
-    } else if (way == PACKED_RUNS) {
+    } else if (schedule == PACKED_RUNS) {
         fa_parallel_for(heads * c.runs, threads, packed_run, &c);
     } else {
         const fa_index at_once = c.heads;

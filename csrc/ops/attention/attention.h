@@ -34,7 +34,7 @@ FA_INLINE stored *output_row(const fa_attention_arguments *a, fa_index b, fa_ind
 {
     return (stored *)a->out + b * a->out_stride[0] + h * a->out_stride[1] + (query_start(a, b) + i) * a->out_stride[2];
 }
-/* The place of a row in lse, reference and sum. */
+/* The place of a row in lse, shift and sum. */
 FA_INLINE fa_index state_row(const fa_attention_arguments *a, fa_index b, fa_index h, fa_index i)
 {
     return (a->q_starts ? a->q_starts[b] : b * a->H * a->Lq) + h * a->lse_stride + i;
@@ -59,7 +59,7 @@ FA_INLINE fa_index diagonal_of(const fa_attention_arguments *a, fa_index b, fa_i
 }
 
 /* The keys [*begin, *end) that row i of batch b attends to, by position alone. */
-FA_INLINE void key_range(const fa_attention_arguments *a, fa_index b, fa_index i, fa_index *begin, fa_index *end)
+FA_INLINE void keys_by_position(const fa_attention_arguments *a, fa_index b, fa_index i, fa_index *begin, fa_index *end)
 {
     const fa_index keys = key_length(a, b), queries = query_length(a, b);
     const fa_index diagonal = diagonal_of(a, b, i);
@@ -70,13 +70,13 @@ FA_INLINE void key_range(const fa_attention_arguments *a, fa_index b, fa_index i
     if (*end <= *begin) *begin = *end = 0;
 }
 
-/* The same for `rows` rows from i0 on and the keys [j0, j0 + keys), counted from j0. Returns how many pairs there are. */
-FA_INLINE fa_index block_ranges(const fa_attention_arguments *a, fa_index b, fa_index i0, fa_index rows, fa_index j0,
-                                fa_index keys, fa_index *begin, fa_index *end)
+/* The same for the rows of a block from i0 on and its keys from j0 on, counted from j0. Returns how many pairs there are. */
+FA_INLINE fa_index block_ranges(const fa_attention_arguments *a, fa_index b, fa_index i0, fa_index j0, const score_block *x)
 {
-    fa_index attended = 0;
-    for (fa_index r = 0; r < rows; r++) {
-        key_range(a, b, i0 + r, &begin[r], &end[r]);
+    const fa_index keys = x->keys;
+    fa_index *begin = x->begin, *end = x->end, attended = 0;
+    for (fa_index r = 0; r < x->rows; r++) {
+        keys_by_position(a, b, i0 + r, &begin[r], &end[r]);
         begin[r] = fa_min(keys, fa_max(0, begin[r] - j0));
         end[r] = fa_max(begin[r], fa_min(keys, end[r] - j0));
         attended += end[r] - begin[r];
@@ -101,15 +101,21 @@ FA_INLINE void head_blocks(const fa_attention_arguments *a, fa_index block, fa_i
     row_blocks(a, block, b, 0, a->Lq, first, end);
 }
 
-/* Narrows the ranges of `rows` rows from query i0 and key j0 on to the keys between the first and the last that the user's mask
-   leaves. Returns how many there are: a block that the mask excludes costs no product, and no bit changes. */
-fa_index OP(attention_narrow)(const fa_attention_arguments *a, fa_index b, fa_index h, fa_index i0, fa_index j0, fa_index rows,
-                              fa_index *begin, fa_index *end);
+/* `rows` rows of a block from row r on. */
+FA_INLINE score_block rows_of_block(const score_block *x, fa_index r, fa_index rows)
+{
+    return (score_block){x->s + r * ATTENTION_STRIDE, rows, x->keys, x->begin + r, x->end + r, x->scale};
+}
 
-/* From products to scores in units of log2(e): softcap, ALiBi, the user's mask, for `rows` rows from query i0 and key j0 on; `copy`
+/* Narrows the ranges of a block from query i0 and key j0 on to the keys between the first and the last that the user's mask
+   leaves. Returns how many there are: a block that the mask excludes costs no product, and no bit changes. */
+fa_index OP(attention_narrow)(const fa_attention_arguments *a, fa_index b, fa_index h, fa_index i0, fa_index j0,
+                              const score_block *x);
+
+/* From products to scores in units of log2(e): softcap, ALiBi, the user's mask, of a block from query i0 and key j0 on; `copy`
    holds that part of a mask whose keys are not contiguous. */
-void OP(attention_adjust_scores)(const fa_attention_arguments *a, const fa_kernels *k, real *scores, real *copy, fa_index b,
-                                 fa_index h, fa_index i0, fa_index j0, fa_index rows, const fa_index *begin, const fa_index *end);
+void OP(attention_adjust_scores)(const fa_attention_arguments *a, const fa_kernels *k, const score_block *x, real *copy,
+                                 fa_index b, fa_index h, fa_index i0, fa_index j0);
 
 /* decode.c: whether sizes make the call one for attention_decode, with the same values; and that call. cache: where keys and values
    are if not in plain arrays of the dtype, or NULL. */
@@ -120,16 +126,16 @@ fa_status OP(attention_decode)(const fa_attention_arguments *a, const fa_cache_a
 #define SUMS_OVERFLOW 1
 #define ROWS_UNSETTLED 2
 
-/* attention_natural.c: the places of rows in lse, reference and sum; marks rows with these sums, and with keys to attend to or not, that
-   are not settled yet; computes the marked ones; the scores of backward, as powers, of those among `rows` rows; and the weights of a row
-   in a block, if they are not finite or have lost all fractions. */
+/* attention_natural.c: the places of rows in lse, shift and sum; marks rows with these sums, and with keys to attend to or not, that
+   are not settled yet; computes the marked ones; the scores of backward, as powers, of those among the rows of a block; and the weights
+   of a block of one row, if they are not finite or have lost all fractions. */
 fa_index OP(attention_state_rows)(const fa_attention_arguments *a);
 int OP(attention_mark_unsettled)(unsigned char *unsettled, const real *sum, const unsigned char *attends, fa_index rows);
 fa_status OP(attention_settle)(const fa_attention_arguments *a, const fa_cache_arguments *cache, const unsigned char *unsettled);
-void OP(attention_natural_rows)(const fa_attention_arguments *a, const fa_kernels *k, real *scores, real *products, fa_index b,
-                                fa_index h, fa_index i0, fa_index j0, fa_index rows, const fa_index *begin, const fa_index *end);
-void OP(attention_natural_weights)(const fa_attention_arguments *a, const fa_kernels *k, real *weights, real *scores, fa_index b,
-                                   fa_index h, fa_index i, fa_index j0, fa_index begin, fa_index end, real lse);
+void OP(attention_natural_rows)(const fa_attention_arguments *a, const fa_kernels *k, const score_block *x, real *products,
+                                fa_index b, fa_index h, fa_index i0, fa_index j0);
+void OP(attention_natural_weights)(const fa_attention_arguments *a, const fa_kernels *k, real *weights, const score_block *x,
+                                   fa_index b, fa_index h, fa_index i, fa_index j0, real lse);
 
 /* decode.c: elements of `out` that are not finite because sums of large values overflowed, computed again. */
 fa_status OP(attention_recover)(const fa_attention_arguments *a, const fa_cache_arguments *cache);

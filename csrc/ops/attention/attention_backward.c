@@ -1,6 +1,6 @@
 /* Attention backward (kernels/attention/attention_backward.c has the inside of a block).
 
-   A key block of one kv head packs its keys and values, then meets the query tiles of all heads of its group:
+   A key block of one kv head packs its keys and values, then takes the query blocks of all heads of its group:
 
      for each tile that attends to the block, for each query head
          S, masks, P, dS                   a few register tiles of rows at a time
@@ -14,7 +14,7 @@
    A worker takes the blocks of a head one after another, as what a head reads again and again may fit its second-level cache. Of the
    last heads, one for each worker, blocks are tasks of their own: split block by block, the heads side by side, so that the one
    before in a chain was begun a round of heads earlier, and with as many heads as threads nobody waits. With fewer, tasks of one head
-   follow each other one tile apart. What the next tile reads is asked for during the products of a tile.
+   follow each other one tile apart. What the next tile reads is prefetched during the products of a tile.
 
    Where arrays are no reals, dq is summed up in scratch, for some heads at a time, and rounded when the last block of a head has
    added to it. */
@@ -26,7 +26,7 @@
 #define GROUP_TILES 4                    /* register tiles whose scores stay in the first-level cache between their passes */
 #define BLOCK_KEYS 256                   /* keys in a block; so many bytes of a row of keys or values: */
 #define BLOCK_ROW_BYTES 512              /* larger rows take half as many */
-#define TURNED_PADDING 16                /* keeps rows of gradients from falling on the same cache sets */
+#define TRANSPOSED_PADDING 16            /* keeps rows of gradients from falling on the same cache sets */
 #define ROUND_BYTES ((fa_index)16 << 20) /* of dq in scratch, for the kv heads at a time; but at least one with its group */
 
 static stored *written_row(void *base, const fa_index *stride, fa_index b, fa_index h, fa_index i)
@@ -64,10 +64,10 @@ static void pack_tile(const backward_call *c, const gradient_scratch *w, gradien
     const fa_attention_arguments *a = c->a;
     const fa_kernels *k = c->kernels;
     const stored *q = query_row(a, t->b, t->h, t->i0), *dout = gradient_row(g, t->b, t->h, t->i0);
-    k->attention_scale_queries(w->queries, c->slice, q, a->q_stride[2], t->rows, a->D, c->scale_high, c->scale_low);
-    k->attention_pack_values(w->query_columns, q, a->q_stride[2], t->rows, a->D, &t->found_q);
-    k->attention_scale_queries(w->gradients, c->slice, dout, g->dout_stride[2], t->rows, a->Dv, c->early ? c->score_scale : 1, 0);
-    k->attention_pack_values(w->gradient_columns, dout, g->dout_stride[2], t->rows, a->Dv, &t->found_g);
+    k->attention_pack_a(w->queries, c->slice, q, a->q_stride[2], t->rows, a->D, c->scale_high, c->scale_low);
+    k->attention_pack_b(w->query_columns, q, a->q_stride[2], t->rows, a->D, &t->found_q);
+    k->attention_pack_a(w->gradients, c->slice, dout, g->dout_stride[2], t->rows, a->Dv, c->early ? c->score_scale : 1, 0);
+    k->attention_pack_b(w->gradient_columns, dout, g->dout_stride[2], t->rows, a->Dv, &t->found_g);
 }
 
 /* 0 where row r of the tile attends to keys outside the block; otherwise 1, or 2 with a sink, which is outside too. */
@@ -84,20 +84,13 @@ static void find_row_keys(void *context, fa_index i, int worker)
 {
     const backward_call *c = context;
     const fa_attention_arguments *a = c->a;
-    const fa_index b = i / a->H, h = i % a->H, *stride = a->mask_stride;
+    const fa_index b = i / a->H, h = i % a->H;
     (void)worker;
     for (fa_index row = 0; row < a->Lq; row++) {
-        fa_index *keys = c->row_keys + 2 * (i * a->Lq + row), at = b * stride[0] + h * stride[1] + row * stride[2];
-        key_range(a, b, row, &keys[0], &keys[1]);
-        if (a->mask_kind == FA_MASK_BOOL) {
-            const uint8_t *mask = (const uint8_t *)a->mask + at;
-            while (keys[0] < keys[1] && !mask[keys[0] * stride[3]]) keys[0]++;
-            while (keys[0] < keys[1] && !mask[(keys[1] - 1) * stride[3]]) keys[1]--;
-        } else {
-            const stored *mask = (const stored *)a->mask + at;
-            while (keys[0] < keys[1] && mask[keys[0] * stride[3]] == STORED_MINUS_INFINITY) keys[0]++;
-            while (keys[0] < keys[1] && mask[(keys[1] - 1) * stride[3]] == STORED_MINUS_INFINITY) keys[1]--;
-        }
+        fa_index *keys = c->row_keys + 2 * (i * a->Lq + row);
+        const score_block one = {.rows = 1, .begin = &keys[0], .end = &keys[1]};
+        keys_by_position(a, b, row, &keys[0], &keys[1]);
+        OP(attention_narrow)(a, b, h, row, 0, &one);
     }
 }
 
@@ -117,7 +110,8 @@ static void finish_scores(const backward_call *c, const gradient_scratch *w, con
     const fa_kernels *k = c->kernels;
     const fa_index at = first * k->sizes.attention_stride, at_pairs = first / 2 * k->sizes.attention_stride;
     if (!c->early && c->score_scale != 1) scale_score_gradients(c, w, t, first, rows);
-    if (c->a->softcap > 0) k->attention_softcap_gradients(w->ds + at, w->products + at, rows, t->begin + first, t->end + first);
+    const score_block ds = block_of_tile(t, w->ds, first, rows, 1);
+    if (c->a->softcap > 0) k->attention_softcap_gradients(&ds, w->products + at);
     k->attention_pair_gradients(w->p + at_pairs, w->ds_pairs + at_pairs, w->p + at, w->ds + at, rows, t->keys);
 }
 
@@ -131,21 +125,21 @@ static void probabilities(const backward_call *c, const gradient_scratch *w, con
     unsigned char whole[GRADIENT_TILE];
     real delta[GRADIENT_TILE];
     for (fa_index r = 0; r < t->rows; r += c->group_rows) {
-        const fa_index rows = fa_min(c->group_rows, t->rows - r), *begin = t->begin + r, *end = t->end + r;
-        real *p = w->p + r * stride, *ds = w->ds + r * stride;
-        k->attention_scores(p, w->queries + r * query_stride, c->slice, rows, w->keys, t->keys, begin, end, a->D, NULL);
-        if (a->softcap > 0) memcpy(w->products + r * stride, p, (size_t)(rows * stride) * sizeof(real));
-        OP(attention_adjust_scores)(a, k, p, w->mask, t->b, t->h, t->i0 + r, t->j0, rows, begin, end);
-        OP(attention_natural_rows)(a, k, p, a->softcap > 0 ? w->products + r * stride : NULL, t->b, t->h, t->i0 + r, t->j0, rows,
-                                   begin, end);
-        k->attention_probabilities(p, rows, begin, end, t->keys, (const real *)a->reference + row + r,
-                                   (const real *)a->sum + row + r);
-        k->attention_scores(ds, w->gradients + r * query_stride, c->slice, rows, w->values, t->keys, begin, end, a->Dv, NULL);
+        const fa_index rows = fa_min(c->group_rows, t->rows - r);
+        const score_block p = block_of_tile(t, w->p, r, rows, c->scale_high);
+        const score_block ds = block_of_tile(t, w->ds, r, rows, c->early ? c->score_scale : 1);
+        real *products = a->softcap > 0 ? w->products + r * stride : NULL;
+        k->attention_product_nt(&p, w->queries + r * query_stride, c->slice, w->keys, a->D, NULL);
+        if (products) memcpy(products, p.s, (size_t)(rows * stride) * sizeof(real));
+        OP(attention_adjust_scores)(a, k, &p, w->mask, t->b, t->h, t->i0 + r, t->j0);
+        OP(attention_natural_rows)(a, k, &p, products, t->b, t->h, t->i0 + r, t->j0);
+        k->attention_probabilities(&p, (const real *)a->shift + row + r, (const real *)a->sum + row + r);
+        k->attention_product_nt(&ds, w->gradients + r * query_stride, c->slice, w->values, a->Dv, NULL);
         for (fa_index i = 0; i < rows; i++) {
             whole[i] = whole_row(c, t, r + i);
             delta[i] = c->delta[row + r + i] * (c->early ? c->score_scale : 1);
         }
-        k->attention_score_gradients(ds, p, rows, begin, end, t->keys, delta, whole);
+        k->attention_score_gradients(&ds, p.s, delta, whole);
         OP(attention_add_slopes)(c, w, t, r, rows);
         if (!c->arguments->dmask) finish_scores(c, w, t, r, rows);
     }
@@ -161,7 +155,7 @@ static void clear_rows(const backward_call *c, real *p, fa_index rows)
 
 /* What the tile of a later step reads first. */
 typedef struct {
-    next_rows q, dout, dq;
+    prefetch_rows q, dout, dq;
 } tile_ahead;
 
 static tile_ahead step_ahead(const backward_call *c, fa_index b, fa_index hk, fa_index step)
@@ -170,20 +164,19 @@ static tile_ahead step_ahead(const backward_call *c, fa_index b, fa_index hk, fa
     const fa_attention_arguments *a = c->a;
     const fa_index h = hk * c->group + step % c->group, i0 = step / c->group * GRADIENT_TILE;
     const fa_index rows = fa_min(GRADIENT_TILE, query_rows(a, b) - i0), size = (fa_index)sizeof(stored);
-    const next_rows none = {.count = 0};
-    tile_ahead ahead = {none, none, none};
+    tile_ahead ahead = {0};
     fa_index ld;
     if (rows <= 0) return ahead;
-    ahead.q = (next_rows){query_row(a, b, h, i0), a->q_stride[2] * size, a->D * size, rows};
-    ahead.dout = (next_rows){gradient_row(g, b, h, i0), g->dout_stride[2] * size, a->Dv * size, rows};
+    ahead.q = (prefetch_rows){query_row(a, b, h, i0), a->q_stride[2] * size, a->D * size, rows};
+    ahead.dout = (prefetch_rows){gradient_row(g, b, h, i0), g->dout_stride[2] * size, a->Dv * size, rows};
     const real *dq = summed_row(c, b, h, i0, &ld);
-    ahead.dq = (next_rows){dq, ld * (fa_index)sizeof(real), a->D * (fa_index)sizeof(real), rows};
+    ahead.dq = (prefetch_rows){dq, ld * (fa_index)sizeof(real), a->D * (fa_index)sizeof(real), rows};
     return ahead;
 }
 
 /* The rows of dq of a tile. The first block begins with zeros. */
 static void add_query_gradients(const backward_call *c, const gradient_scratch *w, const gradient_tile *t, int attends,
-                                int begins, int nonfinite_k, next_rows next)
+                                int begins, int nonfinite_k, const prefetch_rows *next)
 {
     const fa_attention_arguments *a = c->a;
     const fa_kernels *k = c->kernels;
@@ -191,17 +184,18 @@ static void add_query_gradients(const backward_call *c, const gradient_scratch *
     real *dq = summed_row(c, t->b, t->h, t->i0, &ld);
     for (fa_index r = 0; begins && r < t->rows; r++) memset(dq + r * ld, 0, (size_t)a->D * sizeof(real));
     if (!attends) return;
-    k->attention_query_gradients(dq, ld, w->ds, t->rows, w->columns, t->keys, t->begin, t->end, a->D, c->scale, next);
+    const score_block ds = block_of_tile(t, w->ds, 0, t->rows, 1), p = block_of_tile(t, w->p, 0, t->rows, 1);
+    k->attention_product_nn(dq, ld, &ds, w->columns, a->D, c->scale, next);
     if (nonfinite_k)
-        k->attention_patch_gradients(dq, ld, 1, w->ds_pairs, w->p, t->rows, t->keys, key_row(a, t->b, t->hk, t->j0),
-                                     a->k_stride[2], a->D, c->scale, 0);
+        k->attention_patch_gradients(dq, ld, 1, &p, w->ds_pairs, key_row(a, t->b, t->hk, t->j0), a->k_stride[2], a->D, c->scale,
+                                     0);
 }
 
-/* The rows of dk or dv of a block, of ld columns each; or turned, ld rows of so many keys. */
+/* The rows of dk or dv of a block, of ld columns each; or transposed, ld rows of so many keys. */
 static fa_index gradient_stride(const backward_call *c, fa_index keys, fa_index ld)
 {
     const fa_kernel_sizes *sizes = &c->kernels->sizes;
-    return sizes->transposed_gradients ? fa_round_up(keys, sizes->packed * sizes->lanes) + TURNED_PADDING : ld;
+    return sizes->transposed_gradients ? fa_round_up(keys, sizes->packed * sizes->lanes) + TRANSPOSED_PADDING : ld;
 }
 
 static fa_index gradient_size(const backward_call *c, fa_index keys, fa_index ld)
@@ -222,23 +216,22 @@ static void add_key_gradients(const backward_call *c, const gradient_scratch *w,
     const fa_attention_backward_arguments *g = c->arguments;
     const fa_attention_arguments *a = c->a;
     const fa_kernels *k = c->kernels;
-    const int turned = k->sizes.transposed_gradients != 0;
+    const int transposed = k->sizes.transposed_gradients != 0;
     const fa_index ldk = gradient_stride(c, t->keys, c->ldk), ldv = gradient_stride(c, t->keys, c->ldv);
-    k->attention_key_gradients(w->dv, ldv, w->p, t->rows, w->gradient_columns, t->keys, t->begin, t->end, a->Dv, more,
-                               next->dout);
-    k->attention_key_gradients(w->dk, ldk, w->ds_pairs, t->rows, w->query_columns, t->keys, t->begin, t->end, a->D, more,
-                               next->q);
+    const score_block p = block_of_tile(t, w->p, 0, t->rows, 1), ds = block_of_tile(t, w->ds_pairs, 0, t->rows, 1);
+    k->attention_product_tn(w->dv, ldv, &p, w->gradient_columns, a->Dv, more, &next->dout);
+    k->attention_product_tn(w->dk, ldk, &ds, w->query_columns, a->D, more, &next->q);
     if (t->found_q & VALUES_NOT_FINITE)
-        k->attention_patch_gradients(w->dk, turned ? 1 : ldk, turned ? ldk : 1, w->ds_pairs, w->p, t->rows, t->keys,
+        k->attention_patch_gradients(w->dk, transposed ? 1 : ldk, transposed ? ldk : 1, &p, w->ds_pairs,
                                      query_row(a, t->b, t->h, t->i0), a->q_stride[2], a->D, 1, 1);
     if (t->found_g & VALUES_NOT_FINITE)
-        k->attention_patch_gradients(w->dv, turned ? 1 : ldv, turned ? ldv : 1, w->p, w->p, t->rows, t->keys,
+        k->attention_patch_gradients(w->dv, transposed ? 1 : ldv, transposed ? ldv : 1, &p, w->p,
                                      gradient_row(g, t->b, t->h, t->i0), g->dout_stride[2], a->Dv, 1, 1);
 }
 
 /* A tile and the block of the task, up to its dq. */
-static void meet_tile(const backward_call *c, const gradient_scratch *w, gradient_tile *t, fa_index task, fa_index tile_end,
-                      int attends)
+static void compute_scores(const backward_call *c, const gradient_scratch *w, gradient_tile *t, fa_index task, fa_index tile_end,
+                           int attends)
 {
     if (attends) {
         pack_tile(c, w, t);
@@ -261,10 +254,10 @@ static void store_gradients(const backward_call *c, const gradient_scratch *w, f
     const fa_kernels *k = c->kernels;
     stored *dk = written_row(g->dk, g->dk_stride, b, hk, key_start(a, b) + j0);
     stored *dv = written_row(g->dv, g->dv_stride, b, hk, key_start(a, b) + j0);
-    const int turned = k->sizes.transposed_gradients != 0;
+    const int transposed = k->sizes.transposed_gradients != 0;
     const fa_index ldk = gradient_stride(c, keys, c->ldk), ldv = gradient_stride(c, keys, c->ldv);
-    k->attention_scale_gradients(dk, g->dk_stride[2], w->dk, ldk, keys, a->D, c->scale, turned);
-    k->attention_scale_gradients(dv, g->dv_stride[2], w->dv, ldv, keys, a->Dv, 1, turned);
+    k->attention_scale_gradients(dk, g->dk_stride[2], w->dk, ldk, keys, a->D, c->scale, transposed);
+    k->attention_scale_gradients(dv, g->dv_stride[2], w->dv, ldv, keys, a->Dv, 1, transposed);
     for (fa_index h = hk * c->group; FA_CONVERTS && last && h < (hk + 1) * c->group; h++) {
         fa_index ld;
         const real *dq = summed_row(c, b, h, 0, &ld);
@@ -273,69 +266,82 @@ static void store_gradients(const backward_call *c, const gradient_scratch *w, f
     }
 }
 
-/* Block j of one of the heads in hand. */
-static void key_block(const backward_call *c, const gradient_scratch *w, fa_index j, fa_index in_hand)
+/* The order of additions to dq: how far the tasks of three blocks of a head are. */
+typedef struct {
+    fa_progress *mine;
+    fa_progress *before; /* which adds before this one, or NULL */
+    fa_progress *first;  /* which finds delta; NULL where this is the first one */
+} block_chain;
+
+/* Of block j of one of the current heads, whose chain begins with block `first`. */
+static block_chain chain_of(const backward_call *c, fa_index j, fa_index first, fa_index head)
+{
+    fa_progress *mine = c->progress + j * c->heads + head;
+    return (block_chain){mine, j > first ? mine - c->heads : NULL, j > first ? mine - (j - first) * c->heads : NULL};
+}
+
+/* Block j of one of the current heads. */
+static void block_gradients(const backward_call *c, const gradient_scratch *w, fa_index j, fa_index current)
 {
     const fa_attention_arguments *a = c->a;
     const fa_kernels *k = c->kernels;
-    const fa_index head = c->first_head + in_hand, b = head / a->Hk, hk = head % a->Hk, i = j * c->heads + in_hand;
+    const fa_index head = c->first_head + current, b = head / a->Hk, hk = head % a->Hk, i = j * c->heads + current;
     const fa_index j0 = j * c->block, keys = fa_max(0, fa_min(c->block, (a->k_starts ? key_length(a, b) : a->Lk) - j0)),
                    steps = c->group * c->tiles;
     fa_index first, end;
     head_blocks(a, c->block, b, &first, &end);
     if (first == end) first = 0; /* somebody has to write the zeros of dq */
-    const int meets = j >= first && (j < end || j == first);
-    fa_progress *mine = c->progress + i, *before = j > first ? mine - c->heads : NULL;
-    fa_progress *begun = j > first ? mine - (j - first) * c->heads : NULL; /* by the first block, which finds delta */
+    const int active = j >= first && (j < end || j == first);
+    const block_chain chain = chain_of(c, j, first, current);
 
-    /* Where they are turned, the first tile that attends writes all of them. */
+    /* Where they are transposed, the first tile that attends writes all of them. */
     int more = !k->sizes.transposed_gradients;
     if (more) clear_key_gradients(c, w, keys);
     OP(attention_begin_options)(c, w);
     int found_k = 0;
     if (j >= first && j < end) {
         const stored *key = key_row(a, b, hk, j0);
-        k->attention_pack_keys(w->keys, key, a->k_stride[2], keys, a->D);
-        k->attention_pack_keys(w->values, value_row(a, b, hk, j0), a->v_stride[2], keys, a->Dv);
-        k->attention_pack_values(w->columns, key, a->k_stride[2], keys, a->D, &found_k);
+        k->attention_pack_bt(w->keys, key, a->k_stride[2], keys, a->D);
+        k->attention_pack_bt(w->values, value_row(a, b, hk, j0), a->v_stride[2], keys, a->Dv);
+        k->attention_pack_b(w->columns, key, a->k_stride[2], keys, a->D, &found_k);
     }
-    for (fa_index step = 0; meets && step < steps; step++) {
+    for (fa_index step = 0; active && step < steps; step++) {
         const fa_index tile = step / c->group;
         gradient_tile t = {.b = b, .h = hk * c->group + step % c->group, .hk = hk, .i0 = tile * GRADIENT_TILE, .j0 = j0};
         t.rows = fa_min(GRADIENT_TILE, query_rows(a, b) - t.i0);
         t.keys = keys;
         if (t.rows <= 0) continue;
-        int attends = block_ranges(a, b, t.i0, t.rows, j0, keys, t.begin, t.end) > 0;
-        if (attends && a->mask_kind != FA_MASK_NONE)
-            attends = OP(attention_narrow)(a, b, t.h, t.i0, j0, t.rows, t.begin, t.end) > 0;
+        const score_block ranges = block_of_tile(&t, NULL, 0, t.rows, 1);
+        int attends = block_ranges(a, b, t.i0, j0, &ranges) > 0;
+        if (attends && a->mask_kind != FA_MASK_NONE) attends = OP(attention_narrow)(a, b, t.h, t.i0, j0, &ranges) > 0;
         if (!attends && j > first) continue;
-        if (begun)
-            fa_progress_wait(begun, step + 1);
+        if (chain.first)
+            fa_progress_wait(chain.first, step + 1);
         else
             find_delta(c, &t);
-        meet_tile(c, w, &t, i, (tile + 1) * c->group, attends);
+        compute_scores(c, w, &t, i, (tile + 1) * c->group, attends);
         const tile_ahead ahead = step_ahead(c, b, hk, step + 1);
-        if (before) fa_progress_wait(before, step + 1);
-        add_query_gradients(c, w, &t, attends, j == first, found_k & VALUES_NOT_FINITE, ahead.dq);
-        fa_progress_publish(mine, step + 1);
+        if (chain.before) fa_progress_wait(chain.before, step + 1);
+        add_query_gradients(c, w, &t, attends, j == first, found_k & VALUES_NOT_FINITE, &ahead.dq);
+        fa_progress_publish(chain.mine, step + 1);
         if (attends) add_key_gradients(c, w, &t, more, &ahead);
         more |= attends;
     }
     if (!more) clear_key_gradients(c, w, keys);
-    if (before) fa_progress_wait(before, steps);
+    if (chain.before) fa_progress_wait(chain.before, steps);
     OP(attention_end_options)(c, w, i, b, hk, j, keys);
-    fa_progress_publish(mine, steps + 1);
-    store_gradients(c, w, b, hk, j0, keys, meets && j + 1 >= end);
+    fa_progress_publish(chain.mine, steps + 1);
+    store_gradients(c, w, b, hk, j0, keys, active && j + 1 >= end);
 }
 
-/* Task i of the heads in hand: a whole head, or a block of one of the others. */
+/* Task i of the current heads: a whole head, or a block of one of the others. */
 static void head_or_block(void *context, fa_index i, int worker)
 {
     const backward_call *c = context;
     const gradient_scratch *w = &c->worker[worker];
     const fa_index part = i - c->whole, others = c->heads - c->whole;
-    for (fa_index j = 0; part < 0 && j < c->blocks; j++) key_block(c, w, j, i);
-    if (part >= 0) key_block(c, w, part / others, c->whole + part % others);
+    for (fa_index j = 0; part < 0 && j < c->blocks; j++) block_gradients(c, w, j, i);
+    if (part >= 0) block_gradients(c, w, part / others, c->whole + part % others);
 }
 
 /* Gives out the scratch of a call from `plan`; called twice, see arena. */

@@ -8,7 +8,7 @@
 
 typedef struct {
     real *keys, *values, *columns;          /* of the block: panels of keys of k and v, panels of columns of k */
-    real *dk, *dv;                          /* [block, ldk], [block, ldv]; or turned: gradient_stride */
+    real *dk, *dv;                          /* [block, ldk], [block, ldv]; or transposed: gradient_stride */
     real *queries, *gradients;              /* of a tile: scaled q and dout in slices */
     real *query_columns, *gradient_columns; /* q and dout in panels of columns */
     real *p, *ds, *ds_pairs, *products;     /* [GRADIENT_TILE, attention_stride]; products q k before a softcap */
@@ -39,12 +39,19 @@ typedef struct {
     real *sink_parts;           /* [B, H] */
 } backward_call;
 
-/* One tile of queries: rows [i0, i0 + rows) of query head h, and the block of keys it meets. */
+/* One tile of queries: rows [i0, i0 + rows) of query head h, and a block of keys. */
 typedef struct {
     fa_index b, h, hk, i0, rows, j0, keys;
     fa_index begin[GRADIENT_TILE], end[GRADIENT_TILE];
     int found_q, found_g; /* among q and dout: VALUES_NOT_FINITE */
 } gradient_tile;
+
+/* `rows` rows of the tile from row r on, of a block of scores or of what has come of them. */
+FA_INLINE score_block block_of_tile(const gradient_tile *t, real *s, fa_index r, fa_index rows, real scale)
+{
+    fa_index *begin = (fa_index *)t->begin, *end = (fa_index *)t->end;
+    return (score_block){s + r * ATTENTION_STRIDE, rows, t->keys, begin + r, end + r, scale};
+}
 
 FA_INLINE const stored *gradient_row(const fa_attention_backward_arguments *g, fa_index b, fa_index h, fa_index i)
 {
@@ -56,7 +63,7 @@ FA_INLINE const stored *gradient_row(const fa_attention_backward_arguments *g, f
 FA_INLINE void attended_keys(const backward_call *c, fa_index b, fa_index h, fa_index i, fa_index *begin, fa_index *end)
 {
     if (!c->row_keys) {
-        key_range(c->a, b, i, begin, end);
+        keys_by_position(c->a, b, i, begin, end);
         return;
     }
     const fa_index *keys = c->row_keys + 2 * ((b * c->a->H + h) * c->a->Lq + i);
@@ -65,7 +72,7 @@ FA_INLINE void attended_keys(const backward_call *c, fa_index b, fa_index h, fa_
 
 /* attention_mask_backward.c: gradients of the mask, the slopes and the sinks, as far as they are wanted. What a call and its workers
    need of scratch; the start of a task, what a tile adds in it, and its end; and what is left when all tasks are done. `task` counts
-   the tasks of the heads in hand; the steps of a tile of queries end at `step`. */
+   the tasks of the current heads; the steps of a tile of queries end at `step`. */
 void OP(attention_plan_options)(backward_call *c, arena *plan);
 void OP(attention_plan_option_parts)(const backward_call *c, gradient_scratch *w, arena *plan);
 void OP(attention_begin_options)(const backward_call *c, const gradient_scratch *w);

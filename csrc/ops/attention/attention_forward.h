@@ -1,20 +1,20 @@
-/* What the files of attention forward share: the tiles of queries, the blocks of keys, and the call. */
+/* What the files of attention forward share: the blocks of queries and of keys, and the call. */
 #ifndef FA_OPS_ATTENTION_FORWARD_H
 #define FA_OPS_ATTENTION_FORWARD_H
 
 #include "attention.h"
 
-#define QUERY_TILE 96
+#define QUERY_BLOCK 96
 #define GROUP_TILES 2 /* register tiles in a group */
 #define FEW_TILES 4   /* so many tiles keep their state while blocks of keys pass by */
 
 typedef struct {
-    real *o, *sum, *reference;          /* of a tile: [QUERY_TILE, ldo], [QUERY_TILE] x 2 */
-    unsigned char progress[QUERY_TILE]; /* of each group: group_progress */
-    unsigned char attends[QUERY_TILE];  /* rows that have met keys */
-    real *queries;                      /* scaled, in slices of [QUERY_TILE, query_stride]; plain [QUERY_TILE, D] for BLAS */
-    int large;                          /* it has met values that may make sums overflow */
-    int *overflowed;                    /* of its worker: SUMS_OVERFLOW, ROWS_UNSETTLED */
+    real *o, *sum, *shift;               /* of a tile: [QUERY_BLOCK, ldo], [QUERY_BLOCK] x 2 */
+    unsigned char progress[QUERY_BLOCK]; /* of each group: group_progress */
+    unsigned char attends[QUERY_BLOCK];  /* rows that took keys */
+    real *queries;                       /* scaled, in slices of [QUERY_BLOCK, query_stride]; plain [QUERY_BLOCK, D] for BLAS */
+    int large;                           /* values that it took may make sums overflow */
+    int *overflowed;                     /* of its worker: SUMS_OVERFLOW, ROWS_UNSETTLED */
 } tile_state;
 
 typedef struct {
@@ -27,6 +27,12 @@ typedef struct {
     tile_state state[FEW_TILES];
     real *packed; /* of one block, or of a run */
 } worker_scratch;
+
+/* What a thread needs next, and how much of it is prefetched in each call of a kernel. */
+typedef struct {
+    prefetch_rows rows[3];
+    fa_index share;
+} upcoming_rows;
 
 typedef struct {
     double work; /* of a batch, pairs of a query and a key */
@@ -43,14 +49,14 @@ typedef struct {
     fa_index group;                /* query heads per kv head */
     fa_index ldo, query_slice;     /* row stride of O; size of a slice of the scaled queries */
     fa_index key_size, value_size; /* packed sizes of a block */
-    fa_index runs, kept;           /* second way: runs per head, packed blocks that are kept */
+    fa_index runs, kept;           /* second schedule: runs per head, packed blocks that are kept */
     int threads;                   /* threads: task i + threads comes after task i, about */
     real scale_high, scale_low;    /* of queries */
-    real late_scale;               /* of scores, in the softmax */
+    real softmax_scale;            /* of scores, in the softmax */
     worker_scratch *worker;
     int *overflowed;          /* of each worker */
     unsigned char *unsettled; /* of each row, as in lse */
-    /* third way: */
+    /* third schedule: */
     fa_index first_head, heads;
     real *packed;
     int *found; /* of each packed block */
@@ -71,10 +77,10 @@ FA_INLINE void split_evenly(fa_index size, fa_index most, fa_index i, fa_index *
 /* Tiles are whole groups, split evenly: but for a head's last one, no group then wastes a part of its products. BLAS gets tiles at
    fixed places: OpenBLAS gives the rows of a tile different kernels by their place in it, so a row has the same bits only at the same
    index. */
-FA_INLINE void rows_of_tile(const attention_call *c, fa_index b, fa_index tile, fa_index *first, fa_index *rows)
+FA_INLINE void rows_of_query_block(const attention_call *c, fa_index b, fa_index tile, fa_index *first, fa_index *rows)
 {
     const fa_index all = query_rows(c->a, b);
-    split_evenly(fa_ceil_div(all, c->group_rows), QUERY_TILE / c->group_rows, tile, first, rows);
+    split_evenly(fa_ceil_div(all, c->group_rows), QUERY_BLOCK / c->group_rows, tile, first, rows);
     *first *= c->group_rows;
     *rows = fa_min(*rows * c->group_rows, all - *first);
 }
@@ -84,7 +90,7 @@ FA_INLINE void rows_of_tile(const attention_call *c, fa_index b, fa_index tile, 
 void OP(attention_pack_block)(const attention_call *c, fa_index b, fa_index hk, fa_index j, real *dst, int *found);
 void OP(attention_start_tile)(const attention_call *c, tile_state *s, fa_index b, fa_index h, fa_index tile);
 void OP(attention_attend)(const attention_call *c, const worker_scratch *w, tile_state *s, const key_block *block, int last,
-                          fa_index b, fa_index h, fa_index tile, fa_index j, rows_to_come *next);
+                          fa_index b, fa_index h, fa_index tile, fa_index j, upcoming_rows *next);
 void OP(attention_finish_tile)(const attention_call *c, const tile_state *s, fa_index b, fa_index h, fa_index tile);
 
 #endif

@@ -29,12 +29,13 @@ static fa_index last_set(const uint8_t *mask, fa_index step, fa_index n)
     return n;
 }
 
-fa_index OP(attention_narrow)(const fa_attention_arguments *a, fa_index b, fa_index h, fa_index i0, fa_index j0, fa_index rows,
-                              fa_index *begin, fa_index *end)
+fa_index OP(attention_narrow)(const fa_attention_arguments *a, fa_index b, fa_index h, fa_index i0, fa_index j0,
+                              const score_block *x)
 {
+    fa_index *begin = x->begin, *end = x->end;
     const fa_index *stride = a->mask_stride, at = b * stride[0] + h * stride[1] + i0 * stride[2] + j0 * stride[3];
     fa_index attended = 0;
-    for (fa_index r = 0; r < rows; r++) {
+    for (fa_index r = 0; r < x->rows; r++) {
         fa_index first = begin[r], last = end[r];
         if (first < last && a->mask_kind == FA_MASK_BOOL) {
             const uint8_t *mask = (const uint8_t *)a->mask + at + r * stride[2];
@@ -52,9 +53,10 @@ fa_index OP(attention_narrow)(const fa_attention_arguments *a, fa_index b, fa_in
     return attended;
 }
 
-static void apply_mask(const fa_attention_arguments *a, const fa_kernels *k, real *scores, real *copy, fa_index b, fa_index h,
-                       fa_index i0, fa_index j0, fa_index rows, const fa_index *begin, const fa_index *end)
+static void apply_mask(const fa_attention_arguments *a, const fa_kernels *k, const score_block *x, real *copy, fa_index b,
+                       fa_index h, fa_index i0, fa_index j0)
 {
+    const fa_index rows = x->rows, *begin = x->begin, *end = x->end;
     const fa_index *stride = a->mask_stride, at = b * stride[0] + h * stride[1] + i0 * stride[2] + j0 * stride[3];
     const fa_index ldcopy = k->sizes.attention_stride;
     if (a->mask_kind == FA_MASK_BOOL) {
@@ -67,7 +69,7 @@ static void apply_mask(const fa_attention_arguments *a, const fa_kernels *k, rea
             mask = bytes;
             ld = ldcopy;
         }
-        k->attention_mask_bool(scores, rows, begin, end, mask, ld);
+        k->attention_mask_bool(x, mask, ld);
     } else if (a->mask_kind == FA_MASK_ADD) {
         const stored *mask = (const stored *)a->mask + at;
         fa_index ld = stride[2];
@@ -78,7 +80,7 @@ static void apply_mask(const fa_attention_arguments *a, const fa_kernels *k, rea
             mask = part;
             ld = ldcopy;
         }
-        k->attention_mask_add(scores, rows, begin, end, mask, ld);
+        k->attention_mask_add(x, mask, ld);
     }
 }
 
@@ -90,17 +92,17 @@ static void in_log2(double x, real *high, real *low)
     *low = fabs((double)*high) < REAL_LARGEST ? (real)((y - (double)*high) + rest) : 0;
 }
 
-void OP(attention_adjust_scores)(const fa_attention_arguments *a, const fa_kernels *k, real *scores, real *copy, fa_index b,
-                                 fa_index h, fa_index i0, fa_index j0, fa_index rows, const fa_index *begin, const fa_index *end)
+void OP(attention_adjust_scores)(const fa_attention_arguments *a, const fa_kernels *k, const score_block *x, real *copy,
+                                 fa_index b, fa_index h, fa_index i0, fa_index j0)
 {
     real high, low;
     if (a->softcap > 0) {
         in_log2(a->softcap, &high, &low);
-        k->attention_softcap(scores, rows, begin, end, high, low);
+        k->attention_softcap(x, high, low);
     }
     if (a->alibi_slopes) {
         in_log2(-(double)((const real *)a->alibi_slopes)[h], &high, &low);
-        k->attention_alibi(scores, rows, begin, end, j0 - diagonal_of(a, b, i0), high, low);
+        k->attention_alibi(x, j0 - diagonal_of(a, b, i0), high, low);
     }
-    apply_mask(a, k, scores, copy, b, h, i0, j0, rows, begin, end);
+    apply_mask(a, k, x, copy, b, h, i0, j0);
 }

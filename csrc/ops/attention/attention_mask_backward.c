@@ -56,8 +56,8 @@ void OP(attention_add_slopes)(const backward_call *c, const gradient_scratch *w,
 {
     const fa_kernels *k = c->kernels;
     if (!w->dslopes) return;
-    k->attention_alibi_gradients(w->dslopes + t->h % c->group, w->ds + first * k->sizes.attention_stride, rows, t->begin + first,
-                                 t->end + first, t->j0 - diagonal_of(c->a, t->b, t->i0 + first));
+    const score_block ds = block_of_tile(t, w->ds, first, rows, 1);
+    k->attention_alibi_gradients(w->dslopes + t->h % c->group, &ds, t->j0 - diagonal_of(c->a, t->b, t->i0 + first));
 }
 
 void OP(attention_add_mask)(const backward_call *c, const gradient_scratch *w, const gradient_tile *t, fa_index task,
@@ -67,8 +67,8 @@ void OP(attention_add_mask)(const backward_call *c, const gradient_scratch *w, c
     if (!w->dmask && c->mask_in_order && task > 0) fa_progress_wait(c->progress + task - 1, step);
     if (!attends) return;
     real *dst = w->dmask ? mask_part(c, w, t->h) : mask_place(c, t->b, t->h, t->i0, t->j0);
-    c->kernels->attention_mask_gradients(dst, c->arguments->dmask_stride[2], w->ds, t->rows, t->begin, t->end, t->keys,
-                                         over_rows(c), over_keys(c));
+    const score_block ds = block_of_tile(t, w->ds, 0, t->rows, 1);
+    c->kernels->attention_mask_gradients(dst, c->arguments->dmask_stride[2], &ds, over_rows(c), over_keys(c));
 }
 
 void OP(attention_end_options)(const backward_call *c, const gradient_scratch *w, fa_index task, fa_index b, fa_index hk,
@@ -101,8 +101,8 @@ static void head_sink(void *context, fa_index i, int worker)
             attended_keys(c, b, h, i0 + r, &begin, &end);
             attends[r] = begin < end;
         }
-        c->kernels->attention_sink_gradients(&total, ((const real *)a->sinks)[h], c->delta + row,
-                                             (const real *)a->reference + row, (const real *)a->sum + row, attends, rows);
+        c->kernels->attention_sink_gradients(&total, ((const real *)a->sinks)[h], c->delta + row, (const real *)a->shift + row,
+                                             (const real *)a->sum + row, attends, rows);
     }
     c->sink_parts[i] = total;
 }

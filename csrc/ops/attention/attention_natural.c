@@ -60,7 +60,7 @@ typedef struct {
     decode_rows keys, values, key_scales, value_scales;
 } block_rows;
 
-static block_rows rows_of_block(const natural_call *c, const part_place *at, fa_index j)
+static block_rows find_block_rows(const natural_call *c, const part_place *at, fa_index j)
 {
     const fa_attention_arguments *a = c->call.a;
     const size_t item = c->call.bytes ? 1 : sizeof(stored);
@@ -92,7 +92,7 @@ static void find_bad_keys(const natural_call *c, const natural_scratch *w, const
     const fa_attention_arguments *a = c->call.a;
     const fa_index length = key_length(a, at->b);
     for (fa_index j0 = 0; j0 < length; j0 += c->call.block) {
-        const block_rows rows = rows_of_block(c, at, j0 / c->call.block);
+        const block_rows rows = find_block_rows(c, at, j0 / c->call.block);
         const fa_index keys = fa_min(c->call.block, length - j0);
         for (fa_index j = 0, n, ld; j < keys; j += n) {
             const stored *k = rows_from(c, w, &rows.keys, &rows.key_scales, j, a->D, &n, &ld);
@@ -123,7 +123,7 @@ static int is_spoilt(const natural_call *c, const natural_scratch *w, const part
         const fa_index first = fa_max(0, begin - j0), last = fa_min(c->call.block, end - j0);
         if (adds) c->call.kernels->attention_natural_scores(w->scores, NULL, q, q, 0, first, last, 0, &o);
         if (adds && has_spoilt(w->scores, first, last)) return 1;
-        const block_rows rows = rows_of_block(c, at, j0 / c->call.block);
+        const block_rows rows = find_block_rows(c, at, j0 / c->call.block);
         for (fa_index j = first; j < last; j++) {
             if (!any && !w->bad[j0 + j]) continue;
             natural_scores(c, w, &rows, q, &o, j, j + 1);
@@ -145,14 +145,14 @@ static void settle_row(const natural_call *c, const natural_scratch *w, const pa
     unsigned char bad;
     fa_index begin, end;
     k->attention_find_nonfinite(&bad, q, 0, 1, a->D);
-    key_range(a, at->b, at->i0, &begin, &end);
+    keys_by_position(a, at->b, at->i0, &begin, &end);
     if (is_spoilt(c, w, at, q, bad, begin, end)) return;
     memset(w->o, 0, (size_t)a->Dv * sizeof *w->o);
     if (a->sinks && ((const real *)a->sinks)[at->h] > -REAL_INFINITY)
         state = (natural_state){.top = (double)((const real *)a->sinks)[at->h], .sum = 1};
     for (fa_index j0 = begin / c->call.block * c->call.block; j0 < end; j0 += c->call.block) {
         const natural_options o = options_of(a, at->b, at->h, at->i0, j0);
-        const block_rows rows = rows_of_block(c, at, j0 / c->call.block);
+        const block_rows rows = find_block_rows(c, at, j0 / c->call.block);
         const fa_index last = fa_min(c->call.block, end - j0);
         for (fa_index first = fa_max(0, begin - j0), next; first < last; first = next) {
             next = fa_min(last, first + KEYS_AT_ONCE);
@@ -166,8 +166,8 @@ static void settle_row(const natural_call *c, const natural_scratch *w, const pa
         }
     }
     k->attention_natural_finish(output_row(a, at->b, at->h, at->i0), a->lse ? (real *)a->lse + place : NULL,
-                                a->reference ? (real *)a->reference + place : NULL, a->sum ? (real *)a->sum + place : NULL, w->o,
-                                &state, a->Dv);
+                                a->shift ? (real *)a->shift + place : NULL, a->sum ? (real *)a->sum + place : NULL, w->o, &state,
+                                a->Dv);
 }
 
 /* Task: DECODE_ROWS rows of a head. */
@@ -236,31 +236,32 @@ fa_status OP(attention_settle)(const fa_attention_arguments *a, const fa_cache_a
     return FA_OK;
 }
 
-void OP(attention_natural_rows)(const fa_attention_arguments *a, const fa_kernels *k, real *scores, real *products, fa_index b,
-                                fa_index h, fa_index i0, fa_index j0, fa_index rows, const fa_index *begin, const fa_index *end)
+void OP(attention_natural_rows)(const fa_attention_arguments *a, const fa_kernels *k, const score_block *x, real *products,
+                                fa_index b, fa_index h, fa_index i0, fa_index j0)
 {
     const fa_index row = state_row(a, b, h, i0), stride = k->sizes.attention_stride;
-    const real *reference = (const real *)a->reference + row, *sum = (const real *)a->sum + row;
-    for (fa_index r = 0; r < rows; r++) {
+    const real *shift = (const real *)a->shift + row, *sum = (const real *)a->sum + row;
+    for (fa_index r = 0; r < x->rows; r++) {
         if (!(sum[r] < 0)) continue;
         const natural_options o = options_of(a, b, h, i0 + r, j0);
-        k->attention_natural_scores(scores + r * stride, products ? products + r * stride : NULL, query_row(a, b, h, i0 + r),
-                                    key_row(a, b, h / (a->H / a->Hk), j0), a->k_stride[2], begin[r], end[r], a->D, &o);
-        k->attention_natural_powers(scores + r * stride, begin[r], end[r], reference[r]);
+        k->attention_natural_scores(x->s + r * stride, products ? products + r * stride : NULL, query_row(a, b, h, i0 + r),
+                                    key_row(a, b, h / (a->H / a->Hk), j0), a->k_stride[2], x->begin[r], x->end[r], a->D, &o);
+        k->attention_natural_powers(x->s + r * stride, x->begin[r], x->end[r], shift[r]);
     }
 }
 
 #if !FA_CONVERTS
-void OP(attention_natural_weights)(const fa_attention_arguments *a, const fa_kernels *k, real *weights, real *scores, fa_index b,
-                                   fa_index h, fa_index i, fa_index j0, fa_index begin, fa_index end, real lse)
+void OP(attention_natural_weights)(const fa_attention_arguments *a, const fa_kernels *k, real *weights, const score_block *x,
+                                   fa_index b, fa_index h, fa_index i, fa_index j0, real lse)
 {
+    const fa_index begin = *x->begin, end = *x->end;
     unsigned char bad = fabs((double)lse) > NATURAL_LSE;
     if (!isfinite(lse)) return;
     if (!bad) k->attention_find_nonfinite(&bad, (const stored *)weights + begin, 0, 1, end - begin);
     if (!bad) return;
     const natural_options o = options_of(a, b, h, i, j0);
-    k->attention_natural_scores(scores, NULL, query_row(a, b, h, i), key_row(a, b, h / (a->H / a->Hk), j0), a->k_stride[2], begin,
+    k->attention_natural_scores(x->s, NULL, query_row(a, b, h, i), key_row(a, b, h / (a->H / a->Hk), j0), a->k_stride[2], begin,
                                 end, a->D, &o);
-    k->attention_natural_weights(weights, scores, begin, end, lse);
+    k->attention_natural_weights(weights, x->s, begin, end, lse);
 }
 #endif

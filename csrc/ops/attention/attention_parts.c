@@ -27,35 +27,38 @@ static void weights_tile(void *context, fa_index task, int worker)
     const weights_scratch *scratch = &c->worker[worker];
     const fa_index first = task % c->tiles * ROW_TILE, at = task / c->tiles % w->n_heads, b = task / c->tiles / w->n_heads;
     const fa_index h = w->heads[at], hk = h / (a->H / a->Hk), n = fa_min(ROW_TILE, w->n_rows - first);
-    const fa_index most = 2 * k->sizes.attention_rows, stride = k->sizes.attention_stride;
+    const fa_index most = 2 * k->sizes.attention_rows;
     const fa_index *row = w->rows + first;
     real lse[ROW_TILE];
     for (fa_index r = 0; r < n; r++) {
-        k->attention_scale_queries(scratch->queries + r * k->sizes.query_stride, c->query_slice, query_row(a, b, h, row[r]),
-                                   a->q_stride[2], 1, a->D, c->scale_high, c->scale_low);
+        k->attention_pack_a(scratch->queries + r * k->sizes.query_stride, c->query_slice, query_row(a, b, h, row[r]),
+                            a->q_stride[2], 1, a->D, c->scale_high, c->scale_low);
         lse[r] = ((const real *)w->lse)[state_row(a, b, h, row[r])];
     }
     for (fa_index j0 = 0; j0 < a->Lk; j0 += c->block) {
         const fa_index keys = fa_max(0, fa_min(c->block, key_length(a, b) - j0)), places = fa_min(c->block, a->Lk - j0);
         fa_index begin[ROW_TILE], end[ROW_TILE], attended = 0;
         for (fa_index r = 0; r < n; r++) {
-            attended += block_ranges(a, b, row[r], 1, j0, keys, &begin[r], &end[r]);
-            OP(attention_narrow)(a, b, h, row[r], j0, 1, &begin[r], &end[r]);
+            const score_block one = {.rows = 1, .keys = keys, .begin = begin + r, .end = end + r};
+            attended += block_ranges(a, b, row[r], j0, &one);
+            OP(attention_narrow)(a, b, h, row[r], j0, &one);
         }
-        if (attended) k->attention_pack_keys(scratch->keys, key_row(a, b, hk, j0), a->k_stride[2], keys, a->D);
+        if (attended) k->attention_pack_bt(scratch->keys, key_row(a, b, hk, j0), a->k_stride[2], keys, a->D);
         for (fa_index g = 0; g < n; g += most) {
-            const fa_index rows = fa_min(most, n - g);
+            const score_block x = {scratch->scores, fa_min(most, n - g), keys, begin + g, end + g, c->scale_high};
             if (attended)
-                k->attention_scores(scratch->scores, scratch->queries + g * k->sizes.query_stride, c->query_slice, rows,
-                                    scratch->keys, keys, begin + g, end + g, a->D, NULL);
-            for (fa_index r = 0; attended && r < rows; r++)
-                OP(attention_adjust_scores)(a, k, scratch->scores + r * stride, scratch->copy, b, h, row[g + r], j0, 1,
-                                            begin + g + r, end + g + r);
+                k->attention_product_nt(&x, scratch->queries + g * k->sizes.query_stride, c->query_slice, scratch->keys, a->D,
+                                        NULL);
+            for (fa_index r = 0; attended && r < x.rows; r++) {
+                const score_block one = rows_of_block(&x, r, 1);
+                OP(attention_adjust_scores)(a, k, &one, scratch->copy, b, h, row[g + r], j0);
+            }
             real *dst = (real *)w->weights + b * w->stride[0] + at * w->stride[1] + (first + g) * w->stride[2] + j0;
-            k->attention_weights(dst, w->stride[2], scratch->scores, rows, begin + g, end + g, places, lse + g);
-            for (fa_index r = 0; r < rows; r++)
-                OP(attention_natural_weights)(a, k, dst + r * w->stride[2], scratch->scores, b, h, row[g + r], j0, begin[g + r],
-                                              end[g + r], lse[g + r]);
+            k->attention_weights(dst, w->stride[2], &x, places, lse + g);
+            for (fa_index r = 0; r < x.rows; r++) {
+                const score_block one = rows_of_block(&x, r, 1);
+                OP(attention_natural_weights)(a, k, dst + r * w->stride[2], &one, b, h, row[g + r], j0, lse[g + r]);
+            }
         }
     }
 }

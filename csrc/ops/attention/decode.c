@@ -2,15 +2,15 @@
    (kernels/decode/decode.c has the inside of a block). The values are those of attention.c, bit for bit: the same blocks of keys, the same
    chains within them, merged in the same order.
 
-   The rows of a kv head (all queries of its query heads) are taken in parts of at most DECODE_ROWS; a part has an O, sum and reference per
+   The rows of a kv head (all queries of its query heads) are taken in parts of at most DECODE_ROWS; a part has an O, sum and shift per
    row. Who does what is decided by sizes and threads, and changes no bit:
 
      many parts   a task is a part:
                       for each block    scores, masks, softmax, values, merged with O
      few parts    a task is a block of a part, in rounds of blocks whose results fit into ROUND_BYTES:
-                      for each block    scores, masks, the reference that its largest score asks for
-                      in order          references become running maxima
-                      for each block    softmax against the reference before it, values from zero
+                      for each block    scores, masks, the shift that its largest score asks for
+                      in order          shifts become running maxima
+                      for each block    softmax against the shift before it, values from zero
                       for each part     the blocks merged in order
 
    Sums p v are divided by the sum of p at the end, so that those of values near the largest numbers overflow where their mean does
@@ -24,7 +24,7 @@
 #define PARTS_PER_THREAD 3               /* so many parts per thread are an even load */
 #define ROUND_BYTES ((fa_index)16 << 20) /* scores and partial O of one round */
 #define RECOVER_SHIFT 40                 /* powers are smaller by 2 to this: sums of 2^39 values of any size are finite */
-#define REFERENCE_RISE 4096.0            /* beyond it no sum is left in either type */
+#define SHIFT_RISE 4096.0                /* beyond it no sum is left in either type */
 
 static part_place place_of(const decode_call *c, fa_index i)
 {
@@ -38,22 +38,26 @@ static part_place place_of(const decode_call *c, fa_index i)
     return place;
 }
 
-/* The keys of block j that each row attends to; those that any row does are [*first, the result), nothing if that is 0. */
-static fa_index part_ranges(const decode_call *c, const part_place *at, fa_index j, fa_index *begin, fa_index *end,
-                            fa_index *first)
+/* Whether any row attends to a key of block j. */
+static int find_keys(const decode_call *c, const part_place *at, fa_index j, block_keys *x)
 {
     const fa_attention_arguments *a = c->a;
     const fa_index j0 = j * c->block, keys = fa_max(0, fa_min(c->block, key_length(a, at->b) - j0));
-    fa_index last = 0;
-    *first = keys;
-    block_ranges(a, at->b, at->i0, at->queries, j0, keys, begin, end);
+    const score_block queries = {.rows = at->queries, .keys = keys, .begin = x->begin, .end = x->end};
+    x->j = j;
+    x->first = keys;
+    x->last = 0;
+    block_ranges(a, at->b, at->i0, j0, &queries);
     for (fa_index r = 0; r < at->queries; r++) {
-        if (end[r] == begin[r]) continue;
-        *first = fa_min(*first, begin[r]);
-        last = fa_max(last, end[r]);
+        if (x->end[r] == x->begin[r]) continue;
+        x->first = fa_min(x->first, x->begin[r]);
+        x->last = fa_max(x->last, x->end[r]);
     }
-    for (fa_index r = at->queries; r < at->rows; r++) begin[r] = begin[r - at->queries], end[r] = end[r - at->queries];
-    return last;
+    for (fa_index r = at->queries; r < at->rows; r++) {
+        x->begin[r] = x->begin[r - at->queries];
+        x->end[r] = x->end[r - at->queries];
+    }
+    return x->last > 0;
 }
 
 static void start_part(const decode_call *c, part_state *s, const part_place *at)
@@ -62,11 +66,11 @@ static void start_part(const decode_call *c, part_state *s, const part_place *at
     s->begun = s->large = 0;
     for (fa_index r = 0; r < at->rows; r++) {
         s->sum[r] = 0;
-        s->reference[r] = -REAL_INFINITY;
+        s->shift[r] = -REAL_INFINITY;
     }
     for (fa_index h = 0; h < at->heads; h++) {
         const fa_index r = h * at->queries, within = fa_min(at->queries, query_length(a, at->b) - at->i0);
-        if (a->sinks) c->kernels->attention_sink(s->reference + r, s->sum + r, within, ((const real *)a->sinks)[at->h + h]);
+        if (a->sinks) c->kernels->attention_sink(s->shift + r, s->sum + r, within, ((const real *)a->sinks)[at->h + h]);
 #if FA_FLOAT_ARRAYS
         if (c->bytes) {
             const decode_digits *d = &s->digits;
@@ -76,9 +80,9 @@ static void start_part(const decode_call *c, part_state *s, const part_place *at
             continue;
         }
 #endif
-        c->kernels->attention_scale_queries(s->queries + r * c->kernels->sizes.query_stride, c->query_slice,
-                                            query_row(a, at->b, at->h + h, at->i0), a->q_stride[2], at->queries, a->D,
-                                            c->scale_high, c->scale_low);
+        c->kernels->attention_pack_a(s->queries + r * c->kernels->sizes.query_stride, c->query_slice,
+                                     query_row(a, at->b, at->h + h, at->i0), a->q_stride[2], at->queries, a->D, c->scale_high,
+                                     c->scale_low);
     }
 }
 
@@ -91,17 +95,17 @@ static void finish_part(const decode_call *c, part_state *s, const part_place *a
         const size_t size = (size_t)at->queries * sizeof(real);
         stored *out = output_row(a, at->b, at->h + h, 0);
         int overflows = 0;
-        c->kernels->attention_finish(out, a->out_stride[2], s->o + r * c->ldo, c->ldo, at->queries, a->Dv, s->reference + r,
+        c->kernels->attention_finish(out, a->out_stride[2], s->o + r * c->ldo, c->ldo, at->queries, a->Dv, s->shift + r,
                                      s->sum + r, a->lse ? (real *)a->lse + row : NULL);
         if (s->large) c->kernels->attention_overflows(&overflows, out, a->out_stride[2], at->queries, a->Dv, s->sum + r);
         if (overflows) s->overflowed |= SUMS_OVERFLOW;
         unsigned char attends[FA_CACHE_QUERIES];
         for (fa_index i = 0, begin, end; i < at->queries; i++) {
-            key_range(a, at->b, i, &begin, &end);
+            keys_by_position(a, at->b, i, &begin, &end);
             attends[i] = end > begin;
         }
         if (OP(attention_mark_unsettled)(c->unsettled + row, s->sum + r, attends, at->queries)) s->overflowed |= ROWS_UNSETTLED;
-        if (a->reference) memcpy((real *)a->reference + row, s->reference + r, size);
+        if (a->shift) memcpy((real *)a->shift + row, s->shift + r, size);
         if (a->sum) memcpy((real *)a->sum + row, s->sum + r, size);
     }
 }
@@ -110,7 +114,7 @@ static void finish_part(const decode_call *c, part_state *s, const part_place *a
 static void merge_block(const decode_call *c, part_state *s, const block_state *block, const part_place *at)
 {
     c->kernels->decode_merge(s->o, s->sum, block->o, block->sum, c->ldo, at->rows, c->a->Dv, block->alpha, !s->begun);
-    memcpy(s->reference, block->reference, (size_t)at->rows * sizeof(real));
+    memcpy(s->shift, block->shift, (size_t)at->rows * sizeof(real));
     s->begun = 1;
     s->large |= block->large;
 }
@@ -123,12 +127,11 @@ static void whole_part(void *context, fa_index i, int worker)
     block_state *block = &c->state[worker];
     start_part(c, s, &at);
     for (fa_index j = 0; j < c->blocks; j++) {
-        fa_index begin[DECODE_ROWS], end[DECODE_ROWS], first;
-        const fa_index last = part_ranges(c, &at, j, begin, end, &first);
-        if (!last) continue;
-        OP(decode_block_scores)(c, s, block->scores, worker, &at, j, begin, end, first, last);
-        memcpy(block->reference, s->reference, (size_t)at.rows * sizeof(real));
-        OP(decode_block_results)(c, s, block, worker, &at, j, begin, end, first, last);
+        block_keys x;
+        if (!find_keys(c, &at, j, &x)) continue;
+        OP(decode_block_scores)(c, s, block->scores, worker, &at, &x);
+        memcpy(block->shift, s->shift, (size_t)at.rows * sizeof(real));
+        OP(decode_block_results)(c, s, block, worker, &at, &x);
         merge_block(c, s, block, &at);
     }
     finish_part(c, s, &at);
@@ -148,22 +151,22 @@ static void score_one(void *context, fa_index i, int worker)
     const fa_index part = i / c->round, j = c->first_block + i % c->round;
     const part_place at = place_of(c, part);
     const block_state *block = &c->state[i];
-    fa_index begin[DECODE_ROWS], end[DECODE_ROWS], first;
-    const fa_index last = part_ranges(c, &at, j, begin, end, &first);
-    if (last) OP(decode_block_scores)(c, &c->part[part], block->scores, worker, &at, j, begin, end, first, last);
-    c->kernels->decode_references(block->reference, block->scores, at.rows, begin, end);
+    block_keys x;
+    if (find_keys(c, &at, j, &x)) OP(decode_block_scores)(c, &c->part[part], block->scores, worker, &at, &x);
+    const score_block scores = scores_of_part(&at, block->scores, &x, 1);
+    c->kernels->decode_shifts(block->shift, &scores);
 }
 
 /* What each block asks for becomes what is in force before it; the part's own is left as it was before the round. */
-static void run_references(const decode_call *c, fa_index part)
+static void run_shifts(const decode_call *c, fa_index part)
 {
     const part_place at = place_of(c, part);
     for (fa_index r = 0; r < at.rows; r++) {
-        real before = c->part[part].reference[r];
+        real before = c->part[part].shift[r];
         for (fa_index j = 0; j < c->round; j++) {
-            real *reference = &c->state[part * c->round + j].reference[r];
-            const real asked = *reference;
-            *reference = before;
+            real *shift = &c->state[part * c->round + j].shift[r];
+            const real asked = *shift;
+            *shift = before;
             if (asked > before) before = asked;
         }
     }
@@ -175,10 +178,9 @@ static void attend_one(void *context, fa_index i, int worker)
     const fa_index part = i / c->round, j = c->first_block + i % c->round;
     const part_place at = place_of(c, part);
     block_state *block = &c->state[i];
-    fa_index begin[DECODE_ROWS], end[DECODE_ROWS], first;
-    const fa_index last = part_ranges(c, &at, j, begin, end, &first);
-    if (!last) return;
-    OP(decode_block_results)(c, &c->part[part], block, worker, &at, j, begin, end, first, last);
+    block_keys x;
+    if (!find_keys(c, &at, j, &x)) return;
+    OP(decode_block_results)(c, &c->part[part], block, worker, &at, &x);
 }
 
 static void merge_one(void *context, fa_index i, int worker)
@@ -189,8 +191,8 @@ static void merge_one(void *context, fa_index i, int worker)
     (void)worker;
     for (fa_index j = 0; j < c->round; j++) {
         const block_state *block = &c->state[i * c->round + j];
-        fa_index begin[DECODE_ROWS], end[DECODE_ROWS], first;
-        if (!part_ranges(c, &at, c->first_block + j, begin, end, &first)) continue;
+        block_keys x;
+        if (!find_keys(c, &at, c->first_block + j, &x)) continue;
         merge_block(c, s, block, &at);
     }
     if (c->first_block + c->round == c->blocks) finish_part(c, s, &at);
@@ -210,7 +212,7 @@ static void plan_scratch(decode_call *c, arena *plan, fa_index parts, fa_index b
         part_state s = {0};
         s.o = arena_take(plan, c->rows * c->ldo, sizeof(real));
         s.sum = arena_take(plan, c->rows, sizeof(real));
-        s.reference = arena_take(plan, c->rows, sizeof(real));
+        s.shift = arena_take(plan, c->rows, sizeof(real));
         s.queries = arena_take(plan, c->bytes ? 0 : slices * c->query_slice, sizeof(real));
         s.digits.ld = c->bytes ? fa_round_up(c->a->D, 4 * c->kernels->sizes.lanes) / 4 * DIGITS : 0;
         const fa_index digit_rows = c->bytes ? c->rows : 0;
@@ -226,7 +228,7 @@ static void plan_scratch(decode_call *c, arena *plan, fa_index parts, fa_index b
         s.o = arena_take(plan, 2 * c->rows * c->ldo, sizeof(real));
         s.sum = arena_take(plan, c->rows, sizeof(real));
         s.alpha = arena_take(plan, c->rows, sizeof(real));
-        s.reference = arena_take(plan, c->rows, sizeof(real));
+        s.shift = arena_take(plan, c->rows, sizeof(real));
         if (plan->base) c->state[i] = s;
     }
 }
@@ -256,11 +258,11 @@ static int threads_for(const fa_attention_arguments *a)
     return fa_threads_for((double)a->B * (double)a->H * (double)a->Lq * (double)a->Lk * (double)(a->D + a->Dv));
 }
 
-/* What a sum is worth when what comes off the scores rises from `reference` to `top`, and off the powers RECOVER_SHIFT. */
-static real lowered_sum(real sum, real reference, real top)
+/* What a sum is worth when what comes off the scores rises from `shift` to `top`, and off the powers RECOVER_SHIFT. */
+static real lowered_sum(real sum, real shift, real top)
 {
-    const double rise = (double)top - (double)reference;
-    return sum == 0 ? 0 : (real)ldexp((double)sum, -(int)fmin(rise, REFERENCE_RISE) - RECOVER_SHIFT);
+    const double rise = (double)top - (double)shift;
+    return sum == 0 ? 0 : (real)ldexp((double)sum, -(int)fmin(rise, SHIFT_RISE) - RECOVER_SHIFT);
 }
 
 /* Task: DECODE_ROWS rows of a head whose sums of large values overflowed: again, the elements that are not finite. */
@@ -281,28 +283,28 @@ static void recover_rows(void *context, fa_index i, int worker)
     k->attention_overflows(&overflows, out, a->out_stride[2], at.rows, a->Dv, top);
     if (!overflows) return;
 
-    fa_index begin[DECODE_ROWS], end[DECODE_ROWS], first;
+    block_keys x;
     start_part(c, s, &at);
-    memcpy(top, s->reference, (size_t)at.rows * sizeof(real));
+    memcpy(top, s->shift, (size_t)at.rows * sizeof(real));
     for (fa_index j = 0; j < c->blocks; j++) {
-        const fa_index last = part_ranges(c, &at, j, begin, end, &first);
-        if (!last) continue;
-        OP(decode_block_scores)(c, s, block->scores, worker, &at, j, begin, end, first, last);
-        k->decode_references(block->reference, block->scores, at.rows, begin, end);
+        if (!find_keys(c, &at, j, &x)) continue;
+        OP(decode_block_scores)(c, s, block->scores, worker, &at, &x);
+        const score_block scores = scores_of_part(&at, block->scores, &x, 1);
+        k->decode_shifts(block->shift, &scores);
         for (fa_index r = 0; r < at.rows; r++)
-            if (block->reference[r] > top[r]) top[r] = block->reference[r];
+            if (block->shift[r] > top[r]) top[r] = block->shift[r];
     }
     for (fa_index r = 0; r < at.rows; r++) {
-        s->sum[r] = lowered_sum(s->sum[r], s->reference[r], top[r]);
-        s->reference[r] = RECOVER_SHIFT;
+        s->sum[r] = lowered_sum(s->sum[r], s->shift[r], top[r]);
+        s->shift[r] = RECOVER_SHIFT;
     }
     for (fa_index j = 0; j < c->blocks; j++) {
-        const fa_index last = part_ranges(c, &at, j, begin, end, &first);
-        if (!last) continue;
-        OP(decode_block_scores)(c, s, block->scores, worker, &at, j, begin, end, first, last);
-        k->attention_lower_scores(block->scores, at.rows, begin, end, top);
-        memcpy(block->reference, s->reference, (size_t)at.rows * sizeof(real));
-        OP(decode_block_results)(c, s, block, worker, &at, j, begin, end, first, last);
+        if (!find_keys(c, &at, j, &x)) continue;
+        OP(decode_block_scores)(c, s, block->scores, worker, &at, &x);
+        const score_block scores = scores_of_part(&at, block->scores, &x, 1);
+        k->attention_lower_scores(&scores, top);
+        memcpy(block->shift, s->shift, (size_t)at.rows * sizeof(real));
+        OP(decode_block_results)(c, s, block, worker, &at, &x);
         merge_block(c, s, block, &at);
     }
     if (s->begun) k->attention_recover_values(out, a->out_stride[2], s->o, c->ldo, at.rows, a->Dv, s->sum);
@@ -352,7 +354,7 @@ fa_status OP(attention_decode)(const fa_attention_arguments *a, const fa_cache_a
         for (c.first_block = 0; c.first_block < c.blocks; c.first_block += c.round) {
             c.round = fa_min(at_once, c.blocks - c.first_block);
             fa_parallel_for(parts * c.round, threads, score_one, &c);
-            for (fa_index i = 0; i < parts; i++) run_references(&c, i);
+            for (fa_index i = 0; i < parts; i++) run_shifts(&c, i);
             fa_parallel_for(parts * c.round, threads, attend_one, &c);
             fa_parallel_for(parts, threads, merge_one, &c);
         }

@@ -7,10 +7,10 @@
 #define DECODE_ROWS 48 /* rows of a part */
 
 typedef struct {
-    real *o, *sum, *reference; /* [rows, ldo], [rows] x 2 */
-    real *queries;             /* scaled, in slices; not for a cache of bytes: */
+    real *o, *sum, *shift; /* [rows, ldo], [rows] x 2 */
+    real *queries;         /* scaled, in slices; not for a cache of bytes: */
     decode_digits digits;
-    int begun;      /* O has met keys */
+    int begun;      /* O holds sums */
     int large;      /* so have values that may make sums overflow */
     int overflowed; /* one has, of this part or of another one of the worker: SUMS_OVERFLOW, ROWS_UNSETTLED */
 } part_state;
@@ -18,7 +18,7 @@ typedef struct {
 typedef struct {
     real *scores;          /* [rows, stride] */
     real *o, *sum, *alpha; /* of the block alone, O with room for a second chain; alpha: what O and sum before it are scaled by */
-    real *reference;       /* what its scores ask for (few parts); in force before it; in force after it */
+    real *shift;           /* what its scores ask for (few parts); in force before it; in force after it */
     int large;             /* as of a part */
 } block_state;
 
@@ -47,6 +47,17 @@ typedef struct {
     fa_index b, hk, h, heads, i0, queries, rows; /* rows: head after head, query after query, from i0 on */
 } part_place;
 
+/* The keys of block j that each row attends to; those that any row does are [first, last), nothing if last is 0. */
+typedef struct {
+    fa_index j, first, last;
+    fa_index begin[DECODE_ROWS], end[DECODE_ROWS];
+} block_keys;
+
+FA_INLINE score_block scores_of_part(const part_place *at, real *scores, block_keys *x, real scale)
+{
+    return (score_block){scores, at->rows, x->last, x->begin, x->end, scale};
+}
+
 /* decode_block.c: the rows of keys or values of block j of a kv head, `item` bytes per element; and those of scales. */
 decode_rows OP(decode_rows_of)(const decode_call *c, const part_place *at, fa_index j, const void *x, const fa_index *stride,
                                size_t item);
@@ -54,11 +65,11 @@ decode_rows OP(decode_rows_of)(const decode_call *c, const part_place *at, fa_in
 decode_rows OP(decode_scales_of)(const decode_call *c, const part_place *at, fa_index j, const float *scales);
 #endif
 
-/* The scores of the keys [first, last) of block j, masked; and from those, which become probabilities against
-   block->reference, the one in force before, its O and sum. */
+/* The scores of a block, masked; and from those, which become probabilities against block->shift, the one in force before, its O and
+   sum. */
 void OP(decode_block_scores)(const decode_call *c, const part_state *s, real *scores, int worker, const part_place *at,
-                             fa_index j, const fa_index *begin, const fa_index *end, fa_index first, fa_index last);
+                             block_keys *x);
 void OP(decode_block_results)(const decode_call *c, const part_state *s, block_state *block, int worker, const part_place *at,
-                              fa_index j, const fa_index *begin, const fa_index *end, fa_index first, fa_index last);
+                              block_keys *x);
 
 #endif
