@@ -196,6 +196,9 @@ fa_status fa_attention_merge(fa_dtype dtype, void *out, void *lse, const void *a
    With P the probabilities: dv = P' dout, dS = P (dout v' - rowsum(dout out)), times 1 - tanh^2 with a softcap; dq = scale dS k,
    dk = scale dS' q; heads that share keys add up. A pair whose probability is 0 contributes nothing, NaN or not. Strides as in
    forward; no output overlaps anything.
+   dlse, placed as lse and of the real type, or NULL: the gradient of lse, which adds P dlse to dS.
+   partial: k and v are a part of the keys, while out, shift and sum are those of all of them; so rowsum(dout out) is taken as it is, and
+   dsinks are those of all keys. wide, for 16-bit arrays: dq, dk and dv are float32.
    Those of the other inputs are of the real type, and NULL where they are not wanted: dmask (FA_MASK_ADD only), dmask_size elements,
    with strides 0 where the mask is broadcast, over which axes it is a sum of dS before the softcap; dslopes and dsinks [H], sums over
    the batch. */
@@ -206,8 +209,12 @@ typedef struct {
     fa_index dout_stride[3], dq_stride[3], dk_stride[3], dv_stride[3];
     void *dmask, *dslopes, *dsinks;
     fa_index dmask_stride[4], dmask_size;
+    const void *dlse;
+    int partial, wide;
 } fa_attention_backward_arguments;
 fa_status fa_attention_backward(fa_dtype dtype, const fa_attention_backward_arguments *arguments);
+/* shift and sum, which backward reads, of n rows with these lse; FA_F32 and FA_F64 only. */
+fa_status fa_attention_state(fa_dtype dtype, void *shift, void *sum, const void *lse, fa_index n);
 
 /* ---- additive attention, per batch b; kernels/additive/additive.c has the equations ----
    query[B, T, A], keys[B, S, A], values[B, S, C], mask[B, T, S] with strides of batch and row and contiguous last axes; context
@@ -350,6 +357,7 @@ fa_status fa_recurrent_backward(fa_dtype dtype, const fa_recurrent_arguments *a,
     F(attention_scale)        \
     F(attention_weights)      \
     F(attention_merge)        \
+    F(attention_state)        \
     F(attention_backward)     \
     F(cache_attention)        \
     F(additive_forward)       \

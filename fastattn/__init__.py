@@ -19,7 +19,7 @@ from fastattn.functional.additive import (
     additive_attention_backward,
     additive_attention_forward,
 )
-from fastattn.functional.attention import SavedAttention, attention, attention_forward
+from fastattn.functional.attention import SavedAttention, attention, attention_forward, saved_attention
 from fastattn.functional.attention_backward import AttentionGradients, attention_backward, attention_varlen_backward
 from fastattn.functional.attention_parts import attention_weights, merge_attention
 from fastattn.functional.attention_varlen import SavedAttentionVarlen, attention_varlen, attention_varlen_forward
@@ -174,6 +174,7 @@ __all__ = [
     "rope",
     "rope_backward",
     "rope_forward",
+    "saved_attention",
     "set_num_threads",
     "show_config",
     "sigmoid",

@@ -1,6 +1,6 @@
 """Types of the compiled module. Private: fastattn.functional and fastattn.config say what each function does."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, Self, final
 
 import numpy as np
@@ -217,7 +217,8 @@ def merge_attention(
 ) -> tuple[NDArray[Any], NDArray[Any]]: ...
 
 # ---- attention_backward.pxi ----
-# dq, dk, dv, dmask, dsinks, dalibi_slopes; the last three None where `gradients` does not name them.
+# dq, dk, dv, dmask, dsinks, dalibi_slopes; the last three None where they are not wanted.
+# request: (gradients, partial, dlse, gradient_dtype).
 def attention_backward(
     dout: ArrayLike,
     q: ArrayLike,
@@ -229,7 +230,7 @@ def attention_backward(
     q_lengths: ArrayLike | None,
     kv_lengths: ArrayLike | None,
     layout: str,
-    gradients: Collection[str],
+    request: tuple[Any, ...],
 ) -> tuple[Any, Any, Any, Any, Any, Any]: ...
 def attention_varlen_backward(
     dout: ArrayLike,
@@ -241,8 +242,19 @@ def attention_varlen_backward(
     out: NDArray[Any],
     state: NDArray[Any],
     options: tuple[Any, ...],
-    gradients: Collection[str],
+    request: tuple[Any, ...],
 ) -> tuple[Any, Any, Any, Any, Any, Any]: ...
+def attention_state(
+    q: ArrayLike,
+    k: ArrayLike,
+    v: ArrayLike,
+    out: ArrayLike,
+    lse: ArrayLike,
+    options: tuple[Any, ...],
+    q_lengths: ArrayLike | None,
+    kv_lengths: ArrayLike | None,
+    layout: str,
+) -> NDArray[Any]: ...
 
 # ---- additive.pxi ----
 # (context, weights or None) and (dquery, dkeys, dvalues, dv).

@@ -319,14 +319,28 @@ def attention(q, k, v, dtype=np.float64, **options):
     return p @ _repeated(v, q.shape[1]), lse
 
 
-def attention_backward(dout, q, k, v, dtype=np.float64, **options):
-    """dq, dk, dv."""
-    dout, q, k, v = _real(dtype, dout, q, k, v)
+def _of_all_keys(p, of_sink, lse, whole):
+    """The probabilities of a part of the keys, and of the sink, where lse is that of all keys."""
+    factor = np.where(lse == -np.inf, *_real(lse.dtype, 0), np.exp(lse - np.where(lse == -np.inf, lse, whole)))
+    return p * factor[..., None], of_sink * factor[..., None]
+
+
+def attention_backward(dout, q, k, v, dtype=np.float64, whole=None, dlse=None, **options):
+    """dq, dk, dv. whole: out and lse over all keys, of which k and v are a part; dlse: the gradient of lse."""
+    dout, q, k, v, dlse = _real(dtype, dout, q, k, v, dlse)
     scale, softcap = _real(dtype, _attention_scale(q, options.get("scale")), options.get("softcap", 0.0))
     batch, heads, keys, _ = k.shape
-    p, _, _, scores = _attention_probabilities(q, k, **options)
+    p, of_sink, lse, scores = _attention_probabilities(q, k, **options)
     dp = dout @ _repeated(v, q.shape[1]).swapaxes(-1, -2)
-    ds = scale * p * (dp - (dp * p).sum(-1, keepdims=True))
+    if whole is None:
+        delta = (dp * p).sum(-1, keepdims=True)
+    else:
+        out, of_all = _real(dtype, *whole)
+        p, _ = _of_all_keys(p, of_sink, lse, of_all)
+        delta = (dout * out).sum(-1, keepdims=True)
+    if dlse is not None:
+        delta = delta - dlse[..., None]
+    ds = scale * p * (dp - delta)
     if softcap:
         ds = ds * (1 - np.tanh(scores / softcap) ** 2)
     dk, dv = ds.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ dout
@@ -342,18 +356,25 @@ def sum_to(x, shape):
     return x.sum(tuple(axis for axis, size in enumerate(shape) if size == 1), keepdims=True)
 
 
-def attention_option_gradients(dout, q, k, v, dtype=np.float64, **options):
-    """dmask, dsinks, dalibi_slopes; None where attention had no such option.
+def attention_option_gradients(dout, q, k, v, dtype=np.float64, whole=None, dlse=None, **options):
+    """dmask, dsinks, dalibi_slopes; None where attention had no such option. whole, dlse: as of attention_backward.
 
     delta is the sum of p dp. Where the gradient of the scores is summed over the keys of a row, for the slopes and for
     a mask without keys, it comes from the output: its error is that of all keys alike and does not cancel. Beside the
     sum of p dp, the slopes of the kernels have 1.5 times the error in float32; beside the output, 0.9 times.
     """
-    dout, q, k, v = _real(dtype, dout, q, k, v)
-    p, of_sink, _, _ = _attention_probabilities(q, k, **options)
+    dout, q, k, v, dlse = _real(dtype, dout, q, k, v, dlse)
+    p, of_sink, lse, _ = _attention_probabilities(q, k, **options)
     v = _repeated(v, q.shape[1])
     dp = dout @ v.swapaxes(-1, -2)
-    delta, from_output = (dp * p).sum(-1, keepdims=True), (dout * (p @ v)).sum(-1, keepdims=True)
+    if whole is None:
+        delta, from_output = (dp * p).sum(-1, keepdims=True), (dout * (p @ v)).sum(-1, keepdims=True)
+    else:
+        out, of_all = _real(dtype, *whole)
+        p, of_sink = _of_all_keys(p, of_sink, lse, of_all)
+        delta = from_output = (dout * out).sum(-1, keepdims=True)
+    if dlse is not None:
+        delta, from_output = delta - dlse[..., None], from_output - dlse[..., None]
     mask, sinks, slopes = (options.get(name) for name in ("mask", "sinks", "alibi_slopes"))
     dmask = dsinks = dslopes = None
     if mask is not None and mask.dtype != bool:

@@ -284,9 +284,16 @@ def attention_backward(rng, dtype):
         if "kv_lengths" in options:
             options["kv_lengths"] = rng.integers(0, lk + 1, 2)
 
+        if index % 2:
+            arrays["dlse"] = _normal(rng, dtype, 2, 2, lq).astype(np.float64 if dtype == np.float64 else np.float32)
+
         def call(a, out, options=options):
             result, saved = fa.attention_forward(a["q"], a["k"], a["v"], mask=a.get("mask"), **options)
-            return np.concatenate([part.ravel() for part in (result, *fa.attention_backward(a["dout"], saved)[:3])])
+            request = {"dlse": a["dlse"], "partial": True} if "dlse" in a else {}
+            if request and a["q"].dtype.itemsize == 2:
+                request["gradient_dtype"] = np.float32
+            parts = (result, *fa.attention_backward(a["dout"], saved, **request)[:3])
+            return np.concatenate([part.ravel().astype(result.dtype) for part in parts])
 
         yield f"attention_backward {forms[index % 4]} Lq={lq} Lk={lk} D={d} Dv={dv}", arrays, call
 

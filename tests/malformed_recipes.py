@@ -201,8 +201,18 @@ def _attention():
         recipe("attention_backward")(
             lambda s=saved, o=out: (
                 fa.attention_backward,
-                {"dout": np.ones_like(o), "saved": s, "gradients": ["mask", "sinks", "alibi_slopes"]},
+                {
+                    "dout": np.ones_like(o),
+                    "saved": s,
+                    "gradients": ["mask", "sinks", "alibi_slopes"],
+                    "partial": True,
+                    "dlse": floats(2, 4, 5),
+                    "gradient_dtype": np.float32,
+                },
             )
+        )
+        recipe("saved_attention")(
+            lambda a=arguments, o=out: (fa.saved_attention, a | {"out": np.ones_like(o), "lse": floats(2, 4, 5)})
         )
     starts = np.array([0, 2, 2, 7])
     varlen = {
@@ -214,7 +224,10 @@ def _attention():
     recipe("attention_varlen_forward")(lambda: (fa.attention_varlen_forward, dict(varlen)))
     ragged = fa.attention_varlen_forward(**varlen)[1]
     recipe("attention_varlen_backward")(
-        lambda: (fa.attention_varlen_backward, {"dout": floats(7, 4, 3), "saved": ragged, "gradients": ["sinks"]})
+        lambda: (
+            fa.attention_varlen_backward,
+            {"dout": floats(7, 4, 3), "saved": ragged, "gradients": ["sinks"], "dlse": floats(7, 4)},
+        )
     )
     part, lse = floats(1, 2, 3, 4), floats(1, 2, 3)
     recipe("merge_attention")(lambda: (fa.merge_attention, {"out_a": part, "lse_a": lse, "out_b": part, "lse_b": lse}))

@@ -183,6 +183,44 @@ class TestAttention:
         assert_gradient(dk, lambda k: reference.attention(q, k, v, **o)[0], k, dout)
         assert_gradient(dv, lambda v: reference.attention(q, k, v, **o)[0], v, dout)
 
+    def test_gradients_of_lse_are_the_derivatives(self, case, rng):
+        q, k, v, o = case
+        o = o | {"sinks": rng.standard_normal(4), "alibi_slopes": rng.random(4)}
+        dout, dlse = rng.standard_normal((2, 4, 4, 2)), rng.standard_normal((2, 4, 4))
+        both = np.concatenate([dout, dlse[..., None]], -1)
+
+        def results(q, k, v, **o):
+            out, lse = reference.attention(q, k, v, **o)
+            return np.concatenate([out, lse[..., None]], -1)
+
+        lse = reference.attention(q, k, v, **o)[1]
+        both[lse == -np.inf] = dlse[lse == -np.inf] = 0
+        finite = np.where(lse == -np.inf, 0, 1)[..., None]
+        dq, dk, dv = reference.attention_backward(dout, q, k, v, dlse=dlse, **o)
+        _, dsinks, dslopes = reference.attention_option_gradients(dout, q, k, v, dlse=dlse, **o)
+
+        def loss(**moved):
+            arguments = {"q": q, "k": k, "v": v, **o} | moved
+            return np.where(finite, results(**arguments), 0)
+
+        for name, x, gradient in (("q", q, dq), ("k", k, dk), ("v", v, dv), ("sinks", o["sinks"], dsinks),
+                                  ("alibi_slopes", o["alibi_slopes"], dslopes)):  # fmt: skip
+            assert_gradient(gradient, lambda x, name=name: loss(**{name: x}), x, both)
+
+    def test_gradients_of_parts_of_the_keys_add_up(self, rng):
+        q, k, v = (rng.standard_normal((2, 2, n, 3)) for n in (4, 6, 6))
+        dout, dlse, o = rng.standard_normal((2, 2, 4, 3)), rng.standard_normal((2, 2, 4)), {"sinks": np.array([0.3, 1])}
+        whole = reference.attention(q, k, v, **o)
+        expected = reference.attention_backward(dout, q, k, v, dlse=dlse, **o)
+        parts = [reference.attention_backward(dout, q, k[:, :, part], v[:, :, part], whole=whole, dlse=dlse, **o)
+                 for part in (slice(0, 4), slice(4, 6))]  # fmt: skip
+        got = parts[0][0] + parts[1][0], *(np.concatenate(pair, 2) for pair in list(zip(*parts, strict=True))[1:])
+        for ours, right in zip(got, expected, strict=True):
+            np.testing.assert_allclose(ours, right, rtol=1e-12, atol=1e-14)
+        dsinks = reference.attention_option_gradients(dout, q, k, v, dlse=dlse, **o)[1]
+        own = reference.attention_option_gradients(dout, q, k[:, :, 2:], v[:, :, 2:], whole=whole, dlse=dlse, **o)[1]
+        np.testing.assert_allclose(own, dsinks, rtol=1e-12)
+
     def test_gradients_of_mask_sinks_and_slopes_are_the_derivatives(self, case, rng):
         q, k, v, o = case
         mask = o["mask"] if o.get("mask") is not None and o["mask"].dtype != bool else rng.standard_normal((4, 1, 5))

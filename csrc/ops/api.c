@@ -181,6 +181,11 @@ fa_status fa_attention_merge(fa_dtype dtype, void *out, void *lse, const void *a
     COMPUTE(fa_status, BY_DTYPE(attention_merge, out, lse, a, lse_a, b, lse_b, rows, n));
 }
 
+fa_status fa_attention_state(fa_dtype dtype, void *shift, void *sum, const void *lse, fa_index n)
+{
+    COMPUTE(fa_status, BY_DTYPE(attention_state, shift, sum, lse, n));
+}
+
 fa_status fa_attention_backward(fa_dtype dtype, const fa_attention_backward_arguments *arguments)
 {
     COMPUTE(fa_status, BY_ANY_DTYPE(attention_backward, arguments));

@@ -25,6 +25,7 @@ fa_status OP(cache_attention)(const fa_cache_arguments *c);
 fa_status OP(attention_weights)(const fa_attention_weights_arguments *w);
 fa_status OP(attention_merge)(void *out, void *lse, const void *a, const void *lse_a, const void *b, const void *lse_b,
                               fa_index rows, fa_index n);
+fa_status OP(attention_state)(void *shift, void *sum, const void *lse, fa_index n);
 fa_status OP(attention_backward)(const fa_attention_backward_arguments *arguments);
 fa_status OP(additive_forward)(const fa_additive_arguments *a);
 fa_status OP(additive_backward)(const fa_additive_gradients *g);

@@ -216,8 +216,11 @@ cdef extern from "fastattn.h" nogil:
         void *dsinks
         fa_index dmask_stride[4]
         fa_index dmask_size
+        const void *dlse
+        int partial, wide
 
     fa_status fa_attention_backward(fa_dtype dtype, const fa_attention_backward_arguments *arguments)
+    fa_status fa_attention_state(fa_dtype dtype, void *shift, void *sum, const void *lse, fa_index n)
 
     ctypedef struct fa_additive_arguments:
         fa_index B, T, S, A, C

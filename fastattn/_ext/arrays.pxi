@@ -198,15 +198,15 @@ cdef int type_of(object dtype) except -2:
     return FA_F16 if dtype == DTYPES[FA_F16] else -1
 
 
-cdef object as_dtype(object dtype, str op):
+cdef object as_dtype(object dtype, str op, str name="dtype"):
     """The np.dtype of one of the four types, from what NumPy takes for one."""
     cdef str expected = "float32, float64, float16 or bfloat16 (which needs ml_dtypes to be installed and imported)"
     try:
         wanted = np.dtype(plain_text(dtype))
     except Exception:
-        raise TypeError(f"{op}: dtype must be {expected}, got {shown(dtype)}") from None
+        raise TypeError(f"{op}: {name} must be {expected}, got {shown(dtype)}") from None
     if type_of(wanted) < 0:
-        raise TypeError(f"{op}: dtype must be {expected}, got {wanted.str} ({wanted})")
+        raise TypeError(f"{op}: {name} must be {expected}, got {wanted.str} ({wanted})")
     return wanted
 
 

@@ -4,12 +4,13 @@ cdef dict OPTION_GRADIENTS = {"mask": 0, "sinks": 6, "alibi_slopes": 5}  # place
 
 
 cdef struct GradientArrays:
-    Array out, dout, state, dq, dk, dv, dmask, dsinks, dslopes
+    Array out, dout, dlse, state, dq, dk, dv, dmask, dsinks, dslopes
 
 
 cdef void release_gradients(GradientArrays *x) noexcept:
     release(&x.out)
     release(&x.dout)
+    release(&x.dlse)
     release(&x.state)
     release(&x.dq)
     release(&x.dk)
@@ -60,23 +61,66 @@ cdef object new_mask_gradient(Array *a, fa_attention_backward_arguments *g, cons
     return result
 
 
-cdef object in_type(object array, const Array *like):
-    """A gradient of the real type, rounded to the 16-bit one of `like`."""
-    return array if array is None or real_dtype(like.dtype) == like.dtype else cast(array, dtype_of(like))
+cdef tuple take_request(tuple request, tuple options, str op):
+    """What a caller wants of a backward call: names of further gradients as a set, whether the keys are a part of all,
+    the gradient of lse or None, the dtype of gradients or None; read before any array is held."""
+    gradients, partial, dlse, dtype = request
+    return (as_gradients(gradients, options, op), as_flag(partial, op, "partial"), as_optional(dlse, op, "dlse"),
+            None if dtype is None else as_dtype(dtype, op, "gradient_dtype"))
+
+
+cdef bint are_wide(object dtype, const Array *like, str op) except -1:
+    """Whether gradients of a 16-bit `like` are float32."""
+    own = dtype_of(like)
+    if dtype is None or dtype == own:
+        return False
+    if dtype != DTYPES[real_dtype(like.dtype)]:
+        expected = own if real_dtype(like.dtype) == like.dtype else f"{own} or float32"
+        raise TypeError(f"{op}: gradient_dtype must be {expected} for inputs of {own}, got {dtype}")
+    return True
+
+
+cdef object acquire_rows(Array *a, object value, tuple shape, int head_axis, int dtype, str op, str name):
+    """A number for each row of scores, laid out as the lse of a caller, as contiguous [batch, heads, rows]; those of a
+    ragged batch, head_axis 0, as [heads, rows]."""
+    acquire(a, value, op, name, <int>len(shape), dtype)
+    if shape_of(a) != shape:
+        raise wrong_shape(op, name, f"have shape {shape}", f"shape {shape_of(a)}")
+    if head_axis != 1:
+        release(a)
+        value = value.swapaxes(-1, -2)
+        acquire(a, value, op, name, <int>len(shape), dtype)
+    if not is_contiguous(a):
+        release(a)
+        acquire_contiguous(a, value, op, name, <int>len(shape), dtype)
+
+
+cdef object new_input_gradient(Array *a, const Array *of, bint wide, str op):
+    """Of the shape of an input and its dtype, or float32."""
+    return new_out(a, shape_of(of), FA_F32, op) if wide else new_like(a, shape_of(of), of, op)
+
+
+cdef object in_type(object array, const Array *like, bint wide):
+    """A gradient of the real type, rounded to the 16-bit one of `like` unless it is to be `wide`."""
+    return array if array is None or wide or real_dtype(like.dtype) == like.dtype else cast(array, dtype_of(like))
 
 
 cdef tuple run_backward(AttentionInputs *x, fa_attention_backward_arguments *g, object dout, object out, object state,
-                        set wanted, tuple shape, tuple state_shape, int head_axis, str op):
+                        tuple taken, tuple shape, tuple state_shape, int head_axis, str op):
     """dq, dk, dv of the inputs in `x` and `g.forward`, with outputs of `shape`; dmask, dsinks, dalibi_slopes, or None
-    where not `wanted`."""
+    where take_request has no name of theirs."""
     cdef GradientArrays y
     cdef fa_attention_arguments *a = &g.forward
     cdef fa_status status
     cdef int ndim = len(shape)
+    cdef bint wide
     cdef object dmask = None, dsinks = None, dslopes = None
-    y.out.held = y.dout.held = y.state.held = y.dq.held = y.dk.held = y.dv.held = False
+    wanted, partial, dlse, dtype = taken
+    y.out.held = y.dout.held = y.dlse.held = y.state.held = y.dq.held = y.dk.held = y.dv.held = False
     y.dmask.held = y.dsinks.held = y.dslopes.held = False
-    g.dmask = g.dsinks = g.dslopes = NULL
+    g.dmask = g.dsinks = g.dslopes = g.dlse = NULL
+    g.partial = partial
+    g.wide = wide = are_wide(dtype, &x.q, op)
     try:
         acquire(&y.dout, dout, op, "dout", ndim, x.q.dtype)
         if shape_of(&y.dout) != shape:
@@ -86,14 +130,18 @@ cdef tuple run_backward(AttentionInputs *x, fa_attention_backward_arguments *g, 
         if shape_of(&y.out) != shape or shape_of(&y.state) != state_shape:
             raise ValueError(f"{op}: saved must be what the forward call returned, got an output of shape "
                              f"{shape_of(&y.out)} for {shape}")
+        if dlse is not None:
+            rows = (shape[0], shape[1], shape[2]) if head_axis else (shape[0], shape[1])
+            acquire_rows(&y.dlse, dlse, rows, head_axis, real_dtype(x.q.dtype), op, "dlse")
+            g.dlse = y.dlse.data
         a.out, g.dout = y.out.data, y.dout.data
         a.lse = NULL
         a.shift, a.sum = y.state.data, y.state.data + y.state.stride[0] * y.state.view.itemsize
         set_any_strides(&y.out, a.out_stride, head_axis)
         set_any_strides(&y.dout, g.dout_stride, head_axis)
-        dq = new_like(&y.dq, shape_of(&x.q), &x.q, op)
-        dk = new_like(&y.dk, shape_of(&x.k), &x.q, op)
-        dv = new_like(&y.dv, shape_of(&x.v), &x.q, op)
+        dq = new_input_gradient(&y.dq, &x.q, wide, op)
+        dk = new_input_gradient(&y.dk, &x.k, wide, op)
+        dv = new_input_gradient(&y.dv, &x.v, wide, op)
         set_any_strides(&y.dq, g.dq_stride, head_axis)
         set_any_strides(&y.dk, g.dk_stride, head_axis)
         set_any_strides(&y.dv, g.dv_stride, head_axis)
@@ -111,19 +159,20 @@ cdef tuple run_backward(AttentionInputs *x, fa_attention_backward_arguments *g, 
         raise_status(status, op)
     finally:
         release_gradients(&y)
-    return (dq, dk, dv, *[in_type(gradient, &x.q) for gradient in (dmask, dsinks, dslopes)])
+    return (dq, dk, dv, *[in_type(gradient, &x.q, wide) for gradient in (dmask, dsinks, dslopes)])
 
 
 def attention_backward(object dout, object q, object k, object v, object out, object state, tuple options,
-                       object q_lengths, object kv_lengths, object layout, object gradients):
-    """dq, dk, dv, dmask, dsinks, dalibi_slopes; the last three None where `gradients` does not name them."""
+                       object q_lengths, object kv_lengths, object layout, tuple request):
+    """dq, dk, dv, dmask, dsinks, dalibi_slopes; the last three None where they are not wanted. request: as
+    take_request has it."""
     cdef AttentionInputs x
     cdef fa_attention_backward_arguments g
     cdef fa_attention_arguments *a = &g.forward
     cdef str op = "attention_backward"
     cdef int head_axis = head_axis_of(layout, op, "saved.layout")
     cdef object kept
-    cdef set wanted = as_gradients(gradients, options, op)
+    cdef tuple taken = take_request(request, options, op)
     dout, out = as_ndarray(dout, op, "dout"), as_ndarray(out, op, "saved.out")
     state = as_ndarray(state, op, "saved.state")
     try:
@@ -132,20 +181,20 @@ def attention_backward(object dout, object q, object k, object v, object out, ob
         except (TypeError, ValueError, MemoryError) as error:
             raise of_saved(error, op) from None
         shape = (a.B, a.H, a.Lq, a.Dv) if head_axis == 1 else (a.B, a.Lq, a.H, a.Dv)
-        return run_backward(&x, &g, dout, out, state, wanted, shape, (2, a.B, a.H, a.Lq), head_axis, op)
+        return run_backward(&x, &g, dout, out, state, taken, shape, (2, a.B, a.H, a.Lq), head_axis, op)
     finally:
         release_inputs(&x)
 
 
 def attention_varlen_backward(object dout, object q, object k, object v, object cu_seqlens_q, object cu_seqlens_k,
-                              object out, object state, tuple options, object gradients):
+                              object out, object state, tuple options, tuple request):
     """As attention_backward."""
     cdef AttentionInputs x
     cdef fa_attention_backward_arguments g
     cdef fa_attention_arguments *a = &g.forward
     cdef str op = "attention_varlen_backward"
     cdef object kept
-    cdef set wanted = as_gradients(gradients, options, op)
+    cdef tuple taken = take_request(request, options, op)
     dout, out = as_ndarray(dout, op, "dout"), as_ndarray(out, op, "saved.out")
     state = as_ndarray(state, op, "saved.state")
     try:
@@ -154,6 +203,39 @@ def attention_varlen_backward(object dout, object q, object k, object v, object 
         except (TypeError, ValueError, MemoryError) as error:
             raise of_saved(error, op) from None
         rows = x.q.shape[0]
-        return run_backward(&x, &g, dout, out, state, wanted, (rows, a.H, a.Dv), (2, a.H, rows), 0, op)
+        return run_backward(&x, &g, dout, out, state, taken, (rows, a.H, a.Dv), (2, a.H, rows), 0, op)
     finally:
         release_inputs(&x)
+
+
+def attention_state(object q, object k, object v, object out, object lse, tuple options, object q_lengths,
+                    object kv_lengths, object layout):
+    """The state[2, B, H, Lq] that backward needs, from the out and lse of an attention to these keys and perhaps
+    others."""
+    cdef AttentionInputs x
+    cdef Array ao, al, state
+    cdef fa_attention_arguments a
+    cdef fa_status status
+    cdef str op = "saved_attention"
+    cdef int head_axis = head_axis_of(layout, op)
+    cdef object kept, result
+    ao.held = al.held = state.held = False
+    out, lse = as_ndarray(out, op, "out"), as_ndarray(lse, op, "lse")
+    try:
+        kept = acquire_inputs(&x, &a, head_axis, q, k, v, options, q_lengths, kv_lengths, op)
+        shape = (a.B, a.H, a.Lq) if head_axis == 1 else (a.B, a.Lq, a.H)
+        acquire(&ao, out, op, "out", 4, x.q.dtype)
+        if shape_of(&ao) != (*shape, a.Dv):
+            raise wrong_shape(op, "out", f"have shape {(*shape, a.Dv)}", f"shape {shape_of(&ao)}")
+        acquire_rows(&al, lse, shape, head_axis, real_dtype(x.q.dtype), op, "lse")
+        result = new_out(&state, (2, a.B, a.H, a.Lq), real_dtype(x.q.dtype), op)
+        with nogil:
+            status = fa_attention_state(<fa_dtype>state.dtype, state.data,
+                                        state.data + state.stride[0] * state.view.itemsize, al.data, count(&al))
+        raise_status(status, op)
+    finally:
+        release_inputs(&x)
+        release(&ao)
+        release(&al)
+        release(&state)
+    return result

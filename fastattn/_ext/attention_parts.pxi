@@ -43,17 +43,8 @@ def attention_weights(object q, object k, object lse, object heads, object rows,
         kept = acquire_inputs(&x, a, head_axis, q, k, k, options, q_lengths, kv_lengths, op)
         if real_dtype(x.q.dtype) != x.q.dtype:
             raise wrong_type(op, "q", q)
-        lse = acquire(&al, lse, op, "lse", 3, x.q.dtype)
         expected = (a.B, a.H, a.Lq) if head_axis == 1 else (a.B, a.Lq, a.H)
-        if shape_of(&al) != expected:
-            raise wrong_shape(op, "lse", f"have shape {expected}", f"shape {shape_of(&al)}")
-        if head_axis == 2:
-            release(&al)
-            lse = lse.swapaxes(1, 2)
-            acquire(&al, lse, op, "lse", 3, x.q.dtype)
-        if not is_contiguous(&al):
-            release(&al)
-            acquire_contiguous(&al, lse, op, "lse", 3, x.q.dtype)
+        acquire_rows(&al, lse, expected, head_axis, x.q.dtype, op, "lse")
         heads = as_selection(heads, a.H, op, "heads")
         rows = as_selection(rows, a.Lq, op, "rows")
         w.n_heads, w.n_rows = heads.shape[0], rows.shape[0]

@@ -84,8 +84,8 @@ class SavedAttention:
     k: ArrayLike
     v: ArrayLike
     options: tuple[Any, ...]  # mask ... sinks, as in all forms of attention; q_lengths, kv_lengths, layout
-    out: Array
-    lse: Array
+    out: ArrayLike
+    lse: ArrayLike
     state: Array  # [2, B, H, Lq]: the integer R and sum of each row; lse = R ln 2 + ln sum
 
 
@@ -107,3 +107,36 @@ def attention_forward(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, mask: ArrayLi
     options = (mask, causal, scale, window, softcap, alibi_slopes, sinks)
     out, lse, state = _core.attention(q, k, v, options, q_lengths, kv_lengths, layout, None, False, True)
     return out, SavedAttention(q, k, v, (*options, q_lengths, kv_lengths, layout), out, lse, state)
+
+
+def saved_attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, out: ArrayLike, lse: ArrayLike, *,
+                    mask: ArrayLike | None = None, causal: bool | str = False, scale: float | None = None,
+                    window: tuple[int | None, int | None] | None = None, softcap: float = 0.0,
+                    alibi_slopes: ArrayLike | None = None, sinks: ArrayLike | None = None,
+                    q_lengths: ArrayLike | None = None, kv_lengths: ArrayLike | None = None,
+                    layout: str = "bhld") -> SavedAttention:  # fmt: skip
+    """What attention_backward needs, from results of attention that somebody has: its out, and its lse.
+
+    Parameters
+    ----------
+    q, k, v
+        As of attention, whose other arguments are to be the same too. k and v may be a part of the keys: with
+        attention_backward(..., partial=True) they get their part of the gradients.
+    out, lse
+        What attention returned with return_lse=True, or merge_attention of several calls.
+
+    attention_forward keeps more of a row than its rounded lse: here each P is off by up to half a unit in the last place
+    of lse more.
+
+    Raises ValueError and TypeError naming the argument.
+
+    >>> q = k = np.zeros((1, 1, 2, 4)); v = np.array([[[[1.0], [3.0]]]]); dout = np.ones((1, 1, 2, 1))
+    >>> out, lse = fa.attention(q, k, v, return_lse=True)
+    >>> part = saved_attention(q, k[:, :, :1], v[:, :, :1], out, lse)
+    >>> fa.attention_backward(dout, part, partial=True)[2]
+    array([[[[1.]]]])
+    """
+    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks)
+    rest = (q_lengths, kv_lengths, layout)
+    state = _core.attention_state(q, k, v, out, lse, options, *rest)
+    return SavedAttention(q, k, v, (*options, *rest), out, lse, state)

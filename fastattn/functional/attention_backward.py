@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import NamedTuple, overload
 
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, DTypeLike
 
 from fastattn import _core
 from fastattn.functional._checks import check_parts, check_saved
@@ -27,18 +27,21 @@ class AttentionGradients(NamedTuple):
 
 
 @overload
-def attention_backward(dout: ArrayLike, saved: SavedAttention) -> tuple[Array, Array, Array]: ...
+def attention_backward(dout: ArrayLike, saved: SavedAttention, *, partial: bool = False, dlse: ArrayLike | None = None,
+                       gradient_dtype: DTypeLike | None = None) -> tuple[Array, Array, Array]: ...  # fmt: skip
 @overload
-def attention_backward(dout: ArrayLike, saved: SavedAttention, *, gradients: Collection[str]) -> AttentionGradients: ...
-def attention_backward(
-    dout: ArrayLike, saved: SavedAttention, *, gradients: Collection[str] | None = None
-) -> tuple[Array, Array, Array] | AttentionGradients:
+def attention_backward(dout: ArrayLike, saved: SavedAttention, *, partial: bool = False, dlse: ArrayLike | None = None,
+                       gradient_dtype: DTypeLike | None = None,
+                       gradients: Collection[str]) -> AttentionGradients: ...  # fmt: skip
+def attention_backward(dout: ArrayLike, saved: SavedAttention, *, partial: bool = False, dlse: ArrayLike | None = None,
+                       gradient_dtype: DTypeLike | None = None, gradients: Collection[str] | None = None
+                       ) -> tuple[Array, Array, Array] | AttentionGradients:  # fmt: skip
     """Gradients (dq, dk, dv) of attention, from the gradient of its output; and those that `gradients` names.
 
-    With P the probabilities and dS = P * (dout v^T - rowsum(dout * out)):
+    With P the probabilities, delta = rowsum(dout * out) - dlse and dS = P * (dout v^T - delta):
 
         dv = P^T dout,  dq = scale dS k,  dk = scale dS^T q
-        dmask = dS,  dsinks = -sum p_sink rowsum(dout * out),  dalibi_slopes = -sum distance dS
+        dmask = dS,  dsinks = -sum p_sink delta,  dalibi_slopes = -sum distance dS
 
     Heads that share keys add up, and a softcap multiplies the dS of dq and dk by 1 - tanh^2. P is recomputed block by
     block; only dmask has Lq x Lk elements.
@@ -48,11 +51,20 @@ def attention_backward(
     dout
         Gradient with respect to the output of attention_forward, of its shape and dtype.
     saved
-        What attention_forward returned beside it.
+        What attention_forward returned beside it, or saved_attention.
+    partial
+        The keys of `saved` are a part of those that its out and lse are of: as in a ring, where each process has some
+        of the keys. dq is then the part that these keys add to it, dk and dv are theirs, and dsinks, which no key has
+        a part in, is that of the whole in each call.
+    dlse
+        Gradient with respect to saved.lse, of its shape and dtype; None for 0.
+    gradient_dtype
+        None for the dtype of the inputs, or np.float32 for inputs of 16 bits: sums of several parts are then rounded
+        once, by the caller.
     gradients
         Names of further arguments: "mask" (of floats), "sinks", "alibi_slopes". The result is then an
         AttentionGradients (dq, dk, dv, dmask, dsinks, dalibi_slopes), None for those not named. Each has the shape
-        and dtype of its argument; a mask that was broadcast has the sum over those axes.
+        of its argument, and its dtype or gradient_dtype; a mask that was broadcast has the sum over those axes.
 
     A pair that is masked, or whose probability is 0, contributes nothing, even where its rows hold NaN; a query with
     nothing to attend to has the gradient 0. Sums are of float32 (float64 for float64), rounded once to 16 bits; with
@@ -70,31 +82,24 @@ def attention_backward(
     """
     check_saved("attention_backward", saved, SavedAttention)
     options = check_parts("attention_backward", "saved.options", saved.options, _SAVED_OPTIONS)
-    wanted = () if gradients is None else gradients
-    arguments = (
-        dout,
-        saved.q,
-        saved.k,
-        saved.v,
-        saved.out,
-        saved.state,
-        options[:_OPTIONS],
-        *options[_OPTIONS:],
-        wanted,
-    )
-    result = _core.attention_backward(*arguments)
+    request = (() if gradients is None else gradients, partial, dlse, gradient_dtype)
+    arrays = (dout, saved.q, saved.k, saved.v, saved.out, saved.state)
+    result = _core.attention_backward(*arrays, options[:_OPTIONS], *options[_OPTIONS:], request)
     return result[:3] if gradients is None else AttentionGradients(*result)
 
 
 @overload
-def attention_varlen_backward(dout: ArrayLike, saved: SavedAttentionVarlen) -> tuple[Array, Array, Array]: ...
+def attention_varlen_backward(dout: ArrayLike, saved: SavedAttentionVarlen, *, partial: bool = False,
+                              dlse: ArrayLike | None = None, gradient_dtype: DTypeLike | None = None
+                              ) -> tuple[Array, Array, Array]: ...  # fmt: skip
 @overload
-def attention_varlen_backward(
-    dout: ArrayLike, saved: SavedAttentionVarlen, *, gradients: Collection[str]
-) -> AttentionGradients: ...
-def attention_varlen_backward(
-    dout: ArrayLike, saved: SavedAttentionVarlen, *, gradients: Collection[str] | None = None
-) -> tuple[Array, Array, Array] | AttentionGradients:
+def attention_varlen_backward(dout: ArrayLike, saved: SavedAttentionVarlen, *, partial: bool = False,
+                              dlse: ArrayLike | None = None, gradient_dtype: DTypeLike | None = None,
+                              gradients: Collection[str]) -> AttentionGradients: ...  # fmt: skip
+def attention_varlen_backward(dout: ArrayLike, saved: SavedAttentionVarlen, *, partial: bool = False,
+                              dlse: ArrayLike | None = None, gradient_dtype: DTypeLike | None = None,
+                              gradients: Collection[str] | None = None
+                              ) -> tuple[Array, Array, Array] | AttentionGradients:  # fmt: skip
     """Gradients (dq, dk, dv) of attention_varlen, of the shapes of its q, k, v: as of attention_backward.
 
     Parameters
@@ -103,8 +108,8 @@ def attention_varlen_backward(
         Gradient with respect to the output of attention_varlen_forward, [Tq, H, Dv], of its dtype.
     saved
         What attention_varlen_forward returned beside it.
-    gradients
-        As of attention_backward; sums over the sequences where they share.
+    partial, dlse, gradient_dtype, gradients
+        As of attention_backward; `gradients` are sums over the sequences where they share.
 
     dq, dk and dv of each sequence have the bits that attention_backward gives for it alone.
 
@@ -117,7 +122,7 @@ def attention_varlen_backward(
     """
     check_saved("attention_varlen_backward", saved, SavedAttentionVarlen)
     options = check_parts("attention_varlen_backward", "saved.options", saved.options, _OPTIONS)
-    offsets, wanted = (saved.cu_seqlens_q, saved.cu_seqlens_k), () if gradients is None else gradients
-    arguments = (dout, saved.q, saved.k, saved.v, *offsets, saved.out, saved.state, options, wanted)
-    result = _core.attention_varlen_backward(*arguments)
+    request = (() if gradients is None else gradients, partial, dlse, gradient_dtype)
+    arrays = (dout, saved.q, saved.k, saved.v, saved.cu_seqlens_q, saved.cu_seqlens_k, saved.out, saved.state)
+    result = _core.attention_varlen_backward(*arrays, options, request)
     return result[:3] if gradients is None else AttentionGradients(*result)

@@ -74,6 +74,7 @@ static void pack_tile(const backward_call *c, const gradient_scratch *w, gradien
 static unsigned char whole_row(const backward_call *c, const gradient_tile *t, fa_index r)
 {
     fa_index begin, end;
+    if (c->arguments->partial) return 0;
     attended_keys(c, t->b, t->h, t->i0 + r, &begin, &end);
     return (unsigned char)(begin < t->j0 || end > t->j0 + t->keys ? 0 : c->a->sinks ? 2 : 1);
 }
@@ -115,6 +116,19 @@ static void finish_scores(const backward_call *c, const gradient_scratch *w, con
     k->attention_pair_gradients(w->p + at_pairs, w->ds_pairs + at_pairs, w->p + at, w->ds + at, rows, t->keys);
 }
 
+/* dS += P dlse. */
+static void add_lse_gradients(const backward_call *c, const gradient_scratch *w, const gradient_tile *t, fa_index first,
+                              fa_index rows)
+{
+    const real *dlse = (const real *)c->arguments->dlse;
+    const fa_index stride = c->kernels->sizes.attention_stride, row = state_row(c->a, t->b, t->h, t->i0);
+    for (fa_index r = first; dlse && r < first + rows; r++) {
+        const real *p = w->p + r * stride, factor = dlse[row + r] * (c->early ? c->score_scale : 1);
+        real *ds = w->ds + r * stride;
+        for (fa_index j = t->begin[r]; j < t->end[r]; j++) ds[j] += p[j] == 0 ? 0 : p[j] * factor;
+    }
+}
+
 /* P and dS of the tile; dS is not finished where dmask is wanted, which takes it as it is. */
 static void probabilities(const backward_call *c, const gradient_scratch *w, const gradient_tile *t)
 {
@@ -140,6 +154,7 @@ static void probabilities(const backward_call *c, const gradient_scratch *w, con
             delta[i] = c->delta[row + r + i] * (c->early ? c->score_scale : 1);
         }
         k->attention_score_gradients(&ds, p.s, delta, whole);
+        add_lse_gradients(c, w, t, r, rows);
         OP(attention_add_slopes)(c, w, t, r, rows);
         if (!c->arguments->dmask) finish_scores(c, w, t, r, rows);
     }
@@ -245,24 +260,38 @@ static void compute_scores(const backward_call *c, const gradient_scratch *w, gr
     clear_rows(c, w->ds_pairs, t->rows);
 }
 
+/* Rows [i, i + rows) of a gradient of head h in `base`, from sums in `src`, whose strides are ld and 1, or 1 and ld if `transposed`. */
+static void store_rows(const backward_call *c, void *base, const fa_index *stride, fa_index b, fa_index h, fa_index i,
+                       const real_rows *src, fa_index rows, fa_index D, real scale, int transposed)
+{
+#if FA_CONVERTS
+    if (c->arguments->wide) {
+        real *dst = (real *)base + b * stride[0] + h * stride[1] + i * stride[2];
+        const fa_index row = transposed ? 1 : src->ld, column = transposed ? src->ld : 1;
+        for (fa_index r = 0; r < rows; r++)
+            for (fa_index d = 0; d < D; d++) dst[r * stride[2] + d] = src->p[r * row + d * column] * scale;
+        return;
+    }
+#endif
+    c->kernels->attention_scale_gradients(written_row(base, stride, b, h, i), stride[2], src->p, src->ld, rows, D, scale,
+                                          transposed);
+}
+
 /* dk and dv of the block, and from its last block on dq of the head. */
 static void store_gradients(const backward_call *c, const gradient_scratch *w, fa_index b, fa_index hk, fa_index j0,
                             fa_index keys, int last)
 {
     const fa_attention_backward_arguments *g = c->arguments;
     const fa_attention_arguments *a = c->a;
-    const fa_kernels *k = c->kernels;
-    stored *dk = written_row(g->dk, g->dk_stride, b, hk, key_start(a, b) + j0);
-    stored *dv = written_row(g->dv, g->dv_stride, b, hk, key_start(a, b) + j0);
-    const int transposed = k->sizes.transposed_gradients != 0;
-    const fa_index ldk = gradient_stride(c, keys, c->ldk), ldv = gradient_stride(c, keys, c->ldv);
-    k->attention_scale_gradients(dk, g->dk_stride[2], w->dk, ldk, keys, a->D, c->scale, transposed);
-    k->attention_scale_gradients(dv, g->dv_stride[2], w->dv, ldv, keys, a->Dv, 1, transposed);
+    const fa_index first = key_start(a, b) + j0;
+    const int transposed = c->kernels->sizes.transposed_gradients != 0;
+    const real_rows dk = {w->dk, gradient_stride(c, keys, c->ldk)}, dv = {w->dv, gradient_stride(c, keys, c->ldv)};
+    store_rows(c, g->dk, g->dk_stride, b, hk, first, &dk, keys, a->D, c->scale, transposed);
+    store_rows(c, g->dv, g->dv_stride, b, hk, first, &dv, keys, a->Dv, 1, transposed);
     for (fa_index h = hk * c->group; FA_CONVERTS && last && h < (hk + 1) * c->group; h++) {
-        fa_index ld;
-        const real *dq = summed_row(c, b, h, 0, &ld);
-        k->attention_scale_gradients(written_row(g->dq, g->dq_stride, b, h, query_start(a, b)), g->dq_stride[2], dq, ld,
-                                     query_rows(a, b), a->D, 1, 0);
+        real_rows dq;
+        dq.p = summed_row(c, b, h, 0, &dq.ld);
+        store_rows(c, g->dq, g->dq_stride, b, h, query_start(a, b), &dq, query_rows(a, b), a->D, 1, 0);
     }
 }
 

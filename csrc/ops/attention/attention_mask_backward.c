@@ -11,6 +11,8 @@
 
 #include <string.h>
 
+#define SINK_ROWS 8
+
 static int over_rows(const backward_call *c) { return c->arguments->dmask_stride[2] == 0; }
 static int over_keys(const backward_call *c) { return c->arguments->dmask_stride[3] == 0; }
 
@@ -84,27 +86,43 @@ void OP(attention_end_options)(const backward_call *c, const gradient_scratch *w
                              over_keys(c) ? 1 : keys);
 }
 
-/* The sink of head i: rows a tile at a time. */
+/* total += part, and what rounding loses of it to `lost` (Neumaier 1974). */
+static void add_part(real *total, real *lost, real part)
+{
+    const real sum = *total + part;
+    if (isfinite(sum)) *lost += fabs((double)*total) >= fabs((double)part) ? (*total - sum) + part : (part - sum) + *total;
+    *total = sum;
+}
+
+/* The sink of head i: rows a tile at a time; with dlse, whose terms may be as large as their sum, a few, so that the rounding of that counts
+   for little. A row without keys counts where its lse does, or others may have keys for it. */
 static void head_sink(void *context, fa_index i, int worker)
 {
     const backward_call *c = context;
+    const fa_attention_backward_arguments *g = c->arguments;
+    const real *dlse = (const real *)g->dlse;
     const fa_attention_arguments *a = c->a;
     const fa_index b = i / a->H, h = i % a->H;
     (void)worker;
-    real total = 0;
-    for (fa_index i0 = 0, rows; i0 < query_rows(a, b); i0 += rows) {
-        unsigned char attends[GRADIENT_TILE];
-        rows = fa_min(GRADIENT_TILE, query_rows(a, b) - i0);
+    real total = 0, lost = 0;
+    for (fa_index i0 = 0, rows; i0 < query_length(a, b); i0 += rows) {
+        unsigned char counts[GRADIENT_TILE];
+        real delta[GRADIENT_TILE];
+        real part = 0;
+        rows = fa_min(dlse ? SINK_ROWS : GRADIENT_TILE, query_length(a, b) - i0);
         const fa_index row = state_row(a, b, h, i0);
         for (fa_index r = 0; r < rows; r++) {
             fa_index begin, end;
             attended_keys(c, b, h, i0 + r, &begin, &end);
-            attends[r] = begin < end;
+            const int attends = begin < end || g->partial;
+            delta[r] = (attends ? c->delta[row + r] : 0) - (dlse ? dlse[row + r] : 0);
+            counts[r] = attends || dlse;
         }
-        c->kernels->attention_sink_gradients(&total, ((const real *)a->sinks)[h], c->delta + row, (const real *)a->shift + row,
-                                             (const real *)a->sum + row, attends, rows);
+        c->kernels->attention_sink_gradients(dlse ? &part : &total, ((const real *)a->sinks)[h], delta,
+                                             (const real *)a->shift + row, (const real *)a->sum + row, counts, rows);
+        add_part(&total, &lost, part);
     }
-    c->sink_parts[i] = total;
+    c->sink_parts[i] = total + lost;
 }
 
 void OP(attention_finish_options)(const backward_call *c, int threads)

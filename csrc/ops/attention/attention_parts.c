@@ -1,9 +1,12 @@
-/* What can be had of attention besides its output: probabilities of chosen rows from their lse, and one result of two over
-   different keys. Always native kernels, whatever the strategy. */
+/* What can be had of attention besides its output: probabilities of chosen rows from their lse, one result of two over
+   different keys, and what backward reads of rows whose lse is known. Always native kernels, whatever the strategy. */
 #include "attention.h"
 
 #define ROW_TILE 96
 #define MERGE_ELEMENTS 16384 /* in a task */
+#define LN_2 0x1.62e42fefa39efp-1
+#define LN_2_REST 0x1.abc9e3b39803fp-56                               /* ln(2) - LN_2 */
+#define EXACT_SHIFT (sizeof(real) == sizeof(float) ? 0x1p21 : 0x1p50) /* integers below it leave room for the bits of a score */
 
 typedef struct {
     real *scores, *copy, *queries, *keys;
@@ -121,5 +124,31 @@ fa_status OP(attention_merge)(void *out, void *lse, const void *a, const void *l
 {
     merge_call c = {current_kernels(), out, lse, a, lse_a, b, lse_b, rows, n, 1 + MERGE_ELEMENTS / (n + 1)};
     fa_parallel_for(fa_ceil_div(rows, c.rows_per_task), fa_threads_for((double)rows * (double)(n + 32)), merge_rows, &c);
+    return FA_OK;
+}
+
+/* shift and sum of a row, as forward has them: lse = shift ln 2 + ln sum. Where an integer shift would leave the range, or has lost its last
+   bits, they are those of a row in natural units, whose sum is negative. */
+static void state_of_row(real *shift, real *sum, real lse)
+{
+    const double R = rint((double)lse * LOG2_E);
+    if (lse == -REAL_INFINITY) {
+        *shift = -REAL_INFINITY;
+        *sum = 0;
+    } else if (!isfinite(lse)) {
+        *shift = 0;
+        *sum = (real)NAN;
+    } else if (fabs(R) > EXACT_SHIFT) {
+        *shift = lse;
+        *sum = -1;
+    } else {
+        *shift = (real)R;
+        *sum = (real)exp(fma(-R, LN_2_REST, fma(-R, LN_2, (double)lse)));
+    }
+}
+
+fa_status OP(attention_state)(void *shift, void *sum, const void *lse, fa_index n)
+{
+    for (fa_index i = 0; i < n; i++) state_of_row((real *)shift + i, (real *)sum + i, ((const real *)lse)[i]);
     return FA_OK;
 }
