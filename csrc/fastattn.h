@@ -118,7 +118,7 @@ fa_status fa_linear_pack(fa_dtype dtype, fa_isa isa, void *packed, const void *w
      s = s + mask                                   FA_MASK_ADD
 
    Row i attends to the keys j < length with i + offset - left <= j <= i + offset + right that the mask does not exclude;
-   offset = 0 (aligned top-left) or k length - q length (bottom-right). Over those
+   offset = q_positions[b], or without these 0 (aligned top-left) or k length - q length (bottom-right). Over those
 
      Z = sum e^s + e^sinks[h]                       the last term with sinks only: a logit without a value
      out = sum e^s v_j / Z,   lse = ln Z
@@ -134,6 +134,7 @@ fa_status fa_linear_pack(fa_dtype dtype, fa_isa isa, void *packed, const void *w
 typedef enum { FA_MASK_NONE = 0, FA_MASK_BOOL, FA_MASK_ADD } fa_mask_kind;
 typedef enum { FA_ATTENTION_FUSED = 0, FA_ATTENTION_BLAS } fa_attention_strategy;
 #define FA_UNBOUNDED INT64_MAX
+#define FA_FARTHEST ((fa_index)1 << 60) /* positions and distances: sums of a few have no end in sight */
 typedef struct {
     fa_index B, H, Hk, Lq, Lk, D, Dv;
     const void *q, *k, *v;
@@ -144,6 +145,7 @@ typedef struct {
     fa_index mask_stride[4]; /* batch, head, row, key; 0 where broadcast */
     fa_index left, right;    /* FA_UNBOUNDED, or a distance >= 0 */
     int bottom_right;
+    const fa_index *q_positions;           /* [B] at most FA_FARTHEST from 0, or NULL: which key query 0 is aligned with */
     const fa_index *q_lengths, *k_lengths; /* [B] in 0..L, or NULL */
     const fa_index *q_starts, *k_starts;   /* [B], both or none */
     fa_index lse_stride;                   /* elements from head to head: Lq, or the rows of a ragged batch */

@@ -245,13 +245,25 @@ def sinusoidal_positions(length, dim, base=10000.0, offset=0, dtype=np.float64):
 # ---- attention ----
 
 
-def attention_allowed(batch, queries, keys, mask=None, causal=False, window=None, q_lengths=None, kv_lengths=None):
+def _diagonal(batch, queries, keys, causal=False, q_lengths=None, kv_lengths=None, q_start=None):
+    """The key that query 0 is aligned with, [batch, 1, 1, 1]."""
+    q_lengths = np.full(batch, queries) if q_lengths is None else np.asarray(q_lengths)
+    kv_lengths = np.full(batch, keys) if kv_lengths is None else np.asarray(kv_lengths)
+    first = np.zeros_like(q_lengths) if causal == "top-left" else kv_lengths - q_lengths
+    if q_start is not None:
+        first = np.broadcast_to(q_start, first.shape)
+    return first[:, None, None, None]
+
+
+def attention_allowed(batch, queries, keys, mask=None, causal=False, window=None, q_lengths=None, kv_lengths=None,
+                      q_start=None):  # fmt: skip
     """Which query attends to which key: bool, broadcastable to [batch, heads, queries, keys]."""
+    first = _diagonal(batch, queries, keys, causal, q_lengths, kv_lengths, q_start)
     q_lengths = np.full(batch, queries) if q_lengths is None else np.asarray(q_lengths)
     kv_lengths = np.full(batch, keys) if kv_lengths is None else np.asarray(kv_lengths)
     i, j = np.arange(queries)[:, None], np.arange(keys)
     i, j, n, m = i[None, None], j[None, None, None], q_lengths[:, None, None, None], kv_lengths[:, None, None, None]
-    distance = j - i - (0 if causal == "top-left" else m - n)
+    distance = j - i - first
     left, right = window or (None, None)
     allowed = (i < n) & (j < m)
     if causal:
@@ -265,12 +277,10 @@ def attention_allowed(batch, queries, keys, mask=None, causal=False, window=None
     return allowed
 
 
-def alibi_distance(batch, queries, keys, causal=False, q_lengths=None, kv_lengths=None):
+def alibi_distance(batch, queries, keys, causal=False, q_lengths=None, kv_lengths=None, q_start=None):
     """|i + offset - j|, broadcastable to [batch, heads, queries, keys]."""
-    q_lengths = np.full(batch, queries) if q_lengths is None else np.asarray(q_lengths)
-    kv_lengths = np.full(batch, keys) if kv_lengths is None else np.asarray(kv_lengths)
-    offset = np.zeros_like(q_lengths) if causal == "top-left" else kv_lengths - q_lengths
-    return np.abs(np.arange(queries)[:, None] + offset[:, None, None, None] - np.arange(keys))
+    first = _diagonal(batch, queries, keys, causal, q_lengths, kv_lengths, q_start)
+    return np.abs(np.arange(queries)[:, None] + first - np.arange(keys))
 
 
 def _attention_scale(q, scale):
@@ -283,7 +293,7 @@ def _repeated(x, heads):
 
 
 def _attention_probabilities(q, k, mask=None, causal=False, scale=None, window=None, softcap=0.0, alibi_slopes=None,
-                             sinks=None, q_lengths=None, kv_lengths=None):  # fmt: skip
+                             sinks=None, q_lengths=None, kv_lengths=None, q_start=None):  # fmt: skip
     """p, the part of each row that its sink takes, lse, and the scaled products of queries and keys."""
     causal = "bottom-right" if causal is True else causal
     sizes = q.shape[0], q.shape[2], k.shape[2]
@@ -292,8 +302,8 @@ def _attention_probabilities(q, k, mask=None, causal=False, scale=None, window=N
     if softcap:
         s = softcap * np.tanh(s / softcap)
     if slopes is not None:
-        s = s - slopes[:, None, None] * _like(q, alibi_distance(*sizes, causal, q_lengths, kv_lengths))
-    allowed = attention_allowed(*sizes, mask, causal, window, q_lengths, kv_lengths)
+        s = s - slopes[:, None, None] * _like(q, alibi_distance(*sizes, causal, q_lengths, kv_lengths, q_start))
+    allowed = attention_allowed(*sizes, mask, causal, window, q_lengths, kv_lengths, q_start)
     if mask is not None and mask.dtype != bool:
         s = s + np.where(allowed, *_real(q.dtype, mask, 0))
     s = np.where(allowed, s, -np.inf)
@@ -382,7 +392,7 @@ def attention_option_gradients(dout, q, k, v, dtype=np.float64, whole=None, dlse
     if sinks is not None:
         dsinks = -(of_sink * delta).sum((0, 2, 3))
     if slopes is not None:
-        own = {name: options[name] for name in ("causal", "q_lengths", "kv_lengths") if name in options}
+        own = {name: options[name] for name in ("causal", "q_lengths", "kv_lengths", "q_start") if name in options}
         distance = _like(q, alibi_distance(q.shape[0], q.shape[2], k.shape[2], **own))
         dslopes = -(distance * (p * (dp - from_output))).sum((0, 2, 3))
     return dmask, dsinks, dslopes

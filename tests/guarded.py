@@ -220,10 +220,10 @@ def attention(rng, dtype):
     sizes = [(n % 6, n, 3, 5) for n in LENGTHS] + [(n, 3, 5, 2) for n in LENGTHS if n % 3 == 0]
     sizes += [(3, 5, n, 4) for n in LENGTHS] + [(3, 5, 4, n) for n in LENGTHS]
     sizes += [(97, 67, 8, 8), (13, 529, 5, 9), (5, 19, 130, 7)]
-    forms = ("plain", "bool", "float", "causal", "lengths")
+    forms = ("plain", "bool", "float", "causal", "lengths", "placed")
     for index, (lq, lk, d, dv) in enumerate(sizes):
         q, k, v = (_normal(rng, dtype, *shape) for shape in ((2, 2, lq, d), (2, 1, lk, d), (2, 1, lk, dv)))
-        for form in forms if index % 8 == 0 else (forms[index % 5], forms[index // 5 % 5]):
+        for form in forms if index % 8 == 0 else (forms[index % 6], forms[index // 6 % 6]):
             arrays, options = {"q": q, "k": k, "v": v}, {}
             if form == "bool":
                 arrays["mask"] = rng.random((lq, lk)) < 0.7
@@ -234,6 +234,8 @@ def attention(rng, dtype):
             elif form == "lengths":
                 options["kv_lengths"] = rng.integers(0, lk + 1, 2)
                 options["q_lengths"] = rng.integers(0, lq + 1, 2)
+            elif form == "placed":
+                options |= {"causal": True, "q_start": rng.integers(-lq, lk + 1, 2)}
             strategy = "blas" if index % 5 == 4 and _has_blas() else "fused"
 
             def call(a, out, options=options, strategy=strategy):
@@ -265,7 +267,7 @@ def caches(rng, dtype):
             def call(a, out, lengths=cache.lengths, table=cache._table if paged else None):
                 own = {name: np.require(x, requirements="A") for name, x in a.items()}
                 names = ("q", "k", "v", "k_scales", "v_scales")
-                options = (a.get("mask"), False, None, None, 0.0, None, None)
+                options = (a.get("mask"), False, None, None, 0.0, None, None, None)
                 return _core.cache_attention(*map(own.get, names), table, lengths, options, None, out, False)
 
             yield f"{np.dtype(kind)} {'pages of ' + str(page) if paged else 'cache'} Lk={lk} D={d}", arrays, call

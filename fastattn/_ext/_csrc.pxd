@@ -145,6 +145,8 @@ cdef extern from "fastattn.h" nogil:
         FA_ATTENTION_FUSED
         FA_ATTENTION_BLAS
 
+    const fa_index FA_FARTHEST
+
     ctypedef struct fa_attention_arguments:
         fa_index B, H, Hk, Lq, Lk, D, Dv
         const void *q
@@ -163,6 +165,7 @@ cdef extern from "fastattn.h" nogil:
         fa_index mask_stride[4]
         fa_index left, right
         int bottom_right
+        const fa_index *q_positions
         const fa_index *q_lengths
         const fa_index *k_lengths
         const fa_index *q_starts

@@ -38,11 +38,12 @@ cdef fa_index window_side(object side, str op) except -2:
     if side < 0:
         raise ValueError(f"{op}: window must hold distances of at least 0, got {side}")
     # Beyond any length it bounds nothing, and sums with positions must not overflow.
-    return min(side, 1 << 60)
+    return min(side, FA_FARTHEST)
 
 
-cdef bint read_alignment(fa_attention_arguments *a, object causal, object window, str op) except -1:
-    """left, right and bottom_right from causal and window; whether causal=True, which needs as many queries as keys."""
+cdef bint read_alignment(fa_attention_arguments *a, object causal, object window, bint placed, str op) except -1:
+    """left, right and bottom_right from causal and window; whether causal=True, which needs as many queries as keys
+    unless they are `placed` by q_start."""
     cdef bint is_square = False
     a.left = a.right = FA_UNBOUNDED
     a.bottom_right = True
@@ -52,8 +53,10 @@ cdef bint read_alignment(fa_attention_arguments *a, object causal, object window
     if causal is False or causal is None:
         pass
     elif causal is True:
-        is_square = True
+        is_square = not placed
         a.right = 0
+    elif placed:
+        raise ValueError(f"{op}: causal must be False or True with q_start, got {shown(causal)}")
     elif isinstance(causal, str) and causal == "bottom-right":
         a.right = 0
     elif isinstance(causal, str) and causal == "top-left":
@@ -74,18 +77,31 @@ cdef bint read_alignment(fa_attention_arguments *a, object causal, object window
 cdef object check_square(const fa_attention_arguments *a, str op):
     if a.Lq != a.Lk:
         raise ValueError(f"{op}: causal=True needs as many queries as keys, got {a.Lq} and {a.Lk}; "
-                         "say causal='top-left' or causal='bottom-right'")
+                         "say causal='top-left' or causal='bottom-right', or where query 0 is by q_start")
+
+
+cdef object as_positions(object value, Py_ssize_t batch, str op):
+    """int64 positions [batch] of the first queries among the keys, from one for all or one for each sequence."""
+    positions = as_integers(value, op, "q_start")
+    if positions.ndim == 0:
+        positions = np.full(batch, positions)
+    if positions.shape != (batch,):
+        raise wrong_shape(op, "q_start", f"be an integer or have shape ({batch},)", f"shape {positions.shape}")
+    low, high = positions.min(initial=0), positions.max(initial=0)
+    if low < -FA_FARTHEST or high > FA_FARTHEST:
+        raise ValueError(f"{op}: q_start must lie in -2**60..2**60, got {low if low < -FA_FARTHEST else high}")
+    return positions
 
 
 cdef bint read_options(fa_attention_arguments *a, object causal, object window, object scale, object softcap,
-                       str op) except -1:
+                       bint placed, str op) except -1:
     """What depends on no array: read_alignment, and scale (unless it is None) and softcap as finite numbers."""
     a.softcap = as_float(softcap, op, "softcap")
     if not isfinite(a.softcap) or a.softcap < 0:
         raise ValueError(f"{op}: softcap must be a finite number of at least 0 (0: none), got {a.softcap}")
     if scale is not None:
         a.scale = finite(scale, op, "scale")
-    return read_alignment(a, causal, window, op)
+    return read_alignment(a, causal, window, placed, op)
 
 
 cdef struct AttentionInputs:
@@ -164,27 +180,34 @@ cdef object set_heads(AttentionInputs *x, fa_attention_arguments *a, object slop
 
 
 cdef tuple take_options(tuple options, fa_attention_arguments *a, str op):
-    """What every form of attention has: mask, causal, scale, window, softcap, alibi_slopes and sinks, read before any
-    array is held. Returns what set_options does the rest with."""
-    mask, causal, scale, window, softcap, alibi_slopes, sinks = options
+    """What every form of attention has: mask, causal, scale, window, softcap, alibi_slopes, sinks and q_start, read
+    before any array is held. Returns what set_options does the rest with."""
+    mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start = options
     mask = as_optional(mask, op, "mask")
     alibi_slopes, sinks = as_optional(alibi_slopes, op, "alibi_slopes"), as_optional(sinks, op, "sinks")
-    return mask, alibi_slopes, sinks, scale is not None, read_options(a, causal, window, scale, softcap, op)
+    q_start = as_optional(q_start, op, "q_start")
+    square = read_options(a, causal, window, scale, softcap, q_start is not None, op)
+    return mask, alibi_slopes, sinks, q_start, scale is not None, square
 
 
 cdef bint needs_square(tuple taken) noexcept:
     """Whether causal is True."""
-    return taken[4] is True
+    return taken[5] is True
 
 
 cdef object set_options(tuple taken, AttentionInputs *x, fa_attention_arguments *a, str op):
-    """Options as far as they depend on the sizes and the dtype."""
+    """Options as far as they depend on the sizes and the dtype. The caller keeps the result alive as long as `a`."""
     cdef Py_ssize_t full[4]
-    mask, alibi_slopes, sinks, has_scale, _ = taken
+    cdef object positions = None
+    mask, alibi_slopes, sinks, q_start, has_scale, _ = taken
+    if q_start is not None:
+        positions = as_positions(q_start, a.B, op)
+    a.q_positions = index_pointer(positions)
     check_numbers(a, x.q.dtype, has_scale, op)
     set_heads(x, a, alibi_slopes, sinks, op)
     full[0], full[1], full[2], full[3] = a.B, a.H, a.Lq, a.Lk
     acquire_mask(&x.mask, mask, x.q.dtype, full, a, op)
+    return positions
 
 
 cdef tuple acquire_inputs(AttentionInputs *x, fa_attention_arguments *a, int head_axis, object q, object k, object v,
@@ -215,7 +238,7 @@ cdef tuple acquire_inputs(AttentionInputs *x, fa_attention_arguments *a, int hea
 
     if needs_square(taken):
         check_square(a, op)
-    set_options(taken, x, a, op)
+    positions = set_options(taken, x, a, op)
     a.q_starts = a.k_starts = NULL
     a.lse_stride = a.Lq
     a.q_lengths = a.k_lengths = NULL
@@ -226,7 +249,7 @@ cdef tuple acquire_inputs(AttentionInputs *x, fa_attention_arguments *a, int hea
         kv_lengths = as_lengths(kv_lengths, a.B, a.Lk, op, "kv_lengths")
         a.k_lengths = index_pointer(kv_lengths)
     a.strategy = FA_ATTENTION_BLAS if by_blas(FA_SETTING_ATTENTION) else FA_ATTENTION_FUSED
-    return q_lengths, kv_lengths
+    return q_lengths, kv_lengths, positions
 
 
 cdef object check_keys(const fa_attention_arguments *a, const Array *out, const Array *lse, str op):

@@ -54,10 +54,10 @@ cdef tuple acquire_ragged(AttentionInputs *x, fa_attention_arguments *a, object 
     a.q, a.k, a.v = x.q.data, x.k.data, x.v.data
     if needs_square(taken) and not np.array_equal(starts_q, starts_k):
         raise ValueError(f"{op}: causal=True needs as many queries as keys in each sequence, got other cu_seqlens_k"
-                         " than cu_seqlens_q; say causal='top-left' or causal='bottom-right'")
-    set_options(taken, x, a, op)
+                         " than cu_seqlens_q; say causal='top-left' or causal='bottom-right', or where queries are by q_start")
+    positions = set_options(taken, x, a, op)
     a.strategy = FA_ATTENTION_BLAS if by_blas(FA_SETTING_ATTENTION) else FA_ATTENTION_FUSED
-    return starts_q, starts_k, lengths_q, lengths_k
+    return starts_q, starts_k, lengths_q, lengths_k, positions
 
 
 def attention_varlen(object q, object k, object v, object cu_seqlens_q, object cu_seqlens_k, tuple options, object out,

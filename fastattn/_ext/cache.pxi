@@ -140,7 +140,7 @@ def cache_attention(object q, object keys, object values, object key_scales, obj
     cdef str op = "attend"
     cdef bint wants_lse = as_flag(return_lse, op, "return_lse")
     cdef tuple taken
-    cdef object result, lse = None
+    cdef object result, positions, lse = None
     x.q.held = x.k.held = x.v.held = x.mask.held = x.slopes.held = x.sinks.held = ao.held = al.held = False
     kept.key_scales.held = kept.value_scales.held = kept.lengths.held = kept.table.held = False
     kept.numbers = NULL
@@ -169,7 +169,7 @@ def cache_attention(object q, object keys, object values, object key_scales, obj
         a.strategy = FA_ATTENTION_FUSED
         if needs_square(taken):
             check_square(a, op)
-        set_options(taken, &x, a, op)
+        positions = set_options(taken, &x, a, op)
         if q_lengths is not None:
             q_lengths = as_lengths(q_lengths, a.B, a.Lq, op, "q_lengths")
             a.q_lengths = index_pointer(q_lengths)

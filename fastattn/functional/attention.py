@@ -12,6 +12,7 @@ from fastattn.functional._types import Array
 def attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, mask: ArrayLike | None = None, causal: bool | str = False,
               scale: float | None = None, window: tuple[int | None, int | None] | None = None, softcap: float = 0.0,
               alibi_slopes: ArrayLike | None = None, sinks: ArrayLike | None = None,
+              q_start: ArrayLike | None = None,
               q_lengths: ArrayLike | None = None, kv_lengths: ArrayLike | None = None, layout: str = "bhld",
               return_lse: bool = False, out: Array | None = None) -> Any:  # fmt: skip
     """Scaled dot-product attention, without an Lq x Lk matrix in memory.
@@ -20,7 +21,7 @@ def attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, mask: ArrayLike | Non
 
         s = scale q_i . k_j
         s = softcap tanh(s / softcap)           if softcap > 0
-        s = s - alibi_slopes[h] |i + o - j|     o = Lk - Lq, or 0 with causal="top-left"
+        s = s - alibi_slopes[h] |i + o - j|     o = q_start, or Lk - Lq, or 0 with causal="top-left"
         s = s + mask                            a mask of floats
 
     and over the keys that query i attends to
@@ -36,18 +37,23 @@ def attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, mask: ArrayLike | Non
         bool (True: attend) or the dtype of q (added; -inf: do not attend), broadcastable to [B, H, Lq, Lk] in either
         layout. Masked entries never enter the arithmetic: NaN or inf there changes nothing.
     causal
-        False, "top-left" (key j <= query i) or "bottom-right" (j <= i + Lk - Lq); True when Lq == Lk.
+        False, "top-left" (key j <= query i) or "bottom-right" (j <= i + Lk - Lq); True when Lq == Lk, or with q_start
+        (j <= i + q_start).
     scale
         1 / sqrt(D) by default.
     window
-        (left, right): distances on each side of the diagonal, None for no bound. The diagonal is that of `causal`,
-        bottom-right when not causal.
+        (left, right): distances on each side of the diagonal, None for no bound. The diagonal is that of `causal` or
+        q_start, bottom-right when not causal.
     softcap
         Bound of the scaled scores, 0 for none.
     alibi_slopes
         [H], of the dtype of q: a penalty for each step of distance from the diagonal.
     sinks
         [H], of the dtype of q: a logit for each head, without a key and a value, in the sum of the softmax.
+    q_start
+        The position of query 0 counted from key 0, one integer or one for each sequence [B], also below 0 and beyond
+        the keys: where the diagonal of causal, window and alibi_slopes begins. Keys may then be a cache with room
+        behind its tokens, or a part of all.
     q_lengths, kv_lengths
         [B] integers in 0..L: positions beyond are excluded, and the diagonal does not count them; their outputs are
         zero.
@@ -70,9 +76,25 @@ def attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, mask: ArrayLike | Non
     array([1., 2.])
     >>> attention(q, k, v, causal=True, sinks=np.zeros(1))[0, 0, :, 0]
     array([0.5       , 1.33333333])
+    >>> attention(q, k, v, causal=True, q_start=[1])[0, 0, :, 0]
+    array([2., 2.])
     """
-    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks)
+    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start)
     return _core.attention(q, k, v, options, q_lengths, kv_lengths, layout, out, return_lse, False)
+
+
+OPTIONS = {
+    "mask": None, "causal": False, "scale": None, "window": None, "softcap": 0.0, "alibi_slopes": None, "sinks": None,
+    "q_start": None,
+}  # fmt: skip
+_REST = {"q_lengths": None, "kv_lengths": None, "layout": "bhld"}
+
+
+def in_order(defaults: dict[str, Any], given: dict[str, Any]) -> tuple[Any, ...]:
+    """The options `given` by name and the defaults of the others, in the order of the defaults."""
+    if not given.keys() <= defaults.keys():
+        raise TypeError(f"SavedAttention: options must be of {', '.join(defaults)}, got {', '.join(given)}")
+    return tuple({**defaults, **given}.values())
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -83,16 +105,23 @@ class SavedAttention:
     q: ArrayLike
     k: ArrayLike
     v: ArrayLike
-    options: tuple[Any, ...]  # mask ... sinks, as in all forms of attention; q_lengths, kv_lengths, layout
+    options: tuple[Any, ...]  # mask ... q_start, as in all forms of attention; q_lengths, kv_lengths, layout
     out: ArrayLike
     lse: ArrayLike
     state: Array  # [2, B, H, Lq]: the integer R and sum of each row; lse = R ln 2 + ln sum
+
+    @classmethod
+    def of(cls, q: ArrayLike, k: ArrayLike, v: ArrayLike, out: ArrayLike, lse: ArrayLike, state: Array,
+           **options: Any) -> "SavedAttention":  # fmt: skip
+        """From its parts, and the options of the forward call by name."""
+        return cls(q, k, v, in_order({**OPTIONS, **_REST}, options), out, lse, state)
 
 
 def attention_forward(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, mask: ArrayLike | None = None,
                       causal: bool | str = False, scale: float | None = None,
                       window: tuple[int | None, int | None] | None = None, softcap: float = 0.0,
                       alibi_slopes: ArrayLike | None = None, sinks: ArrayLike | None = None,
+                      q_start: ArrayLike | None = None,
                       q_lengths: ArrayLike | None = None, kv_lengths: ArrayLike | None = None,
                       layout: str = "bhld") -> tuple[Array, SavedAttention]:  # fmt: skip
     """attention, and the values that its gradients need: (out, saved). Arguments and errors as of attention.
@@ -104,7 +133,7 @@ def attention_forward(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, mask: ArrayLi
     >>> saved.lse.shape
     (1, 1, 2)
     """
-    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks)
+    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start)
     out, lse, state = _core.attention(q, k, v, options, q_lengths, kv_lengths, layout, None, False, True)
     return out, SavedAttention(q, k, v, (*options, q_lengths, kv_lengths, layout), out, lse, state)
 
@@ -113,6 +142,7 @@ def saved_attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, out: ArrayLike, ls
                     mask: ArrayLike | None = None, causal: bool | str = False, scale: float | None = None,
                     window: tuple[int | None, int | None] | None = None, softcap: float = 0.0,
                     alibi_slopes: ArrayLike | None = None, sinks: ArrayLike | None = None,
+                    q_start: ArrayLike | None = None,
                     q_lengths: ArrayLike | None = None, kv_lengths: ArrayLike | None = None,
                     layout: str = "bhld") -> SavedAttention:  # fmt: skip
     """What attention_backward needs, from results of attention that somebody has: its out, and its lse.
@@ -125,8 +155,8 @@ def saved_attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, out: ArrayLike, ls
     out, lse
         What attention returned with return_lse=True, or merge_attention of several calls.
 
-    attention_forward keeps more of a row than its rounded lse: here each P is off by up to half a unit in the last place
-    of lse more.
+    attention_forward keeps more of a row than its rounded lse: here each P is off by up to half a unit in the last
+    place of lse more.
 
     Raises ValueError and TypeError naming the argument.
 
@@ -136,7 +166,7 @@ def saved_attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, out: ArrayLike, ls
     >>> fa.attention_backward(dout, part, partial=True)[2]
     array([[[[1.]]]])
     """
-    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks)
+    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start)
     rest = (q_lengths, kv_lengths, layout)
     state = _core.attention_state(q, k, v, out, lse, options, *rest)
     return SavedAttention(q, k, v, (*options, *rest), out, lse, state)

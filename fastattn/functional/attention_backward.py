@@ -8,11 +8,10 @@ from numpy.typing import ArrayLike, DTypeLike
 from fastattn import _core
 from fastattn.functional._checks import check_parts, check_saved
 from fastattn.functional._types import Array
-from fastattn.functional.attention import SavedAttention
+from fastattn.functional.attention import OPTIONS, SavedAttention
 from fastattn.functional.attention_varlen import SavedAttentionVarlen
 
-_OPTIONS = 7  # of all forms of attention: mask ... sinks
-_SAVED_OPTIONS = 10  # of SavedAttention: lengths and layout too
+_SAVED_OPTIONS = len(OPTIONS) + 3  # of SavedAttention: lengths and layout too
 
 
 class AttentionGradients(NamedTuple):
@@ -84,7 +83,7 @@ def attention_backward(dout: ArrayLike, saved: SavedAttention, *, partial: bool 
     options = check_parts("attention_backward", "saved.options", saved.options, _SAVED_OPTIONS)
     request = (() if gradients is None else gradients, partial, dlse, gradient_dtype)
     arrays = (dout, saved.q, saved.k, saved.v, saved.out, saved.state)
-    result = _core.attention_backward(*arrays, options[:_OPTIONS], *options[_OPTIONS:], request)
+    result = _core.attention_backward(*arrays, options[: len(OPTIONS)], *options[len(OPTIONS) :], request)
     return result[:3] if gradients is None else AttentionGradients(*result)
 
 
@@ -121,7 +120,7 @@ def attention_varlen_backward(dout: ArrayLike, saved: SavedAttentionVarlen, *, p
     array([2. , 0.5, 0.5])
     """
     check_saved("attention_varlen_backward", saved, SavedAttentionVarlen)
-    options = check_parts("attention_varlen_backward", "saved.options", saved.options, _OPTIONS)
+    options = check_parts("attention_varlen_backward", "saved.options", saved.options, len(OPTIONS))
     request = (() if gradients is None else gradients, partial, dlse, gradient_dtype)
     arrays = (dout, saved.q, saved.k, saved.v, saved.cu_seqlens_q, saved.cu_seqlens_k, saved.out, saved.state)
     result = _core.attention_varlen_backward(*arrays, options, request)

@@ -7,12 +7,14 @@ from numpy.typing import ArrayLike
 
 from fastattn import _core
 from fastattn.functional._types import Array
+from fastattn.functional.attention import OPTIONS, in_order
 
 
 def attention_varlen(q: ArrayLike, k: ArrayLike, v: ArrayLike, cu_seqlens_q: ArrayLike, cu_seqlens_k: ArrayLike, *,
                      mask: ArrayLike | None = None, causal: bool | str = False, scale: float | None = None,
                      window: tuple[int | None, int | None] | None = None, softcap: float = 0.0,
-                     alibi_slopes: ArrayLike | None = None, sinks: ArrayLike | None = None, return_lse: bool = False,
+                     alibi_slopes: ArrayLike | None = None, sinks: ArrayLike | None = None,
+                     q_start: ArrayLike | None = None, return_lse: bool = False,
                      out: Array | None = None) -> Any:  # fmt: skip
     """attention of each sequence of a ragged batch. The sequences are stored one after another, without padding.
 
@@ -25,8 +27,8 @@ def attention_varlen(q: ArrayLike, k: ArrayLike, v: ArrayLike, cu_seqlens_q: Arr
         The lengths may come in any order, and be 0.
     mask
         As of attention, broadcastable to [B, H, longest of q, longest of k].
-    causal, scale, window, softcap, alibi_slopes, sinks
-        As of attention, within each sequence; causal=True where each has as many queries as keys.
+    causal, scale, window, softcap, alibi_slopes, sinks, q_start
+        As of attention, within each sequence; causal=True where each has as many queries as keys, or with q_start.
     return_lse
         Also return the lse of each row, [Tq, H].
 
@@ -38,7 +40,7 @@ def attention_varlen(q: ArrayLike, k: ArrayLike, v: ArrayLike, cu_seqlens_q: Arr
     >>> attention_varlen(q, q, v, [0, 2, 3], [0, 2, 3])[:, 0, 0]
     array([2., 2., 5.])
     """
-    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks)
+    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start)
     return _core.attention_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, options, out, return_lse, False)
 
 
@@ -51,17 +53,24 @@ class SavedAttentionVarlen:
     v: ArrayLike
     cu_seqlens_q: ArrayLike
     cu_seqlens_k: ArrayLike
-    options: tuple[Any, ...]  # mask ... sinks
+    options: tuple[Any, ...]  # mask ... q_start
     out: Array
     lse: Array
     state: Array  # [2, H, Tq]
+
+    @classmethod
+    def of(cls, q: ArrayLike, k: ArrayLike, v: ArrayLike, cu_seqlens_q: ArrayLike, cu_seqlens_k: ArrayLike,
+           out: ArrayLike, lse: ArrayLike, state: Array, **options: Any) -> "SavedAttentionVarlen":  # fmt: skip
+        """From its parts, and the options of the forward call by name."""
+        return cls(q, k, v, cu_seqlens_q, cu_seqlens_k, in_order(OPTIONS, options), out, lse, state)
 
 
 def attention_varlen_forward(q: ArrayLike, k: ArrayLike, v: ArrayLike, cu_seqlens_q: ArrayLike, cu_seqlens_k: ArrayLike,
                              *, mask: ArrayLike | None = None, causal: bool | str = False, scale: float | None = None,
                              window: tuple[int | None, int | None] | None = None, softcap: float = 0.0,
                              alibi_slopes: ArrayLike | None = None,
-                             sinks: ArrayLike | None = None) -> tuple[Array, SavedAttentionVarlen]:  # fmt: skip
+                             sinks: ArrayLike | None = None, q_start: ArrayLike | None = None
+                             ) -> tuple[Array, SavedAttentionVarlen]:  # fmt: skip
     """attention_varlen, and the values that its gradients need: (out, saved). Arguments and errors as of
     attention_varlen.
 
@@ -69,6 +78,6 @@ def attention_varlen_forward(q: ArrayLike, k: ArrayLike, v: ArrayLike, cu_seqlen
     >>> saved.lse.shape
     (3, 1)
     """
-    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks)
+    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start)
     out, lse, state = _core.attention_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, options, None, False, True)
     return out, SavedAttentionVarlen(q, k, v, cu_seqlens_q, cu_seqlens_k, options, out, lse, state)

@@ -61,19 +61,8 @@ def _save(options: _Options) -> Callable[[Arrays], Arrays]:
     return run
 
 
-# In the order of SavedAttention.options.
-_OPTIONS = (
-    "mask",
-    "causal",
-    "scale",
-    "window",
-    "softcap",
-    "alibi_slopes",
-    "sinks",
-    "q_lengths",
-    "kv_lengths",
-    "layout",
-)
+# What is no option of attention.
+_OTHERS = {"q", "k", "v", "out", "lse", "kept_lse", "state", "dout"}
 
 
 def _backward(given: tuple[_Options, tuple[str, ...]]) -> Callable[[Arrays], Arrays]:
@@ -82,9 +71,9 @@ def _backward(given: tuple[_Options, tuple[str, ...]]) -> Callable[[Arrays], Arr
     further = [name for name in wanted if name not in "qkv"]
 
     def run(arrays: Arrays) -> Arrays:
-        values = plain | arrays
+        given = plain | {name: x for name, x in arrays.items() if name not in _OTHERS}
         q, k, v, out, lse, state = (arrays[name] for name in ("q", "k", "v", "out", "kept_lse", "state"))
-        saved = fa.SavedAttention(q, k, v, tuple(values.get(name) for name in _OPTIONS), out, lse, state)
+        saved = fa.SavedAttention.of(q, k, v, out, lse, state, **given)
         found = fa.attention_backward(arrays["dout"], saved, gradients=further)._asdict()
         return {name: found[f"d{name}"] for name in wanted}
 

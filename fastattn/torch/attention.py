@@ -190,7 +190,7 @@ def _backward_kernel(dout: Tensor, out: Tensor, lse: Tensor, state: Tensor, q: T
     names = ("q", "k", "v", "out", "lse", "state")
     arrays = dict(zip(names, (array(x, op, n) for x, n in zip((q, k, v, out, lse, state), names, strict=True)),
                       strict=True))  # fmt: skip
-    saved = fa.SavedAttention(options=tuple(keywords.values()), **arrays)
+    saved = fa.SavedAttention.of(**arrays, **keywords)
     gradients = fa.attention_backward(array(dout, op, "dout"), saved, gradients=wanted)
     return tuple(empty(q) if x is None else tensor(x) for x in gradients)
 

@@ -129,7 +129,7 @@ def _backward_kernel(dout: Tensor, out: Tensor, lse: Tensor, state: Tensor, q: T
     arrays, keywords = _arguments(op, q, k, v, mask, alibi_slopes, sinks, _decoded(*options))
     results = dict(zip(("out", "lse", "state"), arrays_of(op, out=out, lse=lse, state=state), strict=True))
     given = dict(zip(("q", "k", "v", "cu_seqlens_q", "cu_seqlens_k"), arrays, strict=True))
-    saved = fa.SavedAttentionVarlen(**given, options=tuple(keywords.values()), **results)
+    saved = fa.SavedAttentionVarlen.of(**given, **results, **keywords)
     gradients = fa.attention_varlen_backward(array(dout, op, "dout"), saved, gradients=wanted)
     return tuple(empty(q) if x is None else tensor(x) for x in gradients)
 

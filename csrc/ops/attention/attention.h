@@ -55,6 +55,7 @@ FA_INLINE void query_scale(const fa_attention_arguments *a, real *high, real *lo
 /* The key that query i of batch b is aligned with; may lie outside. */
 FA_INLINE fa_index diagonal_of(const fa_attention_arguments *a, fa_index b, fa_index i)
 {
+    if (a->q_positions) return i + a->q_positions[b];
     return i + (a->bottom_right ? key_length(a, b) - query_length(a, b) : 0);
 }
 
@@ -91,8 +92,10 @@ FA_INLINE void row_blocks(const fa_attention_arguments *a, fa_index block, fa_in
     const fa_index keys = key_length(a, b), last = fa_min(i0 + rows, query_length(a, b)) - 1;
     const fa_index lowest = a->left == FA_UNBOUNDED ? 0 : fa_max(0, diagonal_of(a, b, i0) - a->left);
     const fa_index highest = a->right == FA_UNBOUNDED ? keys : fa_min(keys, diagonal_of(a, b, last) + a->right + 1);
+    *first = *end = 0;
+    if (last < i0 || highest <= lowest) return;
     *first = lowest / block;
-    *end = last >= i0 && highest > lowest ? fa_ceil_div(highest, block) : *first;
+    *end = fa_ceil_div(highest, block);
 }
 
 /* The same for all rows of batch b. */

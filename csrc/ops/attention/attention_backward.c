@@ -318,8 +318,7 @@ static void block_gradients(const backward_call *c, const gradient_scratch *w, f
     const fa_index j0 = j * c->block, keys = fa_max(0, fa_min(c->block, (a->k_starts ? key_length(a, b) : a->Lk) - j0)),
                    steps = c->group * c->tiles;
     fa_index first, end;
-    head_blocks(a, c->block, b, &first, &end);
-    if (first == end) first = 0; /* somebody has to write the zeros of dq */
+    head_blocks(a, c->block, b, &first, &end); /* without any the first one writes the zeros of dq */
     const int active = j >= first && (j < end || j == first);
     const block_chain chain = chain_of(c, j, first, current);
 
