@@ -143,6 +143,8 @@ typedef struct {
     fa_mask_kind mask_kind;
     const void *mask;        /* uint8 (0: excluded) or the dtype (added; -inf: excluded) */
     fa_index mask_stride[4]; /* batch, head, row, key; 0 where broadcast */
+    const void *keep;        /* beside a mask that is added: uint8 (0: excluded), or NULL */
+    fa_index keep_stride[4];
     fa_index left, right;    /* FA_UNBOUNDED, or a distance >= 0 */
     int bottom_right;
     const fa_index *q_positions;           /* [B] at most FA_FARTHEST from 0, or NULL: which key query 0 is aligned with */

@@ -293,7 +293,7 @@ def _repeated(x, heads):
 
 
 def _attention_probabilities(q, k, mask=None, causal=False, scale=None, window=None, softcap=0.0, alibi_slopes=None,
-                             sinks=None, q_lengths=None, kv_lengths=None, q_start=None):  # fmt: skip
+                             sinks=None, q_lengths=None, kv_lengths=None, q_start=None, bias=None):  # fmt: skip
     """p, the part of each row that its sink takes, lse, and the scaled products of queries and keys."""
     causal = "bottom-right" if causal is True else causal
     sizes = q.shape[0], q.shape[2], k.shape[2]
@@ -304,8 +304,12 @@ def _attention_probabilities(q, k, mask=None, causal=False, scale=None, window=N
     if slopes is not None:
         s = s - slopes[:, None, None] * _like(q, alibi_distance(*sizes, causal, q_lengths, kv_lengths, q_start))
     allowed = attention_allowed(*sizes, mask, causal, window, q_lengths, kv_lengths, q_start)
-    if mask is not None and mask.dtype != bool:
-        s = s + np.where(allowed, *_real(q.dtype, mask, 0))
+    if bias is not None:
+        allowed = allowed & (bias != -np.inf)
+    elif mask is not None and mask.dtype != bool:
+        bias = mask
+    if bias is not None:
+        s = s + np.where(allowed, *_real(q.dtype, bias, 0))
     s = np.where(allowed, s, -np.inf)
     if sinks is not None:  # one more key of the rows that exist
         lengths = np.full(sizes[0], sizes[1]) if q_lengths is None else np.asarray(q_lengths)
@@ -367,7 +371,8 @@ def sum_to(x, shape):
 
 
 def attention_option_gradients(dout, q, k, v, dtype=np.float64, whole=None, dlse=None, **options):
-    """dmask, dsinks, dalibi_slopes; None where attention had no such option. whole, dlse: as of attention_backward.
+    """dmask (or of the bias), dsinks, dalibi_slopes; None where attention had no such option. whole, dlse: as of
+    attention_backward.
 
     delta is the sum of p dp. Where the gradient of the scores is summed over the keys of a row, for the slopes and for
     a mask without keys, it comes from the output: its error is that of all keys alike and does not cancel. Beside the
@@ -385,7 +390,8 @@ def attention_option_gradients(dout, q, k, v, dtype=np.float64, whole=None, dlse
         delta = from_output = (dout * out).sum(-1, keepdims=True)
     if dlse is not None:
         delta, from_output = delta - dlse[..., None], from_output - dlse[..., None]
-    mask, sinks, slopes = (options.get(name) for name in ("mask", "sinks", "alibi_slopes"))
+    mask, bias, sinks, slopes = (options.get(name) for name in ("mask", "bias", "sinks", "alibi_slopes"))
+    mask = mask if bias is None else bias
     dmask = dsinks = dslopes = None
     if mask is not None and mask.dtype != bool:
         dmask = sum_to(p * (dp - (from_output if mask.shape[-1] < k.shape[2] else delta)), mask.shape)

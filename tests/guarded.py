@@ -220,10 +220,10 @@ def attention(rng, dtype):
     sizes = [(n % 6, n, 3, 5) for n in LENGTHS] + [(n, 3, 5, 2) for n in LENGTHS if n % 3 == 0]
     sizes += [(3, 5, n, 4) for n in LENGTHS] + [(3, 5, 4, n) for n in LENGTHS]
     sizes += [(97, 67, 8, 8), (13, 529, 5, 9), (5, 19, 130, 7)]
-    forms = ("plain", "bool", "float", "causal", "lengths", "placed")
+    forms = ("plain", "bool", "float", "causal", "lengths", "placed", "biased")
     for index, (lq, lk, d, dv) in enumerate(sizes):
         q, k, v = (_normal(rng, dtype, *shape) for shape in ((2, 2, lq, d), (2, 1, lk, d), (2, 1, lk, dv)))
-        for form in forms if index % 8 == 0 else (forms[index % 6], forms[index // 6 % 6]):
+        for form in forms if index % 8 == 0 else (forms[index % 7], forms[index // 7 % 7]):
             arrays, options = {"q": q, "k": k, "v": v}, {}
             if form == "bool":
                 arrays["mask"] = rng.random((lq, lk)) < 0.7
@@ -236,11 +236,15 @@ def attention(rng, dtype):
                 options["q_lengths"] = rng.integers(0, lq + 1, 2)
             elif form == "placed":
                 options |= {"causal": True, "q_start": rng.integers(-lq, lk + 1, 2)}
+            elif form == "biased":
+                arrays |= {"mask": rng.random((2, 1, lq, lk)) < 0.7, "bias": _normal(rng, dtype, 2, lq, lk)}
             strategy = "blas" if index % 5 == 4 and _has_blas() else "fused"
 
             def call(a, out, options=options, strategy=strategy):
                 with fa.config.attention_strategy(strategy):
-                    return fa.attention(a["q"], a["k"], a["v"], mask=a.get("mask"), out=out, **options)
+                    return fa.attention(
+                        a["q"], a["k"], a["v"], mask=a.get("mask"), bias=a.get("bias"), out=out, **options
+                    )
 
             yield f"attention {strategy} {form} Lq={lq} Lk={lk} D={d} Dv={dv}", arrays, call
 
@@ -267,7 +271,7 @@ def caches(rng, dtype):
             def call(a, out, lengths=cache.lengths, table=cache._table if paged else None):
                 own = {name: np.require(x, requirements="A") for name, x in a.items()}
                 names = ("q", "k", "v", "k_scales", "v_scales")
-                options = (a.get("mask"), False, None, None, 0.0, None, None, None)
+                options = (a.get("mask"), False, None, None, 0.0, None, None, None, a.get("bias"))
                 return _core.cache_attention(*map(own.get, names), table, lengths, options, None, out, False)
 
             yield f"{np.dtype(kind)} {'pages of ' + str(page) if paged else 'cache'} Lk={lk} D={d}", arrays, call
@@ -277,12 +281,14 @@ def attention_backward(rng, dtype):
     sizes = [(n % 6, n, 3, 5) for n in LENGTHS] + [(n, 3, 5, 2) for n in LENGTHS if n % 3 == 0]
     sizes += [(3, 5, n, 4) for n in LENGTHS if n % 2] + [(3, 5, 4, n) for n in LENGTHS if n % 2 == 0]
     sizes += [(97, 67, 8, 8), (13, 269, 5, 9), (5, 19, 130, 7)]
-    forms = ({}, {"mask": True}, {"causal": "bottom-right", "softcap": 2.0}, {"kv_lengths": True})
+    forms = ({}, {"mask": True, "bias": True}, {"causal": "bottom-right", "softcap": 2.0}, {"kv_lengths": True})
     for index, (lq, lk, d, dv) in enumerate(sizes):
         shapes = {"q": (2, 2, lq, d), "k": (2, 1, lk, d), "v": (2, 1, lk, dv), "dout": (2, 2, lq, dv)}
         arrays, options = {name: _normal(rng, dtype, *shape) for name, shape in shapes.items()}, dict(forms[index % 4])
         if options.pop("mask", False):
             arrays["mask"] = rng.random((lq, lk)) < 0.7
+        if options.pop("bias", False):
+            arrays["bias"] = _normal(rng, dtype, 2, 1, lq, lk)
         if "kv_lengths" in options:
             options["kv_lengths"] = rng.integers(0, lk + 1, 2)
 
@@ -290,7 +296,8 @@ def attention_backward(rng, dtype):
             arrays["dlse"] = _normal(rng, dtype, 2, 2, lq).astype(np.float64 if dtype == np.float64 else np.float32)
 
         def call(a, out, options=options):
-            result, saved = fa.attention_forward(a["q"], a["k"], a["v"], mask=a.get("mask"), **options)
+            given = {name: a[name] for name in ("mask", "bias") if name in a}
+            result, saved = fa.attention_forward(a["q"], a["k"], a["v"], **given, **options)
             request = {"dlse": a["dlse"], "partial": True} if "dlse" in a else {}
             if request and a["q"].dtype.itemsize == 2:
                 request["gradient_dtype"] = np.float32

@@ -190,11 +190,13 @@ def _attention():
             "mask": floats(2, 1, 5, 6, dtype=dtype), "causal": "top-left", "scale": 0.5, "window": (3, 2),
             "softcap": 5.0, "alibi_slopes": floats(4, dtype=dtype), "sinks": floats(4, dtype=dtype),
             "q_lengths": np.array([5, 3]), "kv_lengths": np.array([2, 6]), "layout": "bhld", "q_start": None,
+            "bias": None,
         }  # fmt: skip
         arguments = {"q": q, "k": k, "v": v, **options}
         out = np.empty((2, 4, 5, 3), dtype)
         recipe("attention")(lambda a=arguments, o=out: (fa.attention, a | {"return_lse": True, "out": o.copy()}))
-        plain = {"q": q, "k": k, "v": v, "mask": floats(5, 6) > 0, "causal": True, "q_start": np.array([-1, 2])}
+        plain = {"q": q, "k": k, "v": v, "mask": floats(5, 6) > 0, "causal": True, "q_start": np.array([-1, 2]),
+                 "bias": floats(4, 5, 6, dtype=dtype)}  # fmt: skip
         recipe("attention")(lambda a=plain: (fa.attention, dict(a)))
         recipe("attention_forward")(lambda a=arguments: (fa.attention_forward, dict(a)))
         saved = fa.attention_forward(**arguments)[1]
@@ -219,6 +221,7 @@ def _attention():
         "q": floats(7, 4, 8), "k": floats(7, 2, 8), "v": floats(7, 2, 3), "cu_seqlens_q": starts,
         "cu_seqlens_k": starts, "causal": "bottom-right", "scale": 0.3, "window": (3, None), "softcap": 3.0,
         "alibi_slopes": floats(4), "sinks": floats(4), "q_start": None,
+        "bias": None,
     }  # fmt: skip
     recipe("attention_varlen")(lambda: (fa.attention_varlen, varlen | {"return_lse": True}))
     placed = varlen | {"causal": True, "q_start": np.array([1, 0, -2])}

@@ -28,7 +28,7 @@ from libc.float cimport FLT_MAX
 from libc.math cimport fabs, frexp, isfinite, ldexp
 from libc.stdint cimport INT64_MIN, int64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcmp
+from libc.string cimport memcmp, memcpy
 
 from _csrc cimport *
 

@@ -160,6 +160,8 @@ cdef extern from "fastattn.h" nogil:
         fa_index k_stride[3]
         fa_index v_stride[3]
         fa_index out_stride[3]
+        const void *keep
+        fa_index keep_stride[4]
         fa_mask_kind mask_kind
         const void *mask
         fa_index mask_stride[4]

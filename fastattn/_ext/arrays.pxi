@@ -364,19 +364,19 @@ cdef object acquire_optional(Array *a, object value, tuple shape, int dtype, str
         acquire_shaped(a, value, shape, dtype, op, name)
 
 
-cdef bint acquire_mask_buffer(Array *a, object array, int dtype, str like, str op) except -1:
+cdef bint acquire_mask_buffer(Array *a, object array, int dtype, str like, str op, str name="mask") except -1:
     """Holds a mask of any layout, for it may be large; whether it is bool."""
     cdef int kind = -1, flags = PyBUF_STRIDES | PyBUF_FORMAT
     cdef bint is_bool = array.dtype.char == "?"
     if array.ndim > MAX_DIMS:
-        raise wrong_shape(op, "mask", "have at most 4 axes", f"shape {array.shape}")
+        raise wrong_shape(op, name, "have at most 4 axes", f"shape {array.shape}")
     if not is_bool:
         kind = hold_floats(a, array, flags)
     if not (hold(a, array, flags) if is_bool else kind == dtype):
-        raise TypeError(f"{op}: mask must be bool (True = attend) or {NAMES[dtype]} like {like} (added), "
-                        f"got {array.dtype}")
+        expected = "bool (True = attend) or " if name == "mask" else ""
+        raise TypeError(f"{op}: {name} must be {expected}{NAMES[dtype]} like {like} (added), got {array.dtype}")
     if not measure(a):
-        hold_copy(a, array, op, "mask")
+        hold_copy(a, array, op, name)
     return is_bool
 
 

@@ -9,26 +9,59 @@ cdef object set_strides(Array *a, fa_index *stride, int head_axis):
     stride[2] = a.stride[3 - head_axis]
 
 
-cdef object acquire_mask(Array *a, object mask, int dtype, const Py_ssize_t *full, fa_attention_arguments *arguments,
-                         str op):
-    """Holds a mask, an ndarray, or none for None; sets its kind, data and strides, 0 where it is broadcast."""
-    cdef int axis, missing
-    a.held = False
-    arguments.mask_kind = FA_MASK_NONE
-    arguments.mask = NULL
+cdef struct AttentionInputs:
+    Array q, k, v, mask, bias, slopes, sinks
+
+
+cdef void hold_nothing(AttentionInputs *x) noexcept:
+    x.q.held = x.k.held = x.v.held = x.mask.held = x.bias.held = x.slopes.held = x.sinks.held = False
+
+
+cdef void release_inputs(AttentionInputs *x) noexcept:
+    release(&x.q)
+    release(&x.k)
+    release(&x.v)
+    release(&x.mask)
+    release(&x.bias)
+    release(&x.slopes)
+    release(&x.sinks)
+
+
+cdef object broadcast_strides(Array *a, const Py_ssize_t *full, fa_index *stride, str op, str name):
+    """Strides of a held mask for each of four axes of these sizes, 0 where it is broadcast."""
+    cdef int axis, missing = 4 - a.ndim
     for axis in range(4):
-        arguments.mask_stride[axis] = 0
-    if mask is None:
-        return
-    arguments.mask_kind = FA_MASK_BOOL if acquire_mask_buffer(a, mask, dtype, "q", op) else FA_MASK_ADD
-    missing = 4 - a.ndim
+        stride[axis] = 0
     for axis in range(max(0, missing), 4):
         if missing < 0 or (a.shape[axis - missing] != full[axis] and a.shape[axis - missing] != 1):
-            raise wrong_shape(op, "mask", f"broadcast to {(full[0], full[1], full[2], full[3])}",
-                              f"shape {mask.shape}")
+            raise wrong_shape(op, name, f"broadcast to {(full[0], full[1], full[2], full[3])}", f"shape {shape_of(a)}")
         if a.shape[axis - missing] != 1:
-            arguments.mask_stride[axis] = a.stride[axis - missing]
-    arguments.mask = a.data
+            stride[axis] = a.stride[axis - missing]
+
+
+cdef object acquire_masks(AttentionInputs *x, object mask, object bias, fa_attention_arguments *a, str op):
+    """Holds a mask and a bias, ndarrays or None; sets their kind, data and strides. A bias alone is a mask of numbers;
+    beside it the mask is of bytes."""
+    cdef Py_ssize_t full[4]
+    cdef bint is_bool
+    full[0], full[1], full[2], full[3] = a.B, a.H, a.Lq, a.Lk
+    a.mask_kind = FA_MASK_NONE
+    a.mask = a.keep = NULL
+    if mask is not None:
+        is_bool = acquire_mask_buffer(&x.mask, mask, x.q.dtype, "q", op)
+        a.mask_kind, a.mask = FA_MASK_BOOL if is_bool else FA_MASK_ADD, x.mask.data
+        broadcast_strides(&x.mask, full, a.mask_stride, op, "mask")
+    if bias is None:
+        return
+    if a.mask_kind == FA_MASK_ADD:
+        raise TypeError(f"{op}: mask must be bool beside a bias, got {mask.dtype}; add the two")
+    if acquire_mask_buffer(&x.bias, bias, x.q.dtype, "q", op, "bias"):
+        raise TypeError(f"{op}: bias must be {NAMES[x.q.dtype]} like q, got bool; say mask=")
+    if a.mask_kind == FA_MASK_BOOL:
+        a.keep = a.mask
+        memcpy(a.keep_stride, a.mask_stride, sizeof(a.keep_stride))
+    a.mask_kind, a.mask = FA_MASK_ADD, x.bias.data
+    broadcast_strides(&x.bias, full, a.mask_stride, op, "bias")
 
 
 cdef fa_index window_side(object side, str op) except -2:
@@ -104,19 +137,6 @@ cdef bint read_options(fa_attention_arguments *a, object causal, object window, 
     return read_alignment(a, causal, window, placed, op)
 
 
-cdef struct AttentionInputs:
-    Array q, k, v, mask, slopes, sinks
-
-
-cdef void release_inputs(AttentionInputs *x) noexcept:
-    release(&x.q)
-    release(&x.k)
-    release(&x.v)
-    release(&x.mask)
-    release(&x.slopes)
-    release(&x.sinks)
-
-
 cdef int head_axis_of(object layout, str op, str name="layout") except -1:
     layout = plain_text(layout)
     if isinstance(layout, str):  # arrays compare element by element
@@ -180,33 +200,31 @@ cdef object set_heads(AttentionInputs *x, fa_attention_arguments *a, object slop
 
 
 cdef tuple take_options(tuple options, fa_attention_arguments *a, str op):
-    """What every form of attention has: mask, causal, scale, window, softcap, alibi_slopes, sinks and q_start, read
-    before any array is held. Returns what set_options does the rest with."""
-    mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start = options
-    mask = as_optional(mask, op, "mask")
+    """What every form of attention has: mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start and
+    bias, read before any array is held. Returns what set_options does the rest with."""
+    mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start, bias = options
+    mask, bias = as_optional(mask, op, "mask"), as_optional(bias, op, "bias")
     alibi_slopes, sinks = as_optional(alibi_slopes, op, "alibi_slopes"), as_optional(sinks, op, "sinks")
     q_start = as_optional(q_start, op, "q_start")
     square = read_options(a, causal, window, scale, softcap, q_start is not None, op)
-    return mask, alibi_slopes, sinks, q_start, scale is not None, square
+    return mask, bias, alibi_slopes, sinks, q_start, scale is not None, square
 
 
 cdef bint needs_square(tuple taken) noexcept:
     """Whether causal is True."""
-    return taken[5] is True
+    return taken[6] is True
 
 
 cdef object set_options(tuple taken, AttentionInputs *x, fa_attention_arguments *a, str op):
     """Options as far as they depend on the sizes and the dtype. The caller keeps the result alive as long as `a`."""
-    cdef Py_ssize_t full[4]
     cdef object positions = None
-    mask, alibi_slopes, sinks, q_start, has_scale, _ = taken
+    mask, bias, alibi_slopes, sinks, q_start, has_scale, _ = taken
     if q_start is not None:
         positions = as_positions(q_start, a.B, op)
     a.q_positions = index_pointer(positions)
     check_numbers(a, x.q.dtype, has_scale, op)
     set_heads(x, a, alibi_slopes, sinks, op)
-    full[0], full[1], full[2], full[3] = a.B, a.H, a.Lq, a.Lk
-    acquire_mask(&x.mask, mask, x.q.dtype, full, a, op)
+    acquire_masks(x, mask, bias, a, op)
     return positions
 
 
@@ -215,7 +233,7 @@ cdef tuple acquire_inputs(AttentionInputs *x, fa_attention_arguments *a, int hea
     """Checks and holds what every form of attention takes, and fills in `a` but for its outputs. The caller keeps the
     result alive as long as `a`, and calls release_inputs in any case."""
     cdef tuple taken
-    x.q.held = x.k.held = x.v.held = x.mask.held = x.slopes.held = x.sinks.held = False
+    hold_nothing(x)
     q, k, v = as_ndarray(q, op, "q"), as_ndarray(k, op, "k"), as_ndarray(v, op, "v")
     q_lengths, kv_lengths = as_optional(q_lengths, op, "q_lengths"), as_optional(kv_lengths, op, "kv_lengths")
     taken = take_options(options, a, op)
@@ -262,6 +280,7 @@ cdef object attention_out(Array *a, object out, int ndim, const Py_ssize_t *shap
     """`out`, or a fresh array where C cannot write to it before all is read. Held."""
     if out is not None and acquire_sized(a, out, ndim, shape, &x.q, op, "out") and not (
         overlap(a, &x.q) or overlap(a, &x.k) or overlap(a, &x.v) or x.mask.held and overlap(a, &x.mask)
+        or x.bias.held and overlap(a, &x.bias)
         or x.slopes.held and overlap(a, &x.slopes) or x.sinks.held and overlap(a, &x.sinks)
     ):
         return out

@@ -1,6 +1,7 @@
 # Gradients of blocked attention, of padded batches and of ragged ones.
 
-cdef dict OPTION_GRADIENTS = {"mask": 0, "sinks": 6, "alibi_slopes": 5}  # places among the options of attention
+# Places among the options of attention.
+cdef dict OPTION_GRADIENTS = {"mask": 0, "sinks": 6, "alibi_slopes": 5, "bias": 8}
 
 
 cdef struct GradientArrays:
@@ -51,8 +52,6 @@ cdef object new_mask_gradient(Array *a, fa_attention_backward_arguments *g, cons
     """dmask, in the real type."""
     cdef int axis
     cdef int missing = 4 - mask.ndim
-    if g.forward.mask_kind == FA_MASK_BOOL:
-        raise TypeError(f"{op}: gradients must be of numbers, got 'mask', which is bool")
     result = new_out(a, shape_of(mask), real_dtype(dtype), op)
     for axis in range(4):
         # 0 where the mask has one element for all, or for one. Its own stride may be 0 where it has many.
@@ -146,8 +145,10 @@ cdef tuple run_backward(AttentionInputs *x, fa_attention_backward_arguments *g, 
         set_any_strides(&y.dk, g.dk_stride, head_axis)
         set_any_strides(&y.dv, g.dv_stride, head_axis)
         g.dq, g.dk, g.dv = y.dq.data, y.dk.data, y.dv.data
-        if "mask" in wanted:
-            dmask = new_mask_gradient(&y.dmask, g, &x.mask, x.q.dtype, op)
+        if "mask" in wanted and (a.mask_kind == FA_MASK_BOOL or a.keep != NULL):
+            raise TypeError(f"{op}: gradients must be of numbers, got 'mask', which is bool")
+        if "mask" in wanted or "bias" in wanted:
+            dmask = new_mask_gradient(&y.dmask, g, &x.bias if x.bias.held else &x.mask, x.q.dtype, op)
         if "sinks" in wanted:
             dsinks = new_out(&y.dsinks, (a.H,), real_dtype(x.q.dtype), op)
             g.dsinks = y.dsinks.data

@@ -22,7 +22,7 @@ cdef tuple acquire_ragged(AttentionInputs *x, fa_attention_arguments *a, object 
     """As acquire_inputs, for q[Tq, H, D], k[Tk, Hk, D], v[Tk, Hk, Dv]."""
     cdef str op = "attention_varlen"
     cdef tuple taken
-    x.q.held = x.k.held = x.v.held = x.mask.held = x.slopes.held = x.sinks.held = False
+    hold_nothing(x)
     q, k, v = as_ndarray(q, op, "q"), as_ndarray(k, op, "k"), as_ndarray(v, op, "v")
     cu_seqlens_q = as_ndarray(cu_seqlens_q, op, "cu_seqlens_q")
     cu_seqlens_k = as_ndarray(cu_seqlens_k, op, "cu_seqlens_k")
@@ -54,7 +54,8 @@ cdef tuple acquire_ragged(AttentionInputs *x, fa_attention_arguments *a, object 
     a.q, a.k, a.v = x.q.data, x.k.data, x.v.data
     if needs_square(taken) and not np.array_equal(starts_q, starts_k):
         raise ValueError(f"{op}: causal=True needs as many queries as keys in each sequence, got other cu_seqlens_k"
-                         " than cu_seqlens_q; say causal='top-left' or causal='bottom-right', or where queries are by q_start")
+                         " than cu_seqlens_q; say causal='top-left' or causal='bottom-right', or where queries are by"
+                         " q_start")
     positions = set_options(taken, x, a, op)
     a.strategy = FA_ATTENTION_BLAS if by_blas(FA_SETTING_ATTENTION) else FA_ATTENTION_FUSED
     return starts_q, starts_k, lengths_q, lengths_k, positions

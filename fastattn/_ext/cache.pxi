@@ -141,7 +141,8 @@ def cache_attention(object q, object keys, object values, object key_scales, obj
     cdef bint wants_lse = as_flag(return_lse, op, "return_lse")
     cdef tuple taken
     cdef object result, positions, lse = None
-    x.q.held = x.k.held = x.v.held = x.mask.held = x.slopes.held = x.sinks.held = ao.held = al.held = False
+    hold_nothing(&x)
+    ao.held = al.held = False
     kept.key_scales.held = kept.value_scales.held = kept.lengths.held = kept.table.held = False
     kept.numbers = NULL
     q, q_lengths = as_ndarray(q, op, "q"), as_optional(q_lengths, op, "q_lengths")

@@ -12,7 +12,7 @@ from fastattn.functional._types import Array
 def attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, mask: ArrayLike | None = None, causal: bool | str = False,
               scale: float | None = None, window: tuple[int | None, int | None] | None = None, softcap: float = 0.0,
               alibi_slopes: ArrayLike | None = None, sinks: ArrayLike | None = None,
-              q_start: ArrayLike | None = None,
+              q_start: ArrayLike | None = None, bias: ArrayLike | None = None,
               q_lengths: ArrayLike | None = None, kv_lengths: ArrayLike | None = None, layout: str = "bhld",
               return_lse: bool = False, out: Array | None = None) -> Any:  # fmt: skip
     """Scaled dot-product attention, without an Lq x Lk matrix in memory.
@@ -22,7 +22,7 @@ def attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, mask: ArrayLike | Non
         s = scale q_i . k_j
         s = softcap tanh(s / softcap)           if softcap > 0
         s = s - alibi_slopes[h] |i + o - j|     o = q_start, or Lk - Lq, or 0 with causal="top-left"
-        s = s + mask                            a mask of floats
+        s = s + bias                            or a mask of floats
 
     and over the keys that query i attends to
 
@@ -54,6 +54,8 @@ def attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, mask: ArrayLike | Non
         The position of query 0 counted from key 0, one integer or one for each sequence [B], also below 0 and beyond
         the keys: where the diagonal of causal, window and alibi_slopes begins. Keys may then be a cache with room
         behind its tokens, or a part of all.
+    bias
+        Added to the scores as a mask of floats is, of the same dtypes and shapes, beside a mask of bool or none.
     q_lengths, kv_lengths
         [B] integers in 0..L: positions beyond are excluded, and the diagonal does not count them; their outputs are
         zero.
@@ -79,13 +81,13 @@ def attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, mask: ArrayLike | Non
     >>> attention(q, k, v, causal=True, q_start=[1])[0, 0, :, 0]
     array([2., 2.])
     """
-    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start)
+    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start, bias)
     return _core.attention(q, k, v, options, q_lengths, kv_lengths, layout, out, return_lse, False)
 
 
 OPTIONS = {
     "mask": None, "causal": False, "scale": None, "window": None, "softcap": 0.0, "alibi_slopes": None, "sinks": None,
-    "q_start": None,
+    "q_start": None, "bias": None,
 }  # fmt: skip
 _REST = {"q_lengths": None, "kv_lengths": None, "layout": "bhld"}
 
@@ -105,7 +107,7 @@ class SavedAttention:
     q: ArrayLike
     k: ArrayLike
     v: ArrayLike
-    options: tuple[Any, ...]  # mask ... q_start, as in all forms of attention; q_lengths, kv_lengths, layout
+    options: tuple[Any, ...]  # mask ... bias, as in all forms of attention; q_lengths, kv_lengths, layout
     out: ArrayLike
     lse: ArrayLike
     state: Array  # [2, B, H, Lq]: the integer R and sum of each row; lse = R ln 2 + ln sum
@@ -121,7 +123,7 @@ def attention_forward(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, mask: ArrayLi
                       causal: bool | str = False, scale: float | None = None,
                       window: tuple[int | None, int | None] | None = None, softcap: float = 0.0,
                       alibi_slopes: ArrayLike | None = None, sinks: ArrayLike | None = None,
-                      q_start: ArrayLike | None = None,
+                      q_start: ArrayLike | None = None, bias: ArrayLike | None = None,
                       q_lengths: ArrayLike | None = None, kv_lengths: ArrayLike | None = None,
                       layout: str = "bhld") -> tuple[Array, SavedAttention]:  # fmt: skip
     """attention, and the values that its gradients need: (out, saved). Arguments and errors as of attention.
@@ -133,7 +135,7 @@ def attention_forward(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, mask: ArrayLi
     >>> saved.lse.shape
     (1, 1, 2)
     """
-    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start)
+    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start, bias)
     out, lse, state = _core.attention(q, k, v, options, q_lengths, kv_lengths, layout, None, False, True)
     return out, SavedAttention(q, k, v, (*options, q_lengths, kv_lengths, layout), out, lse, state)
 
@@ -142,7 +144,7 @@ def saved_attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, out: ArrayLike, ls
                     mask: ArrayLike | None = None, causal: bool | str = False, scale: float | None = None,
                     window: tuple[int | None, int | None] | None = None, softcap: float = 0.0,
                     alibi_slopes: ArrayLike | None = None, sinks: ArrayLike | None = None,
-                    q_start: ArrayLike | None = None,
+                    q_start: ArrayLike | None = None, bias: ArrayLike | None = None,
                     q_lengths: ArrayLike | None = None, kv_lengths: ArrayLike | None = None,
                     layout: str = "bhld") -> SavedAttention:  # fmt: skip
     """What attention_backward needs, from results of attention that somebody has: its out, and its lse.
@@ -166,7 +168,7 @@ def saved_attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, out: ArrayLike, ls
     >>> fa.attention_backward(dout, part, partial=True)[2]
     array([[[[1.]]]])
     """
-    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start)
+    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start, bias)
     rest = (q_lengths, kv_lengths, layout)
     state = _core.attention_state(q, k, v, out, lse, options, *rest)
     return SavedAttention(q, k, v, (*options, *rest), out, lse, state)

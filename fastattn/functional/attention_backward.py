@@ -24,6 +24,11 @@ class AttentionGradients(NamedTuple):
     dsinks: Array | None = None
     dalibi_slopes: Array | None = None
 
+    @property
+    def dbias(self) -> Array | None:
+        """dmask: of a call that had a bias it is that one's."""
+        return self.dmask
+
 
 @overload
 def attention_backward(dout: ArrayLike, saved: SavedAttention, *, partial: bool = False, dlse: ArrayLike | None = None,
@@ -61,9 +66,10 @@ def attention_backward(dout: ArrayLike, saved: SavedAttention, *, partial: bool 
         None for the dtype of the inputs, or np.float32 for inputs of 16 bits: sums of several parts are then rounded
         once, by the caller.
     gradients
-        Names of further arguments: "mask" (of floats), "sinks", "alibi_slopes". The result is then an
-        AttentionGradients (dq, dk, dv, dmask, dsinks, dalibi_slopes), None for those not named. Each has the shape
-        of its argument, and its dtype or gradient_dtype; a mask that was broadcast has the sum over those axes.
+        Names of further arguments: "mask" (of floats) or "bias", "sinks", "alibi_slopes". The result is then an
+        AttentionGradients (dq, dk, dv, dmask, dsinks, dalibi_slopes), None for those not named, dmask also for a
+        bias. Each has the shape of its argument, and its dtype or gradient_dtype; a mask that was broadcast has the sum
+        over those axes.
 
     A pair that is masked, or whose probability is 0, contributes nothing, even where its rows hold NaN; a query with
     nothing to attend to has the gradient 0. Sums are of float32 (float64 for float64), rounded once to 16 bits; with

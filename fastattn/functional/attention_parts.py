@@ -13,7 +13,7 @@ def attention_weights(q: ArrayLike, k: ArrayLike, lse: ArrayLike, *, heads: slic
                       causal: bool | str = False, scale: float | None = None,
                       window: tuple[int | None, int | None] | None = None, softcap: float = 0.0,
                       alibi_slopes: ArrayLike | None = None, sinks: ArrayLike | None = None,
-                      q_start: ArrayLike | None = None,
+                      q_start: ArrayLike | None = None, bias: ArrayLike | None = None,
                       q_lengths: ArrayLike | None = None, kv_lengths: ArrayLike | None = None,
                       layout: str = "bhld") -> Array:  # fmt: skip
     """Probabilities e^(s - lse) that attention gives to the keys, of chosen heads and queries alone.
@@ -36,7 +36,7 @@ def attention_weights(q: ArrayLike, k: ArrayLike, lse: ArrayLike, *, heads: slic
     array([[1. , 0. ],
            [0.5, 0.5]])
     """
-    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start)
+    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start, bias)
     return _core.attention_weights(q, k, lse, heads, rows, options, q_lengths, kv_lengths, layout)
 
 

@@ -14,7 +14,7 @@ def attention_varlen(q: ArrayLike, k: ArrayLike, v: ArrayLike, cu_seqlens_q: Arr
                      mask: ArrayLike | None = None, causal: bool | str = False, scale: float | None = None,
                      window: tuple[int | None, int | None] | None = None, softcap: float = 0.0,
                      alibi_slopes: ArrayLike | None = None, sinks: ArrayLike | None = None,
-                     q_start: ArrayLike | None = None, return_lse: bool = False,
+                     q_start: ArrayLike | None = None, bias: ArrayLike | None = None, return_lse: bool = False,
                      out: Array | None = None) -> Any:  # fmt: skip
     """attention of each sequence of a ragged batch. The sequences are stored one after another, without padding.
 
@@ -26,8 +26,8 @@ def attention_varlen(q: ArrayLike, k: ArrayLike, v: ArrayLike, cu_seqlens_q: Arr
         [B + 1] integers from 0 to Tq (Tk), in rising order: sequence b has the rows cu_seqlens[b] to cu_seqlens[b + 1].
         The lengths may come in any order, and be 0.
     mask
-        As of attention, broadcastable to [B, H, longest of q, longest of k].
-    causal, scale, window, softcap, alibi_slopes, sinks, q_start
+        As of attention, broadcastable to [B, H, longest of q, longest of k]; bias too.
+    causal, scale, window, softcap, alibi_slopes, sinks, q_start, bias
         As of attention, within each sequence; causal=True where each has as many queries as keys, or with q_start.
     return_lse
         Also return the lse of each row, [Tq, H].
@@ -40,7 +40,7 @@ def attention_varlen(q: ArrayLike, k: ArrayLike, v: ArrayLike, cu_seqlens_q: Arr
     >>> attention_varlen(q, q, v, [0, 2, 3], [0, 2, 3])[:, 0, 0]
     array([2., 2., 5.])
     """
-    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start)
+    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start, bias)
     return _core.attention_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, options, out, return_lse, False)
 
 
@@ -53,7 +53,7 @@ class SavedAttentionVarlen:
     v: ArrayLike
     cu_seqlens_q: ArrayLike
     cu_seqlens_k: ArrayLike
-    options: tuple[Any, ...]  # mask ... q_start
+    options: tuple[Any, ...]  # mask ... bias
     out: Array
     lse: Array
     state: Array  # [2, H, Tq]
@@ -69,7 +69,8 @@ def attention_varlen_forward(q: ArrayLike, k: ArrayLike, v: ArrayLike, cu_seqlen
                              *, mask: ArrayLike | None = None, causal: bool | str = False, scale: float | None = None,
                              window: tuple[int | None, int | None] | None = None, softcap: float = 0.0,
                              alibi_slopes: ArrayLike | None = None,
-                             sinks: ArrayLike | None = None, q_start: ArrayLike | None = None
+                             sinks: ArrayLike | None = None, q_start: ArrayLike | None = None,
+                             bias: ArrayLike | None = None
                              ) -> tuple[Array, SavedAttentionVarlen]:  # fmt: skip
     """attention_varlen, and the values that its gradients need: (out, saved). Arguments and errors as of
     attention_varlen.
@@ -78,6 +79,6 @@ def attention_varlen_forward(q: ArrayLike, k: ArrayLike, v: ArrayLike, cu_seqlen
     >>> saved.lse.shape
     (3, 1)
     """
-    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start)
+    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start, bias)
     out, lse, state = _core.attention_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, options, None, False, True)
     return out, SavedAttentionVarlen(q, k, v, cu_seqlens_q, cu_seqlens_k, options, out, lse, state)

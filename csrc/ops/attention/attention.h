@@ -85,7 +85,7 @@ FA_INLINE fa_index block_ranges(const fa_attention_arguments *a, fa_index b, fa_
     return attended;
 }
 
-/* The blocks [*first, *end) of `block` keys that some of the `rows` rows from i0 on can attend to, by position. */
+/* The blocks [*first, *end) of `block` keys that some of the `rows` rows from i0 on can attend to, by position; 0 to 0 if none. */
 FA_INLINE void row_blocks(const fa_attention_arguments *a, fa_index block, fa_index b, fa_index i0, fa_index rows,
                           fa_index *first, fa_index *end)
 {
@@ -108,6 +108,23 @@ FA_INLINE void head_blocks(const fa_attention_arguments *a, fa_index block, fa_i
 FA_INLINE score_block rows_of_block(const score_block *x, fa_index r, fa_index rows)
 {
     return (score_block){x->s + r * ATTENTION_STRIDE, rows, x->keys, x->begin + r, x->end + r, x->scale};
+}
+
+/* The mask of bytes that a call has, alone or beside one that is added; p is NULL without. */
+typedef struct {
+    const uint8_t *p;
+    const fa_index *stride;
+} byte_mask;
+FA_INLINE byte_mask byte_mask_of(const fa_attention_arguments *a)
+{
+    if (a->mask_kind == FA_MASK_BOOL) return (byte_mask){a->mask, a->mask_stride};
+    return (byte_mask){a->mask_kind == FA_MASK_ADD ? a->keep : NULL, a->keep_stride};
+}
+
+/* Where the part of a mask begins that is for row i0 and key j0. */
+FA_INLINE fa_index mask_place(const fa_index *stride, fa_index b, fa_index h, fa_index i0, fa_index j0)
+{
+    return b * stride[0] + h * stride[1] + i0 * stride[2] + j0 * stride[3];
 }
 
 /* Narrows the ranges of a block from query i0 and key j0 on to the keys between the first and the last that the user's mask

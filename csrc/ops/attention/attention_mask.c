@@ -33,18 +33,21 @@ fa_index OP(attention_narrow)(const fa_attention_arguments *a, fa_index b, fa_in
                               const score_block *x)
 {
     fa_index *begin = x->begin, *end = x->end;
-    const fa_index *stride = a->mask_stride, at = b * stride[0] + h * stride[1] + i0 * stride[2] + j0 * stride[3];
+    const byte_mask keep = byte_mask_of(a);
     fa_index attended = 0;
     for (fa_index r = 0; r < x->rows; r++) {
         fa_index first = begin[r], last = end[r];
-        if (first < last && a->mask_kind == FA_MASK_BOOL) {
-            const uint8_t *mask = (const uint8_t *)a->mask + at + r * stride[2];
-            first += first_set(mask + first * stride[3], stride[3], last - first);
-            last = first + last_set(mask + first * stride[3], stride[3], last - first);
-        } else if (first < last && a->mask_kind == FA_MASK_ADD) {
-            const stored *mask = (const stored *)a->mask + at + r * stride[2];
-            while (first < last && mask[first * stride[3]] == STORED_MINUS_INFINITY) first++;
-            while (first < last && mask[(last - 1) * stride[3]] == STORED_MINUS_INFINITY) last--;
+        if (first < last && keep.p) {
+            const fa_index step = keep.stride[3];
+            const uint8_t *mask = keep.p + mask_place(keep.stride, b, h, i0 + r, j0);
+            first += first_set(mask + first * step, step, last - first);
+            last = first + last_set(mask + first * step, step, last - first);
+        }
+        if (first < last && a->mask_kind == FA_MASK_ADD) {
+            const fa_index step = a->mask_stride[3];
+            const stored *mask = (const stored *)a->mask + mask_place(a->mask_stride, b, h, i0 + r, j0);
+            while (first < last && mask[first * step] == STORED_MINUS_INFINITY) first++;
+            while (first < last && mask[(last - 1) * step] == STORED_MINUS_INFINITY) last--;
         }
         begin[r] = first;
         end[r] = last;
@@ -53,34 +56,43 @@ fa_index OP(attention_narrow)(const fa_attention_arguments *a, fa_index b, fa_in
     return attended;
 }
 
+/* The rows of a mask of bytes, in `copy` where its keys are not contiguous; `*ld` becomes the distance of its rows. */
+static const uint8_t *byte_rows(const uint8_t *mask, const fa_index *stride, const score_block *x, real *copy, fa_index *ld)
+{
+    uint8_t *bytes = (uint8_t *)copy;
+    *ld = stride[2];
+    if (stride[3] == 1) return mask;
+    *ld = ATTENTION_STRIDE;
+    for (fa_index r = 0; r < x->rows; r++)
+        for (fa_index j = x->begin[r]; j < x->end[r]; j++) bytes[r * *ld + j] = mask[r * stride[2] + j * stride[3]];
+    return bytes;
+}
+
+/* The same of numbers. */
+static const stored *number_rows(const stored *mask, const fa_index *stride, const score_block *x, real *copy, fa_index *ld)
+{
+    stored *part = (stored *)copy;
+    *ld = stride[2];
+    if (stride[3] == 1) return mask;
+    *ld = ATTENTION_STRIDE;
+    for (fa_index r = 0; r < x->rows; r++)
+        for (fa_index j = x->begin[r]; j < x->end[r]; j++) part[r * *ld + j] = mask[r * stride[2] + j * stride[3]];
+    return part;
+}
+
 static void apply_mask(const fa_attention_arguments *a, const fa_kernels *k, const score_block *x, real *copy, fa_index b,
                        fa_index h, fa_index i0, fa_index j0)
 {
-    const fa_index rows = x->rows, *begin = x->begin, *end = x->end;
-    const fa_index *stride = a->mask_stride, at = b * stride[0] + h * stride[1] + i0 * stride[2] + j0 * stride[3];
-    const fa_index ldcopy = k->sizes.attention_stride;
-    if (a->mask_kind == FA_MASK_BOOL) {
-        const uint8_t *mask = (const uint8_t *)a->mask + at;
-        fa_index ld = stride[2];
-        if (stride[3] != 1) {
-            uint8_t *bytes = (uint8_t *)copy;
-            for (fa_index r = 0; r < rows; r++)
-                for (fa_index j = begin[r]; j < end[r]; j++) bytes[r * ldcopy + j] = mask[r * stride[2] + j * stride[3]];
-            mask = bytes;
-            ld = ldcopy;
-        }
-        k->attention_mask_bool(x, mask, ld);
-    } else if (a->mask_kind == FA_MASK_ADD) {
-        const stored *mask = (const stored *)a->mask + at;
-        fa_index ld = stride[2];
-        if (stride[3] != 1) {
-            stored *part = (stored *)copy;
-            for (fa_index r = 0; r < rows; r++)
-                for (fa_index j = begin[r]; j < end[r]; j++) part[r * ldcopy + j] = mask[r * stride[2] + j * stride[3]];
-            mask = part;
-            ld = ldcopy;
-        }
-        k->attention_mask_add(x, mask, ld);
+    const byte_mask keep = byte_mask_of(a);
+    fa_index ld;
+    if (a->mask_kind == FA_MASK_ADD) {
+        const stored *mask = (const stored *)a->mask + mask_place(a->mask_stride, b, h, i0, j0);
+        const stored *rows = number_rows(mask, a->mask_stride, x, copy, &ld);
+        k->attention_mask_add(x, rows, ld);
+    }
+    if (keep.p) {
+        const uint8_t *rows = byte_rows(keep.p + mask_place(keep.stride, b, h, i0, j0), keep.stride, x, copy, &ld);
+        k->attention_mask_bool(x, rows, ld);
     }
 }
 

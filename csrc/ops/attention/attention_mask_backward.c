@@ -24,7 +24,7 @@ static real *mask_part(const backward_call *c, const gradient_scratch *w, fa_ind
     return w->dmask + (mask_parts(c) == 1 ? 0 : h % c->group) * c->block;
 }
 
-static real *mask_place(const backward_call *c, fa_index b, fa_index h, fa_index i, fa_index j)
+static real *gradient_place(const backward_call *c, fa_index b, fa_index h, fa_index i, fa_index j)
 {
     const fa_index *stride = c->arguments->dmask_stride;
     return (real *)c->arguments->dmask + b * stride[0] + h * stride[1] + i * stride[2] + j * stride[3];
@@ -68,7 +68,7 @@ void OP(attention_add_mask)(const backward_call *c, const gradient_scratch *w, c
     if (!c->arguments->dmask) return;
     if (!w->dmask && c->mask_in_order && task > 0) fa_progress_wait(c->progress + task - 1, step);
     if (!attends) return;
-    real *dst = w->dmask ? mask_part(c, w, t->h) : mask_place(c, t->b, t->h, t->i0, t->j0);
+    real *dst = w->dmask ? mask_part(c, w, t->h) : gradient_place(c, t->b, t->h, t->i0, t->j0);
     const score_block ds = block_of_tile(t, w->ds, 0, t->rows, 1);
     c->kernels->attention_mask_gradients(dst, c->arguments->dmask_stride[2], &ds, over_rows(c), over_keys(c));
 }
@@ -82,7 +82,7 @@ void OP(attention_end_options)(const backward_call *c, const gradient_scratch *w
     if (!c->arguments->dmask) return;
     if (c->mask_in_order && task > 0) fa_progress_wait(c->progress + task - 1, steps + 1);
     for (fa_index part = 0; w->dmask && part < mask_parts(c); part++)
-        c->kernels->add_rows(mask_place(c, b, hk * c->group + part, 0, j * c->block), w->dmask + part * c->block, 0, 1,
+        c->kernels->add_rows(gradient_place(c, b, hk * c->group + part, 0, j * c->block), w->dmask + part * c->block, 0, 1,
                              over_keys(c) ? 1 : keys);
 }
 

@@ -26,15 +26,44 @@ typedef struct {
     natural_scratch *worker;
 } natural_call;
 
-/* What happens to the scores of row i and the keys from j0 on. */
-static natural_options options_of(const fa_attention_arguments *a, fa_index b, fa_index h, fa_index i, fa_index j0)
+/* What happens to the scores of a row: in the kernel, and after it, where a mask of bytes stands beside one of numbers. */
+typedef struct {
+    natural_options o;
+    const stored *bias;
+    fa_index bias_step;
+} row_options;
+
+/* Of row i and the keys from j0 on. */
+static row_options options_of(const fa_attention_arguments *a, fa_index b, fa_index h, fa_index i, fa_index j0)
 {
-    const fa_index *stride = a->mask_stride, at = b * stride[0] + h * stride[1] + i * stride[2] + j0 * stride[3];
-    natural_options o = {.scale = a->scale, .softcap = a->softcap, .mask_step = stride[3], .diagonal = diagonal_of(a, b, i) - j0};
-    if (a->alibi_slopes) o.slope = (double)((const real *)a->alibi_slopes)[h];
-    if (a->mask_kind == FA_MASK_BOOL) o.keep = (const uint8_t *)a->mask + at;
-    if (a->mask_kind == FA_MASK_ADD) o.add = (const stored *)a->mask + at;
-    return o;
+    const byte_mask keep = byte_mask_of(a);
+    row_options x = {.o = {.scale = a->scale, .softcap = a->softcap, .diagonal = diagonal_of(a, b, i) - j0}};
+    const stored *add = (const stored *)a->mask;
+    if (a->alibi_slopes) x.o.slope = (double)((const real *)a->alibi_slopes)[h];
+    if (a->mask_kind == FA_MASK_ADD) add += mask_place(a->mask_stride, b, h, i, j0);
+    if (keep.p) {
+        x.o.keep = keep.p + mask_place(keep.stride, b, h, i, j0);
+        x.o.mask_step = keep.stride[3];
+        x.bias = a->mask_kind == FA_MASK_ADD ? add : NULL;
+        x.bias_step = a->mask_stride[3];
+    } else if (a->mask_kind == FA_MASK_ADD) {
+        x.o.add = add;
+        x.o.mask_step = a->mask_stride[3];
+    }
+    return x;
+}
+
+/* attention_natural_scores with all options. */
+static void row_scores(const fa_kernels *k, real *s, real *products, const stored *q, const stored *keys, fa_index ldk,
+                       fa_index begin, fa_index end, fa_index D, const row_options *x)
+{
+    k->attention_natural_scores(s, products, q, keys, ldk, begin, end, D, &x->o);
+    for (fa_index j = begin; x->bias && j < end; j++) {
+        real bias;
+        if (!x->o.keep[j * x->o.mask_step]) continue;
+        k->widen(&bias, x->bias + j * x->bias_step, 1);
+        s[j] = bias == -REAL_INFINITY ? bias : s[j] + bias;
+    }
 }
 
 /* Rows [j, j + *n) of keys or values, of which row i is at the result + i ld; of bytes one at a time. */
@@ -77,13 +106,13 @@ static block_rows find_block_rows(const natural_call *c, const part_place *at, f
 
 /* The scores of the keys [begin, end) of a block, to w->scores. */
 static void natural_scores(const natural_call *c, const natural_scratch *w, const block_rows *rows, const stored *q,
-                           const natural_options *o, fa_index begin, fa_index end)
+                           const row_options *o, fa_index begin, fa_index end)
 {
     const fa_index D = c->call.a->D;
     for (fa_index j = begin, n, ld; j < end; j += n) {
         const stored *k = rows_from(c, w, &rows->keys, &rows->key_scales, j, D, &n, &ld);
         n = fa_min(n, end - j);
-        c->call.kernels->attention_natural_scores(w->scores, NULL, q, k, ld, j, j + n, D, o);
+        row_scores(c->call.kernels, w->scores, NULL, q, k, ld, j, j + n, D, o);
     }
 }
 
@@ -119,9 +148,9 @@ static int is_spoilt(const natural_call *c, const natural_scratch *w, const part
     const int adds = a->alibi_slopes || a->mask_kind == FA_MASK_ADD;
     if (a->sinks && !(((const real *)a->sinks)[at->h] < REAL_INFINITY)) return 1;
     for (fa_index j0 = begin / c->call.block * c->call.block; j0 < end; j0 += c->call.block) {
-        const natural_options o = options_of(a, at->b, at->h, at->i0, j0);
+        const row_options o = options_of(a, at->b, at->h, at->i0, j0);
         const fa_index first = fa_max(0, begin - j0), last = fa_min(c->call.block, end - j0);
-        if (adds) c->call.kernels->attention_natural_scores(w->scores, NULL, q, q, 0, first, last, 0, &o);
+        if (adds) row_scores(c->call.kernels, w->scores, NULL, q, q, 0, first, last, 0, &o);
         if (adds && has_spoilt(w->scores, first, last)) return 1;
         const block_rows rows = find_block_rows(c, at, j0 / c->call.block);
         for (fa_index j = first; j < last; j++) {
@@ -151,7 +180,7 @@ static void settle_row(const natural_call *c, const natural_scratch *w, const pa
     if (a->sinks && ((const real *)a->sinks)[at->h] > -REAL_INFINITY)
         state = (natural_state){.top = (double)((const real *)a->sinks)[at->h], .sum = 1};
     for (fa_index j0 = begin / c->call.block * c->call.block; j0 < end; j0 += c->call.block) {
-        const natural_options o = options_of(a, at->b, at->h, at->i0, j0);
+        const row_options o = options_of(a, at->b, at->h, at->i0, j0);
         const block_rows rows = find_block_rows(c, at, j0 / c->call.block);
         const fa_index last = fa_min(c->call.block, end - j0);
         for (fa_index first = fa_max(0, begin - j0), next; first < last; first = next) {
@@ -243,9 +272,9 @@ void OP(attention_natural_rows)(const fa_attention_arguments *a, const fa_kernel
     const real *shift = (const real *)a->shift + row, *sum = (const real *)a->sum + row;
     for (fa_index r = 0; r < x->rows; r++) {
         if (!(sum[r] < 0)) continue;
-        const natural_options o = options_of(a, b, h, i0 + r, j0);
-        k->attention_natural_scores(x->s + r * stride, products ? products + r * stride : NULL, query_row(a, b, h, i0 + r),
-                                    key_row(a, b, h / (a->H / a->Hk), j0), a->k_stride[2], x->begin[r], x->end[r], a->D, &o);
+        const row_options o = options_of(a, b, h, i0 + r, j0);
+        row_scores(k, x->s + r * stride, products ? products + r * stride : NULL, query_row(a, b, h, i0 + r),
+                   key_row(a, b, h / (a->H / a->Hk), j0), a->k_stride[2], x->begin[r], x->end[r], a->D, &o);
         k->attention_natural_powers(x->s + r * stride, x->begin[r], x->end[r], shift[r]);
     }
 }
@@ -259,9 +288,8 @@ void OP(attention_natural_weights)(const fa_attention_arguments *a, const fa_ker
     if (!isfinite(lse)) return;
     if (!bad) k->attention_find_nonfinite(&bad, (const stored *)weights + begin, 0, 1, end - begin);
     if (!bad) return;
-    const natural_options o = options_of(a, b, h, i, j0);
-    k->attention_natural_scores(x->s, NULL, query_row(a, b, h, i), key_row(a, b, h / (a->H / a->Hk), j0), a->k_stride[2], begin,
-                                end, a->D, &o);
+    const row_options o = options_of(a, b, h, i, j0);
+    row_scores(k, x->s, NULL, query_row(a, b, h, i), key_row(a, b, h / (a->H / a->Hk), j0), a->k_stride[2], begin, end, a->D, &o);
     k->attention_natural_weights(weights, x->s, begin, end, lse);
 }
 #endif
