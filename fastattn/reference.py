@@ -335,7 +335,8 @@ def attention(q, k, v, dtype=np.float64, **options):
 
 def _of_all_keys(p, of_sink, lse, whole):
     """The probabilities of a part of the keys, and of the sink, where lse is that of all keys."""
-    factor = np.where(lse == -np.inf, *_real(lse.dtype, 0), np.exp(lse - np.where(lse == -np.inf, lse, whole)))
+    (zero,) = _real(lse.dtype, 0)
+    factor = np.where(lse == -np.inf, zero, np.exp(lse - np.where(lse == -np.inf, lse, whole)))
     return p * factor[..., None], of_sink * factor[..., None]
 
 

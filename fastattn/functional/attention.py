@@ -108,8 +108,8 @@ class SavedAttention:
     k: ArrayLike
     v: ArrayLike
     options: tuple[Any, ...]  # mask ... bias, as in all forms of attention; q_lengths, kv_lengths, layout
-    out: ArrayLike
-    lse: ArrayLike
+    out: Any
+    lse: Any
     state: Array  # [2, B, H, Lq]: the integer R and sum of each row; lse = R ln 2 + ln sum
 
     @classmethod

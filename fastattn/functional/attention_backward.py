@@ -1,7 +1,7 @@
 """Gradients of scaled dot-product attention."""
 
 from collections.abc import Collection
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 from numpy.typing import ArrayLike, DTypeLike
 
@@ -88,8 +88,9 @@ def attention_backward(dout: ArrayLike, saved: SavedAttention, *, partial: bool 
     check_saved("attention_backward", saved, SavedAttention)
     options = check_parts("attention_backward", "saved.options", saved.options, _SAVED_OPTIONS)
     request = (() if gradients is None else gradients, partial, dlse, gradient_dtype)
-    arrays = (dout, saved.q, saved.k, saved.v, saved.out, saved.state)
-    result = _core.attention_backward(*arrays, options[: len(OPTIONS)], *options[len(OPTIONS) :], request)
+    shared, rest = options[: len(OPTIONS)], options[len(OPTIONS) :]
+    arguments: tuple[Any, ...] = (dout, saved.q, saved.k, saved.v, saved.out, saved.state, shared, *rest, request)
+    result = _core.attention_backward(*arguments)
     return result[:3] if gradients is None else AttentionGradients(*result)
 
 

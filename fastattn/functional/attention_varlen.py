@@ -54,8 +54,8 @@ class SavedAttentionVarlen:
     cu_seqlens_q: ArrayLike
     cu_seqlens_k: ArrayLike
     options: tuple[Any, ...]  # mask ... bias
-    out: Array
-    lse: Array
+    out: Any
+    lse: Any
     state: Array  # [2, H, Tq]
 
     @classmethod
@@ -72,8 +72,9 @@ def attention_varlen_forward(q: ArrayLike, k: ArrayLike, v: ArrayLike, cu_seqlen
                              sinks: ArrayLike | None = None, q_start: ArrayLike | None = None,
                              bias: ArrayLike | None = None
                              ) -> tuple[Array, SavedAttentionVarlen]:  # fmt: skip
-    """attention_varlen, and the values that its gradients need: (out, saved). Arguments and errors as of
-    attention_varlen.
+    """attention_varlen, and the values that its gradients need: (out, saved).
+
+    Arguments and errors as of attention_varlen.
 
     >>> out, saved = attention_varlen_forward(*[np.ones((3, 1, 4))] * 3, [0, 2, 3], [0, 2, 3])
     >>> saved.lse.shape
