@@ -178,7 +178,7 @@ FA_INLINE void v_store_digits(uint8_t *p, fa_index ld, vreal a)
     _mm_storeu_si128((__m128i *)(p + ld), _mm512_cvtepi32_epi8(_mm512_srli_epi32(x, 8)));
     _mm_storeu_si128((__m128i *)(p + 2 * ld), _mm512_cvtepi32_epi8(_mm512_srli_epi32(x, 16)));
 }
-FA_INLINE void v_weave_bytes(vint w[4], const vreal a[4])
+FA_INLINE void v_interleave_bytes(vint w[4], const vreal a[4])
 {
     const __m512i x0 = _mm512_castps_si512(a[0]), x1 = _mm512_castps_si512(a[1]);
     const __m512i x2 = _mm512_castps_si512(a[2]), x3 = _mm512_castps_si512(a[3]);
@@ -187,7 +187,7 @@ FA_INLINE void v_weave_bytes(vint w[4], const vreal a[4])
     w[0] = _mm512_unpacklo_epi16(l0, l1), w[1] = _mm512_unpackhi_epi16(l0, l1);
     w[2] = _mm512_unpacklo_epi16(h0, h1), w[3] = _mm512_unpackhi_epi16(h0, h1);
 }
-FA_INLINE void v_unweave_bytes(vreal x[4])
+FA_INLINE void v_unpermute_words(vreal x[4])
 {
     const __m512 l0 = _mm512_shuffle_f32x4(x[0], x[1], 0x44), h0 = _mm512_shuffle_f32x4(x[0], x[1], 0xee);
     const __m512 l1 = _mm512_shuffle_f32x4(x[2], x[3], 0x44), h1 = _mm512_shuffle_f32x4(x[2], x[3], 0xee);
@@ -242,12 +242,12 @@ FA_INLINE vreal v_load_pairs_n(const uint16_t *p, fa_index n)
     const __mmask32 nan = _mm512_cmpgt_epi16_mask(magnitude, _mm512_set1_epi16(0x7f80));
     return _mm512_castsi512_ps(_mm512_mask_blend_epi16(nan, x, _mm512_set1_epi16(0x7fc0)));
 }
-FA_INLINE vreal v_zip(vreal low, vreal high)
+FA_INLINE vreal v_interleave(vreal low, vreal high)
 {
     const __m512i a = _mm512_srli_epi32(_mm512_castps_si512(low), 16), b = _mm512_castps_si512(high);
     return _mm512_castsi512_ps(_mm512_mask_blend_epi16(0xaaaaaaaa, a, b));
 }
-FA_INLINE void v_load_zipped(const uint16_t *p, const uint16_t *q, vreal *first, vreal *second)
+FA_INLINE void v_load_interleaved(const uint16_t *p, const uint16_t *q, vreal *first, vreal *second)
 {
     const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4,
                                          35, 3, 34, 2, 33, 1, 32, 0);
@@ -256,13 +256,13 @@ FA_INLINE void v_load_zipped(const uint16_t *p, const uint16_t *q, vreal *first,
     *first = _mm512_castsi512_ps(_mm512_permutex2var_epi16(x, low, y));
     *second = _mm512_castsi512_ps(_mm512_permutex2var_epi16(x, high, y));
 }
-FA_INLINE void v_load_woven(const uint16_t *p, const uint16_t *q, vreal *first, vreal *second)
+FA_INLINE void v_load_permuted(const uint16_t *p, const uint16_t *q, vreal *first, vreal *second)
 {
     const __m512i x = _mm512_loadu_si512(p), y = _mm512_loadu_si512(q);
     *first = _mm512_castsi512_ps(_mm512_unpacklo_epi16(x, y));
     *second = _mm512_castsi512_ps(_mm512_unpackhi_epi16(x, y));
 }
-FA_INLINE void v_unweave(vreal *first, vreal *second)
+FA_INLINE void v_unpermute(vreal *first, vreal *second)
 {
     const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
     const vreal x = *first, y = *second;
@@ -273,11 +273,11 @@ FA_INLINE vreal v_pack(vreal a, vreal b) { return (vreal)_mm512_cvtne2ps_pbh(b, 
 FA_INLINE vreal v_pack_lanes(vreal a, vreal b)
 {
     /* Lanes of a in the lower half, of b in the upper one; then word 2 i from word i, word 2 i + 1 from word 16 + i. */
-    const __m512i zip =
+    const __m512i interleave =
         _mm512_add_epi32(_mm512_set1_epi32(0x00100000),
                          _mm512_mullo_epi32(_mm512_set1_epi32(0x00010001),
                                             _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)));
-    return _mm512_castsi512_ps(_mm512_permutexvar_epi16(zip, _mm512_castps_si512(v_pack(a, b))));
+    return _mm512_castsi512_ps(_mm512_permutexvar_epi16(interleave, _mm512_castps_si512(v_pack(a, b))));
 }
 #endif
 

@@ -1,4 +1,4 @@
-/* The SIMD vocabulary: the only place where intrinsics are, and the only operations that kernels use on vectors.
+/* The vector operations: the only place where intrinsics are, and the only operations that kernels use on vectors.
 
    A kernel file is compiled once per ISA and type of array: float32, float64, and bfloat16 and float16, which are storage only:
    arithmetic is in float. The build defines FA_SIMD, the header of the ISA (portable, avx2, avx512), and the types (types.h). For that
@@ -9,11 +9,11 @@
      FA_NV             vectors across a register tile of attention (kernels/gemm/tile.h has the rows)
      FA_HAS_FMA        1 when v_fma rounds once
      FA_PAIRS          1 when packed operands of products hold pairs of bfloat16 (AVX-512 BF16 and FA_STORED_BF16), else 0
-     FA_AMX          1 when products of pairs go through the matrix tiles of amx.h (AMX, with FA_PAIRS), else 0
+     FA_AMX            1 when products of pairs go through the matrix tiles of amx.h (AMX, with FA_PAIRS), else 0
      FA_BYTE_DOTS      1 when v_dot_bytes is one instruction (AVX-512 VNNI), for float without a type of storage, else 0
      FA_BYTE_TILES     1 when products of bytes can go through the matrix tiles as well (AMX), with FA_BYTE_DOTS, else 0
 
-   and this header offers the vocabulary, and
+   and it defines these types and operations:
 
      vreal, vmask      VL reals; VL truth values
      FA_PACKED         elements of k in a packed element, which is as large as a real: 2 with FA_PAIRS, else 1
@@ -35,16 +35,16 @@
                v_load_int(p) v_store_int(p, a) v_int_bits(a): of reals that hold integers
                v_load_bytes_of(p, which)         v_load_bytes of those that the bits of `which` name; v_first_bytes(n): the first n
                v_store_digits(p, ld, a)          whole numbers in [0, 2^24), rounded: their lowest bytes at p, the next at p + ld, ...
-               v_weave_bytes(w, a)               4 vectors of bytes to words of 4: those of a column; in an order in which
-                                                 v_unweave_bytes(x) puts what became of the 4 vectors of words into the usual one
+               v_interleave_bytes(w, a)               4 vectors of bytes interleaved to words of 4: those of a column, permuted;
+                                                 v_unpermute_words(x) restores the order of the 4 vectors of words
    products    v_multiply_add(a, b, c)           of packed operands: v_fma(a, b, c), or with FA_PAIRS c + a0 b0 + a1 b1
                with FA_PAIRS only, pairs as the bits of VL reals:
                v_load_pairs(p)                   2 VL bfloat16
                v_load_pairs_n(p, n)              the first n of 2 VL bfloat16; NaN becomes the default NaN
-               v_load_zipped(p, q, &first, &second)  v_zip of the first VL, and of the next VL, bfloat16 at p and q
-               v_load_woven(p, q, &first, &second)   v_load_zipped with the pairs of both vectors in another order, half the
-                                                 shuffles; v_unweave(&first, &second): their sums in the usual one
-               v_zip(low, high)                  lane by lane, of reals that are bfloat16
+               v_load_interleaved(p, q, &first, &second) v_interleave of the first VL, and the next VL, bfloat16 at p, q
+               v_load_permuted(p, q, &first, &second) v_load_interleaved with the pairs permuted, half the
+                                                 shuffles; v_unpermute(&first, &second) restores the order of their sums
+               v_interleave(low, high)           lane by lane, of reals that are bfloat16
                v_pack(a, b)                      a, then b, rounded to nearest even; subnormals become 0
                v_pack_lanes(a, b)                likewise, lane by lane: the pairs a[i], b[i]
                v_unpack(a, &even, &odd)          the first and the second numbers of pairs, exactly

@@ -91,7 +91,7 @@ FA_INLINE vreal packed_values(const stored *v, fa_index ldv, fa_index keys, fa_i
 {
     const vreal x = checked_values(v, count, second_pass, check);
 #if FA_PAIRS
-    return v_zip(x, keys > 1 ? checked_values(v + ldv, count, second_pass, check) : v_zero());
+    return v_interleave(x, keys > 1 ? checked_values(v + ldv, count, second_pass, check) : v_zero());
 #else
     (void)ldv, (void)keys;
     return x;

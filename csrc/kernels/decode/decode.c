@@ -179,7 +179,7 @@ FA_INLINE vreal few_values(const stored *v, const stored *second, fa_index colum
 {
     const vreal x = some_values(v, columns, clean);
 #if FA_PAIRS
-    return v_zip(x, second ? some_values(second, columns, clean) : v_zero());
+    return v_interleave(x, second ? some_values(second, columns, clean) : v_zero());
 #else
     (void)second;
     return x;
@@ -196,7 +196,7 @@ FA_INLINE void load_values(vreal *x, const int nv, const stored *v, const stored
     }
 #if FA_PAIRS
     FA_UNROLL
-    for (int u = 0; u < nv; u += 2) v_load_zipped(v + u * VL, second + u * VL, &x[u], &x[u + 1]);
+    for (int u = 0; u < nv; u += 2) v_load_interleaved(v + u * VL, second + u * VL, &x[u], &x[u + 1]);
 #else
     FA_UNROLL
     for (int u = 0; u < nv; u++) x[u] = v_load_stored(v + u * VL);

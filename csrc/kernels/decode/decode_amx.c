@@ -99,7 +99,7 @@ FA_INLINE void interleave_step(real *pairs, const void *const *row, fa_index key
         FA_UNROLL
         for (int u = 0; u < nv; u += 2) {
             vreal x, y;
-            v_load_woven(p + u * VL, q + u * VL, &x, &y);
+            v_load_permuted(p + u * VL, q + u * VL, &x, &y);
             v_store(pairs + u * VL, x);
             v_store(pairs + (u + 1) * VL, y);
         }
@@ -115,7 +115,7 @@ FA_INLINE void interleave_in_order(real *pairs, const void *const *row, fa_index
             const fa_index at = column + u * VL, count = fa_max(0, columns - u * VL);
             const vreal x = 2 * i < keys ? some_values((const stored *)row[2 * i] + at, count, clean) : v_zero();
             const vreal y = 2 * i + 1 < keys ? some_values((const stored *)row[2 * i + 1] + at, count, clean) : v_zero();
-            v_store(pairs + u * VL, v_zip(x, y));
+            v_store(pairs + u * VL, v_interleave(x, y));
         }
 }
 
@@ -150,7 +150,7 @@ FA_INLINE void value_columns(real *part, fa_index ld, const real *p, fa_index ro
     for (fa_index r = 0; interleaved && r < rows; r++, part += ld)
         for (int u = 0; u < nv; u += 2) {
             vreal x = v_load(part + u * VL), y = v_load(part + (u + 1) * VL);
-            v_unweave(&x, &y);
+            v_unpermute(&x, &y);
             v_store(part + u * VL, x);
             v_store(part + (u + 1) * VL, y);
         }

@@ -94,7 +94,7 @@ FA_INLINE void load_words(vint words[4], const void *const *row, fa_index column
         FA_PREFETCH(from + next);
         x[i] = v_load_bytes_of(from, there);
     }
-    v_weave_bytes(words, x);
+    v_interleave_bytes(words, x);
 }
 
 /* Columns of a row of part from the sums of its digits. */
@@ -109,7 +109,7 @@ FA_INLINE void store_values(real *part, const int32_t *sums, const weights *w, f
         for (int i = 0; i < DIGITS; i++) digit[i] = v_real_of(v_load_int(sums + i * WIDTH + u * VL));
         x[u] = v_fma(digit[2], v_set1(65536), v_fma(digit[1], v_set1(256), digit[0]));
     }
-    v_unweave_bytes(x);
+    v_unpermute_words(x);
     for (int u = 0; u < 4 && u * VL < columns; u++)
         v_store(part + u * VL, v_add(v_scale(x[u], v_set1(w->exponent[row])), v_set1(w->poison[row])));
 }
