@@ -1,4 +1,4 @@
-"""Compiles csrc/ in every way that the build does, for the warnings alone:  python scripts/compiler_warnings.py
+"""Compiles csrc/ with all macros and flags of the build, for the warnings alone:  python scripts/compiler_warnings.py
 
 CC names another compiler. Exit status 1 when one of the sources has a warning.
 """

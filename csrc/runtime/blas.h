@@ -1,6 +1,6 @@
 /* The BLAS seam: single-threaded products of tiles, by whatever provider the build chose.
 
-     vendored   a private copy of OpenBLAS, loaded at the first product that asks for it (fa_blas_path says where it lies)
+     vendored   a private copy of OpenBLAS, loaded at the first product that uses it (fa_blas_path has its path)
      system     linked at build time (cblas)
      none       fa_blas_load fails, and strategy "blas" is not offered */
 #ifndef FA_BLAS_H

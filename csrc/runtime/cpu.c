@@ -46,7 +46,7 @@ static uint64_t enabled_state(void)
     return ((uint64_t)high << 32) | low;
 }
 
-/* Linux gives a process the matrix tiles, whose 8 KB it has to save with each thread that uses them, only when asked. */
+/* Linux lets a process use the matrix tiles only on request, since it then has to save their 8 KB with each thread that uses them. */
 static int tiles_granted(void)
 {
 #if defined(__linux__) && defined(SYS_arch_prctl)

@@ -9,7 +9,7 @@ const char *fa_isa_name(fa_isa isa);
 /* 1 when the CPU has the instructions and the operating system saves the registers. */
 int fa_cpu_allows(fa_isa isa);
 
-/* 0 for a set that the CPU has but is slower with: it is not chosen unless asked for. */
+/* 0 for a set that the CPU has but is slower with: it is not chosen unless requested. */
 int fa_cpu_prefers(fa_isa isa);
 
 /* What the calling thread's matrix tiles are configured for (simd/amx.h); 0: for nothing. To configure them takes 200 cycles, so tasks of

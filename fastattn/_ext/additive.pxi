@@ -77,7 +77,7 @@ cdef object acquire_additive(AdditiveInputs *x, fa_additive_arguments *a, object
 
 def additive_attention(object query, object keys, object values, object v, object lengths, object mask,
                        object return_weights, str op):
-    """(context, weights); weights is None where nobody asks."""
+    """(context, weights); weights is None unless requested."""
     cdef AdditiveInputs x
     cdef Array ac, aw
     cdef fa_additive_arguments a

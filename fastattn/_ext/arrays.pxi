@@ -3,10 +3,10 @@
 # An Array holds the buffer of an ndarray while C works on it. `acquire` accepts what C can take as it is: float32 or
 # float64 (or for ops that have them bfloat16 or float16), aligned, last axis contiguous, other strides whole elements;
 # anything else that is an array of such floats is copied first, so no layout is ever wrong.
-# `as_ndarray` is the one door for what is no ndarray: whatever exports memory (buffer, __array__, DLPack), shared and
+# `as_ndarray` is the only way in for other objects that export memory (buffer, __array__, DLPack), shared and
 # not copied, so that overlaps show in addresses whatever the object.
 # No method of an argument runs while an Array is held: it could resize what is held already, and NumPy moves memory
-# under a buffer that is exported. So every op turns its arguments into ndarrays and numbers first, and acquires then.
+# under a buffer that is exported. So every op converts its arguments to ndarrays and numbers first, and acquires then.
 # bfloat16 is the dtype of that name, from whatever package (ml_dtypes): it is never imported, and since its arrays
 # export no buffer, their bits are held as uint16. Results have the dtype of their input, of the same package.
 # All messages have one form: "op: argument must be ..., got ...".
@@ -91,7 +91,7 @@ cpdef str shown(object value):
 
 
 cpdef object plain_text(object value):
-    """A string as an exact str, which no subclass compares in its own way; anything else as it is."""
+    """A string as an exact str, since a subclass may compare otherwise; anything else as it is."""
     return str.__str__(value) if isinstance(value, str) and type(value) is not str else value
 
 
@@ -335,7 +335,7 @@ cdef object acquire(Array *a, object value, str op, str name, int ndim=-1, int d
 
 
 cdef object acquire_read(Array *a, object value, str op, str name, int ndim, int dtype):
-    """acquire, of what a call reads whole, however small its result is."""
+    """acquire, of an array that a call reads whole, however small its result is."""
     cdef object array = acquire(a, value, op, name, ndim, dtype)
     if a.view.len > MOST_REPEATED and a.end - a.first < a.view.len:
         raise wrong_shape(op, name, f"have at most {MOST_REPEATED} bytes where it repeats elements",
@@ -415,7 +415,7 @@ cdef tuple shape_of(const Array *a):
 
 
 cdef bint overlap(const Array *a, const Array *b) noexcept:
-    """Whether the extents meet. May be true of arrays that interleave without sharing an element."""
+    """Whether the extents overlap. May be true of arrays that interleave without sharing an element."""
     return a.first < b.end and b.first < a.end
 
 

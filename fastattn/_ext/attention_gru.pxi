@@ -65,7 +65,7 @@ cdef object acquire_attention_gru(AttentionGruArrays *x, fa_attention_gru *a, ob
 
 def attention_gru(object gates_x, object keys, object values, object annotations, object v, object w, object bias,
                   object h0, object lengths, bint save, str op):
-    """(h, context, weights, sums, saved); saved is None unless `save` asks."""
+    """(h, context, weights, sums, saved); saved is None unless `save` is set."""
     cdef AttentionGruArrays x
     cdef fa_attention_gru a
     cdef fa_status status

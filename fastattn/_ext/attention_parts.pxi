@@ -12,7 +12,7 @@ cdef object as_selector(object value, str op, str name):
 
 
 cdef object as_selection(object value, fa_index size, str op, str name):
-    """int64 indices [n] in 0..size - 1 of what a selector selects; None: everything."""
+    """int64 indices [n] in 0..size - 1 of a selector; None: all."""
     try:
         selected = np.arange(size) if value is None else np.arange(size)[value]
     except MemoryError:

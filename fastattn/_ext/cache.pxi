@@ -1,4 +1,4 @@
-# Attention of few queries to what a KVCache holds, in pages or as bytes.
+# Attention of few queries to the tokens of a KVCache, in pages or as bytes.
 
 CACHE_QUERIES = FA_CACHE_QUERIES        # the most queries of cache_attention
 CACHE_LONGEST_I8 = FA_CACHE_LONGEST_I8  # the largest head_dim of an int8 cache

@@ -72,7 +72,7 @@ def embedding_backward(object dy, object ids, object table, str op):
 
 
 def rope(object x, object cosine, object sine, object row, bint interleaved, object out, str op, str name):
-    """x[..., n] with each row turned by row[...] of the tables, which lies within them. `name` is that of x."""
+    """x[..., n] with each row rotated by row[...] of the tables, an index within them. `name` is that of x."""
     cdef Array a, c, s, y
     cdef fa_status status
     cdef const fa_index *position = index_pointer(row)
@@ -87,9 +87,9 @@ def rope(object x, object cosine, object sine, object row, bint interleaved, obj
         # Another thread may give x another shape while its tables are made.
         if count(&a) and row.size != rows_before(&a):
             raise wrong_shape(op, name, "keep its shape during the call", f"shape {shape}")
-        turns = (cosine.shape[0], n if interleaved else n // 2)
-        acquire_shaped(&c, cosine, turns, real_dtype(a.dtype), op, name)
-        acquire_shaped(&s, sine, turns, real_dtype(a.dtype), op, name)
+        table = (cosine.shape[0], n if interleaved else n // 2)
+        acquire_shaped(&c, cosine, table, real_dtype(a.dtype), op, name)
+        acquire_shaped(&s, sine, table, real_dtype(a.dtype), op, name)
         if out is not None and acquire_out(&y, out, shape, &a, op) and is_contiguous(&y) and (
             same_place(&a, &y) or not overlap(&a, &y)
         ):

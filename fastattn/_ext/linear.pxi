@@ -75,7 +75,7 @@ cdef str version():
 
 
 cdef tuple packing_of(fa_isa isa):
-    """What the layout of packed weights depends on."""
+    """The sizes that the layout of packed weights depends on."""
     return version(), text(fa_isa_name(isa))
 
 
@@ -151,7 +151,7 @@ def pack_linear(object weight, object dtype):
 
 
 cdef object acquire_matrix(Array *a, object value, str op, str name, int dtype):
-    """A matrix whose row stride C can take: BLAS wants rows that follow one another."""
+    """A matrix whose row stride C can take: BLAS needs rows in rising order."""
     cdef object array = acquire(a, value, op, name, 2, dtype)
     if a.shape[0] > 1 and a.stride[0] < a.shape[1]:
         hold_copy(a, array, op, name)

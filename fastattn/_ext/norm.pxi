@@ -37,7 +37,7 @@ cdef void *data_of(const Array *a) noexcept:
 
 def norm(str kind, object x, object residual, object weight, object bias, object eps, object out, bint statistics,
          str op):
-    """(y, sum, mean, rstd): sum is x + residual, or x itself; mean and rstd of each row where `statistics` asks."""
+    """(y, sum, mean, rstd): sum is x + residual, or x itself; mean and rstd of each row if `statistics` is set."""
     cdef Array a, r, w, b, y, s, m, d
     cdef fa_norm_arguments arguments
     cdef fa_status status

@@ -1,4 +1,4 @@
-# Recurrent networks: what forward calls keep, and gradients.
+# Recurrent networks: the saved values of forward calls, and gradients.
 
 
 def new_saved(RecurrentWeights w, Py_ssize_t steps, Py_ssize_t batch, object lengths, str op):

@@ -290,7 +290,7 @@ def unpickled_recurrent(packing, str cell, dtype, str type_name, tuple sizes, tu
     for i in range(layers * directions):
         into = &w.lane[i].weights
         into.cell, into.I, into.H, into.P = CELLS[cell], I if i < directions else directions * P, H, P
-        # Which there are is part of the layout; what the pointers say otherwise, nobody reads of packed weights.
+        # Which there are is part of the layout; of packed weights the pointers are not read otherwise.
         into.w_hr = into if projected else NULL
         into.peephole = into if has_peepholes else NULL
         w.held.append(copy_packed(packed[i], fa_recurrent_packed_bytes(<fa_dtype>code, isa, type, into), kind,

@@ -1,4 +1,4 @@
-# Threads, instruction sets, strategies, BLAS: what fastattn.config offers.
+# Threads, instruction sets, strategies, BLAS: the functions of fastattn.config.
 
 cdef tuple ATTENTION_STRATEGIES = ("auto", "fused", "blas")  # a setting is the place here
 cdef tuple LINEAR_STRATEGIES = ("auto", "native", "blas")
@@ -155,7 +155,7 @@ cdef bytes blas_path_bytes = b""
 
 
 def set_blas_path(path):
-    """Where the vendored library lies. Once, at import."""
+    """The path of the vendored library. Once, at import."""
     global blas_path_bytes
     blas_path_bytes = path.encode()
     fa_blas_path(blas_path_bytes)

@@ -4,7 +4,7 @@
      tanh     1 - tanh(x)^2                  silu       s + x (q - q^2)
      gelu     Phi(x) + x phi(x)              gelu_tanh  s(u) + x (q - q^2)(u) u',   u = x (A + B x^2), u' = A + 3 B x^2
 
-   Beyond the places where f' is 0 or 1 to the last bit, x is taken for these, so that no infinity meets a zero. NaN gives NaN,
+   Where f' is 0 or 1 to the last bit, x is replaced by the nearest such point, so no infinity is multiplied by 0. NaN gives NaN,
    also in relu. dx may be dy or x. */
 #include "../common.h"
 #include "rows.h"

@@ -1,4 +1,4 @@
-/* Between the numbers of arrays and those of arithmetic: exact one way, rounded to nearest even the other. */
+/* Between the numbers of arrays and those of arithmetic: exact in one direction, rounded to nearest even in the other. */
 #include "../common.h"
 
 void KERNEL(widen)(real *y, const stored *x, fa_index n)

@@ -88,7 +88,7 @@ typedef long double longer;
 
 static longer root_of_mean(longer square_sum, fa_index n, longer eps) { return ROOT(square_sum / (longer)n + eps); }
 
-/* d / root, rounded once where there is a multiply-add: 1 / root in two pieces. Elsewhere the division is the shortest way. */
+/* d / root, rounded once where there is a multiply-add: 1 / root in two pieces. Elsewhere the division is the shortest form. */
 typedef struct {
     vreal high, low;
 } row_scale;
@@ -261,7 +261,7 @@ void KERNEL(rms_norm_rows)(stored *y, stored *sum, real *rstd, const stored *x, 
     }
 }
 
-/* A row of the backward: sums of g x^ and of g, where the gradients of w and b are added to on the way. rms: mean is 0, and the sum of g
+/* A row of the backward: sums of g x^ and of g, and, in the same pass, the gradients of w and b. rms: mean is 0, and the sum of g
    is left out. */
 typedef struct {
     real *dw, *db;

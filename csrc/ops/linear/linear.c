@@ -1,4 +1,4 @@
-/* y = activation(z), z = x w' + bias; z is kept where asked for.
+/* y = activation(z), z = x w' + bias; z is kept on request.
 
    native  w is packed into panels once per call (or beforehand, in a handle), in blocks of at most W_BLOCK_BYTES; then tasks of
            M_BLOCK rows by a range of panels pack their rows of x, K_SLICE at a time, and run gemm_panels. Few rows, whose packed x the
@@ -88,7 +88,7 @@ static void multiply(const linear_call *c, real *dst, fa_index ld, real *tiles, 
 }
 
 /* What follows the products of `rows` rows and `columns` columns, in rows of ld: bias and activation, where they are or, of 16-bit
-   arrays, on the way to y; those have room for a bias of reals. */
+   arrays, before it is rounded to y; those have room for a bias of reals. */
 static void finish(const linear_call *c, real *product, fa_index ld, real *bias, fa_index m0, fa_index rows, fa_index column,
                    fa_index columns)
 {
@@ -278,7 +278,7 @@ static fa_status forward_blas(linear_call *c)
 }
 #endif
 
-/* Places of K in packed operands. */
+/* Packed elements of K. */
 static fa_index packed_size(const fa_kernels *k, fa_index K)
 {
     return fa_round_up(fa_ceil_div(K, k->sizes.packed), k->sizes.tile_k);
@@ -304,7 +304,7 @@ fa_status OP(linear_forward)(const fa_linear_arguments *a)
                         .activation = a->activation};
     if (a->M == 0 || a->N == 0) return FA_OK;
 #if !FA_CONVERTS
-    /* BLAS counts in int, wants a row stride of at least 1 and of at least a row. */
+    /* BLAS counts in int, and needs a row stride of at least 1 and of at least a row. */
     const int fits = a->K > 0 && a->K <= INT_MAX && a->ldw >= a->K && a->ldw <= INT_MAX;
     if (a->strategy == FA_LINEAR_BLAS && !a->packed && fits) return forward_blas(&call);
 #endif
