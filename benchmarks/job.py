@@ -66,7 +66,7 @@ class Peaks:
 
 
 def contenders(names: str) -> tuple[list[peers.Contender], dict[str, str]]:
-    """Those asked for and installed (ours always), and why others are missing."""
+    """The requested libraries that are installed (ours always), and why others are missing."""
     wanted = {name.strip() for name in names.split(",")}
     known = {contender.name for contender in peers.CONTENDERS}
     unknown = wanted - known - {"all", "none"}

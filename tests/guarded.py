@@ -143,10 +143,10 @@ def tokens(rng, dtype):
         yield f"cross_entropy n={n}", {"x": _normal(rng, dtype, 5, n), "d": _normal(rng, dtype, 5)}, loss
         for interleaved in (False, True):
 
-            def turn(a, out, interleaved=interleaved):
+            def rotate(a, out, interleaved=interleaved):
                 return fa.rope(a["x"], np.arange(3), interleaved=interleaved)
 
-            yield f"rope n={2 * n} {interleaved}", {"x": _normal(rng, dtype, 3, 2 * n)}, turn
+            yield f"rope n={2 * n} {interleaved}", {"x": _normal(rng, dtype, 3, 2 * n)}, rotate
 
 
 def softmax(rng, dtype):

@@ -35,7 +35,7 @@ from tests.malformed_values import holds, spoilt
 ALLOWED = (TypeError, ValueError, MemoryError)
 # load_state_dict names what is missing or unknown, as PyTorch's; files may not be there.
 DOCUMENTED = {"load_state_dict": (KeyError,), "read_safetensors": (OSError,)}
-MEMORY = 1 << 30  # bytes that a process may take beyond what it has: what asks for more gets a MemoryError
+MEMORY = 1 << 30  # bytes that a process may take beyond what it has: a call that needs more gets a MemoryError
 SECONDS = 2.0  # of processor time in one call
 MOST_SECONDS = 30.0  # by the clock, on a busy machine
 MOST_COPIED = 10_000  # elements

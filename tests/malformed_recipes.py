@@ -170,10 +170,10 @@ def _tokens():
         kept = fa.cross_entropy_forward(**arguments)[1]
         recipe("cross_entropy_backward")(lambda d=dloss, s=kept: (fa.cross_entropy_backward, {"dloss": d, "saved": s}))
     x = floats(2, 3, 6)
-    turned = {"x": x, "positions": np.arange(3), "base": 100.0, "interleaved": True}
-    recipe("rope")(lambda: (fa.rope, turned | {"out": np.empty_like(x)}))
-    recipe("rope_forward")(lambda: (fa.rope_forward, dict(turned)))
-    of_rope = fa.rope_forward(**turned)[1]
+    rotated = {"x": x, "positions": np.arange(3), "base": 100.0, "interleaved": True}
+    recipe("rope")(lambda: (fa.rope, rotated | {"out": np.empty_like(x)}))
+    recipe("rope_forward")(lambda: (fa.rope_forward, dict(rotated)))
+    of_rope = fa.rope_forward(**rotated)[1]
     recipe("rope_backward")(lambda: (fa.rope_backward, {"dy": x, "saved": of_rope}))
     recipe("sinusoidal_positions")(
         lambda: (fa.sinusoidal_positions, {"length": 4, "dim": 6, "base": 100.0, "offset": 2, "dtype": "float32"})

@@ -75,7 +75,7 @@ def test_values_at_all_head_sizes(isa, strategy, dtype, rng):
 
 # What csrc/ops/attention/attention.c does depends on sizes and threads: blocks pass by the few tiles of a head; a
 # thread packs a head, then walks its tiles; or all threads pack, then take tiles.
-WAYS = {
+SCHEDULES = {
     "passing blocks, one query": {"B": 12, "H": 8, "Lq": 1, "Lk": 700, "D": 32},
     "passing blocks, grouped heads": {"B": 2, "H": 8, "Hk": 2, "Lq": 5, "Lk": 1030, "D": 16},
     "packed heads": {"B": 5, "H": 20, "Hk": 4, "Lq": 33, "Lk": 129, "D": 8},
@@ -87,7 +87,7 @@ WAYS = {
 
 def test_values_of_every_way_through_the_op(isa, strategy, dtype, rng):
     comparison = Comparison(dtype)
-    for sizes in WAYS.values():
+    for sizes in SCHEDULES.values():
         q, k, v = arrays(rng, dtype, **sizes)
         with fa.num_threads(1):
             expected = fa.attention(q, k, v, causal="bottom-right", return_lse=True)

@@ -64,16 +64,16 @@ def good_calls():
     logits = {"logits": floats(2, 2, 5), "targets": ids}
     options = {"ignore_index": 1, "label_smoothing": 0.1, "reduction": "sum"}
     yield "cross_entropy", fa.cross_entropy, {**logits, **options}
-    turned = floats(2, 3, 6)
-    yield "rope", fa.rope, {"x": turned, "positions": np.arange(3), "base": 100.0, "interleaved": True,
-                            "out": np.empty_like(turned)}  # fmt: skip
+    rotated = floats(2, 3, 6)
+    yield "rope", fa.rope, {"x": rotated, "positions": np.arange(3), "base": 100.0, "interleaved": True,
+                            "out": np.empty_like(rotated)}  # fmt: skip
     linear = {"x": x, "weight": floats(4, 5), "bias": floats(4)}
     yield "linear", fa.linear_forward, {**linear, "activation": "gelu"}
     saves = {
         "linear_backward": (floats(3, 4), fa.linear_forward(**linear)[1]),
         "embedding_backward": (floats(2, 2, 5), fa.embedding_forward(ids, x)[1]),
         "cross_entropy_backward": (floats(2, 2), fa.cross_entropy_forward(**logits, reduction="none")[1]),
-        "rope_backward": (turned, fa.rope_forward(turned, np.arange(3))[1]),
+        "rope_backward": (rotated, fa.rope_forward(rotated, np.arange(3))[1]),
     }
     for name, (gradient, saved) in saves.items():
         first = "dloss" if name.startswith("cross") else "dy"

@@ -1,4 +1,4 @@
-"""rnn, gru and lstm, their cells and packed weights: values, ways of sharing the work, streaming, and wrong input."""
+"""rnn, gru and lstm, their cells and packed weights: values, schedules, streaming, and wrong input."""
 
 import os
 import shutil

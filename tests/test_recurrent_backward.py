@@ -213,7 +213,7 @@ def test_result_does_not_depend_on_thread_count(rng, isa, name):
 
 
 @every_cell
-def test_members_that_share_the_units_give_the_same_bits(rng, isa, name):
+def test_threads_that_share_the_units_give_the_same_bits(rng, isa, name):
     """Few sequences with wide states: the team splits the units of a step."""
     x, state, weights, dy, dstate = case(rng, name, 12, 3, 20, 200, np.float32)
     results = []

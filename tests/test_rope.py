@@ -46,8 +46,8 @@ def test_scores_depend_on_distances_alone(rng, interleaved):
 def test_the_two_forms_are_one_up_to_the_order_of_columns(rng):
     x = rng.standard_normal((5, 12))
     order = np.concatenate([np.arange(0, 12, 2), np.arange(1, 12, 2)])
-    turned = fa.rope(x, np.arange(5), interleaved=True)
-    assert np.allclose(turned[:, order], fa.rope(x[:, order], np.arange(5)), rtol=0, atol=1e-15)
+    rotated = fa.rope(x, np.arange(5), interleaved=True)
+    assert np.allclose(rotated[:, order], fa.rope(x[:, order], np.arange(5)), rtol=0, atol=1e-15)
 
 
 @both

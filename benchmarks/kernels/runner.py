@@ -87,7 +87,7 @@ class WorkerProcess:
         return answer
 
     def alive(self) -> bool:
-        """Whether it can be asked."""
+        """Whether it still answers."""
         return not self._connection.closed and self._process.poll() is None
 
     def close(self) -> None:
@@ -181,7 +181,7 @@ class Team:
         return self._workers[key]
 
     def start(self) -> None:
-        """Starts all workers at once (imports take seconds), asks for versions, drops libraries without one."""
+        """Starts all workers at once (imports take seconds), requests versions, drops libraries without one."""
         pairs = [(contender, threads) for contender in self.contenders for threads in self.thread_counts]
         for pair in pairs:
             self.worker(*pair)

@@ -188,7 +188,7 @@ def _panel_over_length(axes: Axes, claim: Claim, batch: int, threads: int) -> No
 
 
 def _mark_crossings(axes: Axes, claim: Claim, batch: int, threads: int) -> None:
-    """A ring where attention's curve meets each recurrence, and a line with the length at that of the LSTM."""
+    """A ring where attention's curve crosses each recurrence, and a line with the length at that of the LSTM."""
     attention = claim.series("attention", batch, threads)
     for encoder in claim.layers:
         where = None if encoder == "attention" else claim.crossing(encoder, batch, threads)

@@ -1,4 +1,4 @@
-"""Sequences of a batch do not meet: what one holds, in its valid part or beyond its length, changes no bit of the
+"""Sequences of a batch do not affect each other: the elements of one, valid or beyond its length, change no bit of the
 others, and what lies beyond the lengths reaches no result and no gradient."""
 
 import numpy as np
