@@ -8,7 +8,7 @@ import pytest
 
 import fastattn as fa
 import fastattn.onnx
-from tests.onnx.models import model, node, value
+from tests.onnx.models import floats, model, node, value
 
 SWEEP = Path(__file__).parent.parent.parent / "scripts" / "onnx_sweep.py"
 CASES = 192
@@ -56,6 +56,38 @@ def test_lengths_are_checked():
     }
     with pytest.raises(ValueError, match="RNN: sequence_lens"):
         fastattn.onnx.load(proto).run(None, feeds | {"n": np.array([5], np.int32)})
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize("stated", [False, True])
+def test_a_stream_has_the_bits_of_its_steps_at_once(kind, direction, stated):
+    rng, gates, states = np.random.default_rng(0), {"LSTM": 4, "GRU": 3, "RNN": 1}[kind], "hc"[: 1 + (kind == "LSTM")]
+    inputs = [value("X", [None, 2, 5]), *(value(name, [1, 2, 7]) for name in states)]
+    outputs = [value("Y", [None] * 4), *(value(name + "n", [1, 2, 7]) for name in states)]
+    names = f"X W R B  {' '.join(states)}".split(" ")
+    if not stated:
+        inputs, names = inputs[:1], names[:4]
+    weights = {"W": floats(rng, 1, gates * 7, 5), "R": floats(rng, 1, gates * 7, 7), "B": floats(rng, 1, 2 * gates * 7)}
+    proto = model([node(kind, "X", " ".join(output.name for output in outputs), hidden_size=7, direction=direction)],
+                  inputs, outputs, weights)  # fmt: skip
+    proto.graph.node[0].input[:] = names
+    session = fastattn.onnx.load(proto)
+    x, state = floats(rng, 4, 2, 5), {name: floats(rng, 1, 2, 7) for name in states} if stated else {}
+    whole = session.run(None, {"X": x} | state)
+    if not stated:
+        one = session.run(None, {"X": x[:1]})
+        first = session.run(None, {"X": np.repeat(x[:1], 2, 0)})[0][0 if direction == "forward" else 1]
+        assert (one[0][0] == first).all()
+        assert (one[1] == one[0][0]).all()
+        return
+    order = range(4) if direction == "forward" else range(3, -1, -1)
+    for t in order:
+        y, *after = session.run(None, {"X": x[t : t + 1]} | state)
+        state = dict(zip(states, after, strict=True))
+        assert (y[0] == whole[0][t]).all()
+    for found, expected in zip(after, whole[1:], strict=True):
+        assert (found == expected).all()
 
 
 def test_weights_of_the_model_are_packed_once(monkeypatch):
