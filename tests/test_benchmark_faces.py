@@ -59,3 +59,12 @@ def test_torch_programs_agree(tmp_path):
     only = "B2 H2 L16.*f32$|LSTM T1 B1 H128|B1 L16 E512 H8, padding"
     assert command.main(["--only", only, "--rounds", "1", "--threads", "1", "--out", str(tmp_path)]) == 0
     assert len(json.loads((tmp_path / "faces.json").read_text())["rows"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("package", "only"), [("transformers", "MiniLM, 32|prefill 64"), ("onnxruntime", "LSTM T1|GRU T1|Silero")]
+)
+def test_programs_of_other_libraries_agree(package, only, tmp_path):
+    pytest.importorskip(package, reason="of the benchmarked libraries")
+    assert command.main(["--quick", "--only", only, "--rounds", "1", "--threads", "1", "--out", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "faces.json").read_text())["rows"]

@@ -13,7 +13,8 @@ from time import perf_counter
 from benchmarks.faces import Program
 from benchmarks.launch import launch
 
-FACES = {"torch_": ("torch",)}  # module -> the packages it needs
+# Module -> the packages it needs.
+FACES = {"torch_": ("torch",), "transformers_": ("torch", "transformers"), "onnx_": ("onnx", "onnxruntime")}
 _NEEDED = ("jinja2", "rich")
 
 
