@@ -153,6 +153,8 @@ typedef struct {
     fa_index lse_stride;                   /* elements from head to head: Lq, or the rows of a ragged batch */
     double scale, softcap;                 /* softcap: 0 for none */
     const void *alibi_slopes, *sinks;      /* [H] of the real type, or NULL */
+    double dropout;                        /* of probabilities, 0..1: elements of P are 0 or times 1 / (1 - dropout) after the sum */
+    uint64_t seed;                         /* which elements: kernels/recurrent/dropout.c, at (key, query, sequence, head) */
     fa_attention_strategy strategy;
 } fa_attention_arguments;
 fa_status fa_attention_forward(fa_dtype dtype, const fa_attention_arguments *a);

@@ -171,7 +171,8 @@ def cross_entropy_backward(
 
 # ---- attention.pxi ----
 # An array, with return_lse the pair (out, lse), with return_state (out, lse, state).
-# options, of all forms of attention: mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start, bias.
+# options, of all forms of attention: mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start, bias,
+# dropout_p, seed.
 def attention(
     q: ArrayLike,
     k: ArrayLike,

@@ -161,7 +161,7 @@ class KVCache:
     def attend(self, q: ArrayLike, *, mask: ArrayLike | None = None, causal: bool | str = False,
                scale: float | None = None, window: tuple[int | None, int | None] | None = None, softcap: float = 0.0,
                alibi_slopes: ArrayLike | None = None, sinks: ArrayLike | None = None,
-               q_start: ArrayLike | None = None, bias: ArrayLike | None = None,
+               q_start: ArrayLike | None = None, bias: ArrayLike | None = None, dropout_p: float = 0.0, seed: int = 0,
                q_lengths: ArrayLike | None = None, return_lse: bool = False,
                out: Array | None = None) -> Any:  # fmt: skip
         """`attention` of q[batch, H, n, head_dim] to all that each sequence holds; H a multiple of kv_heads.
@@ -176,7 +176,7 @@ class KVCache:
         if queries.ndim != 4 or (queries.shape[0], queries.shape[3]) != (batch, width):
             raise ValueError(f"attend: q must have shape ({batch}, H, n, {width}), got {queries.shape}")
         causal = "bottom-right" if causal is True and q_start is None else causal
-        options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start, bias)
+        options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start, bias, dropout_p, seed)
         access = self._access
         with access.lock:
             parts, lengths = self._parts, self._lengths

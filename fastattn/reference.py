@@ -325,11 +325,45 @@ def _attention_probabilities(q, k, mask=None, causal=False, scale=None, window=N
     return p[..., : sizes[2]], p[..., sizes[2] :], lse, scores
 
 
+def random_words(seed, *counter):
+    """Philox 4x32-10 (Salmon et al. 2011): four words of 32 bits for each counter of four, arrays that broadcast."""
+    words = [np.asarray(part, np.uint64) for part in counter]
+    mask, half = np.uint64(0xFFFFFFFF), np.uint64(32)
+    key = [seed & 0xFFFFFFFF, seed >> 32]
+    for _ in range(10):
+        first, second = words[0] * np.uint64(0xD2511F53), words[2] * np.uint64(0xCD9E8D57)
+        words = [second >> half ^ words[1] ^ np.uint64(key[0]), second & mask,
+                   first >> half ^ words[3] ^ np.uint64(key[1]), first & mask]  # fmt: skip
+        key = [(key[0] + 0x9E3779B9) & 0xFFFFFFFF, (key[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    return np.stack(np.broadcast_arrays(*words), -1)
+
+
+def attention_dropout(shape, dropout_p, seed):
+    """What probabilities [batch, heads, queries, keys] of this shape are multiplied with: 0, or 1 / (1 - dropout_p)."""
+    batch, heads, queries, keys = shape
+    b, h, i = (
+        np.arange(n).reshape(axes) for n, axes in ((batch, (-1, 1, 1, 1)), (heads, (-1, 1, 1)), (queries, (-1, 1)))
+    )
+    words = random_words(seed, np.arange(-(-keys // 4)), i, b, h)
+    words = words.reshape(batch, heads, queries, -1)[..., :keys]
+    stays = words >= np.uint64(int(dropout_p * 2**32 + 0.5))
+    return np.where(stays, 1 / (1 - dropout_p) if dropout_p < 1 else 0, 0)
+
+
+def _without_dropout(options):
+    """The options but dropout_p and seed, and these two."""
+    rest = {name: value for name, value in options.items() if name not in ("dropout_p", "seed")}
+    return rest, options.get("dropout_p", 0.0), options.get("seed", 0)
+
+
 def attention(q, k, v, dtype=np.float64, **options):
     """out[B, H, Lq, Dv] and lse[B, H, Lq] of q[B, H, Lq, D], k[B, Hk, Lk, D], v[B, Hk, Lk, Dv]; the options of
     fastattn.attention but layout."""
     q, k, v = _real(dtype, q, k, v)
+    options, dropout_p, seed = _without_dropout(options)
     p, _, lse, _ = _attention_probabilities(q, k, **options)
+    if dropout_p:
+        p = p * _like(q, attention_dropout(p.shape, dropout_p, seed))
     return p @ _repeated(v, q.shape[1]), lse
 
 
@@ -345,8 +379,12 @@ def attention_backward(dout, q, k, v, dtype=np.float64, whole=None, dlse=None, *
     dout, q, k, v, dlse = _real(dtype, dout, q, k, v, dlse)
     scale, softcap = _real(dtype, _attention_scale(q, options.get("scale")), options.get("softcap", 0.0))
     batch, heads, keys, _ = k.shape
+    options, dropout_p, seed = _without_dropout(options)
     p, of_sink, lse, scores = _attention_probabilities(q, k, **options)
     dp = dout @ _repeated(v, q.shape[1]).swapaxes(-1, -2)
+    if dropout_p:
+        factor = _like(q, attention_dropout(p.shape, dropout_p, seed))
+        dp = dp * factor
     if whole is None:
         delta = (dp * p).sum(-1, keepdims=True)
     else:
@@ -358,7 +396,8 @@ def attention_backward(dout, q, k, v, dtype=np.float64, whole=None, dlse=None, *
     ds = scale * p * (dp - delta)
     if softcap:
         ds = ds * (1 - np.tanh(scores / softcap) ** 2)
-    dk, dv = ds.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ dout
+    kept = p * factor if dropout_p else p
+    dk, dv = ds.swapaxes(-1, -2) @ q, kept.swapaxes(-1, -2) @ dout
     group = q.shape[1] // heads if heads else 1
     return (ds @ _repeated(k, q.shape[1]),
             dk.reshape(batch, heads, group, keys, k.shape[-1]).sum(2),
@@ -380,11 +419,15 @@ def attention_option_gradients(dout, q, k, v, dtype=np.float64, whole=None, dlse
     sum of p dp, the slopes of the kernels have 1.5 times the error in float32; beside the output, 0.9 times.
     """
     dout, q, k, v, dlse = _real(dtype, dout, q, k, v, dlse)
+    options, dropout_p, seed = _without_dropout(options)
     p, of_sink, lse, _ = _attention_probabilities(q, k, **options)
     v = _repeated(v, q.shape[1])
-    dp = dout @ v.swapaxes(-1, -2)
+    dp, kept = dout @ v.swapaxes(-1, -2), p
+    if dropout_p:
+        factor = _like(q, attention_dropout(p.shape, dropout_p, seed))
+        dp, kept = dp * factor, p * factor
     if whole is None:
-        delta, from_output = (dp * p).sum(-1, keepdims=True), (dout * (p @ v)).sum(-1, keepdims=True)
+        delta, from_output = (dp * p).sum(-1, keepdims=True), (dout * (kept @ v)).sum(-1, keepdims=True)
     else:
         out, of_all = _real(dtype, *whole)
         p, of_sink = _of_all_keys(p, of_sink, lse, of_all)

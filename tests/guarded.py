@@ -271,7 +271,7 @@ def caches(rng, dtype):
             def call(a, out, lengths=cache.lengths, table=cache._table if paged else None):
                 own = {name: np.require(x, requirements="A") for name, x in a.items()}
                 names = ("q", "k", "v", "k_scales", "v_scales")
-                options = (a.get("mask"), False, None, None, 0.0, None, None, None, a.get("bias"))
+                options = (a.get("mask"), False, None, None, 0.0, None, None, None, a.get("bias"), 0.25, 7)
                 return _core.cache_attention(*map(own.get, names), table, lengths, options, None, out, False)
 
             yield f"{np.dtype(kind)} {'pages of ' + str(page) if paged else 'cache'} Lk={lk} D={d}", arrays, call

@@ -190,7 +190,7 @@ def _attention():
             "mask": floats(2, 1, 5, 6, dtype=dtype), "causal": "top-left", "scale": 0.5, "window": (3, 2),
             "softcap": 5.0, "alibi_slopes": floats(4, dtype=dtype), "sinks": floats(4, dtype=dtype),
             "q_lengths": np.array([5, 3]), "kv_lengths": np.array([2, 6]), "layout": "bhld", "q_start": None,
-            "bias": None,
+            "bias": None, "dropout_p": 0.25, "seed": 7,
         }  # fmt: skip
         arguments = {"q": q, "k": k, "v": v, **options}
         out = np.empty((2, 4, 5, 3), dtype)
@@ -221,7 +221,7 @@ def _attention():
         "q": floats(7, 4, 8), "k": floats(7, 2, 8), "v": floats(7, 2, 3), "cu_seqlens_q": starts,
         "cu_seqlens_k": starts, "causal": "bottom-right", "scale": 0.3, "window": (3, None), "softcap": 3.0,
         "alibi_slopes": floats(4), "sinks": floats(4), "q_start": None,
-        "bias": None,
+        "bias": None, "dropout_p": 0.25, "seed": 7,
     }  # fmt: skip
     recipe("attention_varlen")(lambda: (fa.attention_varlen, varlen | {"return_lse": True}))
     placed = varlen | {"causal": True, "q_start": np.array([1, 0, -2])}
@@ -360,6 +360,7 @@ def _caches():
         method("append", {"k": k, "v": v, "sequences": [1, 0]})
         method("attend", {"q": q, "mask": floats(2, 5) > 0, "causal": True, "scale": 0.5, "window": (3, None),
                           "softcap": 3.0, "alibi_slopes": floats(4), "sinks": floats(4), "q_lengths": [2, 1],
+                          "q_start": [1, 0], "bias": floats(2, 5), "dropout_p": 0.25, "seed": 7,
                           "return_lse": True, "out": np.empty((2, 4, 2, 3), np.float32)})  # fmt: skip
         method("attend", {"q": floats(2, 4, 12, 4)})
         method("select", {"sequences": [1, 1, 0]})

@@ -32,6 +32,17 @@ FA_INLINE void clear(real *x, fa_index n)
     if (n > 0) memset(x, 0, (size_t)n * sizeof(real));
 }
 
+/* What dropout_row takes. */
+typedef struct {
+    uint64_t seed, threshold;
+    real scale;
+} dropout_rule;
+FA_INLINE dropout_rule rule_of_dropout(double dropout, uint64_t seed)
+{
+    /* Of the 2^32 values of a word. */
+    return (dropout_rule){seed, (uint64_t)(dropout * 0x1p32 + 0.5), dropout < 1 ? (real)(1 / (1 - dropout)) : 0};
+}
+
 /* Hands out pieces of a scratch block. Run once over a NULL base to learn the size, then over the block itself, by the same
    function: the two cannot disagree. */
 typedef struct {

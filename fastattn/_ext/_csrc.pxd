@@ -173,7 +173,8 @@ cdef extern from "fastattn.h" nogil:
         const fa_index *q_starts
         const fa_index *k_starts
         fa_index lse_stride
-        double scale, softcap
+        double scale, softcap, dropout
+        uint64_t seed
         const void *alibi_slopes
         const void *sinks
         fa_attention_strategy strategy

@@ -199,13 +199,24 @@ cdef object set_heads(AttentionInputs *x, fa_attention_arguments *a, object slop
         a.sinks = x.sinks.data
 
 
+cdef object as_seed(object value, str op):
+    """An integer that fits into 64 bits without a sign."""
+    number = as_integer(value, op, "seed")
+    if not 0 <= number < 1 << 64:
+        raise ValueError(f"{op}: seed must lie in 0..2**64 - 1, got {number}")
+    return number
+
+
 cdef tuple take_options(tuple options, fa_attention_arguments *a, str op):
-    """What every form of attention has: mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start and
-    bias, read before any array is held. Returns what set_options does the rest with."""
-    mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start, bias = options
+    """What every form of attention has: mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start,
+    bias, dropout_p and seed, read before any array is held. Returns what set_options does the rest with."""
+    mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start, bias, dropout, seed = options
     mask, bias = as_optional(mask, op, "mask"), as_optional(bias, op, "bias")
     alibi_slopes, sinks = as_optional(alibi_slopes, op, "alibi_slopes"), as_optional(sinks, op, "sinks")
     q_start = as_optional(q_start, op, "q_start")
+    a.dropout, a.seed = as_float(dropout, op, "dropout_p"), as_seed(seed, op)
+    if not 0 <= a.dropout <= 1:
+        raise ValueError(f"{op}: dropout_p must lie in 0..1, got {a.dropout}")
     square = read_options(a, causal, window, scale, softcap, q_start is not None, op)
     return mask, bias, alibi_slopes, sinks, q_start, scale is not None, square
 

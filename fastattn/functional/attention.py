@@ -13,6 +13,7 @@ def attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, mask: ArrayLike | Non
               scale: float | None = None, window: tuple[int | None, int | None] | None = None, softcap: float = 0.0,
               alibi_slopes: ArrayLike | None = None, sinks: ArrayLike | None = None,
               q_start: ArrayLike | None = None, bias: ArrayLike | None = None,
+              dropout_p: float = 0.0, seed: int = 0,
               q_lengths: ArrayLike | None = None, kv_lengths: ArrayLike | None = None, layout: str = "bhld",
               return_lse: bool = False, out: Array | None = None) -> Any:  # fmt: skip
     """Scaled dot-product attention, without an Lq x Lk matrix in memory.
@@ -26,7 +27,9 @@ def attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, mask: ArrayLike | Non
 
     and over the keys that query i attends to
 
-        Z = sum e^s + e^sinks[h],  out = sum e^s v_j / Z,  lse = ln Z
+        Z = sum e^s + e^sinks[h],  out = sum d_j e^s v_j / Z,  lse = ln Z
+
+    where d_j is 1, or with dropout 0 or 1 / (1 - dropout_p).
 
     Parameters
     ----------
@@ -56,6 +59,10 @@ def attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, mask: ArrayLike | Non
         behind its tokens, or a part of all.
     bias
         Added to the scores as a mask of floats is, of the same dtypes and shapes, beside a mask of bool or none.
+    dropout_p, seed
+        Each probability is dropped with probability dropout_p. Which ones follows from the seed (0..2^64 - 1), the
+        sequence, the head, the query and the key alone, by the words of Philox 4x32-10
+        (csrc/kernels/recurrent/dropout.c), and attention_backward drops the same.
     q_lengths, kv_lengths
         [B] integers in 0..L: positions beyond are excluded, and the diagonal does not count them; their outputs are
         zero.
@@ -81,13 +88,13 @@ def attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, mask: ArrayLike | Non
     >>> attention(q, k, v, causal=True, q_start=[1])[0, 0, :, 0]
     array([2., 2.])
     """
-    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start, bias)
+    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start, bias, dropout_p, seed)
     return _core.attention(q, k, v, options, q_lengths, kv_lengths, layout, out, return_lse, False)
 
 
 OPTIONS = {
     "mask": None, "causal": False, "scale": None, "window": None, "softcap": 0.0, "alibi_slopes": None, "sinks": None,
-    "q_start": None, "bias": None,
+    "q_start": None, "bias": None, "dropout_p": 0.0, "seed": 0,
 }  # fmt: skip
 _REST = {"q_lengths": None, "kv_lengths": None, "layout": "bhld"}
 
@@ -107,7 +114,7 @@ class SavedAttention:
     q: ArrayLike
     k: ArrayLike
     v: ArrayLike
-    options: tuple[Any, ...]  # mask ... bias, as in all forms of attention; q_lengths, kv_lengths, layout
+    options: tuple[Any, ...]  # mask ... seed, as in all forms of attention; q_lengths, kv_lengths, layout
     out: Any
     lse: Any
     state: Array  # [2, B, H, Lq]: the integer R and sum of each row; lse = R ln 2 + ln sum
@@ -124,6 +131,7 @@ def attention_forward(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, mask: ArrayLi
                       window: tuple[int | None, int | None] | None = None, softcap: float = 0.0,
                       alibi_slopes: ArrayLike | None = None, sinks: ArrayLike | None = None,
                       q_start: ArrayLike | None = None, bias: ArrayLike | None = None,
+                      dropout_p: float = 0.0, seed: int = 0,
                       q_lengths: ArrayLike | None = None, kv_lengths: ArrayLike | None = None,
                       layout: str = "bhld") -> tuple[Array, SavedAttention]:  # fmt: skip
     """attention, and the values that its gradients need: (out, saved). Arguments and errors as of attention.
@@ -135,7 +143,7 @@ def attention_forward(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, mask: ArrayLi
     >>> saved.lse.shape
     (1, 1, 2)
     """
-    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start, bias)
+    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start, bias, dropout_p, seed)
     out, lse, state = _core.attention(q, k, v, options, q_lengths, kv_lengths, layout, None, False, True)
     return out, SavedAttention(q, k, v, (*options, q_lengths, kv_lengths, layout), out, lse, state)
 
@@ -145,6 +153,7 @@ def saved_attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, out: ArrayLike, ls
                     window: tuple[int | None, int | None] | None = None, softcap: float = 0.0,
                     alibi_slopes: ArrayLike | None = None, sinks: ArrayLike | None = None,
                     q_start: ArrayLike | None = None, bias: ArrayLike | None = None,
+                    dropout_p: float = 0.0, seed: int = 0,
                     q_lengths: ArrayLike | None = None, kv_lengths: ArrayLike | None = None,
                     layout: str = "bhld") -> SavedAttention:  # fmt: skip
     """What attention_backward needs, from results of attention that somebody has: its out, and its lse.
@@ -168,7 +177,7 @@ def saved_attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, out: ArrayLike, ls
     >>> fa.attention_backward(dout, part, partial=True)[2]
     array([[[[1.]]]])
     """
-    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start, bias)
+    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start, bias, dropout_p, seed)
     rest = (q_lengths, kv_lengths, layout)
     state = _core.attention_state(q, k, v, out, lse, options, *rest)
     return SavedAttention(q, k, v, (*options, *rest), out, lse, state)

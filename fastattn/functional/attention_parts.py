@@ -36,7 +36,7 @@ def attention_weights(q: ArrayLike, k: ArrayLike, lse: ArrayLike, *, heads: slic
     array([[1. , 0. ],
            [0.5, 0.5]])
     """
-    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start, bias)
+    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start, bias, 0.0, 0)
     return _core.attention_weights(q, k, lse, heads, rows, options, q_lengths, kv_lengths, layout)
 
 

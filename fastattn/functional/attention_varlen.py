@@ -14,7 +14,8 @@ def attention_varlen(q: ArrayLike, k: ArrayLike, v: ArrayLike, cu_seqlens_q: Arr
                      mask: ArrayLike | None = None, causal: bool | str = False, scale: float | None = None,
                      window: tuple[int | None, int | None] | None = None, softcap: float = 0.0,
                      alibi_slopes: ArrayLike | None = None, sinks: ArrayLike | None = None,
-                     q_start: ArrayLike | None = None, bias: ArrayLike | None = None, return_lse: bool = False,
+                     q_start: ArrayLike | None = None, bias: ArrayLike | None = None,
+                     dropout_p: float = 0.0, seed: int = 0, return_lse: bool = False,
                      out: Array | None = None) -> Any:  # fmt: skip
     """attention of each sequence of a ragged batch. The sequences are stored one after another, without padding.
 
@@ -27,7 +28,7 @@ def attention_varlen(q: ArrayLike, k: ArrayLike, v: ArrayLike, cu_seqlens_q: Arr
         The lengths may come in any order, and be 0.
     mask
         As of attention, broadcastable to [B, H, longest of q, longest of k]; bias too.
-    causal, scale, window, softcap, alibi_slopes, sinks, q_start, bias
+    causal, scale, window, softcap, alibi_slopes, sinks, q_start, bias, dropout_p, seed
         As of attention, within each sequence; causal=True where each has as many queries as keys, or with q_start.
     return_lse
         Also return the lse of each row, [Tq, H].
@@ -40,7 +41,7 @@ def attention_varlen(q: ArrayLike, k: ArrayLike, v: ArrayLike, cu_seqlens_q: Arr
     >>> attention_varlen(q, q, v, [0, 2, 3], [0, 2, 3])[:, 0, 0]
     array([2., 2., 5.])
     """
-    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start, bias)
+    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start, bias, dropout_p, seed)
     return _core.attention_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, options, out, return_lse, False)
 
 
@@ -53,7 +54,7 @@ class SavedAttentionVarlen:
     v: ArrayLike
     cu_seqlens_q: ArrayLike
     cu_seqlens_k: ArrayLike
-    options: tuple[Any, ...]  # mask ... bias
+    options: tuple[Any, ...]  # mask ... seed
     out: Any
     lse: Any
     state: Array  # [2, H, Tq]
@@ -70,7 +71,7 @@ def attention_varlen_forward(q: ArrayLike, k: ArrayLike, v: ArrayLike, cu_seqlen
                              window: tuple[int | None, int | None] | None = None, softcap: float = 0.0,
                              alibi_slopes: ArrayLike | None = None,
                              sinks: ArrayLike | None = None, q_start: ArrayLike | None = None,
-                             bias: ArrayLike | None = None
+                             bias: ArrayLike | None = None, dropout_p: float = 0.0, seed: int = 0
                              ) -> tuple[Array, SavedAttentionVarlen]:  # fmt: skip
     """attention_varlen, and the values that its gradients need: (out, saved).
 
@@ -80,6 +81,6 @@ def attention_varlen_forward(q: ArrayLike, k: ArrayLike, v: ArrayLike, cu_seqlen
     >>> saved.lse.shape
     (3, 1)
     """
-    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start, bias)
+    options = (mask, causal, scale, window, softcap, alibi_slopes, sinks, q_start, bias, dropout_p, seed)
     out, lse, state = _core.attention_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, options, None, False, True)
     return out, SavedAttentionVarlen(q, k, v, cu_seqlens_q, cu_seqlens_k, options, out, lse, state)

@@ -240,13 +240,6 @@ static void plan_scratch(attention_call *c, arena *plan, attention_schedule sche
     c->packed = schedule == SHARED_HEADS ? arena_take(plan, c->blocks * block_size(c) * c->heads, sizeof(real)) : NULL;
 }
 
-/* BLAS multiplies reals: not the set whose packed operands are pairs, but the one below it. */
-static const fa_kernels *attention_kernels(fa_attention_strategy strategy)
-{
-    const fa_kernels *k = current_kernels();
-    return strategy == FA_ATTENTION_BLAS && k->sizes.packed > 1 ? kernels_for(FA_ISA_LEVEL_AVX512) : k;
-}
-
 /* Whether scores stay as they are, or become -inf, between products and softmax. */
 static int only_excludes(const fa_attention_arguments *a)
 {
@@ -257,7 +250,7 @@ double OP(attention_scale)(fa_index D) { return D ? 1 / sqrt((double)D) : 1; }
 
 fa_status OP(attention_forward)(const fa_attention_arguments *a)
 {
-    const fa_kernels *k = attention_kernels(a->strategy);
+    const fa_kernels *k = forward_kernels(a);
     const fa_index lanes = k->sizes.lanes, packed = k->sizes.packed,
                    padded = fa_round_up(fa_ceil_div(a->D, packed), k->sizes.tile_k);
     const fa_index heads = a->B * a->Hk;

@@ -137,6 +137,19 @@ fa_index OP(attention_narrow)(const fa_attention_arguments *a, fa_index b, fa_in
 void OP(attention_adjust_scores)(const fa_attention_arguments *a, const fa_kernels *k, const score_block *x, real *copy,
                                  fa_index b, fa_index h, fa_index i0, fa_index j0);
 
+/* The kernels of a forward call. BLAS multiplies reals, and dropout needs them between softmax and product: not those of the set whose
+   packed operands are pairs, but of the one below it. */
+FA_INLINE const fa_kernels *forward_kernels(const fa_attention_arguments *a)
+{
+    const fa_kernels *k = current_kernels();
+    const int needs_reals = a->strategy == FA_ATTENTION_BLAS || a->dropout > 0;
+    return needs_reals && k->sizes.packed > 1 ? kernels_for(FA_ISA_LEVEL_AVX512) : k;
+}
+
+/* Dropout of a block of probabilities, or of their gradients, from query i0 and key j0 on. */
+void OP(attention_drop)(const fa_attention_arguments *a, const fa_kernels *k, const score_block *x, fa_index b, fa_index h,
+                        fa_index i0, fa_index j0);
+
 /* decode.c: whether sizes make the call one for attention_decode, with the same values; and that call. cache: where keys and values
    are if not in plain arrays of the dtype, or NULL. */
 int OP(attention_decodes)(const fa_attention_arguments *a);

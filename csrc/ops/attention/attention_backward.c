@@ -149,12 +149,14 @@ static void probabilities(const backward_call *c, const gradient_scratch *w, con
         OP(attention_natural_rows)(a, k, &p, products, t->b, t->h, t->i0 + r, t->j0);
         k->attention_probabilities(&p, (const real *)a->shift + row + r, (const real *)a->sum + row + r);
         k->attention_product_nt(&ds, w->gradients + r * query_stride, c->slice, w->values, a->Dv, NULL);
+        OP(attention_drop)(a, k, &ds, t->b, t->h, t->i0 + r, t->j0);
         for (fa_index i = 0; i < rows; i++) {
             whole[i] = whole_row(c, t, r + i);
             delta[i] = c->delta[row + r + i] * (c->early ? c->score_scale : 1);
         }
         k->attention_score_gradients(&ds, p.s, delta, whole);
         add_lse_gradients(c, w, t, r, rows);
+        OP(attention_drop)(a, k, &p, t->b, t->h, t->i0 + r, t->j0); /* from here on p is what values are multiplied with */
         OP(attention_add_slopes)(c, w, t, r, rows);
         if (!c->arguments->dmask) finish_scores(c, w, t, r, rows);
     }

@@ -1,4 +1,4 @@
-/* What the arguments say about scores: which keys the user's mask leaves, and softcap, ALiBi and mask on a block of scores
+/* What the arguments say about scores: which keys the user's mask leaves, softcap, ALiBi and mask on a block of scores, and dropout
    (kernels/attention/attention_mask.c has the arithmetic). */
 #include "attention.h"
 
@@ -117,4 +117,15 @@ void OP(attention_adjust_scores)(const fa_attention_arguments *a, const fa_kerne
         k->attention_alibi(x, j0 - diagonal_of(a, b, i0), high, low);
     }
     apply_mask(a, k, x, copy, b, h, i0, j0);
+}
+
+void OP(attention_drop)(const fa_attention_arguments *a, const fa_kernels *k, const score_block *x, fa_index b, fa_index h,
+                        fa_index i0, fa_index j0)
+{
+    if (!(a->dropout > 0)) return;
+    const dropout_rule rule = rule_of_dropout(a->dropout, a->seed);
+    for (fa_index r = 0; r < x->rows; r++) {
+        real *row = x->s + r * ATTENTION_STRIDE - j0; /* of key 0 */
+        k->dropout_row(row, row, j0 + x->begin[r], x->end[r] - x->begin[r], rule.seed, rule.threshold, rule.scale, i0 + r, b, h);
+    }
 }

@@ -162,6 +162,32 @@ static int is_spoilt(const natural_call *c, const natural_scratch *w, const part
     return 0;
 }
 
+/* The keys [begin, end) of the block from key j0 on, at most KEYS_AT_ONCE, on top of those before them. With dropout O is that of `kept`,
+   which has the keys that stay. */
+static void add_values(const natural_call *c, const natural_scratch *w, const part_place *at, natural_state *state,
+                       natural_state *kept, const stored *v, fa_index ld, fa_index begin, fa_index end, fa_index j0)
+{
+    const fa_attention_arguments *a = c->call.a;
+    const fa_kernels *k = c->call.kernels;
+    const int drops = a->dropout > 0;
+    k->attention_natural_values(w->o, state, w->scores, v, ld, begin, end, drops ? 0 : a->Dv);
+    if (!drops) return;
+    const dropout_rule rule = rule_of_dropout(a->dropout, a->seed);
+    real stays[KEYS_AT_ONCE], *of_key = stays - (j0 + begin);
+    for (fa_index j = begin; j < end; j++) stays[j - begin] = 1;
+    k->dropout_row(of_key, of_key, j0 + begin, end - begin, rule.seed, rule.threshold, rule.scale, at->i0, at->b, at->h);
+    for (fa_index j = begin; j < end; j++)
+        if (stays[j - begin] != 0) k->attention_natural_values(w->o, kept, w->scores, v, ld, j, j + 1, a->Dv);
+}
+
+/* What O of the keys that stay is divided by, as a state of theirs. */
+static natural_state divisor_of(const fa_attention_arguments *a, const natural_state *state, const natural_state *kept)
+{
+    if (!(a->dropout > 0)) return *state;
+    const double scale = (double)rule_of_dropout(a->dropout, a->seed).scale;
+    return (natural_state){kept->top, kept->sum == 0 ? 0 : state->sum * exp(state->top - kept->top) / scale};
+}
+
 /* The row at->i0. One that is NaN is left so at the first score that makes it so: most rows of overflowing scores have one among a few
    keys. */
 static void settle_row(const natural_call *c, const natural_scratch *w, const part_place *at)
@@ -170,7 +196,7 @@ static void settle_row(const natural_call *c, const natural_scratch *w, const pa
     const fa_kernels *k = c->call.kernels;
     const stored *q = query_row(a, at->b, at->h, at->i0);
     const fa_index place = state_row(a, at->b, at->h, at->i0);
-    natural_state state = {.top = -REAL_INFINITY, .sum = 0};
+    natural_state state = {.top = -REAL_INFINITY, .sum = 0}, kept = state;
     unsigned char bad;
     fa_index begin, end;
     k->attention_find_nonfinite(&bad, q, 0, 1, a->D);
@@ -190,13 +216,15 @@ static void settle_row(const natural_call *c, const natural_scratch *w, const pa
             for (fa_index j = first, n, ld; j < next; j += n) {
                 const stored *v = rows_from(c, w, &rows.values, &rows.value_scales, j, a->Dv, &n, &ld);
                 n = fa_min(n, next - j);
-                k->attention_natural_values(w->o, &state, w->scores, v, ld, j, j + n, a->Dv);
+                add_values(c, w, at, &state, &kept, v, ld, j, j + n, j0);
             }
         }
     }
-    k->attention_natural_finish(output_row(a, at->b, at->h, at->i0), a->lse ? (real *)a->lse + place : NULL,
-                                a->shift ? (real *)a->shift + place : NULL, a->sum ? (real *)a->sum + place : NULL, w->o, &state,
-                                a->Dv);
+    stored *out = output_row(a, at->b, at->h, at->i0);
+    const natural_state divisor = divisor_of(a, &state, &kept);
+    k->attention_natural_finish(out, NULL, NULL, NULL, w->o, &divisor, a->Dv);
+    k->attention_natural_finish(out, a->lse ? (real *)a->lse + place : NULL, a->shift ? (real *)a->shift + place : NULL,
+                                a->sum ? (real *)a->sum + place : NULL, w->o, &state, 0);
 }
 
 /* Task: DECODE_ROWS rows of a head. */

@@ -121,6 +121,7 @@ void OP(attention_attend)(const attention_call *c, const worker_scratch *w, tile
         if (nonfinite) memcpy(w->unmasked, w->scores, (size_t)(rows * stride) * sizeof(real));
         x.scale = c->softmax_scale;
         k->attention_softmax(&x, blas ? c->block : 0, s->shift + first, s->sum + first, alpha);
+        OP(attention_drop)(a, k, &x, b, h, tile_first + first, j0);
         if (blas) {
             k->attention_scale_rows(o, c->ldo, rows, a->Dv, alpha);
             blas_gemm(0, QUERY_BLOCK, c->ldo, c->block, 1, w->scores, stride, block->values, c->ldo, 1, o, c->ldo);

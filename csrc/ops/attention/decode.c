@@ -241,7 +241,7 @@ int OP(attention_decodes)(const fa_attention_arguments *a)
 /* A call whose parts have at most so many rows. */
 static decode_call call_of(const fa_attention_arguments *a, const fa_cache_arguments *cache, fa_index rows)
 {
-    const fa_kernels *k = current_kernels();
+    const fa_kernels *k = forward_kernels(a);
     decode_call c = {.a = a, .cache = cache, .kernels = k, .group = a->H / a->Hk, .rows = rows};
     c.bytes = cache && cache->k_scale;
     c.block = k->sizes.attention_keys / (fa_max(a->D, a->Dv) > WIDE_HEAD ? 2 : 1);

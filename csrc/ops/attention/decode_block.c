@@ -106,5 +106,9 @@ void OP(decode_block_results)(const decode_call *c, const part_state *s, block_s
     const score_block all = scores_of_part(at, block->scores, x, 1);
     for (fa_index r = 0; r < at->rows; r++) block->sum[r] = 0;
     c->kernels->attention_softmax(&all, fa_round_up(x->last, c->kernels->sizes.packed), block->shift, block->sum, block->alpha);
+    for (fa_index h = 0; h < at->heads; h++) {
+        const score_block rows = rows_of_block(&all, h * at->queries, at->queries);
+        OP(attention_drop)(c->a, c->kernels, &rows, at->b, at->h + h, at->i0, x->j * c->block);
+    }
     block_values(c, s, block, worker, at, x);
 }

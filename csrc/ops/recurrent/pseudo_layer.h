@@ -16,16 +16,6 @@ typedef struct {
 } slot;
 
 /* An element stays where its random word is at least the threshold, times the scale. */
-typedef struct {
-    uint64_t seed, threshold;
-    real scale;
-} dropout_rule;
-FA_INLINE dropout_rule rule_of_dropout(double dropout, uint64_t seed)
-{
-    /* Of the 2^32 values of a word. */
-    return (dropout_rule){seed, (uint64_t)(dropout * 0x1p32 + 0.5), dropout < 1 ? (real)(1 / (1 - dropout)) : 0};
-}
-
 /* Dropout of the gradient of what a layer has put out, dx[T, B, directions P] with strides of time and batch, in place: the elements that
    were dropped, and the same scale. */
 void OP(recurrent_dropout)(void *dx, const fa_index stride[2], fa_index T, fa_index B, fa_index P, fa_index layer,
