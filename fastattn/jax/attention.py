@@ -4,7 +4,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
+import jax.numpy as jnp
+import numpy as np
 
 import fastattn as fa
 from fastattn.jax.operation import Arrays, Operation, known
@@ -14,26 +15,34 @@ _LARGEST_RANK = 4
 
 def attention(q: Any, k: Any, v: Any, *, mask: Any = None, causal: bool | str = False, scale: float | None = None,
               window: tuple[int | None, int | None] | None = None, softcap: float = 0.0, alibi_slopes: Any = None,
-              sinks: Any = None, q_lengths: Any = None, kv_lengths: Any = None, layout: str = "bhld",
-              return_lse: bool = False) -> Any:  # fmt: skip
+              sinks: Any = None, q_start: Any = None, bias: Any = None, q_lengths: Any = None, kv_lengths: Any = None,
+              layout: str = "bhld", return_lse: bool = False) -> Any:  # fmt: skip
     """fastattn.attention on JAX's arrays: the same arguments and values.
 
-    q, k, v, a float mask, alibi_slopes and sinks have gradients; lse has none. The other arguments but the lengths are
-    known when JAX traces: no tracers. The batches of vmap become one, unless slopes or sinks differ between them.
+    q, k, v, a float mask, bias, alibi_slopes and sinks have gradients, also those of lse. Options that are no arrays
+    are known when JAX traces: no tracers. The batches of vmap become one, unless slopes or sinks differ between them.
 
-    >>> q = jax.numpy.ones((1, 2, 3, 4))
+    >>> q = jnp.ones((1, 2, 3, 4))
     >>> attention(q, q, q, causal=True).shape
     (1, 2, 3, 4)
     """
     sides = tuple(window) if isinstance(window, list) else window
     plain: dict[str, Any] = {"causal": causal, "scale": scale, "window": sides, "softcap": softcap, "layout": layout}
     options = _Options(known("attention", **plain, return_lse=return_lse)[-1], tuple(plain.items()))
-    if mask is not None:
-        mask = jax.numpy.asarray(mask)
-        mask = mask.reshape((1,) * (_LARGEST_RANK - mask.ndim) + mask.shape)
-    results = _ATTENTION(options, q=q, k=k, v=v, mask=mask, alibi_slopes=alibi_slopes, sinks=sinks,
-                         q_lengths=q_lengths, kv_lengths=kv_lengths)  # fmt: skip
-    return (results["out"], jax.lax.stop_gradient(results["lse"])) if return_lse else results["out"]
+    if q_start is not None and jnp.ndim(q_start) == 0:
+        q_start = jnp.broadcast_to(q_start, jnp.shape(q)[:1])
+    results = _ATTENTION(options, q=q, k=k, v=v, mask=_of_scores(mask), alibi_slopes=alibi_slopes, sinks=sinks,
+                         q_start=q_start, bias=_of_scores(bias), q_lengths=q_lengths,
+                         kv_lengths=kv_lengths)  # fmt: skip
+    return (results["out"], results["lse"]) if return_lse else results["out"]
+
+
+def _of_scores(values: Any) -> Any:
+    """A mask or bias with an axis of the batch, which vmap needs."""
+    if values is None:
+        return None
+    values = jnp.asarray(values)
+    return values.reshape((1,) * (_LARGEST_RANK - values.ndim) + values.shape)
 
 
 class _Options(NamedTuple):
@@ -62,7 +71,7 @@ def _save(options: _Options) -> Callable[[Arrays], Arrays]:
 
 
 # What is no option of attention.
-_OTHERS = {"q", "k", "v", "out", "lse", "kept_lse", "state", "dout"}
+_OTHERS = {"q", "k", "v", "out", "lse", "kept_lse", "state", "dout", "dlse"}
 
 
 def _backward(given: tuple[_Options, tuple[str, ...]]) -> Callable[[Arrays], Arrays]:
@@ -74,8 +83,9 @@ def _backward(given: tuple[_Options, tuple[str, ...]]) -> Callable[[Arrays], Arr
         given = plain | {name: x for name, x in arrays.items() if name not in _OTHERS}
         q, k, v, out, lse, state = (arrays[name] for name in ("q", "k", "v", "out", "kept_lse", "state"))
         saved = fa.SavedAttention.of(q, k, v, out, lse, state, **given)
-        found = fa.attention_backward(arrays["dout"], saved, gradients=further)._asdict()
-        return {name: found[f"d{name}"] for name in wanted}
+        dout = arrays["dout"] if "dout" in arrays else np.zeros_like(out)
+        found = fa.attention_backward(dout, saved, dlse=arrays.get("dlse"), gradients=further)
+        return {name: getattr(found, f"d{name}") for name in wanted}
 
     return run
 

@@ -100,9 +100,10 @@ _compiled = jax.jit(_differentiable, static_argnums=(0, 1))
 def _gradients(operation: Operation, options: Any, wanted: tuple[str, ...], arrays: Values) -> Values:
     """By the names of the arguments that want them."""
     results = {name: jax.ShapeDtypeStruct(arrays[name].shape, arrays[name].dtype) for name in wanted}
-    # An argument that all batches share has a gradient of its own for each index of vmap.
-    folds = operation.folds(options) and all(operation.axis(options, name) is not None for name in wanted)
     axis = partial(operation.axis, options)
+    # An argument that the sequences of a batch share has a gradient of its own for each index of vmap.
+    batch = max((size for name, x in arrays.items() if (size := _size(x, axis(name))) is not None), default=1)
+    folds = operation.folds(options) and all(_size(arrays[name], axis(name)) == batch for name in wanted)
     return _callback(operation.backward, (options, wanted), axis, folds, arrays, results)
 
 

@@ -20,6 +20,8 @@ OPTIONS = {
     "window": {"window": (2, 1)},
     "scale and softcap": {"scale": 0.3, "softcap": 2.0},
     "lengths": {"q_lengths": np.array([5, 9]), "kv_lengths": np.array([9, 0])},
+    "q_start": {"q_start": np.array([2, 0]), "causal": True, "kv_lengths": np.array([9, 7])},
+    "bias": {"bias": np.cos(np.arange(81, dtype=FLOAT32)).reshape(9, 9), "mask": np.arange(9) % 4 > 0},
     "bool mask": {"mask": np.arange(81).reshape(9, 9) % 4 > 0},
     "all": {
         "causal": "bottom-right",
@@ -58,17 +60,37 @@ def test_results_have_the_bits_of_fastattn(rng, options, layout):
 def test_gradients_have_the_bits_of_fastattn(rng, options):
     layout = "blhd" if "causal" in options else "bhld"
     q, k, v = qkv(rng, *((2, 4, 9, 8) if layout == "bhld" else (2, 9, 4, 8)))
-    names = [name for name in ("mask", "sinks", "alibi_slopes") if name in options and options[name].dtype != bool]
+    names = [
+        name for name in ("mask", "sinks", "alibi_slopes", "bias") if name in options and options[name].dtype != bool
+    ]
 
     def total(q, k, v, further):
         return loss(q, k, v, **options | further, layout=layout)
 
     out, saved = fa.attention_forward(q, k, v, **options, layout=layout)
-    expected = fa.attention_backward(np.asarray(jnp.cos(out)), saved, gradients=names)._asdict()
+    expected = fa.attention_backward(np.asarray(jnp.cos(out)), saved, gradients=names)
     given = {name: options[name] for name in names}
     found = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3)))(q, k, v, given)
     for name, value in (dict(zip("qkv", found, strict=False)) | found[3]).items():
-        np.testing.assert_allclose(value, expected[f"d{name}"], rtol=0, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(value, getattr(expected, f"d{name}"), rtol=0, atol=1e-6, err_msg=name)
+
+
+def test_lse_has_a_gradient(rng):
+    q, k, v = qkv(rng, 2, 4, 9, 8)
+
+    def total(q, k, v, of_out):
+        out, lse = faj.attention(q, k, v, causal=True, q_start=1, return_lse=True)
+        return of_out * jnp.sum(out) + jnp.sum(jnp.sin(lse))
+
+    out, saved = fa.attention_forward(q, k, v, causal=True, q_start=1)
+    for of_out in (0.0, 2.0):
+        expected = fa.attention_backward(np.full_like(out, of_out), saved, dlse=np.cos(saved.lse))
+        for found, wanted in zip(jax.grad(total, argnums=(0, 1, 2))(q, k, v, of_out), expected, strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+    only_lse = jax.grad(lambda q: jnp.sum(faj.attention(q, k, v, return_lse=True)[1]))(q)
+    saved = fa.attention_forward(q, k, v)[1]
+    expected = fa.attention_backward(np.zeros_like(out), saved, dlse=np.ones_like(saved.lse))[0]
+    np.testing.assert_array_equal(only_lse, expected)
 
 
 def test_a_mask_without_a_gradient_costs_no_matrix(rng, monkeypatch):
@@ -137,12 +159,13 @@ def test_vmap_over_masks_lengths_sinks_and_twice(rng):
     assert jax.vmap(faj.attention)(*qkv(rng, 0, 2, 4, 9, 8)).shape == (0, 2, 4, 9, 8)
 
 
-def test_a_gradient_of_shared_sinks_is_one_for_each_index_of_vmap(rng):
+@pytest.mark.parametrize("name", ["sinks", "bias"])
+def test_a_gradient_of_what_a_batch_shares_is_one_for_each_index_of_vmap(rng, name):
     q, k, v = qkv(rng, 3, 2, 4, 9, 8)
-    sinks = np.zeros(4, FLOAT32)
+    shared = np.zeros(4 if name == "sinks" else (9, 9), FLOAT32)
 
     def gradient(q, k, v):
-        return jax.grad(lambda s: loss(q, k, v, sinks=s))(sinks)
+        return jax.grad(lambda s: loss(q, k, v, **{name: s}))(shared)
 
     found = jax.vmap(gradient)(q, k, v)
     np.testing.assert_array_equal(found, np.stack([gradient(q[i], k[i], v[i]) for i in range(3)]))
