@@ -30,6 +30,7 @@ PROMISES = {
     "pronunciation": "K ER1 N AH0 L Z",
     "ragged_batch": "alone    equals ragged bit for bit: True",
     "run_onnx": "largest difference from onnx's evaluator:",
+    "ring_attention": "dv   differs by",
     "sentence_search": "A kitten naps in the sunshine.",
     "streaming_lstm": "the bits of one call with all frames: True",
     "train_transformer": "step 200: loss 0.0",

@@ -10,6 +10,15 @@
 
 from fastattn.mpi.local import LocalCommunicator, run_in_threads
 from fastattn.mpi.parts import shard, unshard
-from fastattn.mpi.ring import ring_attention, ring_attention_forward
+from fastattn.mpi.ring import SavedRing, ring_attention, ring_attention_backward, ring_attention_forward
 
-__all__ = ["LocalCommunicator", "ring_attention", "ring_attention_forward", "run_in_threads", "shard", "unshard"]
+__all__ = [
+    "LocalCommunicator",
+    "SavedRing",
+    "ring_attention",
+    "ring_attention_backward",
+    "ring_attention_forward",
+    "run_in_threads",
+    "shard",
+    "unshard",
+]

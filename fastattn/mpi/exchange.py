@@ -63,13 +63,16 @@ class Exchange:
         Transfer(self, requests, [sent, received], "all ranks", []).wait()
         return [json.loads(bytes(row).rstrip(b"\0")) for row in received]
 
-    def shift(self, arrays: Sequence[Array], into: Sequence[Array]) -> "Transfer":
-        """Starts to send arrays to the next process of the ring, and to receive those of the one before."""
+    def shift(self, arrays: Sequence[Array], into: Sequence[Array], tag: int = 0) -> "Transfer":
+        """Starts to send arrays to the next process of the ring, and to receive those of the one before.
+
+        Transfers that are on their way at the same time have different tags.
+        """
         after, before = (self.rank + 1) % self.size, (self.rank - 1) % self.size
 
         def start() -> list[Any]:
-            receives = [self.comm.Irecv(_bytes(a), before, TAG + i) for i, a in enumerate(into)]
-            return receives + [self.comm.Isend(_bytes(a), after, TAG + i) for i, a in enumerate(arrays)]
+            receives = [self.comm.Irecv(_bytes(a), before, TAG + tag + i) for i, a in enumerate(into)]
+            return receives + [self.comm.Isend(_bytes(a), after, TAG + tag + i) for i, a in enumerate(arrays)]
 
         return Transfer(self, self._started(start), [*arrays, *into], _ranks(before, after), list(into))
 

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 import fastattn as fa
 from fastattn import _core
-from fastattn.functional._checks import check_choice, check_flag
+from fastattn.functional._checks import check_choice, check_flag, check_saved
 from fastattn.mpi.exchange import Exchange
 from fastattn.mpi.parts import TIMEOUT, pieces
 
@@ -53,7 +53,7 @@ def ring_attention(comm: Any, q: ArrayLike, k: ArrayLike, v: ArrayLike, *, causa
 
     Every process of the communicator makes the same call, each with its part of the sequence (`shard`), and gets its
     part of what attention gives for the whole. While a process computes with the keys and values at hand, those of its
-    neighbour are on their way: no process holds more than two parts.
+    neighbour are on their way: a process holds its own part and two more.
 
     Parameters
     ----------
@@ -133,6 +133,9 @@ class Pairs:
         if not related(self.given):
             yield Pair(slice(0, self.length), slice(0, self.keys), plain)
             return
+        if self.left is None and self.right == 0:
+            yield from self._causal(step, plain)
+            return
         of_keys = pieces((self.rank - step) % self.size, self.size, self.given.zigzag)
         for a, own in enumerate(pieces(self.rank, self.size, self.given.zigzag)):
             for b, other in enumerate(of_keys):
@@ -140,6 +143,21 @@ class Pairs:
                 if found is not None:
                     rows, keys, options = found
                     yield Pair(self._rows(a, rows), self._rows(b, keys), plain | options)
+
+    def _causal(self, step: int, plain: dict[str, Any]) -> Iterator[Pair]:
+        """Without a window: one call for each step, not one for each pair of pieces.
+
+        The pieces of a process are in the order of the sequence: at step 0 its rows are causal among themselves. With
+        zig-zag, all queries attend to the first half of the keys of a lower rank, and the second half of the queries
+        attends to all keys of a higher rank.
+        """
+        everything, half = slice(0, self.count * self.length), slice(0, self.length)
+        if step == 0:
+            yield Pair(everything, everything, plain | {"causal": "top-left"})
+        elif step <= self.rank:
+            yield Pair(everything, half, plain)
+        elif self.given.zigzag:
+            yield Pair(slice(self.length, 2 * self.length), everything, plain)
 
     def _rows(self, piece: int, rows: tuple[int, int]) -> slice:
         return slice(piece * self.length + rows[0], piece * self.length + rows[1])
@@ -212,16 +230,26 @@ class _Merged:
 
     def __init__(self, q: Array, v: Array, layout: str) -> None:
         self.dtype, self.axis = q.dtype, 1 if layout == "blhd" else 2
-        real = real_dtype(q.dtype)
-        self.out = np.zeros((*q.shape[:3], v.shape[3]), real)
-        self.lse = np.full(q.shape[:3], -np.inf, real)
+        self.real, self.shape, self.first = real_dtype(q.dtype), (*q.shape[:3], v.shape[3]), True
 
     def add(self, rows: slice, out: Array, lse: Array) -> None:
-        before = cut(self.out, rows, self.axis), cut(self.lse, rows, self.axis)
-        wide = out if out.dtype == before[0].dtype else _core.cast(out, np.float32)
-        before[0][...], before[1][...] = fa.merge_attention(*before, wide, lse)
+        wide = out if out.dtype == self.real else _core.cast(out, np.float32)
+        if self.first and wide.shape == self.shape:
+            self.out, self.lse = wide, lse
+        else:
+            if self.first:
+                self._clear()
+            before = cut(self.out, rows, self.axis), cut(self.lse, rows, self.axis)
+            before[0][...], before[1][...] = fa.merge_attention(*before, wide, lse)
+        self.first = False
+
+    def _clear(self) -> None:
+        """Results of no keys."""
+        self.out, self.lse = np.zeros(self.shape, self.real), np.full(self.shape[:3], -np.inf, self.real)
 
     def result(self) -> tuple[Array, Array]:
+        if self.first:
+            self._clear()
         return self.out if self.out.dtype == self.dtype else _core.cast(self.out, self.dtype), self.lse
 
 
@@ -254,3 +282,89 @@ def _checked(op: str, q: Any, k: Any, v: Any, options: Options) -> list[Array]:
     except (TypeError, ValueError) as error:
         raise type(error)(f"{op}: {str(error).removeprefix('attention: ')}") from None
     return arrays
+
+
+# ---- backward ----
+
+
+def ring_attention_backward(dout: ArrayLike, saved: SavedRing) -> tuple[Array, Array, Array]:
+    """Gradients (dq, dk, dv) of this process' q, k and v, from the gradient of its part of the output.
+
+    Every process of the communicator makes the same call. Keys and values travel once more, and the sums of their
+    gradients with them, in float32 for 16-bit arrays, until they are home. Errors as of ring_attention.
+
+    Parameters
+    ----------
+    dout
+        Gradient with respect to the output of ring_attention_forward, of its shape and dtype.
+    saved
+        What ring_attention_forward returned beside it.
+
+    >>> from fastattn.mpi import run_in_threads, shard
+    >>> def run(comm):
+    ...     x = shard(comm, np.ones((1, 2, 8, 4)))
+    ...     out, saved = ring_attention_forward(comm, x, x, x, causal=True)
+    ...     return [g.shape for g in ring_attention_backward(np.ones_like(out), saved)]
+    >>> run_in_threads(2, run)[0]
+    [(1, 2, 4, 4), (1, 2, 4, 4), (1, 2, 4, 4)]
+    """
+    op = "ring_attention_backward"
+    check_saved(op, saved, SavedRing)
+    exchange = Exchange(op, saved.comm, saved.options.timeout)
+    checked: list[Array] = []
+
+    def describe() -> dict[str, Any]:
+        checked[:] = [_checked_gradient(op, dout, saved)]
+        return {"saved must be of one call, with q": saved.q.shape}
+
+    exchange.agree(describe)
+    real, pairs = real_dtype(saved.q.dtype), Pairs(exchange, saved.q, saved.k, saved.options)
+    dq = np.zeros(saved.q.shape, real)
+    at_hand = [np.ascontiguousarray(saved.k), np.ascontiguousarray(saved.v)]
+    spare = [[np.empty_like(x) for x in at_hand] for _ in range(min(2, exchange.size - 1))]
+    travelling = None  # gradients of the keys at hand, by the processes that have had them before
+    for step in range(exchange.size):
+        transfer = None
+        if step + 1 < exchange.size:
+            transfer = exchange.shift(at_hand, spare[step % 2])
+        sums = [np.zeros(x.shape, real) for x in at_hand]
+        for pair in pairs.of(step):
+            found = _gradients(checked[0], saved, at_hand, pair, pairs.axis)
+            rows = pair.queries, pair.keys, pair.keys
+            for total, part, place in zip((dq, *sums), found, rows, strict=True):
+                cut(total, place, pairs.axis)[...] += part
+            for one in (transfer, travelling):
+                if one is not None:
+                    one.progress()
+        if travelling is not None:
+            for total, before in zip(sums, travelling.wait(), strict=True):
+                np.add(total, before, out=total)
+        if exchange.size > 1:
+            travelling = exchange.shift(sums, [np.empty_like(x) for x in sums], GRADIENTS)
+        if transfer is not None:
+            at_hand = transfer.wait()
+    dk, dv = sums if travelling is None else travelling.wait()
+    if real != saved.q.dtype:
+        dq, dk, dv = (_core.cast(x, saved.q.dtype) for x in (dq, dk, dv))
+    return dq, dk, dv
+
+
+GRADIENTS = 2  # tags of the gradients, after those of keys and values
+
+
+def _gradients(dout: Array, saved: SavedRing, at_hand: list[Array], pair: Pair, axis: int) -> tuple[Array, ...]:
+    """Those of some queries and some keys, of which the results of all keys are known."""
+    q, out, lse, of_out = (cut(x, pair.queries, axis) for x in (saved.q, saved.out, saved.lse, dout))
+    k, v = (cut(x, pair.keys, axis) for x in at_hand)
+    part = fa.saved_attention(q, k, v, out, lse, **pair.options)
+    dtype = None if q.dtype == real_dtype(q.dtype) else np.float32
+    return fa.attention_backward(of_out, part, partial=True, gradient_dtype=dtype)
+
+
+def _checked_gradient(op: str, dout: Any, saved: SavedRing) -> Array:
+    array = _core.checked_floats(dout, op, "dout", 4)
+    if array.shape != saved.out.shape:
+        raise ValueError(f"{op}: dout must have shape {saved.out.shape}, got {array.shape}")
+    if array.dtype != saved.out.dtype:
+        raise TypeError(f"{op}: dout must be {saved.out.dtype} like the output, got {array.dtype}")
+    return array

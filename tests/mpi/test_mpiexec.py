@@ -38,11 +38,35 @@ def run(code, processes=2):
 def test_results_of_two_processes_are_those_of_one():
     result = run("""
 for window in (None, (20, 5)):
-    found = fam.unshard(None, fam.ring_attention(comm, *parts, causal=True, window=window))
-    print(np.abs(found - fa.attention(q, k, v, causal=True, window=window)).max() < 1e-13)
+    options = {"causal": True, "window": window}
+    out, saved = fam.ring_attention_forward(comm, *parts, **options)
+    found = [out, *fam.ring_attention_backward(np.cos(out), saved)]
+    whole, saved = fa.attention_forward(q, k, v, **options)
+    for got, wanted in zip(found, (whole, *fa.attention_backward(np.cos(whole), saved))):
+        print(np.abs(fam.unshard(None, got) - wanted).max() < 1e-13)
 """)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == ["True"] * 4
+    assert result.stdout.split() == ["True"] * 16
+
+
+def test_benchmark_compares_times_and_draws(tmp_path):
+    file = tmp_path / "ring.svg"
+    result = run(f"""
+from benchmarks import ring
+ring.main(["--lengths", "64", "--rounds", "1", "--svg", {str(file)!r}])
+""")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("largest difference from one process, float64: ")
+    assert len(lines) == 6  # a heading, and two jobs by one and two processes
+    assert file.read_text(encoding="utf-8").startswith("<?xml")
+
+
+def test_the_example_runs_in_processes():
+    example = Path(__file__).parent.parent.parent / "examples" / "ring_attention.py"
+    result = run(f"import runpy; runpy.run_path({str(example)!r}, run_name='__main__')")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("within 1e-13: True") == 4
 
 
 def test_different_shapes_are_named_by_both_processes():

@@ -69,6 +69,50 @@ def test_other_types_are_as_near_as_their_roundings(rng, dtype):
         assert error <= 4 * max(one, float(ml_dtypes.finfo(dtype).eps))
 
 
+@pytest.mark.parametrize("zigzag", [False, True], ids=["plain", "zigzag"])
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_gradients_are_those_of_one_process(rng, size, causal, zigzag):
+    q, k, v = qkv(rng)
+    dout = rng.standard_normal(q.shape)
+    for window in WINDOWS:
+        options = {"causal": causal, "window": window, "scale": 0.4, "softcap": 5.0}
+
+        def ring(comm, *parts, options=options):
+            out, saved = fam.ring_attention_forward(comm, *parts[:3], **options, zigzag=zigzag)
+            return out, *fam.ring_attention_backward(parts[3], saved)
+
+        out, saved = fa.attention_forward(q, k, v, **options)
+        expected = out, *fa.attention_backward(dout, saved)
+        for found in fam.run_in_threads(
+            size, lambda comm, ring=ring: whole(comm, ring, (q, k, v, dout), zigzag=zigzag)
+        ):
+            for got, wanted in zip(found, expected, strict=True):
+                np.testing.assert_allclose(got, wanted, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16], ids=["f32", "bf16", "f16"])
+def test_gradients_of_other_types_and_the_other_layout(rng, dtype):
+    q, k, v = qkv(rng, dtype=dtype, layout="blhd")
+    dout = rng.standard_normal(q.shape).astype(dtype)
+    options = {"causal": True, "layout": "blhd"}
+
+    def ring(comm, *parts):
+        saved = fam.ring_attention_forward(comm, *parts[:3], **options)[1]
+        return fam.ring_attention_backward(parts[3], saved)
+
+    def one(*arrays):
+        return fa.attention_backward(arrays[3], fa.attention_forward(*arrays[:3], **options)[1])
+
+    arrays = (q, k, v, dout)
+    exact = one(*(x.astype(np.float64) for x in arrays))
+    for found in fam.run_in_threads(3, lambda comm: whole(comm, ring, arrays, 1)):
+        for got, single, right in zip(found, one(*arrays), exact, strict=True):
+            assert got.dtype == dtype
+            error, least = (np.abs(x.astype(np.float64) - right).max() for x in (got, single))
+            assert error <= 4 * max(least, float(ml_dtypes.finfo(dtype).eps))
+
+
 def test_results_do_not_depend_on_the_order_of_arrival(rng):
     arrays = qkv(rng)
 
@@ -161,6 +205,21 @@ def test_faults_of_arguments_are_named(change, message):
     for error in errors_of(2, lambda comm: fam.ring_attention(comm, **arguments)):
         assert "ring_attention: " in error
         assert message in error
+
+
+def test_faults_of_a_gradient_are_named_on_all_ranks():
+    x = np.ones((1, 2, 8, 4))
+
+    def run(comm, dout):
+        saved = fam.ring_attention_forward(comm, x, x, x)[1]
+        fam.ring_attention_backward(dout if comm.Get_rank() else x, saved)
+
+    own, other = (errors_of(2, lambda comm: run(comm, x[:, :, :4]))[rank] for rank in (1, 0))
+    assert own == "ValueError: ring_attention_backward: dout must have shape (1, 2, 8, 4), got (1, 2, 4, 4)"
+    assert "ring_attention_backward: on rank 1, dout must have shape" in other
+    assert "dout must be float64 like the output" in errors_of(2, lambda comm: run(comm, x.astype(np.float32)))[1]
+    with pytest.raises(TypeError, match="ring_attention_backward: saved must be what ring_attention_forward returned"):
+        fam.ring_attention_backward(x, None)
 
 
 def test_what_is_no_communicator_and_no_whole_number_of_pieces_is_named():
