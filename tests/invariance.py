@@ -49,7 +49,7 @@ class Op:
 
 
 class Attention(Op):
-    inputs_batch: ClassVar = {"q": 0, "k": 0, "v": 0, "mask": 0, "kv_lengths": 0}
+    inputs_batch: ClassVar = {"q": 0, "k": 0, "v": 0, "mask": 0, "bias": 0, "kv_lengths": 0}
     outputs_batch = (0, 0)
 
     def draw(self, rng, dtype):
@@ -67,6 +67,8 @@ class Attention(Op):
         elif rng.random() < 0.5:
             a["mask"] = _normal(rng, dtype, B, 1, lq, lk)
         a["kv_lengths"] = rng.integers(0, lk + 1, B)
+        if "mask" in a and a["mask"].dtype == bool and rng.random() < 0.3:
+            a["bias"] = _normal(rng, dtype, B, 1, lq, lk)
         return a
 
     def run(self, a):
@@ -81,6 +83,8 @@ class Attention(Op):
         for name in ("k", "v"):
             shape = (*a[name].shape[:2], extra, a[name].shape[3])
             a[name] = np.concatenate([a[name], _garbage(rng, dtype, *shape)], axis=2)
+        if "bias" in a:
+            a["bias"] = np.concatenate([a["bias"], _garbage(rng, dtype, B, 1, lq, extra)], axis=3)
         if "mask" in a:
             fill = False if a["mask"].dtype == bool else -np.inf
             a["mask"] = np.concatenate([a["mask"], np.full((B, 1, lq, extra), fill, a["mask"].dtype)], axis=3)
@@ -95,8 +99,9 @@ class Attention(Op):
         columns = rng.permutation(a["v"].shape[3])
         a["q"] = a["q"][:, heads][:, :, rows]
         a["v"] = a["v"][..., columns]
-        if "mask" in a:
-            a["mask"] = a["mask"][:, :, rows]
+        for name in ("mask", "bias"):
+            if name in a:
+                a[name] = a[name][:, :, rows]
         rows, heads, columns = np.argsort(rows), np.argsort(heads), np.argsort(columns)
         return a, lambda r: (r[0][:, heads][:, :, rows][..., columns], r[1][:, heads][:, :, rows])
 
