@@ -28,21 +28,22 @@ from tests.transformers.architectures import ARCHITECTURES, build  # noqa: E402
 
 RECORD = ROOT / "tests" / "transformers.md"
 GENERATING = ("decoder", "seq2seq", "speech")
-HEAD = ["architecture", "output", "left padding", "gradients", "gradients, error", "bfloat16, error"]
+HEAD = ["architecture", "output", "left padding", "no padding", "gradients", "gradients, error", "bfloat16, error"]
 
 
 def row(name):
     """What was found, as text, and whether all of it is within its bounds."""
-    forward, left = comparison.forward_difference(name), comparison.forward_difference(name, left=True)
+    cases = ({}, {"left": True}, {"padded": False})
+    forward = [comparison.forward_difference(name, **case) for case in cases]
     gradient, (_, error), rounded = (
         comparison.gradient_difference(name),
         comparison.truth_ratio(name),
         comparison.bfloat16_ratio(name),
     )
-    fine = max(forward, left) <= comparison.FORWARD and rounded <= comparison.ERROR
+    fine = max(forward) <= comparison.FORWARD and rounded <= comparison.ERROR
     fine = fine and (gradient <= comparison.GRADIENT or error <= comparison.ERROR)
     fine = fine and fastattn.transformers.use(build(name, "eager")).config._attn_implementation == "fastattn"
-    texts = [f"{forward:.1e}", f"{left:.1e}", f"{gradient:.1e}", f"{error:.2f}", f"{rounded:.2f}"]
+    texts = [*(f"{difference:.1e}" for difference in forward), f"{gradient:.1e}", f"{error:.2f}", f"{rounded:.2f}"]
     for way in comparison.GENERATIONS:
         if ARCHITECTURES[name].kind not in GENERATING:
             texts.append("")
@@ -62,7 +63,7 @@ def record(names, lines, wrong):
             f"By `scripts/transformers_sweep.py --write`: {len(names)} architectures with drawn weights ({versions}).",
             "`tests/transformers/` says what is compared.",
             "",
-            "- output, left padding: the largest difference of outputs, relative to the largest one, of a batch with a",
+            "- output, left, no padding: the largest difference of outputs, relative to the largest, of a batch with a",
             f"  padded sequence; at most {comparison.FORWARD:g}.",
             "- gradients: norm of the difference of all gradients, relative to their norm; at most",
             f"  {comparison.GRADIENT:g}, or within the bound of the error.",
@@ -90,12 +91,12 @@ def main():
     start, wrong, errors = time.monotonic(), [], []
     for name in arguments.names:
         texts, fine = row(name)
-        errors.append([float(text) for text in texts[3:5]])
+        errors.append([float(text) for text in texts[4:6]])
         lines.append(f"| {name} | {' | '.join(texts)} |")
         wrong += [] if fine else [name]
         print(lines[-1], f"{time.monotonic() - start:.0f} s", flush=True)
     medians = [f"{sorted(column)[len(column) // 2]:.2f}" for column in zip(*errors, strict=True)]
-    lines.append(f"| median | | | | {' | '.join(medians)} |{' |' * len(comparison.GENERATIONS)}")
+    lines.append(f"| median | | | | | {' | '.join(medians)} |{' |' * len(comparison.GENERATIONS)}")
     print(f"out of bounds: {', '.join(wrong) or 'none'}")
     if arguments.write:
         RECORD.write_text(record(arguments.names, lines, wrong), encoding="utf-8")

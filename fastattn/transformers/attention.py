@@ -22,14 +22,13 @@ def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, atte
               output_attentions: bool | None = None, **options: Any) -> tuple[Tensor, None]:  # fmt: skip
     """Attention of query[B, H, T, D] to key[B, Hk, S, D] and value[B, Hk, S, Dv] as [B, T, H, Dv].
 
-    Arguments are those of transformers' own functions; s_aux are sinks. Probabilities are not returned.
+    Arguments are those of transformers' own functions; s_aux are sinks. Probabilities are not returned. Without a mask
+    all queries attend to all keys, as in eager attention, unless is_causal is True: causal models get masks.
     """
     _refuse(output_attentions, options)
-    if is_causal is None:
-        is_causal = getattr(module, "is_causal", True)
     if dropout:
-        return _with_dropout(module, query, key, value, attention_mask, dropout, scaling, is_causal, position_bias,
-                             softcap, s_aux)  # fmt: skip
+        return _with_dropout(module, query, key, value, attention_mask, dropout, scaling, bool(is_causal),
+                             position_bias, softcap, s_aux)  # fmt: skip
     if query.shape[0] != key.shape[0]:  # queries that are parameters, one for all sequences
         query = query.expand(key.shape[0], -1, -1, -1)
     causal: bool | str = False
@@ -66,7 +65,7 @@ def _short(mask: PatternMask, query: Tensor, key: Tensor) -> tuple[Tensor | None
         return None
     # The kernel puts the last query at the last key. Keys after it are the empty end of a static cache.
     keys = sizes.shift + sizes.queries if causal else sizes.keys
-    if not 0 < keys <= sizes.keys or (not causal and sizes.shift + sizes.queries != keys):
+    if not 0 < keys <= sizes.keys or (window is not None and sizes.shift + sizes.queries != keys):
         return None
     padding = None if mask.padding is None else mask.padding[:, None, None, :keys]
     return padding, "bottom-right" if causal else False, window, keys

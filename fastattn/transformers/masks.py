@@ -63,7 +63,7 @@ class PatternMask(Tensor):
         """The whole mask, by transformers' own functions."""
         if self.whole is None:
             sizes, (causal, window) = self.sizes, self.pattern
-            parts = [hf.causal_mask_function] if causal else []
+            parts = [hf.causal_mask_function if causal else hf.bidirectional_mask_function]
             if window is not None:
                 overlay = hf.sliding_window_overlay if causal else hf.sliding_window_bidirectional_overlay
                 parts.append(overlay(window[0] + 1 if causal else window[0]))
@@ -80,8 +80,8 @@ def mask(batch_size: int, q_length: int, kv_length: int, q_offset: Any = 0, kv_o
          device: torch.device | str = "cpu", **options: Any) -> Tensor | None:  # fmt: skip
     """The mask that models get: transformers' bool mask for `sdpa`, or an equal one that is short.
 
-    One query, a pattern that the kernel does not know, tracing and torch.compile get transformers' own. Offsets are
-    numbers or tensors of one.
+    One query, a pattern that the kernel does not know, tracing and torch.compile get transformers' own. Only one query
+    gets None: whether a module is causal says nothing of its mask. Offsets are numbers or tensors of one.
     """
     traced = (
         torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or torch.device(device).type != "cpu"
@@ -90,10 +90,9 @@ def mask(batch_size: int, q_length: int, kv_length: int, q_offset: Any = 0, kv_o
     if pattern is not None:
         sizes = Sizes(batch_size, q_length, kv_length, int(q_offset), int(kv_offset))
         padding = _padding(attention_mask, sizes)
-        if pattern.causal or pattern.window is not None:
-            return PatternMask(pattern, sizes, padding)
-        if padding is not None:
-            return padding[:, None, None].expand(batch_size, 1, q_length, kv_length)
+        return PatternMask(pattern, sizes, padding)
+    if q_length > 1:
+        options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
     return hf.sdpa_mask(
         batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask, device=device, **options
     )

@@ -196,6 +196,11 @@ ARCHITECTURES = {
         {"vocab_size": VOCABULARY, "dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4, "dropout": 0.0,
          "attention_dropout": 0.0, "max_position_embeddings": 64, "pad_token_id": PADDING},
     ),
+    "splinter": Architecture("SplinterModel", "encoder", _BERT),
+    "layoutlm": Architecture("LayoutLMModel", "encoder", _BERT),
+    "ernie": Architecture("ErnieModel", "encoder", _BERT),
+    "data2vec": Architecture("Data2VecTextModel", "encoder", _BERT),
+    "markuplm": Architecture("MarkupLMModel", "encoder", _BERT),
     "modernbert": Architecture(
         "ModernBertModel",
         "encoder",

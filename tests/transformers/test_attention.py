@@ -79,18 +79,14 @@ def test_masks_mean_what_those_of_transformers_mean(pattern, position, padded):
     assert_close(attention(Attending(), q, k, v, found)[0], expected(q, k, v, whole))
 
 
-@pytest.mark.parametrize("pattern", ["causal", "window", "window on both sides"])
-def test_masks_of_patterns_stay_short(pattern):
-    found = mask(2, 7, 7, mask_function=PATTERNS[pattern], attention_mask=padding_of(7))
+@pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
+@pytest.mark.parametrize("pattern", ["causal", "window", "both sides", "window on both sides"])
+def test_masks_of_patterns_stay_short(pattern, padded):
+    options = {"allow_is_bidirectional_skip": True, "attention_mask": padding_of(7) if padded else None}
+    found = mask(2, 7, 7, mask_function=PATTERNS[pattern], **options)
     attention(Attending(), *qkv(), found)
     assert isinstance(found, PatternMask)
     assert found.whole is None
-
-
-def test_mask_of_both_sides_takes_no_memory_but_its_padding():
-    found = mask(2, 7, 7, mask_function=hf.bidirectional_mask_function, attention_mask=padding_of(7))
-    assert found.shape == (2, 1, 7, 7)
-    assert found.stride(2) == 0
 
 
 def test_a_mask_that_a_model_changes_counts_as_changed():
@@ -115,19 +111,22 @@ def test_masks_of_models_are_taken_as_they_are(shape, dtype):
 
 
 @pytest.mark.parametrize("is_causal", [False, True, None])
-def test_without_a_mask_the_argument_or_the_module_says_whether_attention_is_causal(is_causal):
+def test_without_a_mask_only_the_argument_makes_attention_causal(is_causal):
+    """A module without the attribute, and one that is causal and gets a mask of both sides, are not (as in eager)."""
     q, k, v = qkv()
     whole = torch.ones(7, 7, dtype=torch.bool)
-    whole = whole if is_causal is False else whole.tril()
+    whole = whole.tril() if is_causal else whole
     assert_close(attention(Attending(), q, k, v, None, is_causal=is_causal)[0], expected(q, k, v, whole))
 
 
 def test_without_a_mask_further_keys_are_the_empty_end_of_a_static_cache():
     q, k, v = qkv(5, 9)
     whole = torch.ones(5, 9, dtype=torch.bool).tril()
-    assert_close(attention(Attending(), q, k, v, None)[0], expected(q, k, v, whole))
+    assert_close(attention(Attending(), q, k, v, None, is_causal=True)[0], expected(q, k, v, whole))
     q, k, v = qkv(1, 9)
-    assert_close(attention(Attending(), q, k, v, None)[0], expected(q, k, v, torch.ones(1, 9, dtype=torch.bool)))
+    assert_close(
+        attention(Attending(), q, k, v, None, is_causal=True)[0], expected(q, k, v, torch.ones(1, 9, dtype=torch.bool))
+    )
 
 
 @pytest.mark.parametrize("given", ["none", "bool", "float", "pattern"])
@@ -138,6 +137,7 @@ def test_position_bias_is_added_to_scores(given):
     added = torch.zeros(7, 7).masked_fill(~whole, -1e30)
     masks = {"none": None, "bool": whole, "float": added, "pattern": mask(2, 7, 7)}
     found = attention(Attending(), q, k, v, masks[given], position_bias=bias)[0]
+    whole = whole if given != "none" else torch.ones_like(whole)
     reference = sdpa_attention_forward(Grouped(), q, k, v, whole, position_bias=bias)[0]
     assert_close(found, reference)
     weights = torch.randn(found.shape)
@@ -181,7 +181,7 @@ def test_dropout_drops_what_transformers_drops(given):
     torch.manual_seed(0)
     found = attention(Grouped(), q, k, v, given and mask(2, 7, 7), dropout=0.5)[0]
     torch.manual_seed(0)
-    reference = sdpa_attention_forward(Grouped(), q, k, v, given and whole, dropout=0.5)[0]
+    reference = sdpa_attention_forward(Grouped(), q, k, v, given and whole, dropout=0.5, is_causal=False)[0]
     assert torch.equal(found, reference)
 
 

@@ -4,6 +4,7 @@ These are a part of scripts/transformers_sweep.py, whose result is in tests/tran
 """
 
 import pytest
+import torch
 
 import fastattn.transformers
 from tests.transformers import comparison
@@ -66,6 +67,16 @@ def test_use_tells_a_model_to_use_fastattn_and_transformers_takes_it_back(name):
     assert model.config._attn_implementation == "fastattn"
     model.set_attn_implementation("eager")
     assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "bert as a decoder", "splinter"])
+def test_models_whose_masks_are_not_causal_are_not(name):
+    changes = {"is_causal": False} if name in ("llama", "mistral") else {"is_decoder": False}
+    for options in ({"padded": True}, {"padded": False}):
+        arguments = inputs("encoder", **options)
+        with torch.no_grad():
+            eager, ours = (comparison.output(model, arguments) for model in comparison.pair(name, **changes))
+        assert comparison.relative(ours, eager) <= comparison.FORWARD
 
 
 def test_use_changes_all_parts_of_a_model():
