@@ -30,7 +30,7 @@ def attend(q: Array, k: Array, v: Array, **options: Any) -> Any:
 
 
 def keep_by_position(q_length: int, k_length: int, first: Any, causal: bool, left: int, right: int) -> Array:
-    """Which keys each query may see; first: the position of query 0, a number or one for each sequence [B, 1, 1, 1]."""
+    """Which keys each query may see; first: the position of query 0, [B or 1, 1, 1, 1]."""
     distance = np.arange(q_length)[:, None] + first - np.arange(k_length)
     keep = np.ones(distance.shape, bool)
     if causal:
@@ -75,19 +75,13 @@ def _attention(node: Node) -> Call:
             q, k = q.astype(np.float64), k.astype(np.float64)
         v = v.astype(q.dtype, copy=False)
         mask = _widened_mask(mask, k_length, q.dtype)
-        options: dict[str, Any] = {"softcap": softcap, "scale": given_scale}
-        shown_mask, first = mask, past if nonpad is None else nonpad.reshape(-1, 1, 1, 1) - q_length
+        first = past if nonpad is None else nonpad.reshape(-1) - q_length  # the position of query 0
+        options: dict[str, Any] = {"softcap": softcap, "scale": given_scale, "mask": mask}
         if nonpad is not None:
             options["kv_lengths"] = nonpad.reshape(-1)
         if causal or left >= 0 or right >= 0:
-            # The diagonal begins at `first`. Top-left and bottom-right are two places of it.
-            bottom_right = nonpad is not None or first == k_length - q_length
-            if bottom_right or (first == 0 and causal):
-                options["causal"] = ("bottom-right" if bottom_right else "top-left") if causal else False
-                options["window"] = (None if left < 0 else left, None if right < 0 else right)
-            else:
-                mask = restricted(mask, keep_by_position(q_length, k_length, past, causal, left, right), q.dtype)
-        options["mask"] = mask
+            options["causal"], options["q_start"] = causal, first
+            options["window"] = (None if left < 0 else left, None if right < 0 else right)
         scores = None
         if mode is None:
             out = attend(q, k, v, **options)
@@ -96,12 +90,13 @@ def _attention(node: Node) -> Call:
             if mode == 3:
                 scores = _weights(q, k, lse, options).astype(dtype, copy=False)
             else:
-                keep = keep_by_position(q_length, k_length, first, causal, left, right)
+                begin = np.reshape(first, (-1, 1, 1, 1))
+                keep = keep_by_position(q_length, k_length, begin, causal, left, right)
                 if nonpad is not None:
                     keep = keep & (np.arange(k_length) < nonpad.reshape(-1, 1, 1, 1))
                 scores = _scores(q, k, given_scale, softcap if mode else 0.0).astype(dtype, copy=False)
                 if mode == 2:
-                    scores = scores + _as_numbers(restricted(shown_mask, keep, dtype), dtype)
+                    scores = scores + _as_numbers(restricted(mask, keep, dtype), dtype)
         out = out.astype(dtype, copy=False)
         if packed:
             out = out.swapaxes(1, 2).reshape(*out.shape[:1], q_length, -1)
