@@ -13,6 +13,11 @@ __c_api__: object  # a capsule: csrc/fastattn_import.h
 def checked_array(value: ArrayLike, op: str, name: str) -> NDArray[Any]: ...
 def checked_integers(value: ArrayLike, op: str, name: str) -> NDArray[np.int64]: ...
 
+# ---- dlpack.pxi ----
+@final
+class SharedMemory:
+    def __init__(self, *args: object, **kwargs: object) -> None: ...  # raises TypeError: arrays of tensors have them
+
 # ---- results.pxi ----
 @final
 class ResultMemory:

@@ -22,7 +22,7 @@ from cpython.buffer cimport (
     PyObject_CheckBuffer,
     PyObject_GetBuffer,
 )
-from cpython.pycapsule cimport PyCapsule_New
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.float cimport FLT_MAX
 from libc.math cimport fabs, frexp, isfinite, ldexp
@@ -40,6 +40,7 @@ cdef extern from *:
     int ctz "__builtin_ctzll"(unsigned long long) noexcept
 
 include "arrays.pxi"
+include "dlpack.pxi"
 include "results.pxi"
 include "float_state.pxi"
 include "settings.pxi"

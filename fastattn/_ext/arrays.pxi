@@ -4,7 +4,7 @@
 # float64 (or for ops that have them bfloat16 or float16), aligned, last axis contiguous, other strides whole elements;
 # anything else that is an array of such floats is copied first, so no layout is ever wrong.
 # `as_ndarray` is the only way in for other objects that export memory (buffer, __array__, DLPack), shared and
-# not copied, so that overlaps show in addresses whatever the object.
+# not copied, so that overlaps show in addresses whatever the object. Tensors come through dlpack.pxi.
 # No method of an argument runs while an Array is held: it could resize what is held already, and NumPy moves memory
 # under a buffer that is exported. So every op converts its arguments to ndarrays and numbers first, and acquires then.
 # bfloat16 is the dtype of that name, from whatever package (ml_dtypes): it is never imported, and since its arrays
@@ -123,7 +123,7 @@ cdef object exported(object value, str op, str name):
     except MemoryError:
         raise MemoryError(f"{op}: no memory for a copy of {name}") from None
     except Exception as error:
-        fault = f"be an array, got {type(value).__name__} ({error})"
+        fault = unreadable(value, error)
     if fault is None and array.dtype.kind == "O" and not isinstance(value, ndarray):
         fault = f"be an array of numbers, got {type(value).__name__}"
     if fault is not None:
@@ -143,26 +143,37 @@ cdef bint holds_masked(object value, int depth) except -1:
 
 
 cdef object exporter(object value):
-    """What np.asanyarray can read: value itself, but for those with DLPack alone and torch tensors of bfloat16."""
+    """What np.asanyarray can read: value itself, or of a tensor the array of its memory."""
     if isinstance(value, (ndarray, list, tuple, int, float)) or PyObject_CheckBuffer(value):
         return value
+    if hasattr(value, "is_neg") and value.is_neg():
+        raise TypeError("its negative bit is set: pass resolve_neg()")
+    array = borrowed(value)
+    if array is not None:
+        return array
     torch = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.Tensor):
-        return bfloat16_tensor(value, torch) if value.dtype == torch.bfloat16 else value
-    if hasattr(value, "__dlpack__") and not (
+    if hasattr(value, "__dlpack__") and (torch is not None and isinstance(value, torch.Tensor) or not (
         hasattr(value, "__array__") or hasattr(value, "__array_interface__") or hasattr(value, "__array_struct__")
-    ):
-        return np.from_dlpack(value)
+    )):
+        return exported_by_dlpack(value)
     return value
 
 
-cdef object bfloat16_tensor(object tensor, object torch):
-    """NumPy has no name for its elements unless a package adds it; the memory is shared as integers."""
+cdef str unreadable(object value, object error):
+    """What an object that could not be read must be, by what it is; its attributes may raise anything."""
+    kind = type(value).__name__
     try:
-        dtype = np.dtype("bfloat16")
-    except TypeError:
-        raise TypeError("torch.bfloat16 needs ml_dtypes: import it, or pass float()") from None
-    return np.asarray(tensor.view(torch.int16)).view(dtype)
+        layout, device = str(getattr(value, "layout", "")), getattr(value, "device", None)
+        if "sparse" in layout:
+            return f"be dense, got {kind} of {layout}: pass to_dense()"
+        if getattr(device, "type", "cpu") != "cpu":
+            return f"be on the CPU, got {kind} on {device}"
+        if any([base.__name__ == "Tracer" for base in type(value).__mro__]):
+            return f"have values, got {kind}, which JAX traces with: fastattn.jax has functions for that"
+        reason = str(error).partition("\n")[0]
+    except Exception:
+        return f"be an array, got {kind}"
+    return f"be an array, got {kind} ({reason})"
 
 
 # ---- types ----
