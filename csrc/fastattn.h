@@ -16,9 +16,9 @@ extern "C" {
 /* ---- element-wise: y[i] = f(x[i]), i < n; y == x allowed ---- */
 fa_status fa_map(fa_dtype dtype, fa_activation f, void *y, const void *x, fa_index n);
 
-/* dx = dy f'(x), for every f but the identity; FA_F32 and FA_F64 only; dx == dy or dx == x allowed */
+/* dx = dy f'(x), for every f but the identity; dx == dy or dx == x allowed */
 fa_status fa_map_backward(fa_dtype dtype, fa_activation f, void *dx, const void *dy, const void *x, fa_index n);
-/* y = silu(gate) up, y == gate or y == up allowed; and its gradients, FA_F32 and FA_F64 only, outputs that overlap nothing */
+/* y = silu(gate) up, y == gate or y == up allowed; and its gradients, outputs that overlap nothing */
 fa_status fa_silu_gated_forward(fa_dtype dtype, void *y, const void *gate, const void *up, fa_index n);
 fa_status fa_silu_gated_backward(fa_dtype dtype, void *dgate, void *dup, const void *dy, const void *gate, const void *up,
                                  fa_index n);
@@ -35,7 +35,8 @@ fa_status fa_softmax_backward(fa_dtype dtype, int log, void *dx, const void *dy,
 
 /* ---- cross-entropy of contiguous rows of n, kernels/rows/softmax.c has the equations ----
    target[rows] in 0..n-1, or `ignored`: loss and gradient 0. loss, top and sum [rows] are outputs of forward; backward reads x,
-   target, top and sum, and writes dx[rows, n] from dloss[rows]. No output overlaps anything. FA_F32 and FA_F64 only. */
+   target, top and sum, and writes dx[rows, n] from dloss[rows]. No output overlaps anything. loss, top, sum and dloss are float32 for
+   16-bit x and dx. */
 typedef struct {
     fa_index rows, n;
     const void *x;
@@ -48,7 +49,7 @@ fa_status fa_cross_entropy_forward(fa_dtype dtype, const fa_cross_entropy_argume
 fa_status fa_cross_entropy_backward(fa_dtype dtype, const fa_cross_entropy_arguments *a, void *dx, const void *dloss);
 
 /* ---- embedding: y[i] = w[id[i]] for rows of n, id[rows] within the table; all contiguous, no aliasing ----
-   Backward (FA_F32 and FA_F64 only): dw[table_rows, n] = the sums over i, in rising order, of dy[i] where id[i] is the row. */
+   Backward: dw[table_rows, n] = the sums over i, in rising order, of dy[i] where id[i] is the row. */
 fa_status fa_embedding_forward(fa_dtype dtype, void *y, const void *w, const fa_index *id, fa_index rows, fa_index n);
 fa_status fa_embedding_backward(fa_dtype dtype, void *dw, const void *dy, const fa_index *id, fa_index table_rows, fa_index rows,
                                 fa_index n);
@@ -60,7 +61,8 @@ fa_status fa_rope(fa_dtype dtype, void *y, const void *x, const void *cosine, co
 
 /* ---- layer norm and RMS norm over contiguous rows of n; kernels/rows/norm.c has the equations ----
    z = x, or x + residual, which goes to `sum` then. bias: layer norm only. weight, bias, residual (with sum), mean and rstd may be
-   NULL; rms has no mean. mean and rstd are float32 for 16-bit arrays. y == x and sum == x allowed. Backward: x is z; dx = gradient of z + dsum (NULL: without);
+   NULL; rms has no mean. mean and rstd are float32 for 16-bit arrays, and so are weight, bias and their gradients where `wide` says so
+   (float and double: 0). y == x and sum == x allowed. Backward: x is z; dx = gradient of z + dsum (NULL: without);
    dx == dy or dx == dsum allowed. dweight needs weight. */
 typedef enum { FA_LAYER_NORM = 0, FA_RMS_NORM } fa_norm;
 typedef struct {
@@ -69,18 +71,20 @@ typedef struct {
     void *y, *sum, *mean, *rstd;
     const void *x, *residual, *weight, *bias;
     double eps;
+    int wide;
 } fa_norm_arguments;
 typedef struct {
     fa_norm kind;
     fa_index rows, n;
     void *dx, *dweight, *dbias;
     const void *dy, *x, *weight, *dsum, *mean, *rstd;
+    int wide;
 } fa_norm_backward_arguments;
 fa_status fa_norm_forward(fa_dtype dtype, const fa_norm_arguments *a);
 fa_status fa_norm_backward(fa_dtype dtype, const fa_norm_backward_arguments *a);
 
 /* ---- linear: y[M, N] = activation(z), z = x[M, K] w[N, K]' + bias[N]; bias may be NULL; no aliasing ----
-   z, laid out as y, is written unless it is NULL: only with an activation, FA_F32 and FA_F64 only. */
+   z, laid out as y, is written unless it is NULL: only with an activation. */
 typedef enum { FA_LINEAR_NATIVE = 0, FA_LINEAR_BLAS } fa_linear_strategy;
 /* Row strides ldy, ldx, ldw of y, x, w. z, as y, is kept unless NULL. packed: w packed under `isa`, whose layout it has, which then
    computes; w, z and strategy do not count. */
@@ -94,7 +98,7 @@ typedef struct {
 } fa_linear_arguments;
 fa_status fa_linear_forward(fa_dtype dtype, const fa_linear_arguments *a);
 /* Gradients from dy[M, N]: dx[M, K], dw[N, K], dbias[N]; all contiguous but w and dw, with row strides ldw and lddw. dx and dbias may be
-   NULL; add_dx: dx is added to. z as forward left it (of relu y will do), NULL without an activation. FA_F32 and FA_F64 only. No output overlaps
+   NULL; add_dx: dx is added to. z as forward left it (of relu y will do), NULL without an activation. No output overlaps
    anything. */
 typedef struct {
     fa_index M, N, K, ldw, lddw;

@@ -161,7 +161,7 @@ def rope(
 # (loss, top, sum, targets).
 def cross_entropy(
     logits: ArrayLike, targets: ArrayLike, ignore_index: int | None, label_smoothing: float, op: str
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[np.int64]]: ...
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[np.int64], np.dtype[Any]]: ...
 def cross_entropy_backward(
     dloss: ArrayLike,
     for_each: bool,

@@ -151,8 +151,8 @@ def test_wrong_types_and_gradients_are_named():
         fa.cross_entropy(np.ones((2, 3)), [0.0, 1.0])
     with pytest.raises(TypeError, match=r"cross_entropy: ignore_index must be an integer or None"):
         fa.cross_entropy(np.ones((2, 3)), [0, 1], ignore_index="x")
-    with pytest.raises(TypeError, match=r"cross_entropy: logits must be float32 or float64"):
-        fa.cross_entropy(np.ones((2, 3), np.float16), [0, 1])
+    with pytest.raises(TypeError, match=r"cross_entropy: logits must be float32, float64"):
+        fa.cross_entropy(np.ones((2, 3), int), [0, 1])
     _, saved = fa.cross_entropy_forward(np.ones((2, 3)), [0, 1])
     with pytest.raises(TypeError, match=r"cross_entropy_backward: dloss must be a number"):
         fa.cross_entropy_backward(np.ones(2), saved)

@@ -138,8 +138,8 @@ def test_wrong_arguments_are_named():
         fa.relu_backward(one[:2], one)
     with pytest.raises(TypeError, match=r"silu_backward: dy must be float32 like the other arrays"):
         fa.silu_backward(one.astype(np.float64), one)
-    with pytest.raises(TypeError, match=r"tanh_backward: x must be float32 or float64"):
-        fa.tanh_backward(one, np.ones(3, np.float16))
+    with pytest.raises(TypeError, match=r"tanh_backward: x must be float32, float64"):
+        fa.tanh_backward(one, np.ones(3, int))
     with pytest.raises(ValueError, match=r"silu_gated: up must have the shape of gate"):
         fa.silu_gated(one, one[:2])
     with pytest.raises(ValueError, match=r"silu_gated_backward: dy must have the shape of gate"):

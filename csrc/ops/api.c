@@ -63,7 +63,7 @@ fa_status fa_map(fa_dtype dtype, fa_activation f, void *y, const void *x, fa_ind
 
 fa_status fa_map_backward(fa_dtype dtype, fa_activation f, void *dx, const void *dy, const void *x, fa_index n)
 {
-    COMPUTE(fa_status, BY_DTYPE(map_backward, f, dx, dy, x, n));
+    COMPUTE(fa_status, BY_ANY_DTYPE(map_backward, f, dx, dy, x, n));
 }
 
 fa_status fa_silu_gated_forward(fa_dtype dtype, void *y, const void *gate, const void *up, fa_index n)
@@ -74,7 +74,7 @@ fa_status fa_silu_gated_forward(fa_dtype dtype, void *y, const void *gate, const
 fa_status fa_silu_gated_backward(fa_dtype dtype, void *dgate, void *dup, const void *dy, const void *gate, const void *up,
                                  fa_index n)
 {
-    COMPUTE(fa_status, BY_DTYPE(silu_gated_backward, dgate, dup, dy, gate, up, n));
+    COMPUTE(fa_status, BY_ANY_DTYPE(silu_gated_backward, dgate, dup, dy, gate, up, n));
 }
 
 fa_status fa_cast(fa_dtype dtype, void *y, const void *x, fa_index n, int narrow)
@@ -96,12 +96,12 @@ fa_status fa_softmax_backward(fa_dtype dtype, int log, void *dx, const void *dy,
 
 fa_status fa_cross_entropy_forward(fa_dtype dtype, const fa_cross_entropy_arguments *a)
 {
-    COMPUTE(fa_status, BY_DTYPE(cross_entropy_forward, a));
+    COMPUTE(fa_status, BY_ANY_DTYPE(cross_entropy_forward, a));
 }
 
 fa_status fa_cross_entropy_backward(fa_dtype dtype, const fa_cross_entropy_arguments *a, void *dx, const void *dloss)
 {
-    COMPUTE(fa_status, BY_DTYPE(cross_entropy_backward, a, dx, dloss));
+    COMPUTE(fa_status, BY_ANY_DTYPE(cross_entropy_backward, a, dx, dloss));
 }
 
 fa_status fa_embedding_forward(fa_dtype dtype, void *y, const void *w, const fa_index *id, fa_index rows, fa_index n)
@@ -112,7 +112,7 @@ fa_status fa_embedding_forward(fa_dtype dtype, void *y, const void *w, const fa_
 fa_status fa_embedding_backward(fa_dtype dtype, void *dw, const void *dy, const fa_index *id, fa_index table_rows, fa_index rows,
                                 fa_index n)
 {
-    COMPUTE(fa_status, BY_DTYPE(embedding_backward, dw, dy, id, table_rows, rows, n));
+    COMPUTE(fa_status, BY_ANY_DTYPE(embedding_backward, dw, dy, id, table_rows, rows, n));
 }
 
 fa_status fa_rope(fa_dtype dtype, void *y, const void *x, const void *cosine, const void *sine, const fa_index *position,
@@ -145,7 +145,7 @@ fa_status fa_linear_forward(fa_dtype dtype, const fa_linear_arguments *a) { COMP
 
 fa_status fa_linear_backward(fa_dtype dtype, const fa_linear_backward_arguments *a)
 {
-    COMPUTE(fa_status, BY_DTYPE(linear_backward, a));
+    COMPUTE(fa_status, BY_ANY_DTYPE(linear_backward, a));
 }
 
 size_t fa_linear_packed_bytes(fa_dtype dtype, fa_isa isa, fa_index N, fa_index K)

@@ -84,6 +84,7 @@ cdef extern from "fastattn.h" nogil:
         const void *weight
         const void *bias
         double eps
+        int wide
 
     ctypedef struct fa_norm_backward_arguments:
         fa_norm kind
@@ -97,6 +98,7 @@ cdef extern from "fastattn.h" nogil:
         const void *dsum
         const void *mean
         const void *rstd
+        int wide
 
     fa_status fa_norm_forward(fa_dtype dtype, const fa_norm_arguments *a)
     fa_status fa_norm_backward(fa_dtype dtype, const fa_norm_backward_arguments *a)

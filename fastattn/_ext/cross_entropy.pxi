@@ -2,7 +2,8 @@
 
 
 def cross_entropy(object logits, object targets, object ignore_index, object label_smoothing, str op):
-    """(loss, top, sum, targets), all of the shape of targets."""
+    """(loss, top, sum, targets, dtype of logits), all of the shape of targets; the first three are float32 for 16-bit
+    logits."""
     cdef Array x, loss, top, total
     cdef fa_cross_entropy_arguments arguments
     cdef fa_status status
@@ -12,7 +13,7 @@ def cross_entropy(object logits, object targets, object ignore_index, object lab
     arguments.ignored = as_ignored(ignore_index, op, "ignore_index")
     logits, targets = as_ndarray(logits, op, "logits"), as_ndarray(targets, op, "targets")
     try:
-        acquire_contiguous(&x, logits, op, "logits")
+        acquire_contiguous(&x, logits, op, "logits", -1, ALL_TYPES)
         check_axis(&x, op, "logits")
         shape = shape_of(&x)
         lead = shape[:len(shape) - 1]
@@ -21,9 +22,10 @@ def cross_entropy(object logits, object targets, object ignore_index, object lab
         if ids.shape != lead:
             raise wrong_shape(op, "targets", f"have shape {lead}, that of logits but for the last axis",
                               f"shape {ids.shape}")
-        losses = new_like(&loss, lead, &x, op)
-        tops = new_like(&top, lead, &x, op)
-        sums = new_like(&total, lead, &x, op)
+        losses = new_out(&loss, lead, real_dtype(x.dtype), op)
+        tops = new_out(&top, lead, real_dtype(x.dtype), op)
+        sums = new_out(&total, lead, real_dtype(x.dtype), op)
+        dtype = dtype_of(&x)
         arguments.rows = rows_before(&x)
         arguments.x, arguments.target = x.data, index_pointer(ids)
         arguments.loss, arguments.top, arguments.sum = loss.data, top.data, total.data
@@ -35,7 +37,7 @@ def cross_entropy(object logits, object targets, object ignore_index, object lab
         release(&loss)
         release(&top)
         release(&total)
-    return losses, tops, sums, ids
+    return losses, tops, sums, ids, dtype
 
 
 cdef double as_smoothing(object value, str op, str name) except? -1.0:
@@ -60,21 +62,25 @@ def cross_entropy_backward(object dloss, bint for_each, object logits, object ta
     tops, sums = as_ndarray(tops, op, "saved.top"), as_ndarray(sums, op, "saved.sum")
     dloss = as_ndarray(dloss, op, "dloss") if for_each else as_float(dloss, op, "dloss")
     try:
-        acquire_contiguous(&x, logits, op, "saved.logits")
+        acquire_contiguous(&x, logits, op, "saved.logits", -1, ALL_TYPES)
         check_axis(&x, op, "saved.logits")
         shape = shape_of(&x)
         lead = shape[:len(shape) - 1]
         arguments.n = x.shape[x.ndim - 1]
-        acquire_shaped(&top, tops, lead, x.dtype, op, "saved.top")
-        acquire_shaped(&total, sums, lead, x.dtype, op, "saved.sum")
+        acquire_shaped(&top, tops, lead, real_dtype(x.dtype), op, "saved.top")
+        acquire_shaped(&total, sums, lead, real_dtype(x.dtype), op, "saved.sum")
         ids = as_ids(targets, arguments.n, op, "saved.targets", None if ignore_index is None else arguments.ignored)
         if ids.shape != lead:
             raise wrong_shape(op, "saved.targets", f"have shape {lead}, that of logits but for the last axis",
                               f"shape {ids.shape}")
         if for_each:
+            acquire_contiguous(&g, dloss, op, "dloss", -1, x.dtype)
+            if x.dtype != real_dtype(x.dtype):
+                release(&g)
+                dloss = cast(dloss, float32, op, "dloss")
             acquire_same(&g, dloss, op, "dloss", &top, "targets")
         else:
-            filled = new_like(&g, lead, &x, op)
+            filled = new_out(&g, lead, real_dtype(x.dtype), op)
             with DefaultFloats():
                 filled.fill(dloss)
         result = new_like(&d, shape, &x, op)

@@ -57,7 +57,7 @@ def embedding_backward(object dy, object ids, object table, str op):
     check_table(table, op, "saved.shape")
     ids, dy = as_ids(ids, table[0], op, "saved.ids"), as_ndarray(dy, op, "dy")
     try:
-        acquire_contiguous(&g, dy, op, "dy")
+        acquire_contiguous(&g, dy, op, "dy", -1, ALL_TYPES)
         if shape_of(&g) != (*ids.shape, table[1]):
             raise wrong_shape(op, "dy", f"have shape {(*ids.shape, table[1])}", f"shape {shape_of(&g)}")
         result = new_like(&d, table, &g, op)

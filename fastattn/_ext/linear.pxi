@@ -189,7 +189,7 @@ def linear(object x, object weight, object bias, object activation, object out, 
     else:
         weight = as_ndarray(weight, op, "weight")
     try:
-        acquire_contiguous(&a, x, op, "x", -1, REAL_TYPES if save else ALL_TYPES)
+        acquire_contiguous(&a, x, op, "x", -1, ALL_TYPES)
         check_axis(&a, op, "x")
         if packed is not None:
             N, K = packed.N, packed.K
@@ -265,7 +265,7 @@ def linear_backward(object dy, object x, object weight, object z, object activat
     if arguments.activation != FA_IDENTITY:
         z = as_ndarray(z, op, "saved.z")
     try:
-        acquire_contiguous(&a, x, op, "saved.x")
+        acquire_contiguous(&a, x, op, "saved.x", -1, ALL_TYPES)
         check_axis(&a, op, "saved.x")
         acquire_matrix(&w, weight, op, "saved.weight", a.dtype)
         if a.shape[a.ndim - 1] != w.shape[1]:

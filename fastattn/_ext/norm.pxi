@@ -22,11 +22,17 @@ cdef object check_axis(const Array *a, str op, str name):
         raise wrong_shape(op, name, "have at least one axis", "a scalar")
 
 
-cdef object acquire_columns(Array *a, object value, str op, str name, const Array *x):
+cdef int columns_dtype(object weight, object bias, const Array *x):
+    """fa_dtype of weight and bias: that of x, or beside 16-bit arrays float32."""
+    cdef object first = bias if weight is None else weight
+    return FA_F32 if x.dtype > FA_F64 and first is not None and first.dtype == float32 else x.dtype
+
+
+cdef object acquire_columns(Array *a, object value, str op, str name, const Array *x, int dtype):
     """A contiguous vector, one element for each column of x; None holds nothing."""
     if value is None:
         return
-    acquire_contiguous(a, value, op, name, 1, x.dtype)
+    acquire_contiguous(a, value, op, name, 1, dtype)
     if a.shape[0] != x.shape[x.ndim - 1]:
         raise wrong_shape(op, name, f"have shape ({x.shape[x.ndim - 1]},), the last axis of x", f"shape {shape_of(a)}")
 
@@ -41,6 +47,7 @@ def norm(str kind, object x, object residual, object weight, object bias, object
     cdef Array a, r, w, b, y, s, m, d
     cdef fa_norm_arguments arguments
     cdef fa_status status
+    cdef int kind_of_columns
     cdef object result, total, mean = None, rstd = None
     a.held = r.held = w.held = b.held = y.held = s.held = m.held = d.held = False
     arguments.kind = NORMS[kind]
@@ -54,8 +61,10 @@ def norm(str kind, object x, object residual, object weight, object bias, object
         check_narrowed(arguments.eps, a.dtype, op, "eps")
         check_axis(&a, op, "x")
         acquire_like(&r, residual, op, "residual", &a, "x")
-        acquire_columns(&w, weight, op, "weight", &a)
-        acquire_columns(&b, bias, op, "bias", &a)
+        kind_of_columns = columns_dtype(weight, bias, &a)
+        arguments.wide = kind_of_columns != a.dtype
+        acquire_columns(&w, weight, op, "weight", &a, kind_of_columns)
+        acquire_columns(&b, bias, op, "bias", &a, kind_of_columns)
         shape = shape_of(&a)
         lead = shape[:len(shape) - 1]
         if out is not None and acquire_out(&y, out, shape, &a, op) and is_contiguous(&y) and not (
@@ -102,10 +111,11 @@ cdef Py_ssize_t rows_of(const Array *a) noexcept:
 def norm_backward(str kind, object dy, object x, object weight, object mean, object rstd, object dsum, object bias,
                   str op):
     """(dx, dweight, dbias) from the sum, mean and rstd of `norm`; dweight is None without a weight, dbias unless `bias`
-    asks."""
+    asks. Both have the type of the weight."""
     cdef Array g, a, w, m, d, s, dx, dw, db
     cdef fa_norm_backward_arguments arguments
     cdef fa_status status
+    cdef int kind_of_columns
     cdef object result, dweight = None, dbias = None
     cdef bint with_bias = as_flag(bias, op, "saved.bias")
     g.held = a.held = w.held = m.held = d.held = s.held = dx.held = dw.held = db.held = False
@@ -120,7 +130,9 @@ def norm_backward(str kind, object dy, object x, object weight, object mean, obj
         check_axis(&a, op, "saved.x")
         acquire_same(&g, dy, op, "dy", &a, "x")
         acquire_like(&s, dsum, op, "dsum", &a, "x")
-        acquire_columns(&w, weight, op, "saved.weight", &a)
+        kind_of_columns = columns_dtype(weight, None, &a)
+        arguments.wide = kind_of_columns != a.dtype
+        acquire_columns(&w, weight, op, "saved.weight", &a, kind_of_columns)
         shape = shape_of(&a)
         lead = shape[:len(shape) - 1]
         acquire_shaped(&d, rstd, lead, real_dtype(a.dtype), op, "saved.rstd")
@@ -129,9 +141,9 @@ def norm_backward(str kind, object dy, object x, object weight, object mean, obj
         arguments.n = a.shape[a.ndim - 1]
         arguments.rows = rows_of(&a)
         if w.held:
-            dweight = new_like(&dw, (arguments.n,), &a, op)
+            dweight = new_like(&dw, (arguments.n,), &w, op)
         if with_bias:
-            dbias = new_like(&db, (arguments.n,), &a, op)
+            dbias = new_like(&db, (arguments.n,), &w if w.held else &a, op)
         arguments.dx, arguments.dweight, arguments.dbias = dx.data, data_of(&dw), data_of(&db)
         arguments.dy, arguments.x, arguments.weight = g.data, a.data, data_of(&w)
         arguments.dsum, arguments.mean, arguments.rstd = data_of(&s), data_of(&m), d.data

@@ -41,7 +41,7 @@ def map_backward(str kind, object dy, object x, str op):
     g.held = a.held = d.held = False
     x, dy = as_ndarray(x, op, "x"), as_ndarray(dy, op, "dy")
     try:
-        acquire_contiguous(&a, x, op, "x")
+        acquire_contiguous(&a, x, op, "x", -1, ALL_TYPES)
         acquire_same(&g, dy, op, "dy", &a, "x")
         result = new_like(&d, shape_of(&a), &a, op)
         with nogil:
@@ -90,7 +90,7 @@ def silu_gated_backward(object dy, object gate, object up, str op):
     g.held = a.held = u.held = da.held = du.held = False
     gate, up, dy = as_ndarray(gate, op, "gate"), as_ndarray(up, op, "up"), as_ndarray(dy, op, "dy")
     try:
-        acquire_contiguous(&a, gate, op, "gate")
+        acquire_contiguous(&a, gate, op, "gate", -1, ALL_TYPES)
         acquire_same(&u, up, op, "up", &a, "gate")
         acquire_same(&g, dy, op, "dy", &a, "gate")
         dgate = new_like(&da, shape_of(&a), &a, op)

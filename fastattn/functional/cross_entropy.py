@@ -35,7 +35,8 @@ def cross_entropy(logits: ArrayLike, targets: ArrayLike, *, ignore_index: int | 
 
     reduction: "mean" over the targets that are not ignored (NaN where all are), "sum", or "none" for the losses of the
     shape of targets. Where targets are ignore_index (None: nowhere) loss and gradient are 0, and logits are not read. A
-    row with NaN or +inf has the loss NaN. Raises ValueError naming a target out of range.
+    row with NaN or +inf has the loss NaN. Of 16-bit logits the losses are computed, added up and kept in float32, and
+    the result is rounded. Raises ValueError naming a target out of range.
 
     >>> cross_entropy(np.array([[0.0, 0.0], [1.0, 2.0]]), [1, -100])
     np.float64(0.6931471805599453)
@@ -82,11 +83,12 @@ def cross_entropy_backward(dloss: ArrayLike, saved: SavedCrossEntropy) -> Array:
 def _forward(logits: ArrayLike, targets: ArrayLike, ignore_index: int | None, label_smoothing: float, reduction: str,
              op: str) -> tuple[Array, SavedCrossEntropy]:  # fmt: skip
     reduction = check_choice(op, "reduction", reduction, _REDUCTIONS)
-    losses, top, total, numbers = _core.cross_entropy(logits, targets, ignore_index, label_smoothing, op)
+    losses, top, total, numbers, dtype = _core.cross_entropy(logits, targets, ignore_index, label_smoothing, op)
     count = numbers.size if ignore_index is None else int(np.count_nonzero(numbers != ignore_index))
     saved = SavedCrossEntropy(logits, numbers, top, total, ignore_index, label_smoothing, reduction, count)
     if reduction == "none":
-        return losses, saved
+        return losses if losses.dtype == dtype else _core.cast(losses, dtype), saved
     with _core.DefaultFloats():
         wide = losses.sum(dtype=np.float64)  # pairwise, of one contiguous array: the same order in every run
-        return losses.dtype.type(wide / np.float64(count) if reduction == "mean" else wide), saved
+        loss = losses.dtype.type(wide / np.float64(count) if reduction == "mean" else wide)
+    return loss if losses.dtype == dtype else _core.cast(np.asarray(loss), dtype)[()], saved

@@ -44,7 +44,7 @@ def embedding_forward(ids: ArrayLike, weight: ArrayLike) -> tuple[Array, SavedEm
 def embedding_backward(dy: ArrayLike, saved: SavedEmbedding) -> Array:
     """Gradient dweight[V, n] of embedding_forward: row v is the sum of dy[i] over ids[i] = v, in rising order of i.
 
-    float32 and float64. The order makes the bits the same on any number of threads.
+    16-bit sums are float32, rounded once. The order makes the bits the same on any number of threads.
 
     >>> _, saved = embedding_forward([0], np.ones((2, 1)))
     >>> embedding_backward(np.array([[5.0]]), saved)

@@ -38,7 +38,7 @@ class SavedLinear(NamedTuple):
 
 def linear_forward(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, *,
                    activation: str | None = None) -> tuple[Array, SavedLinear]:  # fmt: skip
-    """linear, and the values that its gradients need: (y, saved). float32 and float64; `weight` is an array.
+    """linear, and the values that its gradients need: (y, saved). `weight` is an array.
 
     >>> y, saved = linear_forward(np.ones((2, 3)), np.eye(3)[:2], activation="relu")
     >>> linear_backward(np.ones((2, 2)), saved)[0]
@@ -56,7 +56,8 @@ def linear_backward(dy: ArrayLike, saved: SavedLinear) -> tuple[Array, Array, Ar
 
         dx = g weight,  dweight = g^T x,  dbias = sum of g over all rows
 
-    Sums over rows run in parts of 64, added in order: the same bits on any number of threads.
+    Sums over rows run in parts of 64, added in order: the same bits on any number of threads. Gradients of 16-bit
+    arrays are computed in float32, from a copy of them, and rounded once.
 
     >>> _, saved = linear_forward(np.array([[1.0, 2.0]]), np.ones((1, 2)), np.zeros(1))
     >>> linear_backward(np.array([[3.0]]), saved)

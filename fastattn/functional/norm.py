@@ -24,7 +24,8 @@ def layer_norm(x: ArrayLike, weight: ArrayLike | None = None, bias: ArrayLike | 
     """y = (x - mean) / sqrt(variance + eps) * weight + bias over the last axis: x[..., n], weight[n], bias[n].
 
     The variance is that of the population (divided by n). A large common offset of a row loses no digits. NaN or an
-    infinity in a row makes the row NaN. `out` may be x. Source: Ba et al. 2016, arXiv:1607.06450.
+    infinity in a row makes the row NaN. Beside 16-bit x, weight and bias may be float32. `out` may be x. Source: Ba et
+    al. 2016, arXiv:1607.06450.
 
     >>> layer_norm(np.array([1.0, 3.0]), eps=0)
     array([-1.,  1.])
@@ -48,6 +49,8 @@ def layer_norm_backward(
     dy: ArrayLike, saved: SavedNorm, *, dsum: ArrayLike | None = None
 ) -> tuple[Array, Array | None, Array | None]:
     """Gradients (dx, dweight, dbias) of layer_norm_forward; None for a weight or bias that the call did not have.
+
+    dweight and dbias have the type of the weight.
 
     With a residual, dx is its gradient too. dsum[..., n]: the gradient of the returned sum, added to dx.
     With x^ = (x - mean) rstd and g = dy weight: dx = rstd (g - sum g / n - x^ sum g x^ / n).
@@ -75,7 +78,7 @@ def add_layer_norm(x: ArrayLike, residual: ArrayLike, weight: ArrayLike | None =
 def rms_norm(x: ArrayLike, weight: ArrayLike | None = None, *, eps: float = 1e-5, out: Array | None = None) -> Array:
     """y = x / sqrt(mean x^2 + eps) * weight over the last axis: x[..., n], weight[n].
 
-    `out` may be x. Source: Zhang and Sennrich 2019, arXiv:1910.07467.
+    Beside 16-bit x, weight may be float32. `out` may be x. Source: Zhang and Sennrich 2019, arXiv:1910.07467.
 
     >>> rms_norm(np.array([3.0, -3.0]), eps=0)
     array([ 1., -1.])

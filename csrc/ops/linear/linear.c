@@ -95,8 +95,11 @@ static void finish(const linear_call *c, real *product, fa_index ld, real *bias,
     const fa_kernels *k = c->kernels;
     const int more = c->bias || c->activation != FA_IDENTITY;
 #if FA_CONVERTS
+    const int apart = c->z != NULL; /* the bias, z, the activation */
     if (c->bias) k->widen(bias, c->bias + column, columns);
-    if (more) k->bias_activation_rows(product, NULL, ld, c->bias ? bias : NULL, rows, columns, (int)c->activation);
+    if (apart && c->bias) k->bias_activation_rows(product, NULL, ld, bias, rows, columns, FA_IDENTITY);
+    for (fa_index r = 0; r < rows && apart; r++) k->narrow(c->z + (m0 + r) * c->ldy + column, product + r * ld, columns);
+    if (more) k->bias_activation_rows(product, NULL, ld, c->bias && !apart ? bias : NULL, rows, columns, (int)c->activation);
     for (fa_index r = 0; r < rows; r++) k->narrow(c->y + (m0 + r) * c->ldy + column, product + r * ld, columns);
 #else
     (void)bias;

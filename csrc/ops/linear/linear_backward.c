@@ -3,10 +3,68 @@
      dx = g w (+ dx)          dw = g' x          dbias = sums of g over rows
 
    Chunks of CHUNK_ROWS rows: g into scratch, the rows of x into panels, then the products of the chunk in one list over the pool
-   (product.h). Sums over rows run in parts that divide CHUNK_ROWS, so no sum depends on the chunks. w is packed once. */
-#include "product.h"
+   (product.h). Sums over rows run in parts that divide CHUNK_ROWS, so no sum depends on the chunks. w is packed once.
+
+   16-bit arrays: all of that on copies in float, and each gradient is rounded once. */
+#include "../ops.h"
 
 #include <string.h>
+
+#if FA_CONVERTS
+
+fa_status fa_linear_backward_f32(const fa_linear_backward_arguments *a);
+
+/* Rows of n with any distance, to or from contiguous ones of reals. */
+static void cast_rows(void *y, fa_index ldy, const void *x, fa_index ldx, fa_index rows, fa_index n, int narrow)
+{
+    const size_t y_item = narrow ? sizeof(stored) : sizeof(real), x_item = narrow ? sizeof(real) : sizeof(stored);
+    if (ldy == n && ldx == n) n *= rows, rows = 1;
+    for (fa_index r = 0; r < rows; r++)
+        OP(cast)((char *)y + (size_t)(r * ldy) * y_item, (const char *)x + (size_t)(r * ldx) * x_item, n, narrow);
+}
+
+/* Gives out the float copies; called twice, see arena. */
+static void plan_copies(fa_linear_backward_arguments *wide, const fa_linear_backward_arguments *a, arena *plan)
+{
+    const fa_index x = a->M * a->K, y = a->M * a->N, w = a->N * a->K;
+    wide->x = arena_take(plan, x, sizeof(real));
+    wide->dy = arena_take(plan, y, sizeof(real));
+    wide->z = a->activation == FA_IDENTITY ? NULL : arena_take(plan, y, sizeof(real));
+    wide->w = arena_take(plan, a->dx ? w : 0, sizeof(real));
+    wide->dw = arena_take(plan, w, sizeof(real));
+    wide->dx = a->dx ? arena_take(plan, x, sizeof(real)) : NULL;
+    wide->dbias = a->dbias ? arena_take(plan, a->N, sizeof(real)) : NULL;
+}
+
+fa_status OP(linear_backward)(const fa_linear_backward_arguments *a)
+{
+    fa_linear_backward_arguments wide = *a;
+    fa_scratch scratch;
+    arena plan = {0};
+    if (a->N == 0 && a->K == 0) return FA_OK; /* as below */
+    plan_copies(&wide, a, &plan);
+    if (!fa_scratch_take(&scratch, plan.used)) return FA_NOMEM;
+    plan = (arena){.base = scratch.base};
+    plan_copies(&wide, a, &plan);
+    wide.ldw = wide.lddw = a->K;
+    OP(cast)((void *)wide.x, a->x, a->M * a->K, 0);
+    OP(cast)((void *)wide.dy, a->dy, a->M * a->N, 0);
+    if (wide.z) OP(cast)((void *)wide.z, a->z, a->M * a->N, 0);
+    if (a->dx) cast_rows((void *)wide.w, a->K, a->w, a->ldw, a->N, a->K, 0);
+    if (a->dx && a->add_dx) OP(cast)(wide.dx, a->dx, a->M * a->K, 0);
+    const fa_status status = fa_linear_backward_f32(&wide);
+    if (status == FA_OK) {
+        cast_rows(a->dw, a->lddw, wide.dw, a->K, a->N, a->K, 1);
+        if (a->dx) OP(cast)(a->dx, wide.dx, a->M * a->K, 1);
+        if (a->dbias) OP(cast)(a->dbias, wide.dbias, a->N, 1);
+    }
+    fa_scratch_give(&scratch);
+    return status;
+}
+
+#else
+
+#include "product.h"
 
 #define CHUNK_ROWS 2048 /* a multiple of the rows in a part of a sum over rows; x and g of 1024 floats each: 16 MB */
 #define ROWS_PER_TASK 16
@@ -122,3 +180,5 @@ fa_status OP(linear_backward)(const fa_linear_backward_arguments *a)
     fa_scratch_give(&scratch);
     return FA_OK;
 }
+
+#endif

@@ -1,4 +1,5 @@
-/* Cross-entropy and its gradient: blocks of whole rows over the pool; no probabilities are kept. */
+/* Cross-entropy and its gradient: blocks of whole rows over the pool; no probabilities are kept. Rows of 16 bits are widened one by one, and
+   rows of the gradient rounded. */
 #include "../ops.h"
 
 #define BLOCK 16384 /* elements per task, in whole rows */
@@ -7,9 +8,10 @@
 typedef struct {
     const fa_kernels *kernels;
     const fa_cross_entropy_arguments *a;
-    real *dx;
+    stored *dx;
     const real *dloss;
     fa_index rows_per_task;
+    real *wide; /* of each worker a row, and one of the gradient, where arrays are of 16 bits */
 } cross_entropy_call;
 
 static void forward_rows(void *context, fa_index i, int worker)
@@ -17,9 +19,19 @@ static void forward_rows(void *context, fa_index i, int worker)
     const cross_entropy_call *c = context;
     const fa_cross_entropy_arguments *a = c->a;
     const fa_index first = i * c->rows_per_task, rows = fa_min(c->rows_per_task, a->rows - first);
+    const stored *x = (const stored *)a->x + first * a->n;
+    real *loss = (real *)a->loss + first, *top = (real *)a->top + first, *sum = (real *)a->sum + first;
+    const fa_index *target = a->target + first;
+#if FA_CONVERTS
+    real *wide = c->wide + 2 * worker * a->n;
+    for (fa_index r = 0; r < rows; r++) {
+        c->kernels->widen(wide, x + r * a->n, a->n);
+        c->kernels->cross_entropy_rows(loss + r, top + r, sum + r, wide, target + r, 1, a->n, a->ignored, a->smoothing);
+    }
+#else
     (void)worker;
-    c->kernels->cross_entropy_rows((real *)a->loss + first, (real *)a->top + first, (real *)a->sum + first,
-                                   (const real *)a->x + first * a->n, a->target + first, rows, a->n, a->ignored, a->smoothing);
+    c->kernels->cross_entropy_rows(loss, top, sum, x, target, rows, a->n, a->ignored, a->smoothing);
+#endif
 }
 
 static void backward_rows(void *context, fa_index i, int worker)
@@ -27,18 +39,36 @@ static void backward_rows(void *context, fa_index i, int worker)
     const cross_entropy_call *c = context;
     const fa_cross_entropy_arguments *a = c->a;
     const fa_index first = i * c->rows_per_task, rows = fa_min(c->rows_per_task, a->rows - first), at = first * a->n;
+    const stored *x = (const stored *)a->x + at;
+    stored *dx = c->dx + at;
+    const real *dloss = c->dloss + first, *top = (const real *)a->top + first, *sum = (const real *)a->sum + first;
+    const fa_index *target = a->target + first;
+#if FA_CONVERTS
+    real *wide = c->wide + 2 * worker * a->n, *gradient = wide + a->n;
+    for (fa_index r = 0; r < rows; r++) {
+        c->kernels->widen(wide, x + r * a->n, a->n);
+        c->kernels->cross_entropy_backward_rows(gradient, dloss + r, wide, top + r, sum + r, target + r, 1, a->n, a->ignored,
+                                                a->smoothing);
+        c->kernels->narrow(dx + r * a->n, gradient, a->n);
+    }
+#else
     (void)worker;
-    c->kernels->cross_entropy_backward_rows(c->dx + at, c->dloss + first, (const real *)a->x + at, (const real *)a->top + first,
-                                            (const real *)a->sum + first, a->target + first, rows, a->n, a->ignored,
-                                            a->smoothing);
+    c->kernels->cross_entropy_backward_rows(dx, dloss, x, top, sum, target, rows, a->n, a->ignored, a->smoothing);
+#endif
 }
 
 static fa_status run(cross_entropy_call *c, fa_loop_body *task)
 {
     const fa_cross_entropy_arguments *a = c->a;
+    const int threads = fa_threads_for(WORK_PER_ELEMENT * (double)a->rows * (double)a->n);
+    fa_scratch scratch;
+    if (FA_CONVERTS) {
+        if (!fa_scratch_take(&scratch, fa_scratch_bytes(a->n, 2 * (size_t)threads * sizeof(real)))) return FA_NOMEM;
+        c->wide = (real *)scratch.base;
+    }
     c->rows_per_task = fa_max(1, BLOCK / fa_max(1, a->n));
-    fa_parallel_for(fa_ceil_div(a->rows, c->rows_per_task), fa_threads_for(WORK_PER_ELEMENT * (double)a->rows * (double)a->n),
-                    task, c);
+    fa_parallel_for(fa_ceil_div(a->rows, c->rows_per_task), threads, task, c);
+    if (FA_CONVERTS) fa_scratch_give(&scratch);
     return FA_OK;
 }
 

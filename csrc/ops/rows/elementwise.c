@@ -56,13 +56,26 @@ fa_status OP(silu_gated_forward)(void *y, const void *gate, const void *up, fa_i
     return FA_OK;
 }
 
-#if !FA_CONVERTS
+/* 16-bit numbers pass through buffers of reals, which are of the first-level cache, and results are rounded once. */
+#define BUFFER 512
+
 static void backward_block(void *context, fa_index i, int worker)
 {
     const block_call *c = context;
-    const fa_index first = i * BLOCK;
+    const fa_index first = i * BLOCK, end = fa_min(c->n, first + BLOCK);
     (void)worker;
-    c->kernels->map_backward(c->y + first, c->dy + first, c->x + first, fa_min(BLOCK, c->n - first), (int)c->f);
+#if FA_CONVERTS
+    for (fa_index at = first; at < end; at += BUFFER) {
+        const fa_index n = fa_min(BUFFER, end - at);
+        real dy[BUFFER], x[BUFFER];
+        c->kernels->widen(dy, c->dy + at, n);
+        c->kernels->widen(x, c->x + at, n);
+        c->kernels->map_backward(dy, dy, x, n, (int)c->f);
+        c->kernels->narrow(c->y + at, dy, n);
+    }
+#else
+    c->kernels->map_backward(c->y + first, c->dy + first, c->x + first, end - first, (int)c->f);
+#endif
 }
 
 fa_status OP(map_backward)(fa_activation f, void *dx, const void *dy, const void *x, fa_index n)
@@ -75,10 +88,22 @@ fa_status OP(map_backward)(fa_activation f, void *dx, const void *dy, const void
 static void gated_backward_block(void *context, fa_index i, int worker)
 {
     const block_call *c = context;
-    const fa_index first = i * BLOCK;
+    const fa_index first = i * BLOCK, end = fa_min(c->n, first + BLOCK);
     (void)worker;
-    c->kernels->silu_gated_backward(c->y + first, c->second + first, c->dy + first, c->x + first, c->up + first,
-                                    fa_min(BLOCK, c->n - first));
+#if FA_CONVERTS
+    for (fa_index at = first; at < end; at += BUFFER) {
+        const fa_index n = fa_min(BUFFER, end - at);
+        real dy[BUFFER], gate[BUFFER], up[BUFFER], dgate[BUFFER], dup[BUFFER];
+        c->kernels->widen(dy, c->dy + at, n);
+        c->kernels->widen(gate, c->x + at, n);
+        c->kernels->widen(up, c->up + at, n);
+        c->kernels->silu_gated_backward(dgate, dup, dy, gate, up, n);
+        c->kernels->narrow(c->y + at, dgate, n);
+        c->kernels->narrow(c->second + at, dup, n);
+    }
+#else
+    c->kernels->silu_gated_backward(c->y + first, c->second + first, c->dy + first, c->x + first, c->up + first, end - first);
+#endif
 }
 
 fa_status OP(silu_gated_backward)(void *dgate, void *dup, const void *dy, const void *gate, const void *up, fa_index n)
@@ -87,4 +112,3 @@ fa_status OP(silu_gated_backward)(void *dgate, void *dup, const void *dy, const 
     fa_parallel_for(fa_ceil_div(n, BLOCK), fa_threads_for(2 * WORK_PER_ELEMENT * (double)n), gated_backward_block, &call);
     return FA_OK;
 }
-#endif

@@ -34,7 +34,29 @@ fa_status OP(embedding_forward)(void *y, const void *w, const fa_index *id, fa_i
     return FA_OK;
 }
 
-#if !FA_CONVERTS
+#if FA_CONVERTS
+/* In float, and rounded once. */
+fa_status fa_embedding_backward_f32(void *dw, const void *dy, const fa_index *id, fa_index table_rows, fa_index rows, fa_index n);
+
+fa_status OP(embedding_backward)(void *dw, const void *dy, const fa_index *id, fa_index table_rows, fa_index rows, fa_index n)
+{
+    real *wide_dy = NULL, *wide_dw = NULL;
+    fa_scratch scratch;
+    arena plan = {0};
+    for (int pass = 0; pass < 2; pass++) {
+        plan.used = 0;
+        wide_dy = arena_take(&plan, rows * n, sizeof(real));
+        wide_dw = arena_take(&plan, table_rows * n, sizeof(real));
+        if (pass == 0 && !fa_scratch_take(&scratch, plan.used)) return FA_NOMEM;
+        plan.base = scratch.base;
+    }
+    OP(cast)(wide_dy, dy, rows * n, 0);
+    const fa_status status = fa_embedding_backward_f32(wide_dw, wide_dy, id, table_rows, rows, n);
+    if (status == FA_OK) OP(cast)(dw, wide_dw, table_rows * n, 1);
+    fa_scratch_give(&scratch);
+    return status;
+}
+#else
 static void zero_rows(void *context, fa_index i, int worker)
 {
     const embedding_call *c = context;
