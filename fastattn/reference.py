@@ -185,7 +185,13 @@ def rope(x, positions, base=10000.0, interleaved=False, dtype=np.float64):
     wider = np.float64 if dtype == np.float32 else np.longdouble
     positions, base, columns = _real(wider, positions, base, np.arange(0, n, 2))
     angle = positions[..., None] * base ** (-columns / n)
-    c, s = _like(x, np.cos(angle)), _like(x, np.sin(angle))
+    return rotate_pairs(x, _like(x, np.cos(angle)), _like(x, np.sin(angle)), interleaved, dtype)
+
+
+def rotate_pairs(x, cos, sin, interleaved=False, dtype=np.float64):
+    """rope with cosines and sines [..., D / 2]; with -sin the gradient."""
+    x, c, s = _real(dtype, x, cos, sin)
+    n = x.shape[-1]
     a, b = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., : n // 2], x[..., n // 2 :])
     rotated = a * c - b * s, b * c + a * s
     return np.stack(rotated, -1).reshape(x.shape) if interleaved else np.concatenate(rotated, -1)

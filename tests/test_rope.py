@@ -78,6 +78,76 @@ def test_16_bits_are_rounded_once(rng, interleaved):
         assert same_bits(got.view(np.uint16), wide.astype(kind).view(np.uint16))
 
 
+@both
+@pytest.mark.parametrize("shape", [(), (7, 1), (2, 7, 3), (2, 1, 1)], ids=str)
+@pytest.mark.usefixtures("isa", "threads")
+def test_given_cosines_and_sines_keep_the_error_rule(dtype, rng, interleaved, shape):
+    rule = ErrorRule()
+    for n in SIZES:
+        x = rng.standard_normal((2, 7, 3, n), np.float32).astype(dtype)
+        cos, sin = (rng.standard_normal((*shape, n // 2), np.float32).astype(dtype) for _ in range(2))
+        got = fa.rope(x, cos=cos, sin=sin, interleaved=interleaved)
+        right = exact(dtype).rotate_pairs(x, cos, sin, interleaved)
+        rule.add(got, plain.rotate_pairs(x, cos, sin, interleaved), right)
+        dx = fa.rope_backward(x, fa.rope_forward(x, cos=cos, sin=sin, interleaved=interleaved)[1])
+        assert same_bits(dx, fa.rope(x, cos=cos, sin=-sin, interleaved=interleaved))
+    rule.check()
+
+
+@both
+@pytest.mark.usefixtures("isa")
+def test_given_tables_of_positions_give_the_bits_of_positions(dtype, rng, interleaved):
+    x = rng.standard_normal((2, 9, 34)).astype(dtype)
+    wide = np.float64 if dtype == np.float32 else np.longdouble
+    angle = np.arange(9, dtype=wide)[:, None] * wide(10000) ** (-np.arange(0, 34, 2).astype(wide) / 34)
+    tables = {"cos": np.cos(angle).astype(dtype), "sin": np.sin(angle).astype(dtype)}
+    expected = fa.rope(x, np.arange(9), interleaved=interleaved)
+    assert same_bits(fa.rope(x, **tables, interleaved=interleaved), expected)
+    for other in LAYOUTS.values():
+        given = {name: other(table) for name, table in tables.items()}
+        assert same_bits(fa.rope(other(x), **given, interleaved=interleaved), expected)
+
+
+@both
+@pytest.mark.usefixtures("isa")
+def test_tables_beside_16_bits_may_be_float32(rng, interleaved):
+    bf16 = pytest.importorskip("ml_dtypes").bfloat16
+    for kind in (np.float16, bf16):
+        x, cos, sin = (rng.standard_normal((9, n), np.float32).astype(kind) for n in (34, 17, 17))
+        wide = {"cos": cos.astype(np.float32), "sin": sin.astype(np.float32)}
+        expected = fa.rope(x.astype(np.float32), **wide, interleaved=interleaved).astype(kind).view(np.uint16)
+        assert same_bits(fa.rope(x, **wide, interleaved=interleaved).view(np.uint16), expected)
+        assert same_bits(fa.rope(x, cos=cos, sin=sin, interleaved=interleaved).view(np.uint16), expected)
+
+
+def test_sizes_with_tables_may_be_zero():
+    for shape in ((0, 4), (3, 0), (2, 0, 4)):
+        table = np.ones((shape[-2], shape[-1] // 2))
+        assert fa.rope(np.ones(shape), cos=table, sin=table).shape == shape
+
+
+HALF = np.ones((2, 2))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({}, TypeError, "rope: positions must be given, or cos and sin, got none"),
+        ({"cos": HALF}, TypeError, "rope: positions must be given, or cos and sin, got cos"),
+        ({"positions": [0, 1], "cos": HALF, "sin": HALF}, TypeError, "got positions and cos and sin"),
+        ({"cos": HALF, "sin": HALF[:1]}, ValueError, r"rope: sin must have the shape of cos, \(2, 2\), got \(1, 2\)"),
+        ({"cos": HALF, "sin": np.ones((2, 4))}, ValueError, r"rope: sin must broadcast to \(2, 2\), half the columns"),
+        ({"cos": np.ones((3, 2)), "sin": HALF}, ValueError, r"rope: cos must broadcast to \(2, 2\).*got \(3, 2\)"),
+        ({"cos": np.float64(1), "sin": HALF}, ValueError, "rope: cos must broadcast"),
+        ({"cos": HALF.astype(np.float32), "sin": HALF}, TypeError, "rope: cos must be float64 like x, got float32"),
+        ({"cos": HALF, "sin": HALF.astype(int)}, TypeError, "rope: sin must be float32, float64"),
+    ],
+)
+def test_wrong_tables_are_named(options, error, message):
+    with pytest.raises(error, match=message):
+        fa.rope(np.ones((2, 4)), **options)
+
+
 def test_sizes_may_be_zero():
     for shape in ((0, 4), (3, 0), (2, 0, 4)):
         assert fa.rope(np.ones(shape), np.arange(shape[-2])).shape == shape

@@ -53,12 +53,15 @@ def sinusoidal_positions(length: int, dim: int, *, base: float = 10000.0, offset
 class SavedRope(NamedTuple):
     """The values that the gradient of rope needs: the options of the call."""
 
-    positions: ArrayLike
+    positions: ArrayLike | None
     base: float
     interleaved: bool
+    cos: ArrayLike | None
+    sin: ArrayLike | None
 
 
-def rope(x: ArrayLike, positions: ArrayLike, *, base: float = 10000.0, interleaved: bool = False,
+def rope(x: ArrayLike, positions: ArrayLike | None = None, *, base: float = 10000.0, interleaved: bool = False,
+         cos: ArrayLike | None = None, sin: ArrayLike | None = None,
          out: Array | None = None) -> Array:  # fmt: skip
     """Rotary positions: pairs of x[..., D] rotated by position * base^(-2 j / D), j the number of the pair.
 
@@ -69,22 +72,29 @@ def rope(x: ArrayLike, positions: ArrayLike, *, base: float = 10000.0, interleav
     (of float64: long double), cosines and sines rounded to the type of the arithmetic. `out` may be x. Source: Su et
     al. 2021, arXiv:2104.09864.
 
+    cos and sin[..., D / 2] give cosines and sines instead of positions and base: both of one shape, which broadcasts to
+    that of x but for the last axis, and of the type of x, or float32 beside 16-bit x.
+
     >>> rope(np.array([[1.0, 0.0], [1.0, 0.0]]), [0, 1])
     array([[1.        , 0.        ],
            [0.54030231, 0.84147098]])
+    >>> rope(np.array([[1.0, 2.0]]), cos=np.array([[0.0]]), sin=np.array([[1.0]]))
+    array([[-2.,  1.]])
     """
-    return _rope(x, positions, base, interleaved, out, 1, "rope")
+    return _rope(x, SavedRope(positions, base, interleaved, cos, sin), out, 1, "rope")
 
 
-def rope_forward(x: ArrayLike, positions: ArrayLike, *, base: float = 10000.0,
-                 interleaved: bool = False) -> tuple[Array, SavedRope]:  # fmt: skip
+def rope_forward(x: ArrayLike, positions: ArrayLike | None = None, *, base: float = 10000.0, interleaved: bool = False,
+                 cos: ArrayLike | None = None,
+                 sin: ArrayLike | None = None) -> tuple[Array, SavedRope]:  # fmt: skip
     """rope, and the values that its gradient needs: (y, saved).
 
     >>> y, saved = rope_forward(np.ones((1, 2)), [0])
     >>> rope_backward(y, saved)
     array([[1., 1.]])
     """
-    return _rope(x, positions, base, interleaved, None, 1, "rope_forward"), SavedRope(positions, base, interleaved)
+    saved = SavedRope(positions, base, interleaved, cos, sin)
+    return _rope(x, saved, None, 1, "rope_forward"), saved
 
 
 def rope_backward(dy: ArrayLike, saved: SavedRope) -> Array:
@@ -95,20 +105,43 @@ def rope_backward(dy: ArrayLike, saved: SavedRope) -> Array:
     array([[ 0.54030231, -0.84147098]])
     """
     check_saved("rope_backward", saved, SavedRope)
-    return _rope(dy, saved.positions, saved.base, saved.interleaved, None, -1, "rope_backward")
+    return _rope(dy, saved, None, -1, "rope_backward")
 
 
 @default_floats
-def _rope(x: ArrayLike, positions: ArrayLike, base: float, interleaved: bool, out: Array | None, direction: int,
-          op: str) -> Array:  # fmt: skip
+def _rope(x: ArrayLike, options: SavedRope, out: Array | None, direction: int, op: str) -> Array:
     of_x, of_saved = ("x", "") if direction > 0 else ("dy", "saved.")
-    array, place = _core.checked_array(x, op, of_x), _core.checked_array(positions, op, of_saved + "positions")
+    array = _core.checked_array(x, op, of_x)
     if array.ndim == 0 or array.shape[-1] % 2:
         raise ValueError(f"{op}: {of_x} must have a last axis of even size, got shape {array.shape}")
+    interleaved = check_flag(op, of_saved + "interleaved", options.interleaved)
+    given = [name for name in ("positions", "cos", "sin") if getattr(options, name) is not None]
+    if given not in (["positions"], ["cos", "sin"]):
+        raise TypeError(f"{op}: {of_saved}positions must be given, or cos and sin, got {' and '.join(given) or 'none'}")
+    if options.positions is None:
+        tables = _given_rotations(array, options, direction, interleaved, op, of_x, of_saved)
+    else:
+        tables = _rotations(array, options, direction, interleaved, op, of_x, of_saved)
+    return _core.rope(array, *tables, interleaved, out, op, of_x)
+
+
+def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    ends = target[len(target) - len(shape) :]
+    return len(shape) <= len(target) and all(n in (1, m) for n, m in zip(shape, ends, strict=True))
+
+
+Rotations = tuple[Array, Array, Array]
+"""Cosines and sines, and the row of these that each row of an array takes."""
+
+
+def _rotations(array: Array, options: SavedRope, direction: int, interleaved: bool, op: str, of_x: str,
+               of_saved: str) -> Rotations:  # fmt: skip
+    """Of the positions."""
+    given: Any = options.positions
+    place = _core.checked_array(given, op, of_saved + "positions")
     if place.dtype.kind not in "iuf":
         raise TypeError(f"{op}: {of_saved}positions must be integers or floats, got {place.dtype}")
-    base = check_number(op, of_saved + "base", base)
-    interleaved = check_flag(op, of_saved + "interleaved", interleaved)
+    base = check_number(op, of_saved + "base", options.base)
     if not 0 < base < np.inf:
         raise ValueError(f"{op}: {of_saved}base must be positive and finite, got {base}")
     if base < _SMALLEST_BASE:
@@ -118,38 +151,60 @@ def _rope(x: ArrayLike, positions: ArrayLike, base: float, interleaved: bool, ou
             f"{op}: {of_saved}positions must broadcast to {array.shape[:-1]}, the shape of {of_x} but for the last "
             f"axis, got {place.shape}"
         )
-    try:
-        tables = _rotations(array, place, base, direction, interleaved)
-    except MemoryError:
-        raise MemoryError(f"{op}: no memory for the angles of {of_saved}positions, shape {place.shape}") from None
-    if tables is None:
-        wrong = place[~np.isfinite(place)][0]
-        raise ValueError(f"{op}: {of_saved}positions must be finite, got {wrong}")
-    return _core.rope(array, *tables, interleaved, out, op, of_x)
-
-
-def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
-    ends = target[len(target) - len(shape) :]
-    return len(shape) <= len(target) and all(n in (1, m) for n, m in zip(shape, ends, strict=True))
-
-
-def _rotations(
-    array: Array, positions: Array, base: float, direction: int, interleaved: bool
-) -> tuple[Array, Array, Array] | None:
-    """Cosines and sines of the positions, and the row of these that each row of the array takes; None if a position
-    is not finite."""
     n = array.shape[-1]
     wide: Any = np.longdouble if array.dtype == np.float64 else np.float64
-    place = np.array(positions, wide)  # from here on nothing depends on the caller's array
-    if not np.isfinite(place).all():
-        return None
-    lead = array.shape[:-1] if array.size else (0,)
-    row = np.arange(place.size).reshape(place.shape) if array.size else np.arange(0)
-    frequency = np.power(wide(base), -np.arange(0, n, 2).astype(wide) / wide(max(n, 1)))
-    angle = place.ravel()[:, None] * frequency
-    kind = np.float64 if array.dtype == np.float64 else np.float32
-    cosine, sine = np.cos(angle).astype(kind), (direction * np.sin(angle)).astype(kind)
+    try:
+        own = np.array(place, wide)  # from here on nothing depends on the caller's array
+        if not np.isfinite(own).all():
+            raise ValueError(f"{op}: {of_saved}positions must be finite, got {own[~np.isfinite(own)][0]}")
+        frequency = np.power(wide(base), -np.arange(0, n, 2).astype(wide) / wide(max(n, 1)))
+        angle = own.ravel()[:, None] * frequency
+        kind = np.float64 if array.dtype == np.float64 else np.float32
+        cosine, sine = np.cos(angle).astype(kind), (direction * np.sin(angle)).astype(kind)
+        return _laid_out(array, cosine, sine, own.shape, interleaved)
+    except MemoryError:
+        raise MemoryError(f"{op}: no memory for the angles of {of_saved}positions, shape {place.shape}") from None
+
+
+def _given_rotations(array: Array, options: SavedRope, direction: int, interleaved: bool, op: str, of_x: str,
+                     of_saved: str) -> Rotations:  # fmt: skip
+    """Of the caller's cosines and sines."""
+    kind, half = (np.float64 if array.dtype == np.float64 else np.float32), array.shape[-1] // 2
+    tables: list[Array] = []
+    pair: Any = (("cos", options.cos), ("sin", options.sin))
+    for name, value in pair:
+        label = of_saved + name
+        table = _core.checked_floats(value, op, label)
+        if table.dtype not in (array.dtype, kind):
+            raise TypeError(f"{op}: {label} must be {array.dtype} like {of_x}, got {table.dtype}")
+        if not (table.ndim and table.shape[-1] == half and _broadcasts(table.shape[:-1], array.shape[:-1])):
+            raise ValueError(
+                f"{op}: {label} must broadcast to {(*array.shape[:-1], half)}, half the columns of {of_x}, "
+                f"got {table.shape}"
+            )
+        try:
+            tables.append(table.astype(kind, order="C"))  # a copy, as of positions
+        except MemoryError:
+            raise MemoryError(f"{op}: no memory for a copy of {label}, shape {table.shape}") from None
+    cosine, sine = tables
+    if cosine.shape != sine.shape:
+        raise ValueError(f"{op}: {of_saved}sin must have the shape of cos, {cosine.shape}, got {sine.shape}")
+    if direction < 0:
+        np.negative(sine, out=sine)
+    try:
+        return _laid_out(array, cosine, sine, cosine.shape[:-1], interleaved)
+    except MemoryError:
+        raise MemoryError(f"{op}: no memory for the tables of {of_saved}cos and sin, shape {cosine.shape}") from None
+
+
+def _laid_out(array: Array, cosine: Array, sine: Array, lead: tuple[int, ...], interleaved: bool) -> Rotations:
+    """Tables as C takes them, from rows [..., D / 2] that have the shape `lead`."""
+    rows, half = int(np.prod(lead)), array.shape[-1] // 2
+    cosine, sine = cosine.reshape(rows, half), sine.reshape(rows, half)
     if interleaved:
         cosine, sine = np.repeat(cosine, 2, axis=1), np.repeat(sine, 2, axis=1)
         sine[:, 0::2] *= -1
-    return cosine, sine, np.ascontiguousarray(np.broadcast_to(row, lead), np.int64)
+    if not array.size:
+        return cosine, sine, np.zeros(0, np.int64)
+    row = np.arange(rows).reshape(lead)
+    return cosine, sine, np.ascontiguousarray(np.broadcast_to(row, array.shape[:-1]), np.int64)
