@@ -96,6 +96,8 @@ def recurrent_backward(str op, RecurrentWeights w, options, object x, list input
             a[0] = w.lane[i]
             a.activation, a.clip = activation, clip
             a.dropout, a.seed = dropout, seed
+            if options.reverse:
+                a.reverse = 1
             a.T, a.B, a.lengths = ax.shape[0], ax.shape[1], index_pointer(lengths)
             if layer == 0:
                 a.x, a.x_stride[0], a.x_stride[1] = ax.data, ax.stride[0], ax.stride[1]

@@ -25,6 +25,7 @@ class Options(NamedTuple):
     clip: float = 0.0  # 0: none
     dropout: float = 0.0
     seed: int = 0
+    reverse: bool = False
 
 
 class RecurrentSaved(NamedTuple):
@@ -101,7 +102,8 @@ def lstm_cell(x: ArrayLike, h: ArrayLike, c: ArrayLike, w_ih: ArrayLike, w_hh: A
 
 
 def rnn(x: ArrayLike, state: ArrayLike | None, weights: Weights, *, nonlinearity: str = "tanh",
-        lengths: ArrayLike | None = None, batch_first: bool = False) -> tuple[Array, Array]:  # fmt: skip
+        lengths: ArrayLike | None = None, batch_first: bool = False,
+        reverse: bool = False) -> tuple[Array, Array]:  # fmt: skip
     """A vanilla RNN over sequences, layer upon layer: rnn_cell at each step.
 
     Parameters
@@ -116,6 +118,8 @@ def rnn(x: ArrayLike, state: ArrayLike | None, weights: Weights, *, nonlinearity
         ..._l0_reverse a second direction runs from the end, and the outputs of the two are concatenated.
     lengths
         [B] integers in 0..T: outputs beyond are zero, the final state of a sequence is that at its last step.
+    reverse
+        Weights of one direction run from the end of each sequence to its start, as the ..._reverse ones do.
 
     All arrays are of one dtype: float32, float64, bfloat16 or float16. 16-bit arrays are storage: the sums, gates and c
     (of an LSTM) are float32 within a call; h is rounded at each step, and the next step takes the rounded h. The c of
@@ -130,11 +134,13 @@ def rnn(x: ArrayLike, state: ArrayLike | None, weights: Weights, *, nonlinearity
     array([1., 2., 3.])
     """
     nonlinearity = _checked_nonlinearity("rnn", nonlinearity)
-    return _run("rnn", "rnn", Options(nonlinearity), x, (state,), weights, lengths, batch_first, False)[:2]
+    options = Options(nonlinearity, reverse=check_flag("rnn", "reverse", reverse))
+    return _run("rnn", "rnn", options, x, (state,), weights, lengths, batch_first, False)[:2]
 
 
 def gru(x: ArrayLike, state: ArrayLike | None, weights: Weights, *, linear_before_reset: bool = True,
-        lengths: ArrayLike | None = None, batch_first: bool = False) -> tuple[Array, Array]:  # fmt: skip
+        lengths: ArrayLike | None = None, batch_first: bool = False,
+        reverse: bool = False) -> tuple[Array, Array]:  # fmt: skip
     """A GRU over sequences, layer upon layer: gru_cell at each step.
 
     Arguments and result as for rnn, with 3 H rows of weights.
@@ -145,12 +151,13 @@ def gru(x: ArrayLike, state: ArrayLike | None, weights: Weights, *, linear_befor
     array([0.5 , 0.25])
     """
     form = _gru_form("gru", linear_before_reset)
-    return _run("gru", form, Options(), x, (state,), weights, lengths, batch_first, False)[:2]
+    options = Options(reverse=check_flag("gru", "reverse", reverse))
+    return _run("gru", form, options, x, (state,), weights, lengths, batch_first, False)[:2]
 
 
 def lstm(x: ArrayLike, state: tuple[ArrayLike, ArrayLike] | None, weights: Weights, *,
          coupled: bool = False, clip: float | None = None, lengths: ArrayLike | None = None,
-         batch_first: bool = False) -> tuple[Array, tuple[Array, Array]]:  # fmt: skip
+         batch_first: bool = False, reverse: bool = False) -> tuple[Array, tuple[Array, Array]]:  # fmt: skip
     """An LSTM over sequences, layer upon layer: lstm_cell at each step.
 
     Arguments as for rnn, with 4 H rows of weights; `state` and the final state are pairs (h, c). For each layer and
@@ -166,7 +173,7 @@ def lstm(x: ArrayLike, state: tuple[ArrayLike, ArrayLike] | None, weights: Weigh
     if state is not None and (not isinstance(state, tuple | list) or len(state) != 2):
         raise ValueError(f"lstm: state must be a pair (h, c), got {type(state).__name__}")
     pair = (None, None) if state is None else tuple(state)
-    options = Options(clip=_checked_clip("lstm", clip))
+    options = Options(clip=_checked_clip("lstm", clip), reverse=check_flag("lstm", "reverse", reverse))
     y, h, c, _ = _run("lstm", _lstm_form("lstm", coupled), options, x, pair, weights, lengths, batch_first, False)
     return y, (h, c)
 
@@ -277,6 +284,8 @@ def _run(op: str, cell: str, options: Options, x: Any, state: tuple[Any, ...], w
         x = x.swapaxes(0, 1)
     steps, batch, inputs = x.shape
     stack, names = _weights(op, cell, weights, inputs, x.dtype)
+    if options.reverse and stack.directions > 1:
+        raise ValueError(f"{op}: reverse must be False with weights of two directions, got True")
     lengths = _core.checked_lengths(lengths, batch, steps, op, "lengths")
     width = stack.directions * stack.output_size
     ys = [_core.new_array((steps, batch, width), x.dtype, op) for _ in range(stack.layers - 1)]

@@ -138,7 +138,8 @@ def lstm_cell_backward(grads: State, saved: RecurrentSaved) -> tuple[Array, tupl
 
 def rnn_forward(x: ArrayLike, state: ArrayLike | None, weights: Mapping[str, Any], *, nonlinearity: str = "tanh",
                 lengths: ArrayLike | None = None, batch_first: bool = False, dropout: float = 0.0,
-                seed: int | None = None) -> tuple[tuple[Array, Array], RecurrentSaved]:  # fmt: skip
+                seed: int | None = None,
+                reverse: bool = False) -> tuple[tuple[Array, Array], RecurrentSaved]:  # fmt: skip
     """rnn, and the values that rnn_backward needs. Weights that pack_rnn has packed cannot be used here.
 
     dropout: the probability with which elements of the output of each layer but the last are dropped, in 0..1; it needs
@@ -152,7 +153,8 @@ def rnn_forward(x: ArrayLike, state: ArrayLike | None, weights: Mapping[str, Any
     """
     nonlinearity = _checked_nonlinearity("rnn_forward", nonlinearity)
     _check_weights("rnn_forward", weights)
-    options = Options(nonlinearity, 0.0, *_checked_dropout("rnn_forward", dropout, seed))
+    options = Options(nonlinearity, 0.0, *_checked_dropout("rnn_forward", dropout, seed),
+                      check_flag("rnn_forward", "reverse", reverse))  # fmt: skip
     y, h, _, saved = _run("rnn_forward", "rnn", options, x, (state,), weights, lengths, batch_first, True)
     return (y, h), saved
 
@@ -184,8 +186,8 @@ def rnn_backward(grads: Any, saved: RecurrentSaved) -> tuple[Array, Array, dict[
 
 def gru_forward(x: ArrayLike, state: ArrayLike | None, weights: Mapping[str, Any], *,
                 linear_before_reset: bool = True, lengths: ArrayLike | None = None, batch_first: bool = False,
-                dropout: float = 0.0,
-                seed: int | None = None) -> tuple[tuple[Array, Array], RecurrentSaved]:  # fmt: skip
+                dropout: float = 0.0, seed: int | None = None,
+                reverse: bool = False) -> tuple[tuple[Array, Array], RecurrentSaved]:  # fmt: skip
     """gru, and the values that gru_backward needs; dropout and seed as for rnn_forward.
 
     >>> w = {"weight_ih_l0": np.zeros((3, 1)), "weight_hh_l0": np.zeros((3, 1))}
@@ -195,7 +197,8 @@ def gru_forward(x: ArrayLike, state: ArrayLike | None, weights: Mapping[str, Any
     """
     _check_weights("gru_forward", weights)
     cell = _gru_form("gru_forward", linear_before_reset)
-    options = Options("tanh", 0.0, *_checked_dropout("gru_forward", dropout, seed))
+    options = Options("tanh", 0.0, *_checked_dropout("gru_forward", dropout, seed),
+                      check_flag("gru_forward", "reverse", reverse))  # fmt: skip
     y, h, _, saved = _run("gru_forward", cell, options, x, (state,), weights, lengths, batch_first, True)
     return (y, h), saved
 
@@ -215,8 +218,8 @@ def gru_backward(grads: Any, saved: RecurrentSaved) -> tuple[Array, Array, dict[
 
 def lstm_forward(x: ArrayLike, state: tuple[ArrayLike, ArrayLike] | None, weights: Mapping[str, Any], *,
                  coupled: bool = False, clip: float | None = None, lengths: ArrayLike | None = None,
-                 batch_first: bool = False, dropout: float = 0.0,
-                 seed: int | None = None) -> tuple[tuple[Array, tuple[Array, Array]], RecurrentSaved]:  # fmt: skip
+                 batch_first: bool = False, dropout: float = 0.0, seed: int | None = None,
+                 reverse: bool = False) -> tuple[tuple[Array, tuple[Array, Array]], RecurrentSaved]:  # fmt: skip
     """lstm, and the values that lstm_backward needs; dropout and seed as for rnn_forward.
 
     >>> w = {"weight_ih_l0": np.zeros((4, 1)), "weight_hh_l0": np.zeros((4, 1))}
@@ -226,7 +229,8 @@ def lstm_forward(x: ArrayLike, state: tuple[ArrayLike, ArrayLike] | None, weight
     """
     _check_weights("lstm_forward", weights)
     pair = (None, None) if state is None else _pair("lstm_forward", "state", "(h, c)", state)
-    options = Options("tanh", _checked_clip("lstm_forward", clip), *_checked_dropout("lstm_forward", dropout, seed))
+    options = Options("tanh", _checked_clip("lstm_forward", clip), *_checked_dropout("lstm_forward", dropout, seed),
+                      check_flag("lstm_forward", "reverse", reverse))  # fmt: skip
     cell = _lstm_form("lstm_forward", coupled)
     y, h, c, saved = _run("lstm_forward", cell, options, x, pair, weights, lengths, batch_first, True)
     return (y, (h, c)), saved
@@ -315,6 +319,7 @@ def _check_options(op: str, options: Any) -> None:
     if not (clip >= 0 and 0 <= dropout <= 1):
         raise ValueError(f"{op}: saved.options must hold a clip of at least 0 and a dropout in 0..1, got {numbers}")
     check_integer(op, "saved.options.seed", options.seed, 0, _LARGEST_SEED)
+    check_flag(op, "saved.options.reverse", options.reverse)
 
 
 def _gradient(op: str, name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> Any:
