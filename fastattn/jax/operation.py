@@ -63,6 +63,25 @@ def known(op: str, **options: Any) -> tuple[Any, ...]:
     return tuple(options.values())
 
 
+def seed_words(op: str, seed: Any) -> Any:
+    """A seed as two words of 32 bits, the lower first: without x64, JAX has no wider integers."""
+    if isinstance(seed, int | np.integer):
+        number = int(seed)
+        if not 0 <= number < 2**64:
+            raise ValueError(f"{op}: seed must lie in 0..2^64 - 1, got {number}")
+        return np.array([number & 0xFFFFFFFF, number >> 32], np.uint32)
+    seed = jnp.asarray(seed)
+    if seed.ndim or not jnp.issubdtype(seed.dtype, jnp.integer):
+        raise TypeError(f"{op}: seed must be an integer, got {seed.dtype} of shape {seed.shape}")
+    return jnp.stack([seed.astype(jnp.uint32), jnp.zeros((), jnp.uint32)])
+
+
+def seed_of(arrays: Arrays) -> int:
+    """The seed in the arrays of a call, 0 without one."""
+    low, high = arrays.get("seed", (0, 0))
+    return int(low) | int(high) << 32
+
+
 @partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["arguments", "wanted"])
 @dataclass
 class _Kept:

@@ -4,12 +4,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-import numpy as np
-
 import fastattn as fa
 from fastattn.functional import recurrent, recurrent_backward
-from fastattn.jax.operation import Arrays, Operation, known
+from fastattn.jax.operation import Arrays, Operation, known, seed_of, seed_words
 
 
 class _Options(NamedTuple):
@@ -26,6 +23,7 @@ def rnn(x: Any, state: Any, weights: Mapping[str, Any], *, nonlinearity: str = "
 
     dropout as of rnn_forward; its seed may be a tracer: an integer, in 0..2^64 - 1 where it is not.
 
+    >>> import jax.numpy as jnp
     >>> w = {"weight_ih_l0": jnp.ones((1, 1)), "weight_hh_l0": jnp.ones((1, 1))}
     >>> rnn(jnp.ones((3, 1, 1)), None, w, nonlinearity="relu")[0][:, 0, 0].tolist()
     [1.0, 2.0, 3.0]
@@ -39,6 +37,7 @@ def gru(x: Any, state: Any, weights: Mapping[str, Any], *, linear_before_reset: 
         batch_first: bool = False, dropout: float = 0.0, seed: Any = 0) -> tuple[Any, Any]:  # fmt: skip
     """fastattn.gru on JAX's arrays, with gradients of x, state and weights: (y, h). dropout and seed as of rnn.
 
+    >>> import jax.numpy as jnp
     >>> w = {"weight_ih_l0": jnp.zeros((3, 1)), "weight_hh_l0": jnp.zeros((3, 1))}
     >>> gru(jnp.ones((2, 1, 1)), jnp.ones((1, 1, 1)), w)[0][:, 0, 0].tolist()
     [0.5, 0.25]
@@ -53,6 +52,7 @@ def lstm(x: Any, state: tuple[Any, Any] | None, weights: Mapping[str, Any], *, c
          seed: Any = 0) -> tuple[Any, tuple[Any, Any]]:  # fmt: skip
     """fastattn.lstm on JAX's arrays, with gradients of x, state and weights: (y, (h, c)). dropout and seed as of rnn.
 
+    >>> import jax.numpy as jnp
     >>> w = {"weight_ih_l0": jnp.zeros((4, 1)), "weight_hh_l0": jnp.zeros((4, 1))}
     >>> lstm(jnp.ones((2, 1, 1)), (jnp.zeros((1, 1, 1)), jnp.ones((1, 1, 1))), w)[1][1].tolist()
     [[[0.25]]]
@@ -72,23 +72,10 @@ def _run(op: str, x: Any, state: tuple[Any, ...], weights: Any, lengths: Any, ba
     plain = known(op, batch_first=batch_first, dropout=dropout, **keywords)
     names = tuple(sorted(given))
     options = _Options(op, tuple(zip(keywords, plain[2:], strict=True)), plain[0], plain[1], names)
-    words = _words(op, seed) if dropout else None
+    words = seed_words(op, seed) if dropout else None
     h, c = state
     results = _RECURRENT[op](options, x=x, h=h, c=c, lengths=lengths, seed=words, **given)
     return results["y"], results["last_h"], results.get("last_c")
-
-
-def _words(op: str, seed: Any) -> Any:
-    """A seed as two words of 32 bits, the lower first: without x64, JAX has no wider integers."""
-    if isinstance(seed, int | np.integer):
-        number = int(seed)
-        if not 0 <= number < 2**64:
-            raise ValueError(f"{op}: seed must lie in 0..2^64 - 1, got {number}")
-        return np.array([number & 0xFFFFFFFF, number >> 32], np.uint32)
-    seed = jnp.asarray(seed)
-    if seed.ndim or not jnp.issubdtype(seed.dtype, jnp.integer):
-        raise TypeError(f"{op}: seed must be an integer, got {seed.dtype} of shape {seed.shape}")
-    return jnp.stack([seed.astype(jnp.uint32), jnp.zeros((), jnp.uint32)])
 
 
 def _arguments(options: _Options, arrays: Arrays) -> tuple[Any, Any, Arrays]:
@@ -117,13 +104,8 @@ def _saved(options: _Options, arrays: Arrays) -> Any:
     function: Any = {"rnn": fa.rnn_forward, "gru": fa.gru_forward, "lstm": fa.lstm_forward}[options.cell]
     keywords: Any = dict(options.keywords) | {"lengths": arrays.get("lengths"), "batch_first": options.batch_first}
     if options.dropout:
-        keywords |= {"dropout": options.dropout, "seed": _seed(arrays)}
+        keywords |= {"dropout": options.dropout, "seed": seed_of(arrays)}
     return function(*_arguments(options, arrays), **keywords)
-
-
-def _seed(arrays: Arrays) -> int:
-    low, high = arrays.get("seed", (0, 0))
-    return int(low) | int(high) << 32
 
 
 def _computed_and_saved(options: _Options, arrays: Arrays) -> Arrays:
@@ -143,7 +125,7 @@ def _rebuilt(options: _Options, arrays: Arrays) -> recurrent.RecurrentSaved:
         form = recurrent._gru_form(op, keywords["linear_before_reset"])
     elif options.cell == "lstm":
         form, clip = recurrent._lstm_form(op, keywords["coupled"]), recurrent._checked_clip(op, keywords["clip"])
-    numbers = recurrent.Options(keywords.get("nonlinearity", "tanh"), clip, options.dropout, _seed(arrays))
+    numbers = recurrent.Options(keywords.get("nonlinearity", "tanh"), clip, options.dropout, seed_of(arrays))
     x, y = (a.swapaxes(0, 1) if options.batch_first else a for a in (x, arrays["y"]))
     stack, names = recurrent._weights(op, form, weights, x.shape[2], x.dtype)
     lanes = range(stack.layers * stack.directions)

@@ -75,6 +75,18 @@ def test_gradients_have_the_bits_of_fastattn(rng, options):
         np.testing.assert_allclose(value, getattr(expected, f"d{name}"), rtol=0, atol=1e-6, err_msg=name)
 
 
+def test_dropout_takes_a_traced_seed_and_drops_the_same_of_each_index_of_vmap(rng):
+    q, k, v = qkv(rng, 2, 4, 9, 8)
+    gradient = jax.jit(jax.grad(lambda q, seed: loss(q, k, v, dropout_p=0.5, seed=seed)))
+    for seed in (0, 7):
+        out, saved = fa.attention_forward(q, k, v, dropout_p=0.5, seed=seed)
+        np.testing.assert_array_equal(faj.attention(q, k, v, dropout_p=0.5, seed=seed), out)
+        expected = fa.attention_backward(np.asarray(jnp.cos(out)), saved)[0]
+        np.testing.assert_allclose(gradient(q, jnp.uint32(seed)), expected, rtol=0, atol=1e-6)
+    both = jax.vmap(lambda q: faj.attention(q, k, v, dropout_p=0.5, seed=7))(np.stack([q, q]))
+    np.testing.assert_array_equal(both, np.stack([out, out]))
+
+
 def test_lse_has_a_gradient(rng):
     q, k, v = qkv(rng, 2, 4, 9, 8)
 
