@@ -14,6 +14,7 @@ try:
 except ImportError as error:
     raise ImportError('fastattn.torch needs PyTorch: python -m pip install "fastattn[torch]"') from error
 
+import fastattn.torch.hook as _hook  # noqa: F401 (registers itself)
 from fastattn.torch.attention import attention, scaled_dot_product_attention
 from fastattn.torch.flash import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
 from fastattn.torch.layers import additive_attention, layer_norm, linear, rms_norm
