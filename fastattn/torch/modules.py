@@ -1,7 +1,7 @@
 """Modules of torch.nn that compute with fastattn: the same constructors, parameters, state dicts, hooks and results.
 
-What fastattn has not (dropout of probabilities, other devices, gradients of attention's weights, nested tensors, ...)
-is computed by torch's own module, of which each is a subclass.
+What fastattn has not (dropout of probabilities, other devices, nested tensors, ...) and what torch computes faster is
+computed by torch's own module, of which each is a subclass.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import fastattn as fa
 from fastattn.torch import layers, recurrent
-from fastattn.torch.arrays import array, is_direct, needs_gradient, tensor
+from fastattn.torch.arrays import is_direct, needs_gradient
 from fastattn.torch.attention import attention
 from fastattn.torch.recurrent import Form
 
@@ -128,9 +128,17 @@ class RNN(_Recurrent, nn.RNN):
 
 # ---- attention ----
 
+# Keys from which fastattn is the faster one, without gradients and with them; below, torch's fused operators of whole
+# layers (AVX2, float32, 64 and 512 wide, batches of 1 and 8: equal at 128 keys and at 32).
+LEAST_KEYS = {False: 128, True: 32}
+LEAST_TOKENS = 192  # of an encoder layer without gradients, likewise
+
 
 class MultiheadAttention(nn.MultiheadAttention):
-    """torch.nn.MultiheadAttention, with attention computed by fastattn and the projections by torch."""
+    """torch.nn.MultiheadAttention, with attention computed by fastattn and the projections by torch.
+
+    torch computes short sequences and calls that want the weights, in which it is the faster one.
+    """
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None,
                 need_weights: bool = True, attn_mask: Tensor | None = None, average_attn_weights: bool = True,
@@ -146,24 +154,19 @@ class MultiheadAttention(nn.MultiheadAttention):
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         q, k, v = (x.unflatten(-1, (self.num_heads, self.head_dim)) for x in self._projected(query, key, value))
         mask = _merged(attn_mask, key_padding_mask, q.dtype, q.shape[0], self.num_heads)
-        weights = None
-        if need_weights:
-            out, lse = attention(q, k, v, mask=mask, layout="blhd", return_lse=True)
-            weights = _weights(q, k, lse, mask)
-            weights = weights.mean(1) if average_attn_weights else weights
-        elif is_causal and key_padding_mask is None:
+        if is_causal and key_padding_mask is None:
             out = attention(q, k, v, causal="top-left", layout="blhd")
         else:
             out = attention(q, k, v, mask=mask, layout="blhd")
         y = F.linear(out.flatten(2), self.out_proj.weight, self.out_proj.bias)
         if is_single:
-            return y.squeeze(0), None if weights is None else weights.squeeze(0)
-        return y if self.batch_first else y.transpose(0, 1), weights
+            return y.squeeze(0), None
+        return y if self.batch_first else y.transpose(0, 1), None
 
     def _is_served(self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None, mask: Tensor | None,
                    need_weights: bool, is_causal: bool) -> bool:  # fmt: skip
         parameters = list(self.parameters())
-        if self.bias_k is not None or self.add_zero_attn or (self.training and self.dropout):
+        if need_weights or self.bias_k is not None or self.add_zero_attn or (self.training and self.dropout):
             return False
         if query.dim() not in (2, 3) or not query.dim() == key.dim() == value.dim():
             return False
@@ -172,8 +175,8 @@ class MultiheadAttention(nn.MultiheadAttention):
         floats = [m for m in (padding, mask) if m is not None and m.dtype is not torch.bool]
         if any(m.dtype is not query.dtype for m in floats):
             return False
-        # The weights of torch have gradients; those of fastattn have none. They are of no use under a transformation.
-        return not need_weights or (is_direct(query) and not needs_gradient(query, key, value, *parameters))
+        keys = key.shape[1 if self.batch_first and key.dim() == 3 else 0]
+        return keys >= LEAST_KEYS[needs_gradient(query, key, value, *parameters)]
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         size, bias = self.embed_dim, self.in_proj_bias
@@ -185,13 +188,6 @@ class MultiheadAttention(nn.MultiheadAttention):
         else:
             matrices = self.in_proj_weight.split(size)
         return tuple(F.linear(x, w, b) for x, w, b in zip((query, key, value), matrices, biases, strict=True))
-
-
-def _weights(q: Tensor, k: Tensor, lse: Tensor, mask: Tensor | None) -> Tensor:
-    """Probabilities [B, H, Lq, Lk]."""
-    op = "MultiheadAttention"
-    arrays: tuple[Any, ...] = array(q, op, "query"), array(k, op, "key"), array(lse, op, "lse")
-    return tensor(fa.attention_weights(*arrays, mask=array(mask, op, "attn_mask"), layout="blhd")).transpose(1, 2)
 
 
 def _merged(mask: Tensor | None, padding: Tensor | None, dtype: torch.dtype, batch: int, heads: int) -> Tensor | None:
@@ -220,7 +216,7 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
 
     def forward(self, src: Tensor, src_mask: Tensor | None = None, src_key_padding_mask: Tensor | None = None,
                 is_causal: bool = False) -> Tensor:  # fmt: skip
-        if src.is_nested:
+        if src.is_nested or _is_short(self, src):
             return super().forward(src, src_mask, src_key_padding_mask, is_causal)
         masks = _canonical(src, src_mask, src_key_padding_mask)
         if self.norm_first:
@@ -228,6 +224,12 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
             return src + self._ff_block(self.norm2(src))
         src = self.norm1(src + self._sa_block(src, *masks, is_causal=is_causal))
         return self.norm2(src + self._ff_block(src))
+
+
+def _is_short(layer: nn.TransformerEncoderLayer, src: Tensor) -> bool:
+    """Whether torch's fused operator of a layer is the faster one."""
+    tokens = src.shape[1 if layer.self_attn.batch_first and src.dim() == 3 else 0]
+    return tokens < LEAST_TOKENS and not layer.training and not needs_gradient(src, *layer.parameters())
 
 
 def _canonical(src: Tensor, mask: Tensor | None, padding: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -242,6 +244,8 @@ class TransformerEncoder(nn.TransformerEncoder):
 
     def forward(self, src: Tensor, mask: Tensor | None = None, src_key_padding_mask: Tensor | None = None,
                 is_causal: bool | None = None) -> Tensor:  # fmt: skip
+        if self.layers and isinstance(self.layers[0], nn.TransformerEncoderLayer) and _is_short(self.layers[0], src):
+            return super().forward(src, mask, src_key_padding_mask, is_causal)
         use_nested, self.use_nested_tensor = getattr(self, "use_nested_tensor", False), False
         try:
             return super().forward(src, mask, src_key_padding_mask, is_causal)

@@ -183,6 +183,34 @@ def test_transformer_encoders_give_torchs_results(train, norm_first):
         assert_close(found[inside], expected[inside])
 
 
+@pytest.mark.usefixtures("own_sizes")
+@pytest.mark.parametrize(("length", "grad", "ours"),
+                         [(31, True, False), (32, True, True), (127, False, False), (128, False, True)])  # fmt: skip
+def test_attention_is_taken_over_from_the_length_where_it_is_faster(length, grad, ours, monkeypatch):
+    calls = []
+    monkeypatch.setattr(modules, "attention", lambda *a, **k: calls.append(1) or fat.attention(*a, **k))
+    module = fat.accelerate(nn.MultiheadAttention(8, 2, batch_first=True))
+    x = torch.randn(1, length, 8)
+    with torch.set_grad_enabled(grad):
+        module(x, x, x, need_weights=False)
+        module(x, x, x)  # with weights: torch's
+        module(x[0], x[0], x[0], need_weights=False)
+    assert len(calls) == 2 * ours
+
+
+@pytest.mark.usefixtures("own_sizes")
+@pytest.mark.parametrize(("length", "ours"), [(191, False), (192, True)])
+def test_short_sequences_of_encoders_are_left_to_torchs_fused_layers(length, ours, monkeypatch):
+    calls = []
+    monkeypatch.setattr(modules, "attention", lambda *a, **k: calls.append(1) or fat.attention(*a, **k))
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    model = fat.accelerate(nn.TransformerEncoder(layer, 2)).eval()
+    padding = torch.arange(length)[None] >= torch.tensor([[length - 3], [length]])
+    with torch.no_grad():
+        model(torch.randn(2, length, 8), src_key_padding_mask=padding)
+    assert len(calls) == 2 * ours
+
+
 def test_layers_that_are_named_give_torchs_results():
     for ours, theirs in ((fat.Linear(7, 4), nn.Linear(7, 4)), (fat.LayerNorm(7), nn.LayerNorm(7)),
                          (fat.RMSNorm(7), nn.RMSNorm(7))):  # fmt: skip
