@@ -56,7 +56,7 @@ def test_a_result_that_differs_fails_the_command(tmp_path, capsys):
 
 def test_torch_programs_agree(tmp_path):
     pytest.importorskip("torch", reason="the extra torch")
-    only = "B2 H2 L16.*f32$|LSTM T1 B1 H128|B1 L16 E512 H8, padding"
+    only = "PyTorch.*(B2 H2 L16.*f32$|LSTM T1 B1 H128|B1 L16 E512 H8, padding)"
     assert command.main(["--only", only, "--rounds", "1", "--threads", "1", "--out", str(tmp_path)]) == 0
     assert len(json.loads((tmp_path / "faces.json").read_text())["rows"]) == 3
 
