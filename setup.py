@@ -67,10 +67,11 @@ class BuildExt(build_ext):
         sets = tuple(isa for isa in wanted if isa.is_for_this_machine and self.accepts(isa))
         units = variants.all_units(sets, BLAS)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
+            cython = pool.submit(self.compile_cython, ext)  # the longest: first, so that nothing waits for it alone
             objects = list(pool.map(self.compile_unit, units))
         self.write_compile_commands(units)
-        ext.extra_objects = objects
-        ext.depends = objects
+        ext.sources = []
+        ext.extra_objects = ext.depends = [cython.result(), *objects]
         if platform.system() == "Linux":
             ext.extra_link_args = [*ext.extra_link_args, "-Wl,--gc-sections"]
             if not self.in_tree:  # a wheel needs no names of static functions
@@ -101,21 +102,34 @@ class BuildExt(build_ext):
         return True
 
     def compile_unit(self, unit):
-        """The object of a unit, compiled unless it is newer than all that it was made of."""
+        """The object of a source of csrc/ for an instruction set and type of array."""
+        target = Path(unit.variant) / unit.source.relative_to(variants.CSRC).with_suffix(".o")
+        return self.compile(unit.source.relative_to(ROOT), target, unit.macros, (*variants.COMMON_FLAGS, *unit.flags))
+
+    def compile_cython(self, ext):
+        """The object of the C file that Cython has made."""
+        (source,) = ext.sources
+        folders = (*ext.include_dirs, *self.include_dirs)
+        target = Path(f"cpython-{sys.version_info.major}.{sys.version_info.minor}") / "_core.o"
+        return self.compile(source, target, ext.define_macros, ext.extra_compile_args, folders)
+
+    def compile(self, source, target, macros, flags, include_dirs=()):
+        """An object, compiled unless it is newer than all that it was made of."""
         # Not in build_temp, which an editable install throws away: what is up to date is not compiled again. Another
         # compiler, or other flags of the environment, have a folder of their own.
         command = zlib.crc32(" ".join([*self.compiler.compiler_so, *os.environ.get("CFLAGS", "").split()]).encode())
-        folder = ROOT / "build" / f"objects-{sysconfig.get_platform()}-{command:08x}" / unit.variant
-        target = folder / unit.source.relative_to(variants.CSRC).with_suffix(".o")
+        folder = ROOT / "build" / f"objects-{sysconfig.get_platform()}-{command:08x}"
+        target = folder / target
         made_of = target.with_suffix(".d")
         if is_newer(target, made_of):
             return str(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         (built,) = self.compiler.compile(
-            [str(unit.source.relative_to(ROOT))],
-            output_dir=str(folder / "new"),
-            macros=[*unit.macros],
-            extra_postargs=[*variants.COMMON_FLAGS, *unit.flags, "-MMD", "-MF", str(made_of)],
+            [str(source)],
+            output_dir=str(target.parent / "new"),
+            macros=[*macros],
+            include_dirs=[*include_dirs],
+            extra_postargs=[*flags, "-MMD", "-MF", str(made_of)],
         )
         os.replace(built, target)
         return str(target)
