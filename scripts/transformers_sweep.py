@@ -60,7 +60,7 @@ def record(names, lines, wrong):
         [
             "# Models of transformers against eager attention",
             "",
-            f"By `scripts/transformers_sweep.py --write`: {len(names)} architectures with drawn weights ({versions}).",
+            f"By `scripts/transformers_sweep.py --write`: {len(names)} models with drawn weights ({versions}).",
             "`tests/transformers/` says what is compared.",
             "",
             "- output, left, no padding: the largest difference of outputs, relative to the largest, of a batch with a",
