@@ -1,6 +1,6 @@
 """Attention on tensors, with gradients."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,11 +21,14 @@ class Options(NamedTuple):
     scale: float | None
     window: Window
     softcap: float
+    q_start: int | Tensor | None
+    dropout_p: float
+    seed: int
     q_lengths: Tensor | None
     kv_lengths: Tensor | None
     layout: str
 
-    def keywords(self, op: str, mask: Any, alibi_slopes: Any, sinks: Any) -> dict[str, Any]:
+    def keywords(self, op: str, mask: Any, bias: Any, alibi_slopes: Any, sinks: Any) -> dict[str, Any]:
         """The arguments of fastattn.attention but q, k and v."""
         return {
             "mask": array(mask, op, "mask"),
@@ -35,34 +38,45 @@ class Options(NamedTuple):
             "softcap": self.softcap,
             "alibi_slopes": array(alibi_slopes, op, "alibi_slopes"),
             "sinks": array(sinks, op, "sinks"),
+            "q_start": positions(self.q_start, op),
+            "bias": array(bias, op, "bias"),
+            "dropout_p": self.dropout_p,
+            "seed": self.seed,
             "q_lengths": array(self.q_lengths, op, "q_lengths"),
             "kv_lengths": array(self.kv_lengths, op, "kv_lengths"),
             "layout": self.layout,
         }
 
 
+def positions(q_start: int | Tensor | None, op: str) -> Any:
+    """q_start for fastattn: a number as it is."""
+    return array(q_start, op, "q_start") if isinstance(q_start, Tensor) else q_start
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool | str = False,
               scale: float | None = None, window: Window = None, softcap: float = 0.0,
-              alibi_slopes: Tensor | None = None, sinks: Tensor | None = None, q_lengths: Tensor | None = None,
+              alibi_slopes: Tensor | None = None, sinks: Tensor | None = None, q_start: int | Tensor | None = None,
+              bias: Tensor | None = None, dropout_p: float = 0.0, seed: int = 0, q_lengths: Tensor | None = None,
               kv_lengths: Tensor | None = None, layout: str = "bhld",
               return_lse: bool = False) -> Any:  # fmt: skip
     """fastattn.attention on tensors: the same arguments, values and errors, and tensors as results.
 
-    q, k, v, a float mask, alibi_slopes and sinks have gradients; lse has none.
+    q, k, v, a float mask, bias, alibi_slopes and sinks have gradients; lse has none.
     """
-    options = Options(causal, scale, window, softcap, q_lengths, kv_lengths, layout)
+    options = Options(causal, scale, window, softcap, q_start, dropout_p, seed, q_lengths, kv_lengths, layout)
+    optional_arrays = mask, bias, alibi_slopes, sinks
     if not is_direct(q):
-        return _dispatched(q, k, v, mask, alibi_slopes, sinks, return_lse, options)
-    if needs_gradient(q, k, v, mask, alibi_slopes, sinks):
-        out, lse = _Attention.apply(q, k, v, mask, alibi_slopes, sinks, options)
+        return _dispatched(q, k, v, optional_arrays, return_lse, options)
+    if needs_gradient(q, k, v, *optional_arrays):
+        out, lse = _Attention.apply(q, k, v, *optional_arrays, options)
         return (out, lse) if return_lse else out
     arrays = array(q, "attention", "q"), array(k, "attention", "k"), array(v, "attention", "v")
-    if mask is alibi_slopes is sinks is q_lengths is kv_lengths is None:  # a third of a tiny call
+    if mask is bias is alibi_slopes is sinks is q_start is q_lengths is kv_lengths is None and not dropout_p:
+        # A third of a tiny call less.
         result = fa.attention(*arrays, causal=causal, scale=scale, window=window, softcap=softcap, layout=layout,
                               return_lse=return_lse)  # fmt: skip
     else:
-        result = fa.attention(*arrays, **options.keywords("attention", mask, alibi_slopes, sinks),
-                              return_lse=return_lse)  # fmt: skip
+        result = fa.attention(*arrays, **options.keywords("attention", *optional_arrays), return_lse=return_lse)
     return tuple(map(tensor, result)) if return_lse else tensor(result)
 
 
@@ -74,11 +88,12 @@ class _Attention(torch.autograd.Function):
     """Without the dispatcher, which takes longer than a small call."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, alibi_slopes: Tensor | None,
-                sinks: Tensor | None, options: Options) -> tuple[Tensor, Tensor]:  # fmt: skip
-        keywords = options.keywords("attention", mask, alibi_slopes, sinks)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None,
+                alibi_slopes: Tensor | None, sinks: Tensor | None,
+                options: Options) -> tuple[Tensor, Tensor]:  # fmt: skip
+        keywords = options.keywords("attention", mask, bias, alibi_slopes, sinks)
         result = fa.attention_forward(*arrays_of("attention", q=q, k=k, v=v), **keywords)
-        return kept(ctx, result, q, k, v, mask, alibi_slopes, sinks)
+        return kept(ctx, result, q, k, v, mask, bias, alibi_slopes, sinks)
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -98,71 +113,77 @@ def kept(ctx: Any, result: tuple[Any, Any], *arguments: Tensor | None) -> tuple[
     return out, lse
 
 
-_OPTIONAL = ("mask", "alibi_slopes", "sinks")
+OPTIONAL = ("mask", "bias", "alibi_slopes", "sinks")  # after q, k, v among the arguments that have gradients
+
+
+def wanted_names(needed: Sequence[bool]) -> list[str]:
+    """Of the optional arrays whose gradients are needed; needed: of q, k, v and these."""
+    return [name for name, wanted in zip(OPTIONAL, needed[3:7], strict=True) if wanted]
+
+
+def in_order(names: Sequence[str], gradients: Sequence[Any]) -> tuple[Any, ...]:
+    """dq, dk, dv and the gradients of the optional arrays, from those that fastattn gives; None for what has none."""
+    dq, dk, dv, dmask, dsinks, dslopes = gradients
+    of = {"mask": dmask, "bias": dmask, "alibi_slopes": dslopes, "sinks": dsinks}
+    return dq, dk, dv, *(of[name] if name in names else None for name in OPTIONAL)
 
 
 def gradients_of(name: str, backward: Callable[..., Any], ctx: Any, dout: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Of q, k, v, mask, alibi_slopes and sinks."""
+    """Of q, k, v and the optional arrays."""
     made_of = ctx.saved_tensors
     if dout is None:
-        return (None,) * 6
-    names = [name for name, wanted in zip(_OPTIONAL, ctx.needs_input_grad[3:6], strict=True) if wanted]
+        return (None,) * (3 + len(OPTIONAL))
+    names = wanted_names(ctx.needs_input_grad)
     gradients = backward(array(dout, f"{name}_backward", "dout"), ctx.saved, gradients=names)
-    dq, dk, dv, dmask, dsinks, dslopes = map(optional, gradients)
-    return first_derivative(name, (dq, dk, dv, dmask, dslopes, dsinks), dout, *made_of)
+    return first_derivative(name, in_order(names, [optional(x) for x in gradients]), dout, *made_of)
 
 
 # ---- the registered operation ----
 
-_OPTIONS = "str causal, float? scale, int[] window, float softcap, Tensor? q_lengths, Tensor? kv_lengths, str layout"
-_ARRAYS = "Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? alibi_slopes, Tensor? sinks"
+NUMBERS = "str causal, float? scale, int[] window, float softcap, Tensor? q_start, float dropout_p, SymInt seed"
+ARRAYS = "Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? bias, Tensor? alibi_slopes, Tensor? sinks"
+_OPTIONS = f"{NUMBERS}, Tensor? q_lengths, Tensor? kv_lengths, str layout"
 _UNBOUNDED = -1  # in a window: a side without a bound
 
 
-def _dispatched(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, alibi_slopes: Tensor | None,
-                sinks: Tensor | None, return_lse: bool, options: Options) -> Any:  # fmt: skip
-    check_tensors("attention", q=q, k=k, v=v, mask=mask, alibi_slopes=alibi_slopes, sinks=sinks,
-                  q_lengths=options.q_lengths, kv_lengths=options.kv_lengths)  # fmt: skip
-    save = needs_gradient(q, k, v, mask, alibi_slopes, sinks)
-    out, lse, _ = call(
-        "attention", q, k, v, mask, alibi_slopes, sinks, encoded_causal(options.causal), options.scale,
-        encoded_window(options.window), float(options.softcap), options.q_lengths, options.kv_lengths, options.layout,
-        save,
-    )  # fmt: skip
+def _dispatched(q: Tensor, k: Tensor, v: Tensor, optional_arrays: tuple[Tensor | None, ...], return_lse: bool,
+                options: Options) -> Any:  # fmt: skip
+    named = dict(zip(OPTIONAL, optional_arrays, strict=True))
+    check_tensors("attention", q=q, k=k, v=v, **named, q_lengths=options.q_lengths, kv_lengths=options.kv_lengths)
+    save = needs_gradient(q, k, v, *optional_arrays)
+    numbers = encoded("attention", *options[:7])
+    out, lse, _ = call("attention", q, k, v, *optional_arrays, *numbers, *options[7:], save)
     return (out, lse) if return_lse else out
 
 
 # Schemas have neither unions nor lists of optional numbers.
 
 
-def encoded_causal(causal: bool | str) -> str:
-    return "" if causal is False else "true" if causal is True else causal
+def encoded(op: str, causal: bool | str, scale: float | None, window: Window, softcap: float,
+            q_start: int | Tensor | None, dropout_p: float, seed: int) -> tuple[Any, ...]:  # fmt: skip
+    """Options as the schema has them."""
+    start = torch.tensor(q_start) if isinstance(q_start, int) else q_start
+    check_tensors(op, q_start=start)
+    sides = [] if window is None else [_UNBOUNDED if size is None else size for size in window]
+    alignment = "" if causal is False else "true" if causal is True else causal
+    return alignment, scale, sides, float(softcap), start, float(dropout_p), seed - (1 << 64 if seed >> 63 else 0)
 
 
-def decoded_causal(causal: str) -> bool | str:
-    return {"": False, "true": True}.get(causal, causal)
-
-
-def encoded_window(window: Window) -> list[int]:
-    return [] if window is None else [_UNBOUNDED if size is None else size for size in window]
-
-
-def decoded_window(window: list[int]) -> Window:
+def decoded(causal: str, scale: float | None, window: list[int], softcap: float, q_start: Tensor | None,
+            dropout_p: float, seed: int) -> tuple[Any, ...]:  # fmt: skip
+    """The first options of `Options` again."""
     sides: Any = tuple(None if size == _UNBOUNDED else size for size in window)
-    return sides or None
+    alignment = {"": False, "true": True}.get(causal, causal)
+    return alignment, scale, sides or None, softcap, q_start, dropout_p, seed % (1 << 64)
 
 
-def _options(causal: str, scale: float | None, window: list[int], softcap: float, q_lengths: Tensor | None,
-             kv_lengths: Tensor | None, layout: str) -> Options:  # fmt: skip
-    return Options(
-        decoded_causal(causal), scale, decoded_window(window), softcap, q_lengths, kv_lengths, layout
-    )  # fmt: skip
+def _options(*values: Any) -> Options:
+    return Options(*decoded(*values[:7]), *values[7:])
 
 
-def _kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, alibi_slopes: Tensor | None, sinks: Tensor | None,
-            *rest: Any) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _kernel(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     *options, save = rest
-    keywords = _options(*options).keywords("attention", mask, alibi_slopes, sinks)
+    keywords = _options(*options[4:]).keywords("attention", *options[:4])
     arrays = arrays_of("attention", q=q, k=k, v=v)
     if save:
         out, saved = fa.attention_forward(*arrays, **keywords)
@@ -171,8 +192,7 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, alibi_slopes: 
     return tensor(out), tensor(lse), q.new_empty(0, dtype=real(q.dtype))
 
 
-def _fake(q: Tensor, k: Tensor, v: Tensor, mask: Any, alibi_slopes: Any, sinks: Any,
-          *rest: Any) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     *_, layout, save = rest
     batch, first, second = q.shape[:3]
     heads, length = (second, first) if layout == "blhd" else (first, second)
@@ -182,54 +202,50 @@ def _fake(q: Tensor, k: Tensor, v: Tensor, mask: Any, alibi_slopes: Any, sinks: 
 
 
 def _backward_kernel(dout: Tensor, out: Tensor, lse: Tensor, state: Tensor, q: Tensor, k: Tensor, v: Tensor,
-                     mask: Tensor | None, alibi_slopes: Tensor | None, sinks: Tensor | None,
                      *rest: Any) -> tuple[Tensor, ...]:  # fmt: skip
     op = "attention_backward"
     *options, wanted = rest
-    keywords = _options(*options).keywords(op, mask, alibi_slopes, sinks)
+    keywords = _options(*options[4:]).keywords(op, *options[:4])
     names = ("q", "k", "v", "out", "lse", "state")
-    arrays = dict(zip(names, (array(x, op, n) for x, n in zip((q, k, v, out, lse, state), names, strict=True)),
-                      strict=True))  # fmt: skip
-    saved = fa.SavedAttention.of(**arrays, **keywords)
-    gradients = fa.attention_backward(array(dout, op, "dout"), saved, gradients=wanted)
+    arrays = dict(zip(names, arrays_of(op, q=q, k=k, v=v, out=out, lse=lse, state=state), strict=True))
+    gradients = fa.attention_backward(array(dout, op, "dout"), fa.SavedAttention.of(**arrays, **keywords),
+                                      gradients=wanted)  # fmt: skip
     return tuple(empty(q) if x is None else tensor(x) for x in gradients)
 
 
-def _backward_fake(dout: Tensor, out: Tensor, lse: Tensor, state: Tensor, q: Tensor, k: Tensor, v: Tensor,
-                   mask: Tensor | None, alibi_slopes: Tensor | None, sinks: Tensor | None,
-                   *rest: Any) -> tuple[Tensor, ...]:  # fmt: skip
+def backward_fake(dout: Tensor, out: Tensor, lse: Tensor, state: Tensor, q: Tensor, k: Tensor, v: Tensor,
+                  mask: Tensor | None, bias: Tensor | None, alibi_slopes: Tensor | None, sinks: Tensor | None,
+                  *rest: Any) -> tuple[Tensor, ...]:  # fmt: skip
     wanted = rest[-1]
-    others = (("mask", mask), ("sinks", sinks), ("alibi_slopes", alibi_slopes))
-    given = [empty(q) if x is None or name not in wanted else x.new_empty(x.shape) for name, x in others]
+    summed = mask if "mask" in wanted else bias if "bias" in wanted else None
+    others = summed, sinks if "sinks" in wanted else None, alibi_slopes if "alibi_slopes" in wanted else None
+    given = [empty(q) if x is None else x.new_empty(x.shape) for x in others]
     return (*(x.new_empty(x.shape) for x in (q, k, v)), *given)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *arrays, causal, scale, window, softcap, q_lengths, kv_lengths, layout, _ = inputs
+    *arrays, causal, scale, window, softcap, q_start, dropout_p, seed, q_lengths, kv_lengths, layout, _ = inputs
     out, lse, state = output
-    ctx.save_for_backward(out, lse, state, *arrays, q_lengths, kv_lengths)
-    ctx.options = causal, scale, window, softcap, layout
+    ctx.save_for_backward(out, lse, state, *arrays, q_start, q_lengths, kv_lengths)
+    ctx.options = (causal, scale, window, softcap), (dropout_p, seed), layout
     ctx.mark_non_differentiable(lse, state)
 
 
 def _backward(ctx: Any, dout: Tensor, *_: Any) -> tuple[Any, ...]:
-    *arrays, q_lengths, kv_lengths = ctx.saved_tensors
-    causal, scale, window, softcap, layout = ctx.options
-    needed = ctx.needs_input_grad[first_input(ctx) :]
-    wanted = [name for name, index in (("mask", 3), ("alibi_slopes", 4), ("sinks", 5)) if needed[index]]
-    dq, dk, dv, dmask, dsinks, dslopes = call(
-        "attention_backward", dout, *arrays, causal, scale, window, softcap, q_lengths, kv_lengths, layout, wanted
-    )
-    others = (dmask, needed[3]), (dslopes, needed[4]), (dsinks, needed[5])
-    return (dq, dk, dv, *(x if wanted else None for x, wanted in others), *(None,) * 8)
+    *arrays, q_start, q_lengths, kv_lengths = ctx.saved_tensors
+    numbers, dropout, layout = ctx.options
+    names = wanted_names(ctx.needs_input_grad[first_input(ctx) :])
+    options = *numbers, q_start, *dropout, q_lengths, kv_lengths, layout
+    found = call("attention_backward", dout, *arrays, *options, names)
+    return *in_order(names, found), *(None,) * (len(options) + 1)
 
 
-define(f"attention({_ARRAYS}, {_OPTIONS}, bool save) -> (Tensor, Tensor, Tensor)", _kernel, _fake)
+define(f"attention({ARRAYS}, {_OPTIONS}, bool save) -> (Tensor, Tensor, Tensor)", _kernel, _fake)
 define(
-    f"attention_backward(Tensor dout, Tensor out, Tensor lse, Tensor state, {_ARRAYS}, {_OPTIONS}, str[] gradients)"
+    f"attention_backward(Tensor dout, Tensor out, Tensor lse, Tensor state, {ARRAYS}, {_OPTIONS}, str[] gradients)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward_kernel,
-    _backward_fake,
+    backward_fake,
 )
 differentiate("attention", _setup, _backward)
 autocast("attention")

@@ -25,14 +25,13 @@ def flash_attn_func(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, sof
     """Attention of q[B, Lq, H, D] to k[B, Lk, Hk, D] and v[B, Lk, Hk, Dv], with gradients.
 
     return_attn_probs: (out, lse[B, H, Lq], None), the last being flash-attn's place for dropped probabilities.
-    alibi_slopes [H]. Without dropout.
+    alibi_slopes [H]. Dropout takes its seed from torch's generator.
     """
     op = "flash_attn_func"
     check_tensors(op, q=q, k=k, v=v, alibi_slopes=alibi_slopes)
-    _refuse(op, dropout_p=dropout_p)
     result = attention(q, k, v, causal=_causal(causal), scale=softmax_scale, window=_window(op, window_size),
                        softcap=softcap, alibi_slopes=_slopes(op, q, alibi_slopes), layout="blhd",
-                       return_lse=return_attn_probs)  # fmt: skip
+                       **_dropout(dropout_p), return_lse=return_attn_probs)  # fmt: skip
     return (result[0], result[1].transpose(1, 2), None) if return_attn_probs else result
 
 
@@ -44,15 +43,16 @@ def flash_attn_varlen_func(q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor
                            return_attn_probs: bool = False, block_table: Tensor | None = None) -> Any:  # fmt: skip
     """Attention within the sequences of a ragged batch, q[Tq, H, D], k[Tk, Hk, D], v[Tk, Hk, Dv], with gradients.
 
-    max_seqlen_q and max_seqlen_k are not needed, and not read. return_attn_probs: (out, lse[H, Tq], None). Without
-    dropout and block_table.
+    max_seqlen_q and max_seqlen_k are not needed, and not read. return_attn_probs: (out, lse[H, Tq], None).
+    Dropout takes its seed from torch's generator. Without block_table.
     """
     op = "flash_attn_varlen_func"
     check_tensors(op, q=q, k=k, v=v, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, alibi_slopes=alibi_slopes)
-    _refuse(op, dropout_p=dropout_p, block_table=block_table)
+    _refuse(op, block_table=block_table)
     result = attention_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, causal=_causal(causal), scale=softmax_scale,
                               window=_window(op, window_size), softcap=softcap,
-                              alibi_slopes=_slopes(op, q, alibi_slopes), return_lse=return_attn_probs)  # fmt: skip
+                              alibi_slopes=_slopes(op, q, alibi_slopes), **_dropout(dropout_p),
+                              return_lse=return_attn_probs)  # fmt: skip
     return (result[0], result[1].transpose(0, 1), None) if return_attn_probs else result
 
 
@@ -127,6 +127,11 @@ def _refuse(op: str, **arguments: Any) -> None:
         if isinstance(value, Tensor) or value:
             got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else value
             raise NotImplementedError(f"{op}: {name} is not supported, got {got}")
+
+
+def _dropout(probability: float) -> dict[str, Any]:
+    """Another seed for each call, by torch.manual_seed."""
+    return {"dropout_p": probability, "seed": int(torch.randint(2**62, ()))} if probability else {}
 
 
 def _causal(causal: bool) -> bool | str:

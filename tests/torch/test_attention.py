@@ -38,6 +38,10 @@ OPTIONS = {
         "sinks": torch.rand(4),
         "mask": torch.rand(4, 9, 9),
     },
+    "positions": {"causal": True, "q_start": torch.tensor([2, -3])},
+    "position": {"window": (2, 1), "q_start": 4},
+    "bias": {"mask": torch.arange(81).reshape(9, 9) % 4 > 0, "bias": torch.rand(2, 1, 9, 9)},
+    "dropout": {"dropout_p": 0.3, "seed": 2**62 + 5},
 }
 
 
@@ -82,9 +86,11 @@ def test_the_registered_operation_is_sound(name):
     window = list(options.get("window", ()))
     causal = {True: "true"}.get(options.get("causal", False), options.get("causal", "") or "")
     q, k, v = qkv(2, 4, 9, 8, grad=True)
-    arguments = (q, k, v, tensors.get("mask"), tensors.get("alibi_slopes"), tensors.get("sinks"), causal,
-                 options.get("scale"), window, options.get("softcap", 0.0), tensors.get("q_lengths"),
-                 tensors.get("kv_lengths"), "bhld")  # fmt: skip
+    start = options.get("q_start")
+    arguments = (q, k, v, *(tensors.get(name) for name in ("mask", "bias", "alibi_slopes", "sinks")), causal,
+                 options.get("scale"), window, options.get("softcap", 0.0),
+                 torch.tensor(start) if isinstance(start, int) else start, options.get("dropout_p", 0.0),
+                 options.get("seed", 0), tensors.get("q_lengths"), tensors.get("kv_lengths"), "bhld")  # fmt: skip
     operation, parts = torch.ops.fastattn.attention.default, ("test_schema", "test_faketensor")
     opcheck(operation, (*arguments, True), **({} if name in ("none", "all") else {"test_utils": parts}))
     plain = (a.detach() if isinstance(a, torch.Tensor) else a for a in arguments)
@@ -139,7 +145,9 @@ def test_func_grad_and_vmap_agree_with_a_loop():
 
 
 def registered(q, k, v):
-    return torch.ops.fastattn.attention(q, k, v, None, None, None, "", None, [], 0.0, None, None, "bhld", True)[0]
+    return torch.ops.fastattn.attention(
+        q, k, v, *[None] * 4, "", None, [], 0.0, None, 0.0, 0, None, None, "bhld", True
+    )[0]
 
 
 def varlen(q, k, v):

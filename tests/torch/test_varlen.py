@@ -1,9 +1,11 @@
 """fastattn.torch.attention_varlen: bits of each sequence alone, gradients, and what torch.library wants."""
 
+import numpy as np
 import pytest
 import torch
 from torch.library import opcheck
 
+import fastattn as fa
 import fastattn.torch as fat
 
 # torch's own, of torch.jit inside of torch.compile and torch.func.
@@ -50,8 +52,8 @@ def test_gradients_are_those_of_differences():
 
 @pytest.mark.parametrize("extra", [{}, others()], ids=["none", "all"])
 def test_the_registered_operation_is_sound(extra):
-    arrays = *qkv(), *(extra.get(name) for name in ("mask", "alibi_slopes", "sinks"))
-    options = OFFSETS, OFFSETS, "true", 0.5, [3, -1], 2.0
+    arrays = *qkv(), *(extra.get(name) for name in ("mask", "bias", "alibi_slopes", "sinks"))
+    options = OFFSETS, OFFSETS, "true", 0.5, [3, -1], 2.0, None, 0.0, 0
     operation = torch.ops.fastattn.attention_varlen.default
     opcheck(operation, (*arrays, *options, True))
     plain = [None if a is None else a.detach() for a in arrays]
@@ -78,6 +80,28 @@ def test_flash_attns_function_compiles_whole():
         return fat.flash_attn_varlen_func(q, k, v, OFFSETS, OFFSETS, 7, 7, causal=True)
 
     assert torch.equal(torch.compile(call, fullgraph=True, backend="aot_eager")(q, k, v), call(q, k, v))
+
+
+def test_positions_bias_and_dropout_have_the_bits_and_gradients_of_arrays():
+    q, k, v = qkv()
+    bias = torch.linspace(-1, 1, 49).reshape(7, 7).requires_grad_()
+    mask = torch.arange(49).reshape(7, 7) % 5 > 0
+    options = {"causal": True, "dropout_p": 0.25, "seed": 2**63 + 7}
+    start = torch.tensor([1, 0, -1])
+    arrays = [np.asarray(x.detach()) for x in (q, k, v)]
+    expected, saved = fa.attention_varlen_forward(*arrays, OFFSETS.numpy(), OFFSETS.numpy(), q_start=start.numpy(),
+                                                  mask=mask.numpy(), bias=bias.detach().numpy(), **options)  # fmt: skip
+    gradients = fa.attention_varlen_backward(np.ones_like(expected), saved, gradients=["bias"])
+
+    def call(q, k, v, bias):
+        return fat.attention_varlen(q, k, v, OFFSETS, OFFSETS, q_start=start, mask=mask, bias=bias, **options)
+
+    for function in (call, torch.compile(call, fullgraph=True, backend="aot_eager")):
+        out = function(q, k, v, bias)
+        found = torch.autograd.grad(out, (q, k, v, bias), torch.ones_like(out))
+        np.testing.assert_array_equal(out.detach(), expected)
+        for ours, theirs in zip(found, (*gradients[:3], gradients.dbias), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 def test_autocast_takes_its_type():
