@@ -149,7 +149,7 @@ typedef struct {
     fa_index mask_stride[4]; /* batch, head, row, key; 0 where broadcast */
     const void *keep;        /* beside a mask that is added: uint8 (0: excluded), or NULL */
     fa_index keep_stride[4];
-    fa_index left, right;    /* FA_UNBOUNDED, or a distance >= 0 */
+    fa_index left, right; /* FA_UNBOUNDED, or a distance >= 0 */
     int bottom_right;
     const fa_index *q_positions;           /* [B] at most FA_FARTHEST from 0, or NULL: which key query 0 is aligned with */
     const fa_index *q_lengths, *k_lengths; /* [B] in 0..L, or NULL */
@@ -157,8 +157,8 @@ typedef struct {
     fa_index lse_stride;                   /* elements from head to head: Lq, or the rows of a ragged batch */
     double scale, softcap;                 /* softcap: 0 for none */
     const void *alibi_slopes, *sinks;      /* [H] of the real type, or NULL */
-    double dropout;                        /* of probabilities, 0..1: elements of P are 0 or times 1 / (1 - dropout) after the sum */
-    uint64_t seed;                         /* which elements: kernels/recurrent/dropout.c, at (key, query, sequence, head) */
+    double dropout; /* of probabilities, 0..1: elements of P are 0 or times 1 / (1 - dropout) after the sum */
+    uint64_t seed;  /* which elements: kernels/recurrent/dropout.c, at (key, query, sequence, head) */
     fa_attention_strategy strategy;
 } fa_attention_arguments;
 fa_status fa_attention_forward(fa_dtype dtype, const fa_attention_arguments *a);

@@ -11,7 +11,6 @@
    that start at a multiple of VL; their lanes beyond `units` stay finite, being functions of zero weights. */
 #include "../common.h"
 
-
 FA_INLINE void store_units(real *y, vreal h, fa_index units)
 {
     if (FA_LIKELY(units >= VL))

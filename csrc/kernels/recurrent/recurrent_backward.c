@@ -12,7 +12,6 @@
    NaN and infinities go where this arithmetic takes them; a row depends on itself alone. */
 #include "../common.h"
 
-
 FA_INLINE vreal load_units(const real *p, fa_index units) { return FA_LIKELY(units >= VL) ? v_load(p) : v_load_n(p, units); }
 
 FA_INLINE void store_units(real *p, vreal a, fa_index units)
