@@ -16,7 +16,7 @@ _MASKED = -10000.0  # mask_filter_value, where a node does not say
 
 def _skip_norm(node: Node) -> Call:
     """LayerNormalization of input + skip + bias: (norm, mean, inverse of the deviation, sum)."""
-    eps, count = float(node.get("epsilon", 1e-5)), len(node.outputs)
+    eps, count = float(node.get("epsilon", 1e-12)), len(node.outputs)
 
     def call(x: Array, skip: Array, gamma: Array, beta: Array | None = None, bias: Array | None = None) -> Any:
         if bias is not None:
