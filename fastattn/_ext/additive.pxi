@@ -38,15 +38,17 @@ cdef object acquire_additive_mask(Array *a, object mask, int dtype, fa_additive_
     arguments.mask = a.data
 
 
-cdef object acquire_additive(AdditiveInputs *x, fa_additive_arguments *a, object query, object keys, object values,
-                             object v, object lengths, object mask, str op):
-    """Checks and holds the inputs, and fills in `a` but for its outputs. The caller keeps the result alive as long as
-    `a`, and calls release_additive in any case."""
+cdef tuple acquire_additive(AdditiveInputs *x, fa_additive_arguments *a, object query, object keys, object values,
+                            object v, object lengths, object mask, str op):
+    """Checks and holds the inputs, those of 16 bits as float32 copies, and fills in `a` but for its outputs. Returns
+    what the caller keeps alive as long as `a`, and the 16-bit dtype that results are rounded to, or None. The caller
+    calls release_additive in any case."""
+    cdef object low
     x.query.held = x.keys.held = x.values.held = x.v.held = x.mask.held = False
     query, keys = as_ndarray(query, op, "query"), as_ndarray(keys, op, "keys")
     values, v = as_ndarray(values, op, "values"), as_ndarray(v, op, "v")
     lengths, mask = as_optional(lengths, op, "lengths"), as_optional(mask, op, "mask")
-    acquire(&x.query, query, op, "query", 3)
+    acquire(&x.query, query, op, "query", 3, ALL_TYPES)
     acquire_read(&x.keys, keys, op, "keys", 3, x.query.dtype)
     acquire_read(&x.values, values, op, "values", 3, x.query.dtype)
     acquire_contiguous(&x.v, v, op, "v", 1, x.query.dtype)
@@ -72,21 +74,28 @@ cdef object acquire_additive(AdditiveInputs *x, fa_additive_arguments *a, object
     a.mask_stride[0] = a.mask_stride[1] = 0
     if mask is not None:
         acquire_additive_mask(&x.mask, mask, x.query.dtype, a, op)
-    return lengths
+    if is_low(x.query.dtype):
+        low = dtype_of(&x.query)
+        release_additive(x)
+        query, keys = widened_array(query, op, "query"), widened_array(keys, op, "keys")
+        values, v = widened_array(values, op, "values"), widened_array(v, op, "v")
+        mask = widened_array(mask, op, "mask")
+        return acquire_additive(x, a, query, keys, values, v, lengths, mask, op)[0], low
+    return lengths, None
 
 
 def additive_attention(object query, object keys, object values, object v, object lengths, object mask,
                        object return_weights, str op):
-    """(context, weights); weights is None unless requested."""
+    """(context, weights); weights is None unless requested. Both have the dtype of query."""
     cdef AdditiveInputs x
     cdef Array ac, aw
     cdef fa_additive_arguments a
     cdef fa_status status
-    cdef object kept, context, weights = None
+    cdef object kept, low, context, weights = None
     cdef bint wants_weights = as_flag(return_weights, op, "return_weights")
     ac.held = aw.held = False
     try:
-        kept = acquire_additive(&x, &a, query, keys, values, v, lengths, mask, op)
+        kept, low = acquire_additive(&x, &a, query, keys, values, v, lengths, mask, op)
         context = new_like(&ac, (a.B, a.T, a.C), &x.query, op)
         if wants_weights:
             weights = new_like(&aw, (a.B, a.T, a.S), &x.query, op)
@@ -99,7 +108,7 @@ def additive_attention(object query, object keys, object values, object v, objec
         release_additive(&x)
         release(&ac)
         release(&aw)
-    return context, weights
+    return rounded(context, low, op), rounded(weights, low, op)
 
 
 def additive_attention_backward(object dcontext, object query, object keys, object values, object v, object lengths,
@@ -111,21 +120,28 @@ def additive_attention_backward(object dcontext, object query, object keys, obje
     cdef fa_additive_arguments *a = &g.forward
     cdef fa_status status
     cdef str op = "additive_attention_backward"
-    cdef object kept, dquery, dkeys, dvalues, dv
+    cdef object kept, low, dquery, dkeys, dvalues, dv
+    cdef int dtype
     ag.held = aw.held = aq.held = ak.held = ax.held = av.held = False
     dcontext, weights = as_ndarray(dcontext, op, "dcontext"), as_ndarray(weights, op, "saved.weights")
     try:
         try:
-            kept = acquire_additive(&x, a, query, keys, values, v, lengths, None, op)
+            kept, low = acquire_additive(&x, a, query, keys, values, v, lengths, None, op)
         except (TypeError, ValueError, MemoryError) as error:
             raise of_saved(error, op) from None
-        acquire(&ag, dcontext, op, "dcontext", 3, x.query.dtype)
+        dtype = x.query.dtype if low is None else type_of(low)
+        acquire(&ag, dcontext, op, "dcontext", 3, dtype)
         if shape_of(&ag) != (a.B, a.T, a.C):
             raise wrong_shape(op, "dcontext", f"have the shape {(a.B, a.T, a.C)} of the context",
                               f"shape {shape_of(&ag)}")
-        acquire_contiguous(&aw, weights, op, "saved.weights", 3, x.query.dtype)
+        acquire_contiguous(&aw, weights, op, "saved.weights", 3, dtype)
         if shape_of(&aw) != (a.B, a.T, a.S):
             raise wrong_shape(op, "saved.weights", f"have shape {(a.B, a.T, a.S)}", f"shape {shape_of(&aw)}")
+        if low is not None:
+            release(&ag)
+            release(&aw)
+            acquire(&ag, widened_array(dcontext, op, "dcontext"), op, "dcontext", 3)
+            acquire_contiguous(&aw, widened_array(weights, op, "saved.weights"), op, "saved.weights", 3)
         set_two_strides(&ag, g.dcontext_stride)
         g.dcontext, a.weights, a.context = ag.data, aw.data, NULL
         dquery = new_like(&aq, shape_of(&x.query), &x.query, op)
@@ -145,4 +161,4 @@ def additive_attention_backward(object dcontext, object query, object keys, obje
         release(&ak)
         release(&ax)
         release(&av)
-    return dquery, dkeys, dvalues, dv
+    return rounded(dquery, low, op), rounded(dkeys, low, op), rounded(dvalues, low, op), rounded(dv, low, op)

@@ -231,6 +231,17 @@ cdef int real_dtype(int dtype) noexcept:
     return FA_F64 if dtype == FA_F64 else FA_F32
 
 
+cdef bint is_low(int dtype) noexcept:
+    """Whether it is bfloat16 or float16."""
+    return real_dtype(dtype) != dtype
+
+
+cdef int dtype_beside(object array, int dtype):
+    """fa_dtype that an ndarray of few numbers must have beside arrays of `dtype`: float32 too, where those are of 16
+    bits."""
+    return FA_F32 if is_low(dtype) and array.dtype == float32 else dtype
+
+
 # ---- buffers ----
 
 cdef bint hold(Array *a, object array, int flags):

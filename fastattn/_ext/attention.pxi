@@ -11,6 +11,7 @@ cdef object set_strides(Array *a, fa_index *stride, int head_axis):
 
 cdef struct AttentionInputs:
     Array q, k, v, mask, bias, slopes, sinks
+    bint wide_slopes, wide_sinks  # float32 ones beside 16-bit q
 
 
 cdef void hold_nothing(AttentionInputs *x) noexcept:
@@ -147,14 +148,17 @@ cdef int head_axis_of(object layout, str op, str name="layout") except -1:
     raise ValueError(f"{op}: {name} must be 'bhld' or 'blhd', got {shown(layout)}")
 
 
-cdef object acquire_per_head(Array *a, object value, int dtype, fa_index heads, str op, str name):
-    """Holds an array with one number for each query head, as float32 where the dtype is a 16-bit one."""
-    array = acquire_contiguous(a, value, op, name, 1, dtype)
-    if dtype != real_dtype(dtype):
+cdef bint acquire_per_head(Array *a, object value, int dtype, fa_index heads, str op, str name) except -1:
+    """Holds an ndarray with one number for each query head, as float32 where the dtype is a 16-bit one; whether it was
+    float32 then."""
+    cdef int given = dtype_beside(value, dtype)
+    array = acquire_contiguous(a, value, op, name, 1, given)
+    if is_low(given):
         release(a)
-        acquire_contiguous(a, cast(array, np.float32), op, name)
+        acquire_contiguous(a, cast(array, float32, op, name), op, name)
     if a.shape[0] != heads:
         raise wrong_shape(op, name, f"have shape ({heads},), one number for each head of q", f"shape {shape_of(a)}")
+    return given != dtype
 
 
 cdef object check_power(double number, int power, int dtype, str what, str op):
@@ -192,10 +196,10 @@ cdef object set_heads(AttentionInputs *x, fa_attention_arguments *a, object slop
     """alibi_slopes and sinks."""
     a.alibi_slopes = a.sinks = NULL
     if slopes is not None:
-        acquire_per_head(&x.slopes, slopes, x.q.dtype, a.H, op, "alibi_slopes")
+        x.wide_slopes = acquire_per_head(&x.slopes, slopes, x.q.dtype, a.H, op, "alibi_slopes")
         a.alibi_slopes = x.slopes.data
     if sinks is not None:
-        acquire_per_head(&x.sinks, sinks, x.q.dtype, a.H, op, "sinks")
+        x.wide_sinks = acquire_per_head(&x.sinks, sinks, x.q.dtype, a.H, op, "sinks")
         a.sinks = x.sinks.data
 
 

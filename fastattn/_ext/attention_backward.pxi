@@ -160,7 +160,8 @@ cdef tuple run_backward(AttentionInputs *x, fa_attention_backward_arguments *g, 
         raise_status(status, op)
     finally:
         release_gradients(&y)
-    return (dq, dk, dv, *[in_type(gradient, &x.q, wide) for gradient in (dmask, dsinks, dslopes)])
+    return (dq, dk, dv, in_type(dmask, &x.q, wide), in_type(dsinks, &x.q, wide or x.wide_sinks),
+            in_type(dslopes, &x.q, wide or x.wide_slopes))
 
 
 def attention_backward(object dout, object q, object k, object v, object out, object state, tuple options,

@@ -25,6 +25,16 @@ cdef object as_selection(object value, fa_index size, str op, str name):
     return np.ascontiguousarray(selected, dtype=np.int64)
 
 
+cdef tuple widened_options(tuple options, str op):
+    """Options of attention, checked already, with float32 arrays."""
+    mask, causal, scale, window, softcap, slopes, sinks, q_start, bias, dropout, seed = options
+    mask, bias = as_optional(mask, op, "mask"), as_optional(bias, op, "bias")
+    slopes, sinks = as_optional(slopes, op, "alibi_slopes"), as_optional(sinks, op, "sinks")
+    return (widened_array(mask, op, "mask"), causal, scale, window, softcap,
+            widened_array(slopes, op, "alibi_slopes"), widened_array(sinks, op, "sinks"), q_start,
+            widened_array(bias, op, "bias"), dropout, seed)
+
+
 def attention_weights(object q, object k, object lse, object heads, object rows, tuple options, object q_lengths,
                       object kv_lengths, object layout):
     cdef AttentionInputs x
@@ -34,15 +44,18 @@ def attention_weights(object q, object k, object lse, object heads, object rows,
     cdef fa_status status
     cdef str op = "attention_weights"
     cdef int head_axis = head_axis_of(layout, op)
-    cdef object kept, result
+    cdef object kept, result, low = None
     al.held = aw.held = False
-    k, lse = as_ndarray(k, op, "k"), as_ndarray(lse, op, "lse")
+    q, k, lse = as_ndarray(q, op, "q"), as_ndarray(k, op, "k"), as_ndarray(lse, op, "lse")
     heads, rows = as_selector(heads, op, "heads"), as_selector(rows, op, "rows")
     try:
         # The values are not read: k stands in for them.
         kept = acquire_inputs(&x, a, head_axis, q, k, k, options, q_lengths, kv_lengths, op)
-        if real_dtype(x.q.dtype) != x.q.dtype:
-            raise wrong_type(op, "q", q)
+        if is_low(x.q.dtype):
+            low = dtype_of(&x.q)
+            release_inputs(&x)
+            q, k = widened_array(q, op, "q"), widened_array(k, op, "k")
+            kept = acquire_inputs(&x, a, head_axis, q, k, k, widened_options(options, op), q_lengths, kv_lengths, op)
         expected = (a.B, a.H, a.Lq) if head_axis == 1 else (a.B, a.Lq, a.H)
         acquire_rows(&al, lse, expected, head_axis, x.q.dtype, op, "lse")
         heads = as_selection(heads, a.H, op, "heads")
@@ -63,7 +76,7 @@ def attention_weights(object q, object k, object lse, object heads, object rows,
         release_inputs(&x)
         release(&al)
         release(&aw)
-    return result
+    return rounded(result, low, op)
 
 
 def merge_attention(object out_a, object lse_a, object out_b, object lse_b):
@@ -71,15 +84,15 @@ def merge_attention(object out_a, object lse_a, object out_b, object lse_b):
     cdef fa_status status
     cdef fa_index rows, n
     cdef str op = "merge_attention"
-    cdef object out, lse
+    cdef object out, lse, low = None
     xa.held = la.held = xb.held = lb.held = ao.held = al.held = False
     out_a, lse_a = as_ndarray(out_a, op, "out_a"), as_ndarray(lse_a, op, "lse_a")
     out_b, lse_b = as_ndarray(out_b, op, "out_b"), as_ndarray(lse_b, op, "lse_b")
     try:
-        acquire_contiguous(&xa, out_a, op, "out_a")
-        acquire_contiguous(&la, lse_a, op, "lse_a", -1, xa.dtype)
+        acquire_contiguous(&xa, out_a, op, "out_a", -1, ALL_TYPES)
+        acquire_contiguous(&la, lse_a, op, "lse_a", -1, real_dtype(xa.dtype))
         acquire_contiguous(&xb, out_b, op, "out_b", -1, xa.dtype)
-        acquire_contiguous(&lb, lse_b, op, "lse_b", -1, xa.dtype)
+        acquire_contiguous(&lb, lse_b, op, "lse_b", -1, real_dtype(xa.dtype))
         shape = shape_of(&xa)
         if not shape:
             raise wrong_shape(op, "out_a", "have an axis at least", "shape ()")
@@ -90,6 +103,12 @@ def merge_attention(object out_a, object lse_a, object out_b, object lse_b):
             if got != of_rows:
                 raise wrong_shape(op, name, f"have shape {of_rows}, that of out_a without its last axis",
                                   f"shape {got}")
+        if is_low(xa.dtype):
+            low = dtype_of(&xa)
+            release(&xa)
+            release(&xb)
+            acquire_contiguous(&xa, widened_array(out_a, op, "out_a"), op, "out_a")
+            acquire_contiguous(&xb, widened_array(out_b, op, "out_b"), op, "out_b")
         out, lse = new_like(&ao, shape, &xa, op), new_like(&al, of_rows, &xa, op)
         rows = count(&la)
         with nogil:
@@ -103,4 +122,4 @@ def merge_attention(object out_a, object lse_a, object out_b, object lse_b):
         release(&lb)
         release(&ao)
         release(&al)
-    return out, lse
+    return rounded(out, low, op), lse

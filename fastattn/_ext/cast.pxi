@@ -1,4 +1,7 @@
 # Between float32 and the 16-bit types.
+#
+# Ops without kernels for 16 bits check their arrays as they are, run on the float32 copies that `widened` makes, and
+# round each result once: `rounded`.
 
 def cast(object x, object dtype, str op="cast", str name="x"):
     """x, float32 or of a 16-bit type, as a contiguous array of the other: rounded to nearest even."""
@@ -20,3 +23,19 @@ def cast(object x, object dtype, str op="cast", str name="x"):
         release(&a)
         release(&y)
     return result
+
+
+cdef object widened_array(object array, str op, str name):
+    """A 16-bit ndarray in float32, its repeated elements still repeated; anything else as it is."""
+    cdef tuple shape
+    if array is None or array.dtype.itemsize != 2 or array.dtype.kind in "biu":
+        return array
+    shape = array.shape
+    once = array[tuple([slice(0, 1) if step == 0 else slice(None) for step in array.strides])]
+    wide = cast(once, float32, op, name)
+    return wide if wide.shape == shape else np.broadcast_to(wide, shape)
+
+
+cdef object rounded(object result, object dtype, str op):
+    """A float32 result in the 16-bit `dtype`; None for the dtype: as it is."""
+    return result if dtype is None or result is None else cast(result, dtype, op, "the result")

@@ -25,7 +25,7 @@ cdef object check_axis(const Array *a, str op, str name):
 cdef int columns_dtype(object weight, object bias, const Array *x):
     """fa_dtype of weight and bias: that of x, or beside 16-bit arrays float32."""
     cdef object first = bias if weight is None else weight
-    return FA_F32 if x.dtype > FA_F64 and first is not None and first.dtype == float32 else x.dtype
+    return x.dtype if first is None else dtype_beside(first, x.dtype)
 
 
 cdef object acquire_columns(Array *a, object value, str op, str name, const Array *x, int dtype):

@@ -21,13 +21,14 @@ def additive_attention(query: ArrayLike, keys: ArrayLike, values: ArrayLike, v: 
     Parameters
     ----------
     query, keys, values, v
-        [B, T, A], [B, S, A], [B, S, C], [A]; float32 or float64. query and keys are the projected ones.
+        [B, T, A], [B, S, A], [B, S, C], [A], of one dtype; 16-bit arrays are widened to float32. query and keys are the
+        projected ones.
     lengths
         [B] integers in 0..S: keys beyond are excluded.
     mask
         bool (True: attend) or the dtype of query (added; -inf: do not attend), broadcastable to [B, T, S].
     return_weights
-        Also return w[B, T, S], 0 where masked.
+        Also return w[B, T, S] in the dtype of query, 0 where masked.
 
     Masked entries never enter the arithmetic: NaN or inf there changes nothing. NaN in a score makes its row NaN, in
     an attended value its column of that row. A query with nothing to attend to gives zeros.

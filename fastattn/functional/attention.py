@@ -50,9 +50,9 @@ def attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, mask: ArrayLike | Non
     softcap
         Bound of the scaled scores, 0 for none.
     alibi_slopes
-        [H], of the dtype of q: a penalty for each step of distance from the diagonal.
+        [H], of the dtype of q or beside 16-bit q float32: a penalty for each step of distance from the diagonal.
     sinks
-        [H], of the dtype of q: a logit for each head, without a key and a value, in the sum of the softmax.
+        [H], typed as alibi_slopes: a logit for each head, without a key and a value, in the sum of the softmax.
     q_start
         The position of query 0 counted from key 0, one integer or one for each sequence [B], also below 0 and beyond
         the keys: where the diagonal of causal, window and alibi_slopes begins. Keys may then be a cache with room

@@ -27,8 +27,8 @@ def attention_weights(q: ArrayLike, k: ArrayLike, lse: ArrayLike, *, heads: slic
     heads, rows
         Which query heads and which queries: None for all, a slice, or integers.
 
-    Returns weights[B, heads, rows, Lk] (layout "blhd": [B, rows, heads, Lk]), 0 where a query does not attend. With
-    sinks a row sums to 1 minus the probability of the sink.
+    Returns weights[B, heads, rows, Lk] in the dtype of q (layout "blhd": [B, rows, heads, Lk]), 0 where a query does
+    not attend. With sinks a row sums to 1 minus the probability of the sink.
 
     >>> q = np.zeros((1, 1, 2, 4))
     >>> out, lse = fa.attention(q, q, q, causal=True, return_lse=True)
@@ -45,7 +45,8 @@ def merge_attention(out_a: ArrayLike, lse_a: ArrayLike, out_b: ArrayLike, lse_b:
 
         out = (e^lse_a out_a + e^lse_b out_b) / (e^lse_a + e^lse_b),  lse = ln(e^lse_a + e^lse_b)
 
-    out_a, out_b [..., Dv] and lse_a, lse_b [...] of one dtype: any layout of attention, or rows of attention_varlen.
+    out_a, out_b [..., Dv] and lse_a, lse_b [...] of one dtype, lse float32 beside 16-bit outputs: any layout of
+    attention, or rows of attention_varlen.
     Where a part attends to nothing (lse -inf), the result is the other part, bit for bit. The order of the parts does
     not matter. A sink counts once: give sinks to one of the calls.
 
