@@ -297,6 +297,7 @@ typedef struct {
     fa_weight_type type;          /* of `packed` */
     fa_activation activation;     /* of FA_RNN: FA_TANH, FA_RELU, FA_SIGMOID */
     double clip;                  /* lstm: c is kept in [-clip, clip]; 0: it is not */
+    double gate_clip;             /* likewise what goes into the activations of the gates, forward only: `saved` must be NULL */
     fa_index T, B;
     const void *x;
     fa_index x_stride[2];

@@ -486,44 +486,54 @@ def additive_attention_backward(dcontext, query, keys, values, v, lengths=None, 
     return u.sum(2), u.sum(1), weights.swapaxes(1, 2) @ dcontext, (de * t).sum((0, 1, 2))
 
 
-# ---- recurrent cells: one step; a missing bias is None ----
+# ---- recurrent cells: one step; a missing bias is None; gate_clip clips the arguments of activations, but not c ----
 
 
-def rnn_cell(x, h, w_ih, w_hh, b_ih=None, b_hh=None, nonlinearity="tanh", dtype=np.float64):
+def _clipped(a, limit, dtype):
+    return a if limit is None else np.clip(a, *_real(dtype, -limit, limit))
+
+
+def rnn_cell(x, h, w_ih, w_hh, b_ih=None, b_hh=None, nonlinearity="tanh", gate_clip=None, dtype=np.float64):
     x, h, w_ih, w_hh, b_ih, b_hh = _real(dtype, x, h, w_ih, w_hh, b_ih, b_hh)
-    return ACTIVATIONS[nonlinearity](_affine(x, w_ih, b_ih) + _affine(h, w_hh, b_hh), dtype=dtype)
+    a = _clipped(_affine(x, w_ih, b_ih) + _affine(h, w_hh, b_hh), gate_clip, dtype)
+    return ACTIVATIONS[nonlinearity](a, dtype=dtype)
 
 
-def gru_cell(x, h, w_ih, w_hh, b_ih=None, b_hh=None, linear_before_reset=True, dtype=np.float64):
+def gru_cell(x, h, w_ih, w_hh, b_ih=None, b_hh=None, linear_before_reset=True, gate_clip=None, dtype=np.float64):
     x, h, w_ih, w_hh, b_ih, b_hh = _real(dtype, x, h, w_ih, w_hh, b_ih, b_hh)
     hidden = h.shape[-1]
     x_r, x_z, x_n = np.split(_affine(x, w_ih, b_ih), 3, axis=-1)
     h_r, h_z, h_n = np.split(_affine(h, w_hh, b_hh), 3, axis=-1)
-    r, z = sigmoid(x_r + h_r, dtype), sigmoid(x_z + h_z, dtype)
+    r, z = (sigmoid(_clipped(a, gate_clip, dtype), dtype) for a in (x_r + h_r, x_z + h_z))
     if linear_before_reset:
-        n = np.tanh(x_n + r * h_n)
+        h_n = r * h_n
     else:
-        n = np.tanh(x_n + _affine(r * h, w_hh[2 * hidden :], None if b_hh is None else b_hh[2 * hidden :]))
+        h_n = _affine(r * h, w_hh[2 * hidden :], None if b_hh is None else b_hh[2 * hidden :])
+    n = np.tanh(_clipped(x_n + h_n, gate_clip, dtype))
     return (1 - z) * n + z * h
 
 
-def _lstm_gates(a, c, peephole, coupled, clip, dtype):
+def _lstm_gates(a, c, peephole, coupled, clip, dtype, gate_clip=None):
     """i, f, g, o and the new c, from the sums a of the gates; coupled: a of i, g, o, and f = 1 - i."""
+
+    def gate(a):
+        return sigmoid(_clipped(a, gate_clip, dtype), dtype)
+
     if coupled:
         p_i, p_o = (0, 0) if peephole is None else peephole
         a_i, a_g, a_o = np.split(a, 3, axis=-1)
-        i = sigmoid(a_i + p_i * c, dtype)
+        i = gate(a_i + p_i * c)
         f = 1 - i
     else:
         p_i, p_f, p_o = (0, 0, 0) if peephole is None else peephole
         a_i, a_f, a_g, a_o = np.split(a, 4, axis=-1)
-        i, f = sigmoid(a_i + p_i * c, dtype), sigmoid(a_f + p_f * c, dtype)
-    g = np.tanh(a_g)
+        i, f = gate(a_i + p_i * c), gate(a_f + p_f * c)
+    g = np.tanh(_clipped(a_g, gate_clip, dtype))
     c_next = f * c + i * g
     if clip is not None:
         (clip,) = _real(dtype, clip)
         c_next = np.clip(c_next, -clip, clip)
-    return i, f, g, sigmoid(a_o + p_o * c_next, dtype), c_next
+    return i, f, g, gate(a_o + p_o * c_next), c_next
 
 
 def attention_gru(x, annotations, h, w_ih, w_hh, b_ih, b_hh, query, key, v, lengths=None, dtype=np.float64):
@@ -539,9 +549,10 @@ def attention_gru(x, annotations, h, w_ih, w_hh, b_ih, b_hh, query, key, v, leng
 
 
 def lstm_cell(x, h, c, w_ih, w_hh, b_ih=None, b_hh=None, peephole=None, w_hr=None, coupled=False, clip=None,
-              dtype=np.float64):  # fmt: skip
+              gate_clip=None, dtype=np.float64):  # fmt: skip
     x, h, c, w_ih, w_hh, b_ih, b_hh, peephole, w_hr = _real(dtype, x, h, c, w_ih, w_hh, b_ih, b_hh, peephole, w_hr)
-    *_, o, c_next = _lstm_gates(_affine(x, w_ih, b_ih) + _affine(h, w_hh, b_hh), c, peephole, coupled, clip, dtype)
+    a = _affine(x, w_ih, b_ih) + _affine(h, w_hh, b_hh)
+    *_, o, c_next = _lstm_gates(a, c, peephole, coupled, clip, dtype, gate_clip)
     h_next = o * np.tanh(c_next)
     return h_next if w_hr is None else _affine(h_next, w_hr), c_next
 
@@ -576,7 +587,7 @@ def _cell_gradients(da_x, da_h, x, h, w_ih, w_hh, dh=0):
 
 def rnn_cell_backward(grads, x, h, w_ih, w_hh, b_ih=None, b_hh=None, nonlinearity="tanh", dtype=np.float64):
     d, x, h, w_ih, w_hh = _real(dtype, *grads, x, h, w_ih, w_hh)
-    y = rnn_cell(x, h, w_ih, w_hh, b_ih, b_hh, nonlinearity, dtype)
+    y = rnn_cell(x, h, w_ih, w_hh, b_ih, b_hh, nonlinearity, dtype=dtype)
     da = d * {"tanh": 1 - y**2, "sigmoid": y * (1 - y), "relu": y > 0}[nonlinearity]
     return _cell_gradients(da, da, x, h, w_ih, w_hh)
 

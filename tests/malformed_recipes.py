@@ -321,7 +321,7 @@ def _sequences():
             arguments |= {"rnn": {"nonlinearity": "tanh"}, "gru": {"linear_before_reset": True},
                           "lstm": {"clip": 3.0, "coupled": False}}[name]  # fmt: skip
             function = getattr(fa, name)
-            recipe(name)(lambda f=function, a=arguments: (f, dict(a)))
+            recipe(name)(lambda f=function, a=arguments: (f, a | {"gate_clip": 2.0}))
             packing = {key: arguments[key] for key in ("linear_before_reset", "coupled") if key in arguments}
             pack = getattr(fa, f"pack_{name}")
             for dtype in ("float32", "int8"):

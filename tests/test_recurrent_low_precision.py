@@ -46,31 +46,34 @@ class RoundedCells:
         y = self.q(matmul(x, w.T))
         return y if b is None else self.q(y + b)
 
-    def sigmoid(self, x):
-        return self.q(plain.sigmoid(self.q(x)))
+    def gate(self, function, x, limit):
+        """The function of x, which is rounded and clipped first."""
+        x = self.q(x)
+        return self.q(function(x if limit is None else np.clip(x, np.float32(-limit), np.float32(limit))))
 
-    def rnn_cell(self, x, h, w_ih, w_hh, b_ih, b_hh, nonlinearity="tanh"):
-        a = self.q(self.affine(x, w_ih, b_ih) + self.affine(h, w_hh, b_hh))
-        return self.q(getattr(plain, nonlinearity)(a))
+    def rnn_cell(self, x, h, w_ih, w_hh, b_ih, b_hh, nonlinearity="tanh", gate_clip=None):
+        a = self.affine(x, w_ih, b_ih) + self.affine(h, w_hh, b_hh)
+        return self.gate(getattr(plain, nonlinearity), a, gate_clip)
 
-    def gru_cell(self, x, h, w_ih, w_hh, b_ih, b_hh, linear_before_reset=True):
+    def gru_cell(self, x, h, w_ih, w_hh, b_ih, b_hh, linear_before_reset=True, gate_clip=None):
         q, H = self.q, h.shape[1]
         x_r, x_z, x_n = np.split(self.affine(x, w_ih, b_ih), 3, axis=-1)
         h_r, h_z, h_n = np.split(self.affine(h, w_hh, b_hh), 3, axis=-1)
-        r, z = self.sigmoid(x_r + h_r), self.sigmoid(x_z + h_z)
+        r, z = (self.gate(plain.sigmoid, a, gate_clip) for a in (x_r + h_r, x_z + h_z))
         h_n = q(r * h_n) if linear_before_reset else self.affine(q(r * h), w_hh[2 * H :], b_hh[2 * H :])
-        n = q(tanh(q(x_n + h_n)))
+        n = self.gate(tanh, x_n + h_n, gate_clip)
         return q(q(q(1 - z) * n) + q(z * h))
 
-    def lstm_cell(self, x, h, c, w_ih, w_hh, b_ih, b_hh, peephole=None, w_hr=None, coupled=False, clip=None):
+    def lstm_cell(self, x, h, c, w_ih, w_hh, b_ih, b_hh, peephole=None, w_hr=None, coupled=False, clip=None,
+                  gate_clip=None):  # fmt: skip
         q, parts = self.q, 3 if coupled else 4
         a = np.split(q(self.affine(x, w_ih, b_ih) + self.affine(h, w_hh, b_hh)), parts, axis=-1)
         p = np.zeros((parts - 1, 1), np.float32) if peephole is None else peephole
-        i = self.sigmoid(a[0] + q(p[0] * c))
-        f = q(1 - i) if coupled else self.sigmoid(a[1] + q(p[1] * c))
-        c = q(q(f * c) + q(i * q(tanh(a[-2]))))
+        i = self.gate(plain.sigmoid, a[0] + q(p[0] * c), gate_clip)
+        f = q(1 - i) if coupled else self.gate(plain.sigmoid, a[1] + q(p[1] * c), gate_clip)
+        c = q(q(f * c) + q(i * self.gate(tanh, a[-2], gate_clip)))
         c = c if clip is None else np.clip(c, np.float32(-clip), np.float32(clip))
-        h = q(self.sigmoid(a[-1] + q(p[-1] * c)) * q(tanh(c)))
+        h = q(self.gate(plain.sigmoid, a[-1] + q(p[-1] * c), gate_clip) * q(tanh(c)))
         return h if w_hr is None else self.affine(h, w_hr, None), c
 
 

@@ -323,6 +323,7 @@ cdef extern from "fastattn.h" nogil:
         fa_weight_type type
         fa_activation activation
         double clip
+        double gate_clip
         fa_index T, B
         const void *x
         fa_index x_stride[2]

@@ -36,9 +36,9 @@ cdef object acquire_own_output(Array *a, object value):
 def recurrent(str op, RecurrentWeights w, options, object x, object h0, object c0, object lengths, list ys,
               list dropped=None, list saves=None, str of_h="state", str of_c="state[1]"):
     """Runs x[T, B, I] through all layers; ys are arrays of ours with a contiguous last axis, [T, B, directions *
-    P], one for each layer. options: nonlinearity, clip (0: none), dropout, seed, reverse. lengths: int64 [B] from
-    checked_lengths, or None. c0 may be float32 beside 16-bit arrays; c is of its dtype. dropped: None, or for each
-    layer but the last an array like its y for what dropout leaves of that. saves: None, or for each layer and
+    P], one for each layer. options: nonlinearity, clip and gate_clip (0: none), dropout, seed, reverse. lengths: int64
+    [B] from checked_lengths, or None. c0 may be float32 beside 16-bit arrays; c is of its dtype. dropped: None, or for
+    each layer but the last an array like its y for what dropout leaves of that. saves: None, or for each layer and
     direction an array from new_saved. of_h, of_c: what messages call h0 and c0. Returns (h, c); c is None but for
     lstm."""
     cdef Array ax, ay, ad, ah, ac, h_out, c_out
@@ -50,7 +50,7 @@ def recurrent(str op, RecurrentWeights w, options, object x, object h0, object c
     cdef Py_ssize_t i, lanes = w.layers * w.directions, at
     cdef int kind_of_c
     cdef fa_activation activation = NONLINEARITIES[options.nonlinearity]
-    cdef double clip = options.clip, dropout = options.dropout
+    cdef double clip = options.clip, gate_clip = options.gate_clip, dropout = options.dropout
     cdef unsigned long long seed = options.seed
     cdef bint reverse = options.reverse
     cdef object h, c = None
@@ -76,7 +76,7 @@ def recurrent(str op, RecurrentWeights w, options, object x, object h0, object c
         for i in range(lanes):
             a = &lane[i]
             set_lane(a, w, i, &ah, &ac, &h_out, &c_out)
-            a.activation, a.clip = activation, clip
+            a.activation, a.clip, a.gate_clip = activation, clip, gate_clip
             a.T, a.B, a.lengths = ax.shape[0], ax.shape[1], index_pointer(lengths)
             if reverse:
                 a.reverse = 1

@@ -26,6 +26,7 @@ class Options(NamedTuple):
     dropout: float = 0.0
     seed: int = 0
     reverse: bool = False
+    gate_clip: float = 0.0  # 0: none
 
 
 class RecurrentSaved(NamedTuple):
@@ -102,8 +103,8 @@ def lstm_cell(x: ArrayLike, h: ArrayLike, c: ArrayLike, w_ih: ArrayLike, w_hh: A
 
 
 def rnn(x: ArrayLike, state: ArrayLike | None, weights: Weights, *, nonlinearity: str = "tanh",
-        lengths: ArrayLike | None = None, batch_first: bool = False,
-        reverse: bool = False) -> tuple[Array, Array]:  # fmt: skip
+        lengths: ArrayLike | None = None, batch_first: bool = False, reverse: bool = False,
+        gate_clip: float | None = None) -> tuple[Array, Array]:  # fmt: skip
     """A vanilla RNN over sequences, layer upon layer: rnn_cell at each step.
 
     Parameters
@@ -120,6 +121,9 @@ def rnn(x: ArrayLike, state: ArrayLike | None, weights: Weights, *, nonlinearity
         [B] integers in 0..T: outputs beyond are zero, the final state of a sequence is that at its last step.
     reverse
         Weights of one direction run from the end of each sequence to its start, as the ..._reverse ones do.
+    gate_clip
+        Clips the argument of the nonlinearity to [-gate_clip, gate_clip], as ONNX's clip does; it must be positive.
+        There is no gradient: rnn_forward does not have it.
 
     All arrays are of one dtype: float32, float64, bfloat16 or float16. 16-bit arrays are storage: the sums, gates and c
     (of an LSTM) are float32 within a call; h is rounded at each step, and the next step takes the rounded h. The c of
@@ -134,16 +138,18 @@ def rnn(x: ArrayLike, state: ArrayLike | None, weights: Weights, *, nonlinearity
     array([1., 2., 3.])
     """
     nonlinearity = _checked_nonlinearity("rnn", nonlinearity)
-    options = Options(nonlinearity, reverse=check_flag("rnn", "reverse", reverse))
+    options = Options(nonlinearity, reverse=check_flag("rnn", "reverse", reverse),
+                      gate_clip=_checked_clip("rnn", gate_clip, "gate_clip"))  # fmt: skip
     return _run("rnn", "rnn", options, x, (state,), weights, lengths, batch_first, False)[:2]
 
 
 def gru(x: ArrayLike, state: ArrayLike | None, weights: Weights, *, linear_before_reset: bool = True,
-        lengths: ArrayLike | None = None, batch_first: bool = False,
-        reverse: bool = False) -> tuple[Array, Array]:  # fmt: skip
+        lengths: ArrayLike | None = None, batch_first: bool = False, reverse: bool = False,
+        gate_clip: float | None = None) -> tuple[Array, Array]:  # fmt: skip
     """A GRU over sequences, layer upon layer: gru_cell at each step.
 
-    Arguments and result as for rnn, with 3 H rows of weights.
+    Arguments and result as for rnn, with 3 H rows of weights. gate_clip clips the arguments of both sigmoids and of
+    the tanh.
 
     >>> w = {"weight_ih_l0": np.zeros((3, 1)), "weight_hh_l0": np.zeros((3, 1))}
     >>> y, h = gru(np.ones((2, 1, 1)), np.ones((1, 1, 1)), w)
@@ -151,19 +157,22 @@ def gru(x: ArrayLike, state: ArrayLike | None, weights: Weights, *, linear_befor
     array([0.5 , 0.25])
     """
     form = _gru_form("gru", linear_before_reset)
-    options = Options(reverse=check_flag("gru", "reverse", reverse))
+    options = Options(reverse=check_flag("gru", "reverse", reverse),
+                      gate_clip=_checked_clip("gru", gate_clip, "gate_clip"))  # fmt: skip
     return _run("gru", form, options, x, (state,), weights, lengths, batch_first, False)[:2]
 
 
 def lstm(x: ArrayLike, state: tuple[ArrayLike, ArrayLike] | None, weights: Weights, *,
          coupled: bool = False, clip: float | None = None, lengths: ArrayLike | None = None,
-         batch_first: bool = False, reverse: bool = False) -> tuple[Array, tuple[Array, Array]]:  # fmt: skip
+         batch_first: bool = False, reverse: bool = False,
+         gate_clip: float | None = None) -> tuple[Array, tuple[Array, Array]]:  # fmt: skip
     """An LSTM over sequences, layer upon layer: lstm_cell at each step.
 
     Arguments as for rnn, with 4 H rows of weights; `state` and the final state are pairs (h, c). For each layer and
     direction weights may hold weight_hr_l0 [P, H], which projects h, and so y, to P units (weight_hh_l0 is [4 H, P]
     then), and weight_peephole_l0 [3, H] (rows i, f, o). coupled (3 H rows, i, g, o; peepholes i, o) and clip as for
-    lstm_cell.
+    lstm_cell. gate_clip clips the arguments of the gates' sigmoids, peepholes included, and of the tanh of g; c is
+    clipped by clip alone.
 
     >>> w = {"weight_ih_l0": np.zeros((4, 1)), "weight_hh_l0": np.zeros((4, 1))}
     >>> y, (h, c) = lstm(np.ones((2, 1, 1)), (np.zeros((1, 1, 1)), np.ones((1, 1, 1))), w)
@@ -173,7 +182,8 @@ def lstm(x: ArrayLike, state: tuple[ArrayLike, ArrayLike] | None, weights: Weigh
     if state is not None and (not isinstance(state, tuple | list) or len(state) != 2):
         raise ValueError(f"lstm: state must be a pair (h, c), got {type(state).__name__}")
     pair = (None, None) if state is None else tuple(state)
-    options = Options(clip=_checked_clip("lstm", clip), reverse=check_flag("lstm", "reverse", reverse))
+    options = Options(clip=_checked_clip("lstm", clip), reverse=check_flag("lstm", "reverse", reverse),
+                      gate_clip=_checked_clip("lstm", gate_clip, "gate_clip"))  # fmt: skip
     y, h, c, _ = _run("lstm", _lstm_form("lstm", coupled), options, x, pair, weights, lengths, batch_first, False)
     return y, (h, c)
 
@@ -186,15 +196,15 @@ def _checked_nonlinearity(op: str, name: str) -> str:
 _SMALLEST_CLIP = 2.0**-149  # a smaller one is 0 in float32: none
 
 
-def _checked_clip(op: str, clip: Any) -> float:
+def _checked_clip(op: str, clip: Any, name: str = "clip") -> float:
     """0 for none."""
     if clip is None:
         return 0.0
-    number = check_number(op, "clip", clip)
+    number = check_number(op, name, clip)
     if not number > 0:
-        raise ValueError(f"{op}: clip must be positive, got {clip}")
+        raise ValueError(f"{op}: {name} must be positive, got {clip}")
     if number < _SMALLEST_CLIP:
-        raise ValueError(f"{op}: clip must be at least 2**-149, the smallest float32, got {clip}")
+        raise ValueError(f"{op}: {name} must be at least 2**-149, the smallest float32, got {clip}")
     return 0.0 if number == np.inf else number
 
 

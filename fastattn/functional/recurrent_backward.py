@@ -316,8 +316,11 @@ def _check_options(op: str, options: Any) -> None:
         raise ValueError(f"{op}: saved.options.nonlinearity must be one of {', '.join(NONLINEARITIES)}, got {given}")
     numbers = (options.clip, options.dropout)
     clip, dropout = (check_number(op, "saved.options", number) for number in numbers)
+    gate_clip = check_number(op, "saved.options.gate_clip", options.gate_clip)
     if not (clip >= 0 and 0 <= dropout <= 1):
         raise ValueError(f"{op}: saved.options must hold a clip of at least 0 and a dropout in 0..1, got {numbers}")
+    if gate_clip != 0:
+        raise ValueError(f"{op}: saved.options.gate_clip must be 0 (with it there is no gradient), got {gate_clip}")
     check_integer(op, "saved.options.seed", options.seed, 0, _LARGEST_SEED)
     check_flag(op, "saved.options.reverse", options.reverse)
 

@@ -247,7 +247,8 @@ static cell_rows rows_of_panel(const pseudo_layer *c, const thread_work *w, fa_i
                        .ld = w->slot_step * c->g.ld,
                        .rows = active,
                        .first = p * c->g.panel_units,
-                       .units = units_of_panel(&c->g, p)};
+                       .units = units_of_panel(&c->g, p),
+                       .gate_clip = (real)c->a->gate_clip};
 }
 
 /* The second half of a GRU with reset before the product: the product of r h with w_hn, then n and h. */
