@@ -30,11 +30,12 @@ def test_drawn_recurrent_nodes_agree_with_onnxruntime(part):
         assert drawn.difference(case) <= drawn.BOUND, (seed, case.kind, case.attributes)
 
 
-def test_unknown_activations_and_directions_are_named():
+def test_unknown_activations_directions_and_clips_are_named():
     inputs = [value("X", [None, None, 2]), value("W", [1, 3, 2]), value("R", [1, 3, 3])]
     for attributes, match in (
         ({"activations": ["Cube"]}, "RNN: activations must be of relu, tanh, .*, got 'Cube'"),
         ({"activations": ["Tanh", "Tanh"]}, "RNN: activations must be 1 names"),
+        ({"clip": -1.0}, "RNN: clip must be at least 0, got -1.0"),
         ({"direction": "sideways"}, "RNN: direction must be forward, reverse or bidirectional, got 'sideways'"),
     ):
         proto = model([node("RNN", "X W R", "Y", hidden_size=3, **attributes)], inputs, [value("Y", [None] * 4)])

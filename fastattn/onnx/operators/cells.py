@@ -1,4 +1,4 @@
-"""Recurrent cells step by step, in NumPy: for activations of ONNX that fastattn has not, and clips of their inputs."""
+"""Recurrent cells step by step, in NumPy: for activations of ONNX that fastattn has not."""
 
 from collections.abc import Callable
 from typing import Any

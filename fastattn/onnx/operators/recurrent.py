@@ -32,8 +32,6 @@ class Form(NamedTuple):
     def is_known(self) -> bool:
         """Whether fastattn has it; the rest is NumPy's, step by step."""
         names = [name.lower() for name in self.activations]
-        if self.clip:
-            return False
         if self.kind == "RNN":
             return len(set(names)) == 1 and names[0] in NONLINEARITIES
         return names == [name.lower() for name in DEFAULTS[self.kind]] * (len(names) // len(DEFAULTS[self.kind]))
@@ -47,9 +45,12 @@ def read_form(node: Node, kind: str) -> Form:
     activations = node.get("activations") or DEFAULTS[kind] * (1 + (direction == "bidirectional"))
     if len(activations) != count:
         raise ValueError(f"{kind}: activations must be {count} names, got {activations}")
+    clip = float(node.get("clip", 0.0))
+    if not clip >= 0:
+        raise ValueError(f"{kind}: clip must be at least 0, got {clip}")
     return Form(
         kind, list(activations), node.get("activation_alpha") or [], node.get("activation_beta") or [],
-        float(node.get("clip", 0.0)), direction, bool(node.get("input_forget", 0)),
+        clip, direction, bool(node.get("input_forget", 0)),
         bool(node.get("linear_before_reset", 0)),
     )  # fmt: skip
 
@@ -78,36 +79,28 @@ def packed_weights(form: Form, w: Array, r: Array, b: Array | None, p: Array | N
     return fa.pack_rnn(weights)
 
 
-def reverse(x: Array, lengths: Array | None) -> Array:
-    """Each sequence of x[T, B, ...] backwards; what is beyond its length stays."""
-    if lengths is None:
-        return x[::-1]
-    step = np.arange(len(x))[:, None]
-    return np.take_along_axis(x, np.where(step < lengths, lengths - 1 - step, step)[:, :, None], 0)
-
-
 def run_packed(form: Form, weights: Any, x: Array, lengths: Array | None, h0: Array | None, c0: Array | None) -> Any:
     """y[T, D, B, H], h[D, B, H], c[D, B, H] (None but for an LSTM)."""
     steps, batch = x.shape[:2]
     directions, hidden = weights.directions, weights.hidden_size
-    if steps == 1 and directions == 1 and lengths is None:
+    if steps == 1 and directions == 1 and lengths is None and not form.clip:
         found = run_step(form, weights, x, h0, c0)
         if found is not None:
             return found
-    back = form.direction == "reverse"
-    x = reverse(x, lengths) if back else x
+    options: dict[str, Any] = {
+        "lengths": lengths, "reverse": form.direction == "reverse", "gate_clip": form.clip or None,
+    }  # fmt: skip
     c = None
     if form.kind == "LSTM":
         state = None
         if h0 is not None or c0 is not None:
             zeros = np.zeros((directions, batch, hidden), x.dtype)
             state = (zeros if h0 is None else h0, zeros if c0 is None else c0)
-        y, (h, c) = fa.lstm(x, state, weights, coupled=form.coupled, lengths=lengths)
+        y, (h, c) = fa.lstm(x, state, weights, coupled=form.coupled, **options)
     elif form.kind == "GRU":
-        y, h = fa.gru(x, h0, weights, linear_before_reset=form.linear_before_reset, lengths=lengths)
+        y, h = fa.gru(x, h0, weights, linear_before_reset=form.linear_before_reset, **options)
     else:
-        y, h = fa.rnn(x, h0, weights, nonlinearity=form.activations[0].lower(), lengths=lengths)
-    y = reverse(y, lengths) if back else y
+        y, h = fa.rnn(x, h0, weights, nonlinearity=form.activations[0].lower(), **options)
     return y.reshape(steps, batch, directions, hidden).swapaxes(1, 2), h, c
 
 
@@ -125,7 +118,7 @@ def run_step(form: Form, weights: Any, x: Array, h0: Array | None, c0: Array | N
 
 def run_plain(form: Form, w: Array, r: Array, b: Array | None, p: Array | None, x: Array, lengths: Array | None,
               h0: Array | None, c0: Array | None) -> Any:  # fmt: skip
-    """run_packed in NumPy, for activations and clips that fastattn has not."""
+    """run_packed in NumPy, for activations that fastattn has not."""
     count, parts = len(DEFAULTS[form.kind]), []
     alphas, betas = list(form.alphas), list(form.betas)  # each activation that has one takes the next
     for d in range(len(w)):
