@@ -46,7 +46,7 @@ for window in (None, (20, 5)):
         print(np.abs(fam.unshard(None, got) - wanted).max() < 1e-13)
 """)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == ["True"] * 16
+    assert (result.stdout.count("True"), result.stdout.count("False")) == (16, 0)  # lines of two processes may mix
 
 
 def test_benchmark_compares_times_and_draws(tmp_path):
