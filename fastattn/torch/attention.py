@@ -177,19 +177,11 @@ def decoded(causal: str, scale: float | None, window: list[int], softcap: float,
     return alignment, scale, sides or None, softcap, q_start, dropout_p, seed % (1 << 64)
 
 
-def _options(*values: Any) -> Options:
-    return Options(*decoded(*values[:7]), *values[7:])
-
-
-def _kernel(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *options, save = rest
-    keywords = _options(*options[4:]).keywords("attention", *options[:4])
-    arrays = arrays_of("attention", q=q, k=k, v=v)
-    if save:
-        out, saved = fa.attention_forward(*arrays, **keywords)
-        return tensor(out), tensor(saved.lse), tensor(saved.state)
-    out, lse = fa.attention(*arrays, **keywords, return_lse=True)
-    return tensor(out), tensor(lse), q.new_empty(0, dtype=real(q.dtype))
+def _arguments(op: str, q: Tensor, k: Tensor, v: Tensor,
+               *given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:  # fmt: skip
+    """Those of fastattn.attention, from what the operation is given."""
+    options = Options(*decoded(*given[4:11]), *given[11:])
+    return arrays_of(op, q=q, k=k, v=v), options.keywords(op, *given[:4])
 
 
 def _fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -201,19 +193,7 @@ def _fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, 
     return q.new_empty(*q.shape[:3], v.shape[3]), lse.transpose(1, 2) if layout == "blhd" else lse, state
 
 
-def _backward_kernel(dout: Tensor, out: Tensor, lse: Tensor, state: Tensor, q: Tensor, k: Tensor, v: Tensor,
-                     *rest: Any) -> tuple[Tensor, ...]:  # fmt: skip
-    op = "attention_backward"
-    *options, wanted = rest
-    keywords = _options(*options[4:]).keywords(op, *options[:4])
-    names = ("q", "k", "v", "out", "lse", "state")
-    arrays = dict(zip(names, arrays_of(op, q=q, k=k, v=v, out=out, lse=lse, state=state), strict=True))
-    gradients = fa.attention_backward(array(dout, op, "dout"), fa.SavedAttention.of(**arrays, **keywords),
-                                      gradients=wanted)  # fmt: skip
-    return tuple(empty(q) if x is None else tensor(x) for x in gradients)
-
-
-def backward_fake(dout: Tensor, out: Tensor, lse: Tensor, state: Tensor, q: Tensor, k: Tensor, v: Tensor,
+def _backward_fake(dout: Tensor, out: Tensor, lse: Tensor, state: Tensor, q: Tensor, k: Tensor, v: Tensor,
                   mask: Tensor | None, bias: Tensor | None, alibi_slopes: Tensor | None, sinks: Tensor | None,
                   *rest: Any) -> tuple[Tensor, ...]:  # fmt: skip
     wanted = rest[-1]
@@ -223,32 +203,61 @@ def backward_fake(dout: Tensor, out: Tensor, lse: Tensor, state: Tensor, q: Tens
     return (*(x.new_empty(x.shape) for x in (q, k, v)), *given)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *arrays, causal, scale, window, softcap, q_start, dropout_p, seed, q_lengths, kv_lengths, layout, _ = inputs
-    out, lse, state = output
-    ctx.save_for_backward(out, lse, state, *arrays, q_start, q_lengths, kv_lengths)
-    ctx.options = (causal, scale, window, softcap), (dropout_p, seed), layout
-    ctx.mark_non_differentiable(lse, state)
+def register(op: str, options: str, arguments: Callable[..., Any], fake: Callable[..., Any],
+             saved: Callable[..., Any]) -> None:  # fmt: skip
+    """The operations `op` and `op`_backward on q, k, v, the optional arrays and the options of a schema.
+
+    arguments: the op and what it is given -> arrays and keywords of fastattn's functions. saved: their saved values
+    from arrays, out, lse and state, and keywords.
+    """
+    plain, forward, backward = getattr(fa, op), getattr(fa, f"{op}_forward"), getattr(fa, f"{op}_backward")
+
+    def kernel(*values: Any) -> tuple[Tensor, Tensor, Tensor]:
+        *given, save = values
+        arrays, keywords = arguments(op, *given)
+        if save:
+            out, kept_values = forward(*arrays, **keywords)
+            return tensor(out), tensor(kept_values.lse), tensor(kept_values.state)
+        out, lse = plain(*arrays, **keywords, return_lse=True)
+        return tensor(out), tensor(lse), given[0].new_empty(0, dtype=real(given[0].dtype))
+
+    def backward_kernel(dout: Tensor, out: Tensor, lse: Tensor, state: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        name = f"{op}_backward"
+        *given, wanted = rest
+        arrays, keywords = arguments(name, *given)
+        forward_values = saved(*arrays, *arrays_of(name, out=out, lse=lse, state=state), **keywords)
+        gradients = backward(array(dout, name, "dout"), forward_values, gradients=wanted)
+        return tuple(empty(given[0]) if x is None else tensor(x) for x in gradients)
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *given, _ = inputs
+        ctx.tensors = [index for index, value in enumerate(given) if isinstance(value, Tensor)]
+        ctx.others = [None if isinstance(value, Tensor) else value for value in given]
+        ctx.save_for_backward(*output, *(given[index] for index in ctx.tensors))
+        ctx.mark_non_differentiable(*output[1:])
+
+    def gradient(ctx: Any, dout: Tensor, *_: Any) -> tuple[Any, ...]:
+        out, lse, state, *tensors = ctx.saved_tensors
+        given = list(ctx.others)
+        for index, value in zip(ctx.tensors, tensors, strict=True):
+            given[index] = value
+        names = wanted_names(ctx.needs_input_grad[first_input(ctx) :])
+        found = in_order(names, call(f"{op}_backward", dout, out, lse, state, *given, names))
+        return *found, *(None,) * (len(given) + 1 - len(found))
+
+    results = "Tensor, Tensor, Tensor"
+    define(f"{op}({ARRAYS}, {options}, bool save) -> ({results})", kernel, fake)
+    define(
+        f"{op}_backward(Tensor dout, Tensor out, Tensor lse, Tensor state, {ARRAYS}, {options}, str[] gradients)"
+        f" -> ({results}, {results})",
+        backward_kernel,
+        _backward_fake,
+    )
+    differentiate(op, setup, gradient)
+    autocast(op)
 
 
-def _backward(ctx: Any, dout: Tensor, *_: Any) -> tuple[Any, ...]:
-    *arrays, q_start, q_lengths, kv_lengths = ctx.saved_tensors
-    numbers, dropout, layout = ctx.options
-    names = wanted_names(ctx.needs_input_grad[first_input(ctx) :])
-    options = *numbers, q_start, *dropout, q_lengths, kv_lengths, layout
-    found = call("attention_backward", dout, *arrays, *options, names)
-    return *in_order(names, found), *(None,) * (len(options) + 1)
-
-
-define(f"attention({ARRAYS}, {_OPTIONS}, bool save) -> (Tensor, Tensor, Tensor)", _kernel, _fake)
-define(
-    f"attention_backward(Tensor dout, Tensor out, Tensor lse, Tensor state, {ARRAYS}, {_OPTIONS}, str[] gradients)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _backward_kernel,
-    backward_fake,
-)
-differentiate("attention", _setup, _backward)
-autocast("attention")
+register("attention", _OPTIONS, _arguments, _fake, fa.SavedAttention.of)
 
 
 # ---- torch's own signature ----

@@ -6,23 +6,20 @@ import torch
 from torch import Tensor
 
 import fastattn as fa
-from fastattn.torch.arrays import array, check_tensors, is_direct, needs_gradient, tensor
+from fastattn.torch.arrays import check_tensors, is_direct, needs_gradient, tensor
 from fastattn.torch.attention import (
-    ARRAYS,
     NUMBERS,
     OPTIONAL,
     Window,
     arrays_of,
-    backward_fake,
     decoded,
     encoded,
     gradients_of,
-    in_order,
     kept,
     positions,
-    wanted_names,
+    register,
 )
-from fastattn.torch.library import autocast, call, define, differentiate, empty, first_input, real
+from fastattn.torch.library import call, real
 
 _OP = "attention_varlen"
 
@@ -99,18 +96,8 @@ def _dispatched(given: tuple[Tensor | None, ...], options: Options, save: bool) 
     return out, lse
 
 
-def _decoded(offsets_q: Tensor, offsets_k: Tensor, *numbers: Any) -> Options:
-    return Options(offsets_q, offsets_k, *decoded(*numbers))
-
-
-def _kernel(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *given, save = rest
-    arrays, keywords = _arguments(_OP, q, k, v, *given[:4], options=_decoded(*given[4:]))
-    if save:
-        out, saved = fa.attention_varlen_forward(*arrays, **keywords)
-        return tensor(out), tensor(saved.lse), tensor(saved.state)
-    out, lse = fa.attention_varlen(*arrays, **keywords, return_lse=True)
-    return tensor(out), tensor(lse), q.new_empty(0, dtype=real(q.dtype))
+def _given(op: str, q: Tensor, k: Tensor, v: Tensor, *given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return _arguments(op, q, k, v, *given[:4], options=Options(*given[4:6], *decoded(*given[6:])))
 
 
 def _fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,39 +107,4 @@ def _fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, 
     return q.new_empty(tokens, heads, v.shape[2]), lse, state
 
 
-def _backward_kernel(dout: Tensor, out: Tensor, lse: Tensor, state: Tensor, q: Tensor, k: Tensor, v: Tensor,
-                     *rest: Any) -> tuple[Tensor, ...]:  # fmt: skip
-    op = f"{_OP}_backward"
-    *given, wanted = rest
-    arrays, keywords = _arguments(op, q, k, v, *given[:4], options=_decoded(*given[4:]))
-    saved = fa.SavedAttentionVarlen.of(*arrays, *arrays_of(op, out=out, lse=lse, state=state), **keywords)
-    gradients = fa.attention_varlen_backward(array(dout, op, "dout"), saved, gradients=wanted)
-    return tuple(empty(q) if x is None else tensor(x) for x in gradients)
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *arrays, causal, scale, window, softcap, q_start, dropout_p, seed, _ = inputs
-    out, lse, state = output
-    ctx.save_for_backward(out, lse, state, *arrays, q_start)
-    ctx.options = (causal, scale, window, softcap), (dropout_p, seed)
-    ctx.mark_non_differentiable(lse, state)
-
-
-def _backward(ctx: Any, dout: Tensor, *_: Any) -> tuple[Any, ...]:
-    *arrays, q_start = ctx.saved_tensors
-    numbers, dropout = ctx.options
-    names = wanted_names(ctx.needs_input_grad[first_input(ctx) :])
-    options = *numbers, q_start, *dropout
-    found = call(f"{_OP}_backward", dout, *arrays, *options, names)
-    return *in_order(names, found), *(None,) * (2 + len(options) + 1)
-
-
-define(f"{_OP}({ARRAYS}, {_OPTIONS}, bool save) -> (Tensor, Tensor, Tensor)", _kernel, _fake)
-define(
-    f"{_OP}_backward(Tensor dout, Tensor out, Tensor lse, Tensor state, {ARRAYS}, {_OPTIONS}, str[] gradients)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _backward_kernel,
-    backward_fake,
-)
-differentiate(_OP, _setup, _backward)
-autocast(_OP)
+register(_OP, _OPTIONS, _given, _fake, fa.SavedAttentionVarlen.of)
