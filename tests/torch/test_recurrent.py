@@ -8,7 +8,10 @@ from torch.library import opcheck
 import fastattn.torch as fat
 from tests.torch.close import assert_close
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning"),
+]
 
 FORMS = {
     "plain": {},
