@@ -8,16 +8,19 @@ import json
 import os
 import platform
 import shutil
+import struct
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
@@ -53,6 +56,48 @@ def is_newer(target, made_of):
 
 def pkg_config(option):
     return subprocess.run(["pkg-config", option, "openblas"], check=True, capture_output=True, text=True).stdout.split()
+
+
+def section(library, name):
+    """Address, offset in the file and size of a section of a 64-bit, little-endian ELF library, given as bytes."""
+    (headers,) = struct.unpack_from("<Q", library, 0x28)
+    size, count, names = struct.unpack_from("<3H", library, 0x3A)
+    fields = [struct.unpack_from("<2I4Q", library, headers + i * size) for i in range(count)]
+    for offset_of_name, _, _, *place in fields:
+        start = fields[names][4] + offset_of_name
+        if library[start : library.index(0, start)] == name:
+            return place
+    raise SystemExit(f"setup.py: the vendored OpenBLAS has no section {name.decode()}")
+
+
+def clear_unwind_table(path):
+    """Empties the table by which exceptions would pass through a library that neither throws nor calls back.
+
+    Half a megabyte of the wheel. All else of the file stays where it is; the empty table is a valid one.
+    """
+    library = bytearray(path.read_bytes())
+    if not library.startswith(b"\x7fELF\2\1"):  # another kind of library keeps its table
+        return
+    index, index_offset, index_size = section(library, b".eh_frame_hdr")
+    table, offset, size = section(library, b".eh_frame")
+    library[offset : offset + size] = bytes(size)  # a length of 0 ends the table
+    # Version 1; encodings: relative to the field, plain, relative to the index; the table's place; 0 entries.
+    empty = struct.pack("<4BiI", 1, 0x1B, 0x03, 0x3B, table - (index + 4), 0)
+    library[index_offset : index_offset + index_size] = empty.ljust(index_size, b"\0")
+    path.write_bytes(library)
+
+
+class BdistWheel(bdist_wheel):
+    """Compresses as well as deflate can, which the command has no option for."""
+
+    def run(self):
+        super().run()
+        wheel = Path(self.distribution.dist_files[-1][2])
+        smaller = wheel.with_suffix(".new")
+        with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(smaller, "w") as new:
+            for member in old.infolist():
+                new.writestr(member, old.read(member), zipfile.ZIP_DEFLATED, 9)
+        os.replace(smaller, wheel)
 
 
 class BuildExt(build_ext):
@@ -162,6 +207,7 @@ class BuildExt(build_ext):
             subprocess.run(["strip", "--strip-unneeded", "-o", str(copy), str(source)], check=True)
         else:
             shutil.copy2(source, copy)
+        clear_unwind_table(copy)
         (licence,) = openblas_package().parent.glob("scipy_openblas32-*.dist-info/**/LICENSE.txt")
         shutil.copy2(licence, libs / "LICENSE-OpenBLAS.txt")
 
@@ -192,6 +238,6 @@ setup(
     ext_modules=cythonize(
         [core], build_dir="build/cython", include_path=["fastattn/_ext"], compiler_directives={"language_level": 3}
     ),
-    cmdclass={"build_ext": BuildExt},
+    cmdclass={"bdist_wheel": BdistWheel, "build_ext": BuildExt},
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED_API else {},
 )
