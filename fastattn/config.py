@@ -143,6 +143,7 @@ def info() -> dict[str, object]:
         "isa": get_isa(),
         "isas": available_isas(),
         "threads": get_num_threads(),
+        "threads_now": _core.threads_limit(),
         "blas": provider,
         "blas_core": core,
         "blas_version": blas_version,

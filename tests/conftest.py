@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 
 import fastattn as fa
+from fastattn import _core
 
 # The same examples in every run, whatever the speed of the machine: a failure in one place is a failure everywhere.
 hypothesis.settings.register_profile("fastattn", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("fastattn")
+
+# Tests of several threads have them, however busy the machine is. Those of smaller teams are in test_threads.py.
+_core.adapt_threads(False)
 
 HAS_BLAS = fa.config.info()["blas"] != "none"
 NEEDS_BLAS = "this build has no BLAS (FASTATTN_BLAS=none)"

@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 
 import fastattn as fa
+from fastattn import _core
 from tests.arrays import same_bits
 
 X = np.random.default_rng(0).standard_normal((4000, 257)).astype(np.float32)
+Q = np.random.default_rng(2).standard_normal((1, 4, 150, 64)).astype(np.float32)
 
 
 def run(code, **environment):
@@ -231,6 +233,131 @@ def test_a_child_forked_while_others_compute_gets_the_same_bits():
             stop.set()
             for caller in callers:
                 caller.join()
+
+
+@pytest.fixture
+def disturb():
+    """disturb(n): every n-th meeting of a team now finds a thread late. Returns how many teams have dissolved."""
+    yield _core.disturb_threads
+    _core.disturb_threads(0)
+
+
+@pytest.fixture
+def adaptive():
+    """Teams become smaller on a busy machine, as they do for users."""
+    _core.adapt_threads(True)
+    yield
+    _core.adapt_threads(False)
+
+
+RECURRENT = {
+    "RNN": ("RNN", {}),
+    "LSTM, 2 layers, both directions": ("LSTM", {"num_layers": 2, "bidirectional": True}),
+    "LSTM, projected": ("LSTM", {"proj_size": 96}),
+    "GRU, 2 layers": ("GRU", {"num_layers": 2}),
+    "GRU, reset before": ("GRU", {"linear_before_reset": False}),
+}
+
+
+def leaves(tree):
+    """The arrays of nested tuples and dicts, in order."""
+    if isinstance(tree, np.ndarray):
+        return [tree]
+    return [leaf for part in (tree.values() if isinstance(tree, dict) else tree) for leaf in leaves(part)]
+
+
+def everything_of(module, x, lengths):
+    """Outputs and gradients of a call, and the outputs of some steps."""
+    result, saved = module.forward(x, lengths=lengths)
+    gradients = module.backward(np.cos(result[0]), saved)
+    steps = [] if module.bidirectional else [module.step(x[0])]
+    return leaves((result, gradients, steps))
+
+
+@pytest.mark.parametrize("cell", RECURRENT)
+def test_a_team_that_dissolves_anywhere_changes_no_bit(cell, isa, disturb):
+    name, options = RECURRENT[cell]
+    rng = np.random.default_rng(5)
+    module = getattr(fa.nn, name)(64, 256, rng=rng, **options)
+    x = rng.standard_normal((9, 2, 64)).astype(np.float32)
+    for lengths in (None, [4, 9]):
+        with fa.num_threads(1):
+            wanted = everything_of(module, x, lengths)
+        for threads, meetings in [(2, 1), (2, 2), (3, 5), (5, 3), (2, 7)]:
+            disturb(meetings)
+            with fa.num_threads(threads):
+                got = everything_of(module, x, lengths)
+            assert disturb(0) > 0
+            assert all(same_bits(a, b) for a, b in zip(got, wanted, strict=True)), (lengths, threads, meetings)
+
+
+def test_teams_become_smaller_when_a_thread_is_late_and_larger_again(disturb, adaptive):
+    module = fa.nn.LSTM(256, 256, rng=np.random.default_rng(0))
+    x = np.ones((4, 1, 256), np.float32)
+    with fa.num_threads(4):
+        for limit in (2, 1):
+            disturb(1)
+            module(x)
+            assert disturb(0) <= 1
+            assert fa.config.info()["threads_now"] <= limit
+        disturb(1)
+        module(x)
+        assert disturb(0) == 0  # it computes alone
+        deadline = time.monotonic() + 60
+        while fa.config.info()["threads_now"] < 4 and time.monotonic() < deadline:
+            time.sleep(0.02)
+            fa.softmax(X)
+        assert fa.config.info()["threads_now"] == 4
+
+
+def test_teams_stay_as_they_are_where_the_environment_says_so():
+    code = (
+        "import numpy as np, fastattn as fa; from fastattn import _core; _core.disturb_threads(1)\n"
+        "fa.set_num_threads(4); fa.nn.LSTM(256, 256)(np.ones((4, 1, 256), np.float32))\n"
+        "print(_core.disturb_threads(0), fa.config.info()['threads_now'])\n"
+    )
+    assert run(code).stdout.split()[1] in ("1", "2")
+    dissolved, now = run(code, FASTATTN_ADAPT_THREADS="0").stdout.split()
+    assert int(dissolved) == 3  # after each step but the last
+    assert now == "4"
+
+
+def test_callers_on_a_busy_machine_get_the_same_bits(disturb, adaptive):
+    """Several Python threads call while others keep the processors, teams dissolve, and their size changes."""
+    module = fa.nn.LSTM(64, 256, rng=np.random.default_rng(0))
+    module.pack()
+    x = np.random.default_rng(1).standard_normal((20, 2, 64)).astype(np.float32)
+    calls = {"lstm": lambda: module(x)[0], "softmax": lambda: fa.softmax(X), "attention": lambda: fa.attention(Q, Q, Q)}
+    with fa.num_threads(1):
+        wanted = {name: call() for name, call in calls.items()}
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * os.cpu_count())]
+    wrong, done = [], []
+
+    def compute(seed):
+        rng = np.random.default_rng(seed)
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            name = rng.choice(list(calls))
+            if rng.random() < 0.2:
+                fa.set_num_threads(int(rng.integers(1, 5)))
+            done.append(name)
+            if not same_bits(calls[name](), wanted[name]):
+                wrong.append(name)
+
+    try:
+        with fa.num_threads(3):
+            disturb(3)
+            callers = [threading.Thread(target=compute, args=(seed,)) for seed in range(4)]
+            for caller in callers:
+                caller.start()
+            for caller in callers:
+                caller.join()
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert len(done) >= 8
+    assert not wrong
 
 
 def test_a_spawned_process_gets_the_same_bits():

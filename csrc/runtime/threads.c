@@ -9,20 +9,32 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <time.h>
 #include <unistd.h>
 
 /* Spins before sleeping, about 20 microseconds: long enough to catch the next call of a loop, short enough that an idle
    process is seen idle. */
 #define SPIN_ROUNDS 1000
+/* Spins after which a thread that others wait for is taken to have lost its processor, unless its work takes longer. */
+#define PATIENCE (8 * SPIN_ROUNDS)
 
-/* One per worker, each on cache lines of its own. `posted` counts the teams this worker was called to; only the holder of
-   pool.busy posts, and only after every thread of the team before has left, so a worker sees each of its calls once. */
+#define MICROSECOND INT64_C(1000)
+#define MILLISECOND (1000 * MICROSECOND)
+
+/* IDLE -> CALLED by the caller, who holds pool.busy, when all workers are idle; CALLED -> JOINED by the worker; CALLED -> IDLE
+   by the caller who does without it; JOINED -> IDLE by the worker when it leaves. */
+enum { IDLE, CALLED, JOINED };
+
+/* One per worker, each on cache lines of its own. */
 struct worker {
-    FA_ALIGN(128) _Atomic unsigned posted;
+    FA_ALIGN(128) _Atomic int state;
     _Atomic int asleep;
     int thread;
+    long switches; /* of the thread, when last asked */
     pthread_mutex_t lock;
     pthread_cond_t wake;
 };
@@ -33,9 +45,10 @@ static struct {
     int workers;
     fa_team_body *body;
     void *context;
-    int threads;
-    FA_ALIGN(128) _Atomic int running; /* workers of this team that have not left yet */
+    FA_ALIGN(128) _Atomic int threads; /* of a team that meets: 0 until all are there */
+    FA_ALIGN(128) _Atomic int running; /* workers called to this team that have not left yet */
     _Atomic int caller_asleep;
+    _Atomic int preempted; /* a thread of this team lost its processor while others waited for it */
     pthread_mutex_t lock;
     pthread_cond_t done;
 } pool = {.busy = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .done = PTHREAD_COND_INITIALIZER};
@@ -47,6 +60,16 @@ static void relax(void)
 #elif defined(__aarch64__)
     __asm__ volatile("yield");
 #endif
+}
+
+/* One round of waiting. The others are a little arithmetic behind at most; when one of them has lost its processor, give it this
+   one. */
+static void spin(unsigned round)
+{
+    if (round < 16 * SPIN_ROUNDS)
+        relax();
+    else
+        sched_yield();
 }
 
 /* ---- how many threads by default: FASTATTN_NUM_THREADS > OMP_NUM_THREADS > min(affinity, cgroup quota) ---- */
@@ -167,36 +190,175 @@ void fa_set_num_threads(int n) { fa_setting_set(FA_SETTING_THREADS, n); }
 int fastattn_get_num_threads(void) { return fa_get_num_threads(); }
 void fastattn_set_num_threads(int n) { fa_set_num_threads(n < 1 ? 1 : n > FA_MAX_THREADS ? FA_MAX_THREADS : n); }
 
+/* ---- fewer threads while others want the processors ----
+
+   Threads that wait for one that does not run wait for a slice of the scheduler, milliseconds. A team that met this is followed by
+   teams of half as many threads, for a pause; then by twice as many again. A pause is twice the one before if that did not help for
+   long, and if the thread that calls is itself preempted the pause goes on without a try. */
+
+#define FIRST_PAUSE (10 * MILLISECOND)
+#define LONGEST_PAUSE (1000 * MILLISECOND)
+#define PAUSES_TO_FORGET 10 /* without contention, after which the next pause is the first again */
+#define QUIET_SWITCHES 25   /* a second: more and the processor is not the thread's own */
+/* What a caller must wait for a preempted worker, in time and as a part of the call, before teams become smaller: of long calls two
+   threads that are preempted still do more than one. */
+#define LATE (300 * MICROSECOND)
+#define LATE_PART 4
+
+static struct {
+    _Atomic int limit; /* threads of a team */
+    _Atomic int64_t retry;
+    int64_t pause, raised; /* of the holder of pool.busy; raised: when the limit was last raised */
+} contention = {.limit = FA_MAX_THREADS};
+
+static _Atomic int adapts = 1; /* whether teams do without threads that are late */
+/* For tests: of so many meetings of a team one finds a thread late, 0: none; and the teams that dissolved since. */
+static _Atomic int disturbed, dissolved;
+
+static int64_t now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000 * MILLISECOND + t.tv_nsec;
+}
+
+/* How often the calling thread had to give its processor to another; 0 where the system does not say. */
+static long switches(void)
+{
+#if defined(RUSAGE_THREAD)
+    struct rusage usage;
+    if (getrusage(RUSAGE_THREAD, &usage) == 0) return usage.ru_nivcsw;
+#endif
+    return 0;
+}
+
+/* Whether the calling thread has been preempted since it last asked; not if it never has. */
+static int was_preempted(int64_t time)
+{
+    static _Thread_local int64_t asked;
+    static _Thread_local long then;
+    const long count = switches(), most = 1 + (long)((time - asked) * QUIET_SWITCHES / (1000 * MILLISECOND));
+    const int preempted = asked && count - then > most;
+    asked = time;
+    then = count;
+    return preempted;
+}
+
+/* Teams of half as many threads from now on. The caller holds pool.busy. */
+static void make_smaller(void)
+{
+    const int64_t time = now();
+    const int threads = (int)fa_min(fa_get_num_threads(), atomic_load(&contention.limit));
+    if (!atomic_load(&adapts)) return;
+    const int again = contention.pause && time - contention.raised < PAUSES_TO_FORGET * contention.pause;
+    contention.pause = !again ? FIRST_PAUSE : 2 * contention.pause < LONGEST_PAUSE ? 2 * contention.pause : LONGEST_PAUSE;
+    was_preempted(time);
+    atomic_store(&contention.retry, time + contention.pause);
+    atomic_store(&contention.limit, threads > 1 ? threads / 2 : 1);
+}
+
+/* The limit, raised if it is time for that. */
+static int retry_limit(void)
+{
+    const int64_t time = now();
+    if (time >= atomic_load(&contention.retry) && pthread_mutex_trylock(&pool.busy) == 0) {
+        if (time < atomic_load(&contention.retry)) {
+            /* another thread was faster */
+        } else if (was_preempted(time)) {
+            contention.pause = 2 * contention.pause < LONGEST_PAUSE ? 2 * contention.pause : LONGEST_PAUSE;
+        } else {
+            const int limit = atomic_load(&contention.limit);
+            contention.raised = time;
+            atomic_store(&contention.limit, 2 * limit < FA_MAX_THREADS ? 2 * limit : FA_MAX_THREADS);
+        }
+        atomic_store(&contention.retry, time + contention.pause);
+        pthread_mutex_unlock(&pool.busy);
+    }
+    return atomic_load(&contention.limit);
+}
+
+/* fa_get_num_threads, and fewer under contention. */
+static int available_threads(void)
+{
+    const int allowed = fa_get_num_threads();
+    if (FA_LIKELY(allowed <= atomic_load_explicit(&contention.limit, memory_order_relaxed))) return allowed;
+    const int limit = retry_limit();
+    return allowed < limit ? allowed : limit;
+}
+
+int fa_threads_for(double work)
+{
+    const double repaid = work / FA_WORK_PER_THREAD;
+    if (repaid < 2) return 1;
+    const int available = available_threads();
+    return repaid > available ? available : (int)repaid;
+}
+
+int fa_threads_limit(void) { return (int)fa_min(fa_get_num_threads(), atomic_load(&contention.limit)); }
+
+void fa_threads_adapt(int adapt)
+{
+    atomic_store(&adapts, adapt);
+    if (!adapt) atomic_store(&contention.limit, FA_MAX_THREADS);
+}
+
+int fa_threads_disturb(int meetings)
+{
+    atomic_store(&disturbed, meetings);
+    return atomic_exchange(&dissolved, 0);
+}
+
 /* ---- the pool ---- */
+
+/* Waits until this worker is called, and joins. */
+static void join_team(struct worker *self)
+{
+    for (int called = CALLED; !atomic_compare_exchange_strong(&self->state, &called, JOINED); called = CALLED) {
+        for (int i = 0; i < SPIN_ROUNDS && atomic_load_explicit(&self->state, memory_order_acquire) != CALLED; i++) relax();
+        if (atomic_load(&self->state) == CALLED) continue;
+        pthread_mutex_lock(&self->lock);
+        atomic_store(&self->asleep, 1);
+        while (atomic_load(&self->state) != CALLED) pthread_cond_wait(&self->wake, &self->lock);
+        atomic_store(&self->asleep, 0);
+        pthread_mutex_unlock(&self->lock);
+        self->switches = switches();
+    }
+}
+
+static void leave_team(struct worker *self)
+{
+    if (atomic_load(&pool.caller_asleep)) {
+        const long count = switches();
+        if (count != self->switches) atomic_store(&pool.preempted, 1);
+        self->switches = count;
+    }
+    atomic_store(&self->state, IDLE);
+    if (atomic_fetch_sub(&pool.running, 1) == 1 && atomic_load(&pool.caller_asleep)) {
+        pthread_mutex_lock(&pool.lock);
+        pthread_cond_signal(&pool.done);
+        pthread_mutex_unlock(&pool.lock);
+    }
+}
 
 static void *worker_main(void *argument)
 {
     struct worker *self = argument;
     (void)fa_long_double_enter();
     (void)fa_float_enter(); /* Linux gives a thread the state of the one that starts it */
-    for (unsigned seen = 0;; seen++) {
-        for (int i = 0; i < SPIN_ROUNDS && atomic_load_explicit(&self->posted, memory_order_acquire) == seen; i++) relax();
-        if (atomic_load(&self->posted) == seen) {
-            pthread_mutex_lock(&self->lock);
-            atomic_store(&self->asleep, 1);
-            while (atomic_load(&self->posted) == seen) pthread_cond_wait(&self->wake, &self->lock);
-            atomic_store(&self->asleep, 0);
-            pthread_mutex_unlock(&self->lock);
-        }
-        pool.body(pool.context, self->thread, pool.threads);
-        if (atomic_fetch_sub(&pool.running, 1) == 1 && atomic_load(&pool.caller_asleep)) {
-            pthread_mutex_lock(&pool.lock);
-            pthread_cond_signal(&pool.done);
-            pthread_mutex_unlock(&pool.lock);
-        }
+    for (;;) {
+        join_team(self);
+        int threads;
+        for (unsigned i = 0; (threads = atomic_load_explicit(&pool.threads, memory_order_acquire)) == 0; i++) spin(i);
+        if (self->thread < threads) pool.body(pool.context, self->thread, threads);
+        leave_team(self);
     }
     return NULL;
 }
 
-static void post(struct worker *w)
+static void call(struct worker *w)
 {
-    atomic_fetch_add(&w->posted, 1);
-    /* Either the worker sees the post before it sleeps, or this sees it asleep: both sides write, then read (seq_cst). */
+    atomic_store(&w->state, CALLED);
+    /* Either the worker sees the call before it sleeps, or this sees it asleep: both sides write, then read (seq_cst). */
     if (atomic_load(&w->asleep)) {
         pthread_mutex_lock(&w->lock);
         pthread_cond_signal(&w->wake);
@@ -204,17 +366,43 @@ static void post(struct worker *w)
     }
 }
 
-static void wait_for_workers(void)
+/* The team does without the worker, unless that has joined. */
+static void do_without(struct worker *w)
+{
+    int called = CALLED;
+    if (atomic_compare_exchange_strong(&w->state, &called, IDLE)) atomic_fetch_sub(&pool.running, 1);
+}
+
+/* Waits until the workers called have joined; those behind one that does not come have joined for nothing. Returns the threads of the
+   team. */
+static int gather(int threads)
+{
+    int there = 1;
+    for (unsigned i = 0; there < threads && (i < PATIENCE || !atomic_load_explicit(&adapts, memory_order_relaxed)); i++) {
+        if (atomic_load_explicit(&pool.worker[there - 1].state, memory_order_acquire) == JOINED)
+            there++;
+        else
+            spin(i);
+    }
+    for (int w = there - 1; w < threads - 1; w++) do_without(&pool.worker[w]);
+    if (there < threads) atomic_store(&pool.preempted, 1);
+    return there;
+}
+
+/* Returns how long the caller slept, in nanoseconds. */
+static int64_t wait_for_workers(void)
 {
     for (int i = 0; i < SPIN_ROUNDS; i++) {
-        if (atomic_load_explicit(&pool.running, memory_order_acquire) == 0) return;
+        if (atomic_load_explicit(&pool.running, memory_order_acquire) == 0) return 0;
         relax();
     }
+    const int64_t began = now();
     pthread_mutex_lock(&pool.lock);
     atomic_store(&pool.caller_asleep, 1);
     while (atomic_load(&pool.running) != 0) pthread_cond_wait(&pool.done, &pool.lock);
     atomic_store(&pool.caller_asleep, 0);
     pthread_mutex_unlock(&pool.lock);
+    return now() - began;
 }
 
 /* Starts workers until there are `wanted`, as far as memory and limits allow. Caller holds pool.busy. */
@@ -240,25 +428,34 @@ static void start_workers(int wanted)
     pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
-void fa_team_run(int max_threads, fa_team_body *body, void *context)
+/* A team that meets is of threads that are there; of another the caller may find at the end that some never came. */
+static void run_team(int max_threads, fa_team_body *body, void *context, int meets)
 {
-    const int allowed = fa_get_num_threads();
-    const int wanted = max_threads < allowed ? max_threads : allowed;
+    const int allowed = fa_get_num_threads(), limit = atomic_load_explicit(&contention.limit, memory_order_relaxed);
+    const int wanted = (int)fa_min(max_threads, fa_min(allowed, limit));
     if (wanted <= 1 || pthread_mutex_trylock(&pool.busy) != 0) {
         body(context, 0, 1);
         return;
     }
     start_workers(wanted - 1);
-    const int threads = wanted - 1 < pool.workers ? wanted : pool.workers + 1;
+    int threads = wanted - 1 < pool.workers ? wanted : pool.workers + 1;
+    const int64_t began = meets ? 0 : now();
     pool.body = body;
     pool.context = context;
-    pool.threads = threads;
+    atomic_store(&pool.preempted, 0);
+    atomic_store(&pool.threads, meets ? 0 : threads);
     atomic_store(&pool.running, threads - 1);
-    for (int w = 0; w < threads - 1; w++) post(&pool.worker[w]);
+    for (int w = 0; w < threads - 1; w++) call(&pool.worker[w]);
+    if (meets) atomic_store(&pool.threads, threads = gather(threads));
     body(context, 0, threads);
-    wait_for_workers();
+    if (!meets)
+        for (int w = 0; w < threads - 1; w++) do_without(&pool.worker[w]);
+    const int64_t slept = wait_for_workers();
+    if (atomic_load(&pool.preempted) && (meets || (slept > LATE && slept > (now() - began) / LATE_PART))) make_smaller();
     pthread_mutex_unlock(&pool.busy);
 }
+
+void fa_team_run(int max_threads, fa_team_body *body, void *context) { run_team(max_threads, body, context, 1); }
 
 struct loop {
     fa_loop_body *body;
@@ -279,29 +476,38 @@ static void loop_thread(void *context, int thread, int threads)
 void fa_parallel_for(fa_index n, int max_threads, fa_loop_body *body, void *context)
 {
     struct loop loop = {.body = body, .context = context, .n = n};
-    if (n > 0) fa_team_run(n < max_threads ? (int)n : max_threads, loop_thread, &loop);
+    if (n > 0) run_team(n < max_threads ? (int)n : max_threads, loop_thread, &loop, 0);
 }
 
-/* One round of waiting. The others are a little arithmetic behind at most; when one of them has lost its processor, give it this
-   one. */
-static void spin(unsigned round)
+/* At 5 multiply-adds in a nanosecond, and a spin in 20. */
+unsigned fa_patience(double work) { return work < 1e11 ? (unsigned)(work / 100) : 1000000000u; }
+
+static void come_late(fa_team_barrier *barrier)
 {
-    if (round < 16 * SPIN_ROUNDS)
-        relax();
-    else
-        sched_yield();
+    atomic_store(&barrier->late, 1);
+    atomic_store(&pool.preempted, 1);
 }
 
-void fa_team_wait(fa_team_barrier *barrier, int threads)
+int fa_team_wait(fa_team_barrier *barrier, int threads)
 {
-    if (threads == 1) return;
-    const unsigned phase = atomic_load(&barrier->phase);
+    if (threads == 1) return 0;
+    const unsigned phase = atomic_load(&barrier->phase), patience = PATIENCE + barrier->patience;
     if (atomic_fetch_add(&barrier->arrived, 1) + 1 == (unsigned)threads) {
+        const unsigned every = (unsigned)atomic_load_explicit(&disturbed, memory_order_relaxed);
+        if (FA_UNLIKELY(every && phase % every == every - 1)) come_late(barrier);
+        if (FA_UNLIKELY(atomic_load_explicit(&barrier->late, memory_order_relaxed) && !barrier->dissolved)) {
+            barrier->dissolved = 1;
+            atomic_fetch_add(&dissolved, 1);
+        }
         atomic_store(&barrier->arrived, 0);
         atomic_store(&barrier->phase, phase + 1);
-        return;
+    } else {
+        for (unsigned i = 0; atomic_load_explicit(&barrier->phase, memory_order_acquire) == phase; i++) {
+            if (i == patience && atomic_load(&adapts)) come_late(barrier);
+            spin(i);
+        }
     }
-    for (unsigned i = 0; atomic_load_explicit(&barrier->phase, memory_order_acquire) == phase; i++) spin(i);
+    return barrier->dissolved;
 }
 
 void fa_progress_publish(fa_progress *progress, fa_index steps)
@@ -314,13 +520,6 @@ void fa_progress_wait(fa_progress *progress, fa_index steps)
     for (unsigned i = 0; atomic_load_explicit(&progress->steps, memory_order_acquire) < steps; i++) spin(i);
 }
 
-int fa_threads_for(double work)
-{
-    const int allowed = fa_get_num_threads();
-    const double repaid = work / FA_WORK_PER_THREAD;
-    return repaid < 2 ? 1 : repaid > allowed ? allowed : (int)repaid;
-}
-
 /* Only the thread that called fork lives on in the child: no workers, and whoever held the locks is gone. */
 static void after_fork_in_child(void)
 {
@@ -331,6 +530,12 @@ static void after_fork_in_child(void)
     pool.workers = 0;
     atomic_store(&pool.running, 0);
     atomic_store(&pool.caller_asleep, 0);
+    atomic_store(&contention.limit, FA_MAX_THREADS);
 }
 
-void fa_threads_init(void) { pthread_atfork(NULL, NULL, after_fork_in_child); }
+void fa_threads_init(void)
+{
+    const char *adapt = getenv("FASTATTN_ADAPT_THREADS");
+    if (adapt && strcmp(adapt, "0") == 0) fa_threads_adapt(0);
+    pthread_atfork(NULL, NULL, after_fork_in_child);
+}

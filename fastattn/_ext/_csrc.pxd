@@ -417,6 +417,9 @@ cdef extern from "runtime/threads.h" nogil:
     int FA_MAX_THREADS
     int fa_get_num_threads()
     void fa_set_num_threads(int n)
+    int fa_threads_limit()
+    void fa_threads_adapt(int adapt)
+    int fa_threads_disturb(int meetings)
 
 cdef extern from "runtime/scratch.h" nogil:
     ctypedef struct fa_scratch:

@@ -126,6 +126,22 @@ def set_num_threads(n):
     set_setting(FA_SETTING_THREADS, thread_number(n, "set_num_threads"))
 
 
+def threads_limit():
+    """The most threads that a call uses now: fewer than get_num_threads while the machine is busy."""
+    return fa_threads_limit()
+
+
+def adapt_threads(bint adapt):
+    """Whether teams of threads do without those that are late, and become smaller while the machine is busy."""
+    fa_threads_adapt(adapt)
+
+
+def disturb_threads(int meetings):
+    """For tests: every so many meetings a team dissolves, as if a thread had been late; 0: none. Returns how many have
+    since the last call."""
+    return fa_threads_disturb(meetings)
+
+
 def trim():
     """Gives kept memory back."""
     fa_scratch_trim()

@@ -33,8 +33,8 @@ typedef struct {
     stored *rounded_inner;    /* likewise */
 } pseudo_layer;
 
-/* A thread's part of a pseudo-layer. With a barrier it is a slice of the panels, and all threads wait at the barrier after each step
-   (twice if the step has a second product). Without, it is each sequence whose number is `thread` modulo `threads`, and no thread
+/* A thread's part of a pseudo-layer. With a barrier it is a slice of the panels, and all threads wait at the barrier between steps (and
+   in a step that has a second product). Without, it is each sequence whose number is `thread` modulo `threads`, and no thread
    waits. */
 typedef struct {
     int thread, threads;
@@ -47,9 +47,10 @@ fa_index OP(recurrent_sort)(slot *slots, const fa_recurrent_arguments *a);
 void OP(pseudo_layer_plan)(pseudo_layer *c, arena *plan);
 /* Initial state and packed weights. */
 fa_status OP(pseudo_layer_start)(pseudo_layer *c);
-/* Scratch of a share, and its steps [step, end). No step depends on where a run was cut. */
+/* Scratch of a share, and its steps [step, end). No step depends on where a run was cut. Returns the step where it ended: before `end` if
+   the team dissolves. */
 size_t OP(pseudo_layer_work_bytes)(const pseudo_layer *c, layer_share share);
-void OP(pseudo_layer_run)(const pseudo_layer *c, layer_share share, char *scratch, fa_index step, fa_index end);
+fa_index OP(pseudo_layer_run)(const pseudo_layer *c, layer_share share, char *scratch, fa_index step, fa_index end);
 /* The final state of slot i, and zeros behind the end of its sequence. */
 void OP(pseudo_layer_finish)(const pseudo_layer *c, fa_index i);
 

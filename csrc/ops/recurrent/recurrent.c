@@ -203,11 +203,9 @@ static real *const *y_of(const thread_work *w)
 #endif
 }
 
-/* The barrier of a team that splits the units: after it each thread sees what the others computed of the step. */
-static void wait_for_team(const thread_work *w)
-{
-    if (w->share.barrier) fa_team_wait(w->share.barrier, w->share.threads);
-}
+/* The barrier of a team that splits the units: after it each thread sees what the others computed of the step. Returns whether the team
+   dissolves. */
+static int wait_for_team(const thread_work *w) { return w->share.barrier ? fa_team_wait(w->share.barrier, w->share.threads) : 0; }
 
 /* What the second product of a step takes, whole and packed. */
 static void pack_inner(const pseudo_layer *c, const thread_work *w, fa_index active)
@@ -413,7 +411,7 @@ size_t OP(pseudo_layer_work_bytes)(const pseudo_layer *c, layer_share share)
     return plan.used;
 }
 
-void OP(pseudo_layer_run)(const pseudo_layer *c, layer_share share, char *scratch, fa_index step, fa_index end)
+fa_index OP(pseudo_layer_run)(const pseudo_layer *c, layer_share share, char *scratch, fa_index step, fa_index end)
 {
     arena plan = {.base = scratch};
     const thread_work work = plan_work(c, share, &plan), *w = &work;
@@ -439,7 +437,8 @@ void OP(pseudo_layer_run)(const pseudo_layer *c, layer_share share, char *scratc
             active = still_active(c, w, active, step);
             if (active > 0) run_step(c, w, step, active, w->gates_x + done * row, panel_stride);
             done += active;
-            wait_for_team(w);
+            if (step + 1 < end && wait_for_team(w)) return step + 1;
         }
     }
+    return end;
 }

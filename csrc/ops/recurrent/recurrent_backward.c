@@ -8,8 +8,8 @@
    Memory is that of a chunk, and da is still in the cache when the products read it. The sums of the weights' gradients are split at
    chunks and in them at k_block: their order follows from sizes and lengths alone. dx and dh of a sequence have the same bits as alone.
 
-   In steps, the team splits by sequences or by units (choose_split); with units all wait for each other after the gradients of the gates, which each
-   needs of all units.
+   In steps, the threads split by sequences or by units (choose_split); with units all wait for each other after the gradients of the gates,
+   which each needs of all units. When one comes late the team dissolves behind the step, and the caller finishes the chunk alone.
 
    With a projection, the gradients of its outputs h are kept for the products dw_hr += dh' (o tanh(c)), and those of its inputs are
    dh w_hr.
@@ -142,8 +142,8 @@ static void multiply(const backward_call *c, const thread_share *m, const unit_s
     k->gemm_panels(&product);
 }
 
-/* One step of the rows n, n + slot_step, ... of the chunk. */
-static void run_step(backward_call *c, const thread_share *m, fa_index n, fa_index rows)
+/* One step of the rows n, n + slot_step, ... of the chunk. Returns whether the team dissolves. */
+static int run_step(backward_call *c, const thread_share *m, fa_index n, fa_index rows)
 {
     const fa_kernels *k = c->kernels;
     const fa_recurrent_arguments *a = c->a;
@@ -184,11 +184,11 @@ static void run_step(backward_call *c, const thread_share *m, fa_index n, fa_ind
     }
     default: k->gru_backward(&at, dh, c->h_rows + n, c->cell == FA_GRU_RESET_BEFORE);
     }
-    if (c->by_units) fa_team_wait(&c->barrier, c->threads);
+    int dissolved = c->by_units ? fa_team_wait(&c->barrier, c->threads) : 0;
     if (c->cell == FA_GRU_RESET_BEFORE) {
         multiply(c, m, &m->cell, c->inner + state, c->ld, das, rows, 3 * H, H, c->w_h[0], 0);
         k->gru_reset_backward(&at, dh, c->inner + state, c->h_rows + n);
-        if (c->by_units) fa_team_wait(&c->barrier, c->threads);
+        if (c->by_units) dissolved = fa_team_wait(&c->barrier, c->threads);
         multiply(c, m, &m->cell, dh, c->ld, das, rows, H, 2 * H, c->w_h[1], 1);
     } else if (c->cell == FA_GRU) {
         multiply(c, m, &m->cell, dh, c->ld, das, rows, H, 2 * H, c->w_h[1], 1);
@@ -196,19 +196,12 @@ static void run_step(backward_call *c, const thread_share *m, fa_index n, fa_ind
     } else {
         multiply(c, m, &m->output, dh, c->ld_h, das, rows, 0, c->gates * H, c->w_h[0], 0);
     }
+    return dissolved;
 }
 
-static void run_thread(void *context, int thread, int threads)
+/* The steps of the chunk from the one before c->from down to c->first. */
+static void run_steps(backward_call *c, int thread, int worker)
 {
-    backward_call *c = context;
-    backward_call alone = *c;
-    if (threads != c->threads) {
-        /* Fewer threads could be had than the work was shared out for. */
-        if (thread > 0) return;
-        alone.threads = 1;
-        alone.by_units = 0;
-        c = &alone;
-    }
     thread_share m = {.slot_step = 1};
     if (!c->by_units) {
         m.first_slot = thread;
@@ -216,17 +209,42 @@ static void run_thread(void *context, int thread, int threads)
     }
     m.cell = slice_of(c, c->H, c->panels, thread);
     m.output = slice_of(c, c->P, c->panels_h, thread);
-    m.tiles = c->tiles + thread * c->most_tiles;
-    m.rows = c->tile_rows + thread * c->B;
-    for (fa_index step = c->end - 1, n = 0; step >= c->first; n += c->active[c->end - 1 - step--]) {
-        const fa_index active = c->active[c->end - 1 - step];
-        const fa_index rows = fa_ceil_div(active - m.first_slot, m.slot_step);
-        if (rows > 0) run_step(c, &m, n + m.first_slot, rows);
+    m.tiles = c->tiles + worker * c->most_tiles;
+    m.rows = c->tile_rows + worker * c->B;
+    chunk_place at = c->from;
+    for (int dissolved = 0; !dissolved && at.step > c->first;) {
+        const fa_index active = c->active[c->end - at.step], rows = fa_ceil_div(active - m.first_slot, m.slot_step);
+        if (rows > 0) dissolved = run_step(c, &m, at.row + m.first_slot, rows);
+        at = (chunk_place){at.step - 1, at.row + active};
+    }
+    if (c->by_units && thread == 0) c->to = at;
+}
+
+/* Share i of a chunk whose sequences are split. */
+static void run_share(void *context, fa_index i, int worker) { run_steps(context, (int)i, worker); }
+
+static void run_thread(void *context, int thread, int threads)
+{
+    backward_call *c = context;
+    backward_call alone = *c;
+    if (threads == c->threads) {
+        run_steps(c, thread, thread);
+    } else if (thread == 0) {
+        /* Fewer threads could be had than the units were shared out for. */
+        alone.threads = 1;
+        alone.by_units = 0;
+        run_steps(&alone, 0, 0);
+        c->to.step = c->first;
     }
 }
 
 void OP(backward_steps)(backward_call *c)
 {
     begin_chunk(c);
-    fa_team_run(c->threads, run_thread, c);
+    c->from = (chunk_place){c->end, 0};
+    if (!c->by_units) fa_parallel_for(c->threads, c->threads, run_share, c);
+    for (; c->by_units && c->from.step > c->first; c->from = c->to) {
+        c->barrier = (fa_team_barrier){.patience = fa_patience(c->step_work / c->threads)};
+        fa_team_run(c->threads, run_thread, c);
+    }
 }

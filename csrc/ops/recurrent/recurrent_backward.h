@@ -9,6 +9,11 @@
 #define BACKWARD_ROWS 1024 /* of x in a chunk */
 #define BACKWARD_NV 2      /* vectors in a panel of w_hh: tiles as high as a step of few sequences allows */
 
+/* The steps [first, step) of the chunk are left, whose rows begin there. */
+typedef struct {
+    fa_index step, row;
+} chunk_place;
+
 typedef struct {
     const fa_recurrent_arguments *a;
     const fa_recurrent_gradients *g;
@@ -28,6 +33,8 @@ typedef struct {
     real **dx_rows;
     fa_index *active; /* sequences of each step of the chunk */
     fa_index first, end, rows;
+    chunk_place from, to; /* of a team that splits the units: where it begins; where the next one does */
+    double step_work;     /* multiply-adds of a step */
     int threads, by_units, product_threads;
     real *tiles; /* [threads][most_tiles] */
     const real **tile_rows;

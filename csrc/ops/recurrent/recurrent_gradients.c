@@ -103,6 +103,7 @@ static void choose_split(backward_call *c)
     const double output = c->a->weights.w_hr ? (double)c->P : 0;
     const double step = (double)c->B * (double)c->H * ((double)(c->gates * c->P) + output);
     const fa_index wanted = fa_threads_for((double)c->a->T * step);
+    c->step_work = step;
     const fa_index sequences = fa_max(1, fa_min(wanted, c->B / SEQUENCES_PER_THREAD));
     const fa_index units = fa_min(fa_min(wanted, fa_min(c->panels, c->panels_h)), (fa_index)(step / STEP_WORK_PER_THREAD));
     c->by_units = units > sequences;

@@ -5,7 +5,8 @@
      layers     directions run side by side, and a layer follows the one below as soon as that has done a chunk of steps (a
                 wavefront); above both directions of a layer, the next one waits for the whole of it
      panels     one pseudo-layer after another; each thread keeps a slice of its units, and of w_hh in its own cache for the whole
-                sequence; they wait for each other after each step
+                sequence; they wait for each other between steps. When one comes late the team dissolves; the caller goes on alone for
+                some steps, then tries a team again
 
    No bit depends on the schedule. */
 #include "pseudo_layer.h"
@@ -18,6 +19,8 @@
 #define WAVE_ROWS 48
 #define WAVE_CHUNKS 32
 #define POLLS_BEFORE_YIELD 1000
+/* Multiply-adds of a caller alone, some 20 milliseconds, before it tries a team again. */
+#define WORK_ALONE 1e9
 
 typedef enum { BY_SEQUENCES, BY_LAYERS, BY_PANELS } schedule;
 
@@ -26,12 +29,19 @@ typedef struct {
     _Atomic fa_index done; /* steps */
 } layer_progress;
 
+/* A step of a pseudo-layer. */
+typedef struct {
+    fa_index layer, step;
+} place;
+
 typedef struct {
     pseudo_layer *layer; /* [layers][directions] */
     fa_index pseudo_layers, directions, steps, B;
     schedule schedule;
     int threads;
-    fa_index chunk; /* steps of a pseudo-layer that a thread runs at a time, by layers */
+    double step_work; /* multiply-adds of a step of a pseudo-layer */
+    fa_index chunk;   /* steps of a pseudo-layer that a thread runs at a time, by layers */
+    place from, to;   /* of a team, by panels: where it begins; where the next one does */
     layer_progress *progress;
     slot *slots;
     char *work; /* scratch of the threads, each of work_bytes */
@@ -66,6 +76,7 @@ static void choose_schedule(stack_call *c)
         c->schedule = BY_PANELS;
         c->threads = (int)panels;
     }
+    c->step_work = step;
     c->chunk = fa_max(fa_max(1, WAVE_ROWS / fa_max(1, c->B)), fa_ceil_div(c->steps, WAVE_CHUNKS));
 }
 
@@ -82,12 +93,38 @@ static layer_share share_of(stack_call *c, int thread)
 
 static char *work_of(const stack_call *c, int thread) { return c->work + (size_t)thread * c->work_bytes; }
 
-static void in_order(stack_call *c, layer_share share, char *work)
+/* Share i of all pseudo-layers, where none waits for another. */
+static void run_share(void *context, fa_index i, int worker)
 {
-    for (fa_index i = 0; i < c->pseudo_layers; i++) {
-        OP(pseudo_layer_run)(&c->layer[i], share, work, 0, c->steps);
-        if (share.barrier) fa_team_wait(share.barrier, share.threads);
+    stack_call *c = context;
+    for (fa_index layer = 0; layer < c->pseudo_layers; layer++)
+        OP(pseudo_layer_run)(&c->layer[layer], share_of(c, (int)i), work_of(c, worker), 0, c->steps);
+}
+
+static void by_panels(stack_call *c, int thread)
+{
+    const layer_share share = share_of(c, thread);
+    place at = c->from;
+    for (int dissolved = 0; !dissolved && at.layer < c->pseudo_layers;) {
+        at.step = OP(pseudo_layer_run)(&c->layer[at.layer], share, work_of(c, thread), at.step, c->steps);
+        if (at.step < c->steps) break;
+        at = (place){at.layer + 1, 0};
+        if (at.layer < c->pseudo_layers) dissolved = fa_team_wait(share.barrier, share.threads);
     }
+    if (thread == 0) c->to = at;
+}
+
+/* Some steps; by layers, all. */
+static void alone(stack_call *c)
+{
+    const fa_index some = c->schedule == BY_LAYERS ? c->steps : 1 + (fa_index)(WORK_ALONE / (c->step_work + 1));
+    place at = c->from;
+    do {
+        const fa_index end = fa_min(c->steps, at.step + some);
+        at.step = OP(pseudo_layer_run)(&c->layer[at.layer], whole, c->work, at.step, end) % c->steps;
+        at.layer += at.step == 0;
+    } while (c->schedule == BY_LAYERS && at.layer < c->pseudo_layers);
+    c->to = at;
 }
 
 /* Whether pseudo-layer i can run up to `end`. */
@@ -117,7 +154,7 @@ static int try_layer(const stack_call *c, fa_index i, char *work)
     return run;
 }
 
-static void side_by_side(const stack_call *c, int thread)
+static void side_by_side(stack_call *c, int thread)
 {
     /* A thread stays with its pseudo-layer, whose weights its cache holds, as long as that can run. */
     fa_index i = thread % c->pseudo_layers;
@@ -131,22 +168,37 @@ static void side_by_side(const stack_call *c, int thread)
         if (tried < c->pseudo_layers)
             polls = 0;
         else if (!left)
-            return;
+            break;
         else if (++polls > POLLS_BEFORE_YIELD)
             sched_yield();
     }
+    if (thread == 0) c->to.layer = c->pseudo_layers;
 }
 
 static void run_thread(void *context, int thread, int threads)
 {
     stack_call *c = context;
-    if (threads != c->threads) {
-        /* Fewer threads could be had than the work was shared out for: alone, then. The scratch is large enough for that too. */
-        if (thread == 0) in_order(c, whole, c->work);
-    } else if (c->schedule == BY_LAYERS) {
-        side_by_side(c, thread);
-    } else {
-        in_order(c, share_of(c, thread), work_of(c, thread));
+    if (threads == c->threads) {
+        c->schedule == BY_LAYERS ? side_by_side(c, thread) : by_panels(c, thread);
+    } else if (thread == 0) {
+        /* Fewer threads could be had than the work was shared out for. The scratch is large enough for this too. */
+        alone(c);
+    }
+}
+
+/* Whether the shares of a step are independent. */
+static int one_product(const pseudo_layer *c) { return !c->g.projected && c->g.cell != FA_GRU_RESET_BEFORE; }
+
+static void run_layers(stack_call *c)
+{
+    if (c->steps == 0) return;
+    if (c->schedule == BY_SEQUENCES || (c->steps == 1 && c->pseudo_layers == 1 && one_product(c->layer))) {
+        fa_parallel_for(c->threads, c->threads, run_share, c);
+        return;
+    }
+    for (; c->from.layer < c->pseudo_layers; c->from = c->to) {
+        c->barrier = (fa_team_barrier){.patience = fa_patience(c->step_work / c->threads)};
+        fa_team_run(c->threads, run_thread, c);
     }
 }
 
@@ -242,7 +294,7 @@ fa_status OP(recurrent_forward)(const fa_recurrent_arguments *a, fa_index layers
             c.progress[i] = (layer_progress){0};
         }
         if (status == FA_OK) {
-            fa_team_run(c.threads, run_thread, &c);
+            run_layers(&c);
             const double units = (double)c.pseudo_layers * (double)c.B * (double)c.layer[0].g.H;
             fa_parallel_for(c.pseudo_layers * c.B, fa_threads_for(units), finish, &c);
         }
