@@ -7,6 +7,7 @@ It answers the requests that the parent (runner.py) sends through a socket, one 
     ("prepare", case, seed, expected)    -> (largest error, seconds of one call), or None when the case is not supported
     ("time", seconds)                    -> seconds per call, one entry for each group of calls timed together; of a
                                             case whose calls are timed alone, QUANTILES of them, the fastest first
+    ("crowd", seconds, callers)          -> QUANTILES of the seconds of calls that so many threads make at once
     ("forget",)                          -> None; the arrays of the case are given back
 A failure is answered as an exception object; the parent decides what it means.
 """
@@ -15,7 +16,9 @@ import ctypes
 import gc
 import signal
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from itertools import repeat
 from multiprocessing.connection import Connection
@@ -41,6 +44,7 @@ class Worker:
         self._peer: Any = import_module(module)
         self._threads = threads
         self._prepared: Prepared | None = None
+        self._made: tuple[Case, int] | None = None  # what it was prepared from
         self._estimate = 0.0
         self._alone = False
 
@@ -62,7 +66,7 @@ class Worker:
         self._estimate = min(_groups(prepared.run, 1, 0.0))
         if self._estimate < SHORT:
             self._estimate = min(_groups(prepared.run, 1, SHORT))
-        self._prepared, self._alone = prepared, case.alone
+        self._prepared, self._made, self._alone = prepared, (case, seed), case.alone
         return (error if np.isfinite(error) else float("inf")), self._estimate
 
     def time(self, seconds: float) -> list[float]:
@@ -77,9 +81,27 @@ class Worker:
             return [float(time) for time in times]
         return _groups(self._prepared.run, max(1, round(GROUP / self._estimate)), seconds)
 
+    def crowd(self, seconds: float, callers: int) -> list[float]:
+        """Calls for about `seconds` from so many Python threads at once, each timed alone and with arrays of its own:
+        QUANTILES, the fastest first."""
+        if self._made is None:
+            raise RuntimeError("no case is prepared")
+        case, seed = self._made
+        start = threading.Barrier(callers)
+
+        def call(_: int) -> list[float]:
+            prepared = self._peer.prepare(case, case.inputs(seed), self._threads)
+            _groups(prepared.run, 1, 0.0)
+            start.wait()
+            return _groups(prepared.run, 1, seconds)
+
+        with ThreadPoolExecutor(callers) as pool:
+            times = [time for times in pool.map(call, range(callers)) for time in times]
+        return [float(time) for time in np.quantile(times, np.linspace(0, 1, QUANTILES))]
+
     def forget(self) -> None:
         """Drops the case."""
-        self._prepared = None
+        self._prepared = self._made = None
         gc.collect()
 
 
