@@ -2,7 +2,7 @@
 
 Each library computes the same calls in a process of its own: with one thread on the quiet machine, which gives the
 unit, then with several threads: quiet, beside one and two busy processes for each processor, and from several callers
-at once, threads of one process or processes. The table has the median and the 99th percentile of single calls, in units.
+at once, threads of one process or processes. The table has the median and the 99th percentile of calls, in units.
 """
 
 import argparse
