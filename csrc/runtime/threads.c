@@ -48,7 +48,8 @@ static struct {
     FA_ALIGN(128) _Atomic int threads; /* of a team that meets: 0 until all are there */
     FA_ALIGN(128) _Atomic int running; /* workers called to this team that have not left yet */
     _Atomic int caller_asleep;
-    _Atomic int preempted; /* a thread of this team lost its processor while others waited for it */
+    _Atomic int preempted; /* a worker of this team lost its processor */
+    _Atomic int contended; /* so that others waited too long */
     pthread_mutex_t lock;
     pthread_cond_t done;
 } pool = {.busy = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .done = PTHREAD_COND_INITIALIZER};
@@ -197,18 +198,20 @@ void fastattn_set_num_threads(int n) { fa_set_num_threads(n < 1 ? 1 : n > FA_MAX
    long, and if the thread that calls is itself preempted the pause goes on without a try. */
 
 #define FIRST_PAUSE (10 * MILLISECOND)
-#define LONGEST_PAUSE (1000 * MILLISECOND)
+#define LONGEST_PAUSE (500 * MILLISECOND)
 #define PAUSES_TO_FORGET 10 /* without contention, after which the next pause is the first again */
 #define QUIET_SWITCHES 25   /* a second: more and the processor is not the thread's own */
-/* What a caller must wait for a preempted worker, in time and as a part of the call, before teams become smaller: of long calls two
-   threads that are preempted still do more than one. */
-#define LATE (300 * MICROSECOND)
-#define LATE_PART 4
+/* Waits for a thread that has lost its processor, that are longer than this and than a part of the time of teams since the last one,
+   make teams smaller: threads that are stopped now and then still do more than one. */
+#define LONG_WAIT (1 * MILLISECOND)
+#define WAIT_PART 2
 
 static struct {
     _Atomic int limit; /* threads of a team */
     _Atomic int64_t retry;
     int64_t pause, raised; /* of the holder of pool.busy; raised: when the limit was last raised */
+    /* Time of teams since the last long wait: before this call, and when it began or last waited. */
+    _Atomic int64_t undisturbed, began;
 } contention = {.limit = FA_MAX_THREADS};
 
 static _Atomic int adapts = 1; /* whether teams do without threads that are late */
@@ -242,6 +245,17 @@ static int was_preempted(int64_t time)
     asked = time;
     then = count;
     return preempted;
+}
+
+static int64_t undisturbed(int64_t time) { return atomic_load(&contention.undisturbed) + time - atomic_load(&contention.began); }
+
+static int too_long(int64_t wait, int64_t time) { return wait > LONG_WAIT && wait > undisturbed(time) / WAIT_PART; }
+
+/* The account of `undisturbed` begins again at `time`. */
+static void note_wait(int64_t time)
+{
+    atomic_store(&contention.undisturbed, 0);
+    atomic_store(&contention.began, time);
 }
 
 /* Teams of half as many threads from now on. The caller holds pool.busy. */
@@ -374,7 +388,7 @@ static void do_without(struct worker *w)
 }
 
 /* Waits until the workers called have joined; those behind one that does not come have joined for nothing. Returns the threads of the
-   team. */
+   team. Waiting in vain costs little once, and much in each of many short calls. */
 static int gather(int threads)
 {
     int there = 1;
@@ -385,15 +399,18 @@ static int gather(int threads)
             spin(i);
     }
     for (int w = there - 1; w < threads - 1; w++) do_without(&pool.worker[w]);
-    if (there < threads) atomic_store(&pool.preempted, 1);
+    if (there < threads) {
+        const int64_t time = now(), began = atomic_load(&contention.began);
+        if (time - began > undisturbed(began) / WAIT_PART) atomic_store(&pool.contended, 1);
+        note_wait(time);
+    }
     return there;
 }
 
-/* Returns how long the caller slept, in nanoseconds. */
-static int64_t wait_for_workers(void)
+static void wait_for_workers(void)
 {
     for (int i = 0; i < SPIN_ROUNDS; i++) {
-        if (atomic_load_explicit(&pool.running, memory_order_acquire) == 0) return 0;
+        if (atomic_load_explicit(&pool.running, memory_order_acquire) == 0) return;
         relax();
     }
     const int64_t began = now();
@@ -402,7 +419,10 @@ static int64_t wait_for_workers(void)
     while (atomic_load(&pool.running) != 0) pthread_cond_wait(&pool.done, &pool.lock);
     atomic_store(&pool.caller_asleep, 0);
     pthread_mutex_unlock(&pool.lock);
-    return now() - began;
+    const int64_t time = now();
+    if (!atomic_load(&pool.preempted) || time - began <= LONG_WAIT) return;
+    if (too_long(time - began, began)) atomic_store(&pool.contended, 1);
+    note_wait(time);
 }
 
 /* Starts workers until there are `wanted`, as far as memory and limits allow. Caller holds pool.busy. */
@@ -439,10 +459,11 @@ static void run_team(int max_threads, fa_team_body *body, void *context, int mee
     }
     start_workers(wanted - 1);
     int threads = wanted - 1 < pool.workers ? wanted : pool.workers + 1;
-    const int64_t began = meets ? 0 : now();
+    atomic_store(&contention.began, now());
     pool.body = body;
     pool.context = context;
     atomic_store(&pool.preempted, 0);
+    atomic_store(&pool.contended, 0);
     atomic_store(&pool.threads, meets ? 0 : threads);
     atomic_store(&pool.running, threads - 1);
     for (int w = 0; w < threads - 1; w++) call(&pool.worker[w]);
@@ -450,8 +471,9 @@ static void run_team(int max_threads, fa_team_body *body, void *context, int mee
     body(context, 0, threads);
     if (!meets)
         for (int w = 0; w < threads - 1; w++) do_without(&pool.worker[w]);
-    const int64_t slept = wait_for_workers();
-    if (atomic_load(&pool.preempted) && (meets || (slept > LATE && slept > (now() - began) / LATE_PART))) make_smaller();
+    wait_for_workers();
+    if (atomic_load(&pool.contended)) make_smaller();
+    atomic_store(&contention.undisturbed, undisturbed(now()));
     pthread_mutex_unlock(&pool.busy);
 }
 
@@ -485,7 +507,7 @@ unsigned fa_patience(double work) { return work < 1e11 ? (unsigned)(work / 100) 
 static void come_late(fa_team_barrier *barrier)
 {
     atomic_store(&barrier->late, 1);
-    atomic_store(&pool.preempted, 1);
+    atomic_store(&pool.contended, 1);
 }
 
 int fa_team_wait(fa_team_barrier *barrier, int threads)
@@ -502,10 +524,13 @@ int fa_team_wait(fa_team_barrier *barrier, int threads)
         atomic_store(&barrier->arrived, 0);
         atomic_store(&barrier->phase, phase + 1);
     } else {
+        int64_t began = 0;
         for (unsigned i = 0; atomic_load_explicit(&barrier->phase, memory_order_acquire) == phase; i++) {
-            if (i == patience && atomic_load(&adapts)) come_late(barrier);
+            if (i == patience) began = now();
+            if (i > patience && atomic_load(&adapts) && too_long(now() - began, began)) come_late(barrier);
             spin(i);
         }
+        if (began && now() - began > LONG_WAIT) note_wait(now());
     }
     return barrier->dissolved;
 }
