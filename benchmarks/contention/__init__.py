@@ -42,6 +42,8 @@ class Row:
     unit: float  # the median of one thread on the quiet machine
     p50: float
     p99: float
+    one_p50: float  # of one thread beside the same: what the scheduler leaves to any program
+    one_p99: float
 
     @property
     def met(self) -> bool:

@@ -111,17 +111,21 @@ def _table(rows: Sequence[Row], threads: int) -> "Table":
 
     from benchmarks.report.terminal import met_mark, time_text  # noqa: PLC0415
 
-    table = Table(title=f"Calls with {threads} threads beside other programs", box=SIMPLE_HEAD, pad_edge=False,
-                  caption=f"unit: median of one thread on the quiet machine; met: fastattn's aim, {MEDIAN:g} units in "
-                  f"the median and {TAIL:g} at the 99th percentile")  # fmt: skip
+    caption = (
+        f"unit: median of one thread on the quiet machine; met: fastattn's aim, {MEDIAN:g} units in the median and "
+        f"{TAIL:g} at the 99th percentile; one thread: both of a single thread beside the same"
+    )
+    title = f"Calls with {threads} threads beside other programs"
+    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, pad_edge=False)
     for name in ("case", "beside", "library"):
         table.add_column(name, no_wrap=True)
-    for name in ("unit", "p50", "p99", "met"):
+    for name in ("unit", "p50", "p99", "one thread", "met"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         met = row.met if row.library == "fastattn" else None
         table.add_row(row.case, row.situation, row.library, time_text(row.unit), f"{row.p50 / row.unit:.2f}",
-                      f"{row.p99 / row.unit:.2f}", met_mark(met))  # fmt: skip
+                      f"{row.p99 / row.unit:.2f}", f"{row.one_p50 / row.unit:.2f}, {row.one_p99 / row.unit:.2f}",
+                      met_mark(met))  # fmt: skip
     return table
 
 

@@ -59,29 +59,26 @@ def measure(case: Case, contender: Contender, threads: int, situations: Sequence
     """
     exact, limit = verify.errors(case, case.inputs(Settings.seed))
     with contextlib.ExitStack() as stack:
-
-        def start(count: int) -> WorkerProcess | None:
-            worker = WorkerProcess(contender, count)
-            stack.callback(worker.close)
+        most = max(situation.processes for situation in situations)
+        workers = [stack.enter_context(contextlib.closing(WorkerProcess(contender, n)))
+                   for n in [threads] * most + [1] * most]  # fmt: skip
+        for worker in workers:
             answer = worker.ask(Settings.timeout, "prepare", case, Settings.seed, exact)
-            if answer is not None and answer[0] > limit:
+            if answer is None:
+                return []
+            if answer[0] > limit:
                 raise WorkerError(f"its error is {answer[0]:.1e}, allowed {limit:.1e}")
-            return None if answer is None else worker
-
-        alone = start(1)
-        callers = [start(threads) for _ in range(max(situation.processes for situation in situations))]
-        if alone is None:
-            return []
-        unit = quantile(alone.ask(Settings.timeout, "time", seconds), 0.5)
+        callers, singles = workers[:most], workers[most:]
+        unit = quantile(singles[0].ask(Settings.timeout, "time", seconds), 0.5)
         rows = []
         for situation in situations:
-            team = [caller for caller in callers[: situation.processes] if caller]
-            with busy.running(situation.busy * cores), ThreadPoolExecutor(len(team)) as pool:
-                asked = [pool.submit(w.ask, Settings.timeout, "crowd", seconds, situation.threads) for w in team]
-                times = sorted(time for answer in asked for time in answer.result())
-            rows.append(
-                Row(case.name, contender.name, str(situation), unit, quantile(times, 0.5), quantile(times, 0.99))
-            )
+            found = []
+            for workers in (callers[: situation.processes], singles[: situation.processes]):
+                with busy.running(situation.busy * cores), ThreadPoolExecutor(len(workers)) as pool:
+                    asked = [pool.submit(w.ask, Settings.timeout, "crowd", seconds, situation.threads) for w in workers]
+                    times = sorted(time for answer in asked for time in answer.result())
+                found += [quantile(times, 0.5), quantile(times, 0.99)]
+            rows.append(Row(case.name, contender.name, str(situation), unit, *found))
         return rows
 
 
