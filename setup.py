@@ -109,8 +109,9 @@ class BuildExt(build_ext):
 
     def build_extension(self, ext):
         wanted = variants.chosen(os.environ.get("FASTATTN_SETS", "").split())
-        sets = tuple(isa for isa in wanted if isa.is_for_this_machine and self.accepts(isa))
+        sets = tuple(isa for isa in wanted if isa.is_for_this_machine and self.has_flags_of(isa))
         units = variants.all_units(sets, BLAS)
+        self.optional_flags = {flags for flags in {unit.optional for unit in units} if self.accepts(flags)}
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             cython = pool.submit(self.compile_cython, ext)  # the longest: first, so that nothing waits for it alone
             objects = list(pool.map(self.compile_unit, units))
@@ -132,24 +133,32 @@ class BuildExt(build_ext):
         if BLAS == "vendored":
             self.vendor_blas(package)
 
-    def accepts(self, isa):
-        """Whether the compiler knows the flags of a set, as GCC has those of AMX since 11; if not, it is left out."""
-        if not isa.flags:
+    def accepts(self, flags):
+        """Whether the compiler knows all of these flags, without a warning."""
+        if not flags:
             return True
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "empty.c"
             source.write_text("typedef int empty;\n")
             try:
-                self.compiler.compile([str(source)], output_dir=folder, extra_postargs=[*isa.flags])
+                self.compiler.compile([str(source)], output_dir=folder, extra_postargs=[*flags, "-Werror"])
             except CompileError:
-                print(f"fastattn: this compiler lacks flags of {isa.name}, which is left out", file=sys.stderr)
                 return False
         return True
+
+    def has_flags_of(self, isa):
+        """Whether a set can be compiled: GCC has the flags of AMX since 11. If not, the set is left out."""
+        accepted = self.accepts(isa.flags)
+        if not accepted:
+            print(f"fastattn: this compiler lacks flags of {isa.name}, which is left out", file=sys.stderr)
+        return accepted
 
     def compile_unit(self, unit):
         """The object of a source of csrc/ for an instruction set and type of array."""
         target = Path(unit.variant) / unit.source.relative_to(variants.CSRC).with_suffix(".o")
-        return self.compile(unit.source.relative_to(ROOT), target, unit.macros, (*variants.COMMON_FLAGS, *unit.flags))
+        optional = unit.optional if unit.optional in self.optional_flags else ()
+        flags = (*variants.COMMON_FLAGS, *unit.flags, *optional)
+        return self.compile(unit.source.relative_to(ROOT), target, unit.macros, flags)
 
     def compile_cython(self, ext):
         """The object of the C file that Cython has made."""

@@ -85,6 +85,12 @@ AMX_BYTE_PRODUCTS = {
 CLASSES = ("REAL", "STORED", "PACKED", "FLOAT", "BYTES")
 
 
+# Files whose loops take several vectors through long chains of operations, and the flags by which GCC interleaves the
+# chains; other compilers do so by themselves.
+INTERLEAVED = {"kernels/rows/activation", "kernels/rows/activation_backward"}
+INTERLEAVING = ("-fschedule-insns", "-fsched-pressure")
+
+
 @dataclass(frozen=True)
 class Share:
     """What a set compiles of kernels/ for a type: these files (None: all), which have the kernels of these classes.
@@ -186,12 +192,17 @@ class Unit:
     variant: str
     macros: tuple[tuple[str, str], ...]
     flags: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()  # flags for a compiler that knows them
 
 
 def sources_of(folder: str, files: frozenset[str] | None) -> list[Path]:
     """The sources of a folder of csrc/ but those for matrix tiles, or those that are in a set of files."""
     sources = {s.relative_to(CSRC).with_suffix("").as_posix(): s for s in sorted((CSRC / folder).rglob("*.c"))}
     return [s for name, s in sources.items() if (name in files if files else not name.endswith("_amx"))]
+
+
+def optional_flags(source: Path) -> tuple[str, ...]:
+    return INTERLEAVING if source.relative_to(CSRC).with_suffix("").as_posix() in INTERLEAVED else ()
 
 
 def defined(*names: str) -> tuple[tuple[str, str], ...]:
@@ -207,7 +218,10 @@ def kernel_units(sets: tuple[InstructionSet, ...]) -> list[Unit]:
             own = f"{kind}_{isa.name}"
             macros = (("FA_SIMD", isa.header), *defined(*TYPES[kind]), ("FA_SUFFIX", own))
             macros += tuple((f"FA_FROM_{c}", own if c in share.classes else f"f32_{whole}") for c in CLASSES)
-            units += [Unit(s, f"{isa.name}_{kind}", macros, isa.flags) for s in sources_of("kernels", share.files)]
+            units += [
+                Unit(s, f"{isa.name}_{kind}", macros, isa.flags, optional_flags(s))
+                for s in sources_of("kernels", share.files)
+            ]
     return units
 
 

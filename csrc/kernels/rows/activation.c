@@ -1,13 +1,26 @@
-/* y = f(x), element by element. The last, partial vector goes through the same f with masked loads and stores. */
-#include "../common.h"
+/* y = f(x), element by element, and silu(gate) up. */
+#include "group.h"
 
-typedef vreal element_function(vreal x);
+typedef struct {
+    stored *y;
+    const stored *x, *up;
+    vreal (*f)(vreal x);
+} map_walk;
 
-FA_INLINE void map(stored *y, const stored *x, fa_index n, element_function *f)
+FA_INLINE void map_step(void *walk, fa_index i, const int vectors, fa_index left)
 {
-    fa_index i = 0;
-    for (; i + VL <= n; i += VL) v_store_stored(y + i, f(v_load_stored(x + i)));
-    if (i < n) v_store_stored_n(y + i, f(v_load_stored_n(x + i, n - i)), n - i);
+    const map_walk *w = walk;
+    vreal a[GROUP];
+    load_group(a, w->x + i, vectors, left);
+    FA_UNROLL
+    for (int k = 0; k < vectors; k++) a[k] = w->f(a[k]);
+    store_group(w->y + i, a, vectors, left);
+}
+
+FA_INLINE void map(stored *y, const stored *x, fa_index n, vreal (*f)(vreal x))
+{
+    map_walk walk = {y, x, NULL, f};
+    for_groups(n, map_step, &walk);
 }
 
 void KERNEL(map_exp)(stored *y, const stored *x, fa_index n) { map(y, x, n, v_exp); }
@@ -18,49 +31,19 @@ void KERNEL(map_gelu)(stored *y, const stored *x, fa_index n) { map(y, x, n, v_g
 void KERNEL(map_gelu_tanh)(stored *y, const stored *x, fa_index n) { map(y, x, n, v_gelu_tanh); }
 void KERNEL(map_silu)(stored *y, const stored *x, fa_index n) { map(y, x, n, v_silu); }
 
-FA_INLINE vreal identity(vreal x) { return x; }
-
-/* With `z` the sums before the activation are kept, for the gradient. */
-FA_INLINE void bias_rows(real *c, real *z, fa_index ldc, const real *bias, fa_index rows, fa_index n, element_function *f)
+FA_INLINE void gated_step(void *walk, fa_index i, const int vectors, fa_index left)
 {
-    for (fa_index i = 0; i < rows; i++) {
-        real *row = c + i * ldc, *kept = z ? z + i * ldc : NULL;
-        fa_index j = 0;
-        for (; j + VL <= n; j += VL) {
-            const vreal x = bias ? v_add(v_load(row + j), v_load(bias + j)) : v_load(row + j);
-            if (kept) v_store(kept + j, x);
-            v_store(row + j, f(x));
-        }
-        if (j < n) {
-            vreal x = v_load_n(row + j, n - j);
-            if (bias) x = v_add(x, v_load_n(bias + j, n - j));
-            if (kept) v_store_n(kept + j, x, n - j);
-            v_store_n(row + j, f(x), n - j);
-        }
-    }
+    const map_walk *w = walk;
+    vreal a[GROUP], b[GROUP];
+    load_group(a, w->x + i, vectors, left);
+    load_group(b, w->up + i, vectors, left);
+    FA_UNROLL
+    for (int k = 0; k < vectors; k++) a[k] = v_mul(v_silu(a[k]), b[k]);
+    store_group(w->y + i, a, vectors, left);
 }
 
-void KERNEL(bias_activation_rows)(real *c, real *z, fa_index ldc, const real *bias, fa_index rows, fa_index n, int activation)
-{
-    switch ((fa_activation)activation) {
-    case FA_IDENTITY: bias_rows(c, z, ldc, bias, rows, n, identity); break;
-    case FA_TANH: bias_rows(c, z, ldc, bias, rows, n, v_tanh); break;
-    case FA_SIGMOID: bias_rows(c, z, ldc, bias, rows, n, v_sigmoid); break;
-    case FA_RELU: bias_rows(c, z, ldc, bias, rows, n, v_relu); break;
-    case FA_GELU: bias_rows(c, z, ldc, bias, rows, n, v_gelu); break;
-    case FA_GELU_TANH: bias_rows(c, z, ldc, bias, rows, n, v_gelu_tanh); break;
-    case FA_SILU: bias_rows(c, z, ldc, bias, rows, n, v_silu); break;
-    case FA_EXP: bias_rows(c, z, ldc, bias, rows, n, v_exp); break;
-    }
-}
-
-/* silu(gate) up */
 void KERNEL(silu_gated)(stored *y, const stored *gate, const stored *up, fa_index n)
 {
-    fa_index i = 0;
-    for (; i + VL <= n; i += VL) v_store_stored(y + i, v_mul(v_silu(v_load_stored(gate + i)), v_load_stored(up + i)));
-    if (i < n) {
-        const vreal a = v_silu(v_load_stored_n(gate + i, n - i));
-        v_store_stored_n(y + i, v_mul(a, v_load_stored_n(up + i, n - i)), n - i);
-    }
+    map_walk walk = {.y = y, .x = gate, .up = up};
+    for_groups(n, gated_step, &walk);
 }

@@ -6,8 +6,7 @@
 
    Where f' is 0 or 1 to the last bit, x is replaced by the nearest such point, so no infinity is multiplied by 0. NaN gives NaN,
    also in relu. dx may be dy or x. */
-#include "../common.h"
-#include "rows.h"
+#include "group.h"
 
 #if defined(FA_REAL_F32)
 #define SILU_END 115.0f
@@ -76,11 +75,27 @@ FA_INLINE vreal gelu_slope(vreal x)
     return v_fma(v_mul(y, v_set1(INVERSE_ROOT_2_PI)), density, phi);
 }
 
+typedef struct {
+    real *dx;
+    const real *dy, *x;
+    vreal (*slope)(vreal x);
+} slope_walk;
+
+FA_INLINE void slope_step(void *walk, fa_index i, const int vectors, fa_index left)
+{
+    const slope_walk *w = walk;
+    vreal a[GROUP], d[GROUP];
+    load_group(a, w->x + i, vectors, left);
+    load_group(d, w->dy + i, vectors, left);
+    FA_UNROLL
+    for (int k = 0; k < vectors; k++) a[k] = v_mul(d[k], w->slope(a[k]));
+    store_group(w->dx + i, a, vectors, left);
+}
+
 FA_INLINE void apply_slope(real *dx, const real *dy, const real *x, fa_index n, vreal (*slope)(vreal x))
 {
-    fa_index i = 0;
-    for (; i + VL <= n; i += VL) v_store(dx + i, v_mul(v_load(dy + i), slope(v_load(x + i))));
-    if (i < n) v_store_n(dx + i, v_mul(v_load_n(dy + i, n - i), slope(v_load_n(x + i, n - i))), n - i);
+    slope_walk walk = {dx, dy, x, slope};
+    for_groups(n, slope_step, &walk);
 }
 
 void KERNEL(map_backward)(real *dx, const real *dy, const real *x, fa_index n, int activation)
