@@ -201,17 +201,17 @@ void fastattn_set_num_threads(int n) { fa_set_num_threads(n < 1 ? 1 : n > FA_MAX
 #define LONGEST_PAUSE (500 * MILLISECOND)
 #define PAUSES_TO_FORGET 10 /* without contention, after which the next pause is the first again */
 #define QUIET_SWITCHES 25   /* a second: more and the processor is not the thread's own */
-/* Waits for a thread that has lost its processor, that are longer than this and than a part of the time of teams since the last one,
-   make teams smaller: threads that are stopped now and then still do more than one. */
+/* Teams become smaller once waits for threads that have lost their processor take more than this and more than a part of the time of
+   teams: threads that are stopped now and then still do more than one. */
 #define LONG_WAIT (1 * MILLISECOND)
-#define WAIT_PART 2
+#define WAIT_PART 3
+#define WINDOW (50 * MILLISECOND) /* of the account, which counts half of what was before */
 
 static struct {
     _Atomic int limit; /* threads of a team */
     _Atomic int64_t retry;
-    int64_t pause, raised; /* of the holder of pool.busy; raised: when the limit was last raised */
-    /* Time of teams since the last long wait: before this call, and when it began or last waited. */
-    _Atomic int64_t undisturbed, began;
+    int64_t pause, raised;                /* of the holder of pool.busy; raised: when the limit was last raised */
+    _Atomic int64_t began, total, waited; /* the account: when this team began; time of teams before it; waits of all */
 } contention = {.limit = FA_MAX_THREADS};
 
 static _Atomic int adapts = 1; /* whether teams do without threads that are late */
@@ -247,14 +247,24 @@ static int was_preempted(int64_t time)
     return preempted;
 }
 
-static int64_t undisturbed(int64_t time) { return atomic_load(&contention.undisturbed) + time - atomic_load(&contention.began); }
-
-static int too_long(int64_t wait, int64_t time) { return wait > LONG_WAIT && wait > undisturbed(time) / WAIT_PART; }
-
-/* The account of `undisturbed` begins again at `time`. */
-static void note_wait(int64_t time)
+/* The time of teams, of which `waited` is lost: whether that is too much. */
+static int too_long(int64_t waited, int64_t time)
 {
-    atomic_store(&contention.undisturbed, 0);
+    waited += atomic_load(&contention.waited);
+    return waited > LONG_WAIT && waited > (atomic_load(&contention.total) + time - atomic_load(&contention.began)) / WAIT_PART;
+}
+
+/* Puts a wait of the team to the account, or none, at `time`. */
+static void add_wait(int64_t waited, int64_t time)
+{
+    int64_t total = atomic_load(&contention.total) + time - atomic_load(&contention.began);
+    waited += atomic_load(&contention.waited);
+    while (total > WINDOW) {
+        total /= 2;
+        waited /= 2;
+    }
+    atomic_store(&contention.waited, waited);
+    atomic_store(&contention.total, total);
     atomic_store(&contention.began, time);
 }
 
@@ -267,6 +277,9 @@ static void make_smaller(void)
     const int again = contention.pause && time - contention.raised < PAUSES_TO_FORGET * contention.pause;
     contention.pause = !again ? FIRST_PAUSE : 2 * contention.pause < LONGEST_PAUSE ? 2 * contention.pause : LONGEST_PAUSE;
     was_preempted(time);
+    atomic_store(&contention.total, 0);
+    atomic_store(&contention.waited, 0);
+    atomic_store(&contention.began, time);
     atomic_store(&contention.retry, time + contention.pause);
     atomic_store(&contention.limit, threads > 1 ? threads / 2 : 1);
 }
@@ -401,8 +414,9 @@ static int gather(int threads)
     for (int w = there - 1; w < threads - 1; w++) do_without(&pool.worker[w]);
     if (there < threads) {
         const int64_t time = now(), began = atomic_load(&contention.began);
-        if (time - began > undisturbed(began) / WAIT_PART) atomic_store(&pool.contended, 1);
-        note_wait(time);
+        add_wait(time - began, time);
+        /* of short calls the waits in vain would be the whole time */
+        if (atomic_load(&contention.waited) > atomic_load(&contention.total) / WAIT_PART) atomic_store(&pool.contended, 1);
     }
     return there;
 }
@@ -420,9 +434,9 @@ static void wait_for_workers(void)
     atomic_store(&pool.caller_asleep, 0);
     pthread_mutex_unlock(&pool.lock);
     const int64_t time = now();
-    if (!atomic_load(&pool.preempted) || time - began <= LONG_WAIT) return;
-    if (too_long(time - began, began)) atomic_store(&pool.contended, 1);
-    note_wait(time);
+    if (!atomic_load(&pool.preempted)) return;
+    if (too_long(time - began, time)) atomic_store(&pool.contended, 1);
+    add_wait(time - began, time);
 }
 
 /* Starts workers until there are `wanted`, as far as memory and limits allow. Caller holds pool.busy. */
@@ -473,7 +487,7 @@ static void run_team(int max_threads, fa_team_body *body, void *context, int mee
         for (int w = 0; w < threads - 1; w++) do_without(&pool.worker[w]);
     wait_for_workers();
     if (atomic_load(&pool.contended)) make_smaller();
-    atomic_store(&contention.undisturbed, undisturbed(now()));
+    add_wait(0, now());
     pthread_mutex_unlock(&pool.busy);
 }
 
@@ -501,8 +515,8 @@ void fa_parallel_for(fa_index n, int max_threads, fa_loop_body *body, void *cont
     if (n > 0) run_team(n < max_threads ? (int)n : max_threads, loop_thread, &loop, 0);
 }
 
-/* At 5 multiply-adds in a nanosecond, and a spin in 20. */
-unsigned fa_patience(double work) { return work < 1e11 ? (unsigned)(work / 100) : 1000000000u; }
+/* At 5 multiply-adds in a nanosecond. */
+int64_t fa_patience(double work) { return (int64_t)(work < 1e15 ? work / 5 : 2e14); }
 
 static void come_late(fa_team_barrier *barrier)
 {
@@ -513,7 +527,7 @@ static void come_late(fa_team_barrier *barrier)
 int fa_team_wait(fa_team_barrier *barrier, int threads)
 {
     if (threads == 1) return 0;
-    const unsigned phase = atomic_load(&barrier->phase), patience = PATIENCE + barrier->patience;
+    const unsigned phase = atomic_load(&barrier->phase);
     if (atomic_fetch_add(&barrier->arrived, 1) + 1 == (unsigned)threads) {
         const unsigned every = (unsigned)atomic_load_explicit(&disturbed, memory_order_relaxed);
         if (FA_UNLIKELY(every && phase % every == every - 1)) come_late(barrier);
@@ -524,13 +538,17 @@ int fa_team_wait(fa_team_barrier *barrier, int threads)
         atomic_store(&barrier->arrived, 0);
         atomic_store(&barrier->phase, phase + 1);
     } else {
-        int64_t began = 0;
+        int64_t late = 0; /* from when on a wait counts, for the first of those that wait long */
         for (unsigned i = 0; atomic_load_explicit(&barrier->phase, memory_order_acquire) == phase; i++) {
-            if (i == patience) began = now();
-            if (i > patience && atomic_load(&adapts) && too_long(now() - began, began)) come_late(barrier);
+            if (i == PATIENCE && atomic_exchange(&barrier->watched, phase + 1) != phase + 1) late = now() + barrier->patience;
+            if (late && atomic_load(&adapts)) {
+                const int64_t time = now();
+                if (too_long(time - late, time)) come_late(barrier);
+            }
             spin(i);
         }
-        if (began && now() - began > LONG_WAIT) note_wait(now());
+        const int64_t time = late ? now() : 0;
+        if (time > late) add_wait(time - late, time);
     }
     return barrier->dissolved;
 }

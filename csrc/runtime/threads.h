@@ -39,13 +39,13 @@ void fa_parallel_for(fa_index n, int max_threads, fa_loop_body *body, void *cont
    returns nonzero, to all threads alike and from then on, once one has come so late that the team should dissolve: the body then ends
    where its work can be continued by another team. */
 typedef struct {
-    _Atomic unsigned arrived, phase;
+    _Atomic unsigned arrived, phase, watched;
     _Atomic int late;
     int dissolved;
-    unsigned patience; /* what the work between two waits may add to it: fa_patience(multiply-adds of a thread) */
+    int64_t patience; /* nanoseconds of the work between two waits: fa_patience(multiply-adds of a thread) */
 } fa_team_barrier;
 int fa_team_wait(fa_team_barrier *barrier, int threads);
-unsigned fa_patience(double work);
+int64_t fa_patience(double work);
 
 /* How far one task of a loop has come, for the task that may add to the same sums only after it. fa_parallel_for begins its
    tasks in rising order, so a task that waits for an earlier one never waits for one that has not begun. Zero-initialise. */
