@@ -17,6 +17,7 @@ SMALL = (64, 1 << 13)  # bytes
 @pytest.fixture(autouse=True)
 def small_sizes(monkeypatch):
     monkeypatch.setattr(measure, "SIZES", SMALL)
+    monkeypatch.setattr(operations, "TABLE_ROWS", 100)
 
 
 @pytest.mark.parametrize("operation", operations.OPERATIONS, ids=lambda operation: operation.name)

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 Run = Callable[[], Any]
@@ -39,4 +39,3 @@ class Operation:
     columns: tuple[int, ...] = (0,)
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     has_out: bool = True
-    arrays: int = field(default=2)  # of the size of x that are read and written
