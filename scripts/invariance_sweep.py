@@ -1,15 +1,20 @@
 #!/usr/bin/env python3
 """Compares bits over many cases of the eight invariances (tests/invariance.py), under every ISA and in both types.
 
-    python scripts/invariance_sweep.py [--cases 100000] [--write]
+    python scripts/invariance_sweep.py [--cases 100000] [--busy] [--write]
 
---cases: at least so many of each invariance. --write records the result in tests/invariance.md. Exit code 1 when any
-bits differ; each problem is printed with the call that repeats it.
+--cases: at least so many of each invariance. --busy: meanwhile two processes for each CPU never wait, other Python
+threads call, teams of threads dissolve, and their size changes. --write records the result in tests/invariance.md, or
+in tests/invariance_busy.md. Exit code 1 when any bits differ; each problem is printed with the call that repeats it.
 """
 
 import argparse
+import contextlib
 import itertools
+import os
+import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,9 +24,41 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import fastattn as fa  # noqa: E402
+from fastattn import _core  # noqa: E402
 from tests import invariance  # noqa: E402
 
-RECORD = ROOT / "tests" / "invariance.md"
+RECORDS = {False: ROOT / "tests" / "invariance.md", True: ROOT / "tests" / "invariance_busy.md"}
+
+
+@contextlib.contextmanager
+def busy_machine():
+    """Processes that never wait, Python threads that call, teams that dissolve and change their size."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * os.cpu_count())]
+    stop = threading.Event()
+
+    def call(seed):
+        rng = np.random.default_rng(seed)
+        module = fa.nn.LSTM(64, 256, rng=rng)
+        x = rng.standard_normal((20, 2, 64)).astype(np.float32)
+        while not stop.is_set():
+            _core.disturb_threads(int(rng.integers(0, 4)))
+            fa.set_num_threads(int(rng.integers(1, 6)))
+            module(x)
+            fa.softmax(x[:, 0])
+            time.sleep(0.001)
+
+    callers = [threading.Thread(target=call, args=(seed,)) for seed in range(2)]
+    try:
+        for caller in callers:
+            caller.start()
+        yield
+    finally:
+        stop.set()
+        for caller in callers:
+            caller.join()
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def sweep(least):
@@ -61,21 +98,24 @@ def table(counts):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--cases", type=int, default=100_000)
+    parser.add_argument("--busy", action="store_true")
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
-    counts = sweep(arguments.cases)
+    with busy_machine() if arguments.busy else contextlib.nullcontext():
+        counts = sweep(arguments.cases)
     lines = list(table(counts))
     print("\n".join(lines))
     if arguments.write:
         head = [
             "# Sweep of the invariances",
             "",
-            f"By `scripts/invariance_sweep.py --cases {arguments.cases}`: calls whose bits were compared, by op, over",
+            f"By `scripts/invariance_sweep.py --cases {arguments.cases}{' --busy' * arguments.busy}`: calls whose bits",
+            "were compared, by op, over",
             f"float32 and float64 under {', '.join(fa.config.available_isas())} ({fa.config.info()['cpu']}).",
             "`tests/invariance.py` says what a case is.",
             "",
         ]
-        RECORD.write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8")
+        RECORDS[arguments.busy].write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8")
     sys.exit(any(different for _, different in counts.values()))
 
 

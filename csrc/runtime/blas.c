@@ -1,7 +1,5 @@
-#define _GNU_SOURCE
 #include "blas.h"
-
-#include <pthread.h>
+#include "platform/platform.h"
 
 enum { ROW_MAJOR = 101, NO_TRANSPOSE = 111, TRANSPOSE = 112 }; /* values fixed by the CBLAS standard */
 
@@ -16,13 +14,12 @@ static struct {
     dgemm_function *dgemm;
     text_function *core, *version;
 } blas;
-static pthread_once_t once = PTHREAD_ONCE_INIT;
+static fa_once once = FA_ONCE_INIT;
 static const char *library_path;
 
 void fa_blas_path(const char *path) { library_path = path; }
 
 #if defined(FA_BLAS_VENDORED)
-#include <dlfcn.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -33,22 +30,20 @@ static void load(void)
     /* OpenBLAS starts helper threads when it is loaded, unless this variable says 1 at that moment; ours are the only threads
        that shall work, and nothing of this is left behind. */
     const char *set = getenv(THREADS_VARIABLE);
-    char *before = set ? strdup(set) : NULL;
+    char *before = set ? malloc(strlen(set) + 1) : NULL;
     if (set && !before) return;
-    setenv(THREADS_VARIABLE, "1", 1);
-    void *library = library_path ? dlopen(library_path, RTLD_NOW | RTLD_LOCAL) : NULL;
-    if (before)
-        setenv(THREADS_VARIABLE, before, 1);
-    else
-        unsetenv(THREADS_VARIABLE);
+    if (before) strcpy(before, set);
+    fa_environment_set(THREADS_VARIABLE, "1");
+    void *library = library_path ? fa_library_open(library_path) : NULL;
+    fa_environment_set(THREADS_VARIABLE, before);
     free(before);
     if (!library) return;
-    void (*set_threads)(int) = (void (*)(int))dlsym(library, "scipy_openblas_set_num_threads");
+    void (*set_threads)(int) = (void (*)(int))fa_library_symbol(library, "scipy_openblas_set_num_threads");
     if (set_threads) set_threads(1);
-    blas.core = (text_function *)dlsym(library, "scipy_openblas_get_corename");
-    blas.version = (text_function *)dlsym(library, "scipy_openblas_get_config");
-    blas.dgemm = (dgemm_function *)dlsym(library, "scipy_cblas_dgemm");
-    blas.sgemm = (sgemm_function *)dlsym(library, "scipy_cblas_sgemm");
+    blas.core = (text_function *)fa_library_symbol(library, "scipy_openblas_get_corename");
+    blas.version = (text_function *)fa_library_symbol(library, "scipy_openblas_get_config");
+    blas.dgemm = (dgemm_function *)fa_library_symbol(library, "scipy_cblas_dgemm");
+    blas.sgemm = (sgemm_function *)fa_library_symbol(library, "scipy_cblas_sgemm");
 }
 
 const char *fa_blas_provider(void) { return "vendored"; }
@@ -80,7 +75,7 @@ const char *fa_blas_provider(void) { return "none"; }
 
 int fa_blas_load(void)
 {
-    pthread_once(&once, load);
+    fa_call_once(&once, load);
     return blas.sgemm && blas.dgemm;
 }
 

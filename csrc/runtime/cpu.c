@@ -2,8 +2,8 @@
    a CPU feature that the operating system does not save (XCR0) is a crash in waiting. */
 #define _DEFAULT_SOURCE /* syscall */
 #include "cpu.h"
+#include "platform/platform.h"
 
-#include <pthread.h>
 #include <string.h>
 
 enum {
@@ -27,7 +27,7 @@ void fa_release_tiles(void)
     fa_rows_of_tiles = 0;
 }
 
-static pthread_once_t detected = PTHREAD_ONCE_INIT;
+static fa_once detected = FA_ONCE_INIT;
 static unsigned features;
 static char feature_text[80];
 static char brand[49];
@@ -123,7 +123,7 @@ int fa_cpu_allows(fa_isa isa)
 {
     const unsigned avx2 = HAS_AVX2 | HAS_FMA | HAS_F16C, avx512 = avx2 | HAS_AVX512;
     const unsigned avx512bf16 = avx512 | HAS_AVX512BF16 | HAS_AVX512VNNI; /* no CPU has the one without the other */
-    pthread_once(&detected, detect);
+    fa_call_once(&detected, detect);
     switch (isa) {
     case FA_ISA_BASELINE: return 1;
     case FA_ISA_LEVEL_AVX2: return (features & avx2) == avx2;
@@ -136,7 +136,7 @@ int fa_cpu_allows(fa_isa isa)
 
 int fa_cpu_prefers(fa_isa isa)
 {
-    pthread_once(&detected, detect);
+    fa_call_once(&detected, detect);
     /* Measured on an Emerald Rapids: VDPBF16PS every second cycle, half the rate of float's multiply-adds; attention of bfloat16
        took 155 ms, and 83 with AVX-512 alone. Those CPUs have AMX, unless a hypervisor or an old kernel hides it. */
     return !(isa == FA_ISA_LEVEL_AVX512BF16 && (features & IS_INTEL));
@@ -144,12 +144,12 @@ int fa_cpu_prefers(fa_isa isa)
 
 const char *fa_cpu_features(void)
 {
-    pthread_once(&detected, detect);
+    fa_call_once(&detected, detect);
     return feature_text;
 }
 
 const char *fa_cpu_brand(void)
 {
-    pthread_once(&detected, detect);
+    fa_call_once(&detected, detect);
     return brand;
 }

@@ -1,16 +1,8 @@
-#define _GNU_SOURCE
 #include "scratch.h"
+#include "platform/platform.h"
 
-#include <pthread.h>
 #include <stdatomic.h>
-#include <stdlib.h>
 #include <string.h>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-#if defined(__GLIBC__)
-#include <malloc.h>
-#endif
 
 #define HUGE_PAGE ((size_t)2 << 20)
 
@@ -28,15 +20,13 @@ static void leave(place *p, int state) { atomic_store_explicit(&p->state, state,
 /* Of size, rounded up to whole steps. */
 static int allocate(fa_scratch *scratch, size_t size, size_t step)
 {
-    void *base = NULL;
     const size_t alignment = size >= HUGE_PAGE ? HUGE_PAGE : FA_CACHE_LINE;
     if (size > SIZE_MAX / 2) return 0;
     size = (size + step - 1) / step * step;
-    if (posix_memalign(&base, alignment, size) != 0) return 0;
-#if defined(__linux__)
+    void *base = fa_memory_take(alignment, size);
+    if (!base) return 0;
     /* Packed operands are read in long streams: huge pages save the page walks, and most of the page faults. */
-    if (size >= HUGE_PAGE) madvise(base, size / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
-#endif
+    if (size >= HUGE_PAGE) fa_memory_is_large(base, size / HUGE_PAGE * HUGE_PAGE);
     scratch->base = base;
     scratch->size = size;
     return 1;
@@ -102,7 +92,7 @@ static char *keep(const fa_scratch *scratch)
 
 void fa_scratch_give(fa_scratch *scratch)
 {
-    free(keep(scratch));
+    fa_memory_free(keep(scratch));
     scratch->base = NULL;
 }
 
@@ -149,15 +139,13 @@ void fa_result_give(fa_scratch *result)
     const size_t size = result->size;
     if (size <= FA_RESULTS_KEPT_BYTES && enter_results()) {
         while (results.count == FA_RESULTS_KEPT_BLOCKS || results.bytes + size > FA_RESULTS_KEPT_BYTES)
-            free(remove_result(0).base);
-#if defined(MADV_FREE)
-        madvise(result->base, size, MADV_FREE);
-#endif
+            fa_memory_free(remove_result(0).base);
+        fa_memory_is_unused(result->base, size);
         results.block[results.count++] = *result;
         results.bytes += size;
         leave_results();
     } else {
-        free(result->base);
+        fa_memory_free(result->base);
     }
     result->base = NULL;
 }
@@ -167,17 +155,15 @@ void fa_result_give(fa_scratch *result)
 void fa_scratch_trim(void)
 {
     if (enter_results()) {
-        while (results.count) free(remove_result(0).base);
+        while (results.count) fa_memory_free(remove_result(0).base);
         leave_results();
     }
     for (place *p = kept; p < kept + FA_SCRATCH_KEPT_BLOCKS; p++) {
         if (!seize(p, FULL)) continue;
-        free(p->block.base);
+        fa_memory_free(p->block.base);
         leave(p, EMPTY);
     }
-#if defined(__GLIBC__)
-    malloc_trim(0); /* in a process that has freed large arrays before, free() keeps also large blocks */
-#endif
+    fa_memory_trim(); /* in a process that has freed large arrays before, free() keeps also large blocks */
 }
 
 /* A place that another thread held at that moment is nobody's in the child: its block is given up, or all results. */
@@ -192,4 +178,4 @@ static void after_fork_in_child(void)
         if (atomic_load(&p->state) == BUSY) leave(p, EMPTY);
 }
 
-void fa_scratch_init(void) { pthread_atfork(NULL, NULL, after_fork_in_child); }
+void fa_scratch_init(void) { fa_after_fork(after_fork_in_child); }

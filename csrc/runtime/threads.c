@@ -1,20 +1,12 @@
-#define _GNU_SOURCE
 #include "threads.h"
 #include "cpu.h"
 #include "float_state.h"
+#include "platform/platform.h"
 #include "settings.h"
 
-#include <pthread.h>
-#include <sched.h>
-#include <signal.h>
 #include <stdatomic.h>
-#include <stdio.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
-#include <time.h>
-#include <unistd.h>
 
 /* Spins before sleeping, about 20 microseconds: long enough to catch the next call of a loop, short enough that an idle
    process is seen idle. */
@@ -35,12 +27,12 @@ struct worker {
     _Atomic int asleep;
     int thread;
     long switches; /* of the thread, when last asked */
-    pthread_mutex_t lock;
-    pthread_cond_t wake;
+    fa_mutex lock;
+    fa_condition wake;
 };
 
 static struct {
-    pthread_mutex_t busy;  /* held by the thread whose team runs */
+    fa_mutex busy;         /* held by the thread whose team runs */
     struct worker *worker; /* FA_MAX_THREADS of them, the first `workers` with a thread */
     int workers;
     fa_team_body *body;
@@ -50,9 +42,9 @@ static struct {
     _Atomic int caller_asleep;
     _Atomic int preempted; /* a worker of this team lost its processor */
     _Atomic int contended; /* so that others waited too long */
-    pthread_mutex_t lock;
-    pthread_cond_t done;
-} pool = {.busy = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .done = PTHREAD_COND_INITIALIZER};
+    fa_mutex lock;
+    fa_condition done;
+} pool = {.busy = FA_MUTEX_INIT, .lock = FA_MUTEX_INIT, .done = FA_CONDITION_INIT};
 
 static void relax(void)
 {
@@ -70,7 +62,7 @@ static void spin(unsigned round)
     if (round < 16 * SPIN_ROUNDS)
         relax();
     else
-        sched_yield();
+        fa_thread_yield();
 }
 
 /* ---- how many threads by default: FASTATTN_NUM_THREADS > OMP_NUM_THREADS > min(affinity, cgroup quota) ---- */
@@ -86,96 +78,13 @@ static int positive_from_environment(const char *name)
     return n > FA_MAX_THREADS ? FA_MAX_THREADS : (int)n;
 }
 
-static int read_line(const char *path, char *line, int size)
-{
-    FILE *f = fopen(path, "re");
-    if (!f) return 0;
-    const int ok = fgets(line, size, f) != NULL;
-    fclose(f);
-    return ok;
-}
-
-/* CPUs' worth of time that the control group may use, 0 for no limit: cpu.max (v2) or cpu.cfs_quota_us (v1), of this group
-   and of the groups above it. Inside a container the group is mounted as the root, so the root is read too. */
-static double quota_of(const char *directory)
-{
-    char path[4400], line[128];
-    double quota, period = 100000;
-    snprintf(path, sizeof path, "%s/cpu.max", directory);
-    if (read_line(path, line, sizeof line)) {
-        if (sscanf(line, "%lf %lf", &quota, &period) >= 1 && quota > 0 && period > 0) return quota / period;
-        return 0;
-    }
-    snprintf(path, sizeof path, "%s/cpu.cfs_quota_us", directory);
-    if (!read_line(path, line, sizeof line) || sscanf(line, "%lf", &quota) != 1 || quota <= 0) return 0;
-    snprintf(path, sizeof path, "%s/cpu.cfs_period_us", directory);
-    if (read_line(path, line, sizeof line)) sscanf(line, "%lf", &period);
-    return period > 0 ? quota / period : 0;
-}
-
-static double smallest_quota(const char *mount, const char *group)
-{
-    char directory[4300];
-    double smallest = 0;
-    snprintf(directory, sizeof directory, "%s%s", mount, group);
-    for (size_t mount_length = strlen(mount);;) {
-        const double q = quota_of(directory);
-        if (q > 0 && (smallest == 0 || q < smallest)) smallest = q;
-        char *slash = strrchr(directory, '/');
-        if (strlen(directory) <= mount_length || !slash || (size_t)(slash - directory) < mount_length) return smallest;
-        *slash = 0;
-    }
-}
-
-static double cgroup_cpus(void)
-{
-    char line[4200];
-    double smallest = 0;
-    FILE *f = fopen("/proc/self/cgroup", "re");
-    if (!f) return 0;
-    while (fgets(line, sizeof line, f)) {
-        /* "0::/path" (v2) or "4:cpu,cpuacct:/path" (v1) */
-        line[strcspn(line, "\n")] = 0;
-        char *controllers = strchr(line, ':');
-        char *group = controllers ? strchr(controllers + 1, ':') : NULL;
-        if (!group) continue;
-        *group++ = 0;
-        controllers++;
-        double q = 0;
-        if (!*controllers)
-            q = smallest_quota("/sys/fs/cgroup", group);
-        else if (strstr(controllers, "cpu") && !strstr(controllers, "cpuset"))
-            q = smallest_quota("/sys/fs/cgroup/cpu", group);
-        if (q > 0 && (smallest == 0 || q < smallest)) smallest = q;
-    }
-    fclose(f);
-    return smallest;
-}
-
-static int affinity_cpus(void)
-{
-#if defined(__linux__)
-    /* Machines may have more CPUs than cpu_set_t holds: grow until the kernel accepts the size. */
-    for (size_t cpus = 1024; cpus <= (size_t)1 << 20; cpus *= 4) {
-        cpu_set_t *set = CPU_ALLOC(cpus);
-        if (!set) break;
-        const size_t size = CPU_ALLOC_SIZE(cpus);
-        const int got = sched_getaffinity(0, size, set) == 0 ? CPU_COUNT_S(size, set) : 0;
-        CPU_FREE(set);
-        if (got > 0) return got;
-    }
-#endif
-    const long n = sysconf(_SC_NPROCESSORS_ONLN);
-    return n < 1 ? 1 : n > FA_MAX_THREADS ? FA_MAX_THREADS : (int)n;
-}
-
 static int default_num_threads(void)
 {
     int n = positive_from_environment("FASTATTN_NUM_THREADS");
     if (!n) n = positive_from_environment("OMP_NUM_THREADS");
     if (n) return n;
-    n = affinity_cpus();
-    const double quota = cgroup_cpus();
+    n = fa_cpu_count();
+    const double quota = fa_cpu_quota();
     if (quota > 0 && quota < n) n = quota < 1 ? 1 : (int)quota;
     return n > FA_MAX_THREADS ? FA_MAX_THREADS : n;
 }
@@ -218,29 +127,12 @@ static _Atomic int adapts = 1; /* whether teams do without threads that are late
 /* For tests: of so many meetings of a team one finds a thread late, 0: none; and the teams that dissolved since. */
 static _Atomic int disturbed, dissolved;
 
-static int64_t now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000 * MILLISECOND + t.tv_nsec;
-}
-
-/* How often the calling thread had to give its processor to another; 0 where the system does not say. */
-static long switches(void)
-{
-#if defined(RUSAGE_THREAD)
-    struct rusage usage;
-    if (getrusage(RUSAGE_THREAD, &usage) == 0) return usage.ru_nivcsw;
-#endif
-    return 0;
-}
-
 /* Whether the calling thread has been preempted since it last asked; not if it never has. */
 static int was_preempted(int64_t time)
 {
     static _Thread_local int64_t asked;
     static _Thread_local long then;
-    const long count = switches(), most = 1 + (long)((time - asked) * QUIET_SWITCHES / (1000 * MILLISECOND));
+    const long count = fa_thread_switches(), most = 1 + (long)((time - asked) * QUIET_SWITCHES / (1000 * MILLISECOND));
     const int preempted = asked && count - then > most;
     asked = time;
     then = count;
@@ -271,7 +163,7 @@ static void add_wait(int64_t waited, int64_t time)
 /* Teams of half as many threads from now on. The caller holds pool.busy. */
 static void make_smaller(void)
 {
-    const int64_t time = now();
+    const int64_t time = fa_nanoseconds();
     const int threads = (int)fa_min(fa_get_num_threads(), atomic_load(&contention.limit));
     if (!atomic_load(&adapts)) return;
     const int again = contention.pause && time - contention.raised < PAUSES_TO_FORGET * contention.pause;
@@ -287,8 +179,8 @@ static void make_smaller(void)
 /* The limit, raised if it is time for that. */
 static int retry_limit(void)
 {
-    const int64_t time = now();
-    if (time >= atomic_load(&contention.retry) && pthread_mutex_trylock(&pool.busy) == 0) {
+    const int64_t time = fa_nanoseconds();
+    if (time >= atomic_load(&contention.retry) && fa_mutex_try(&pool.busy)) {
         if (time < atomic_load(&contention.retry)) {
             /* another thread was faster */
         } else if (was_preempted(time)) {
@@ -299,7 +191,7 @@ static int retry_limit(void)
             atomic_store(&contention.limit, 2 * limit < FA_MAX_THREADS ? 2 * limit : FA_MAX_THREADS);
         }
         atomic_store(&contention.retry, time + contention.pause);
-        pthread_mutex_unlock(&pool.busy);
+        fa_mutex_unlock(&pool.busy);
     }
     return atomic_load(&contention.limit);
 }
@@ -343,31 +235,31 @@ static void join_team(struct worker *self)
     for (int called = CALLED; !atomic_compare_exchange_strong(&self->state, &called, JOINED); called = CALLED) {
         for (int i = 0; i < SPIN_ROUNDS && atomic_load_explicit(&self->state, memory_order_acquire) != CALLED; i++) relax();
         if (atomic_load(&self->state) == CALLED) continue;
-        pthread_mutex_lock(&self->lock);
+        fa_mutex_lock(&self->lock);
         atomic_store(&self->asleep, 1);
-        while (atomic_load(&self->state) != CALLED) pthread_cond_wait(&self->wake, &self->lock);
+        while (atomic_load(&self->state) != CALLED) fa_condition_wait(&self->wake, &self->lock);
         atomic_store(&self->asleep, 0);
-        pthread_mutex_unlock(&self->lock);
-        self->switches = switches();
+        fa_mutex_unlock(&self->lock);
+        self->switches = fa_thread_switches();
     }
 }
 
 static void leave_team(struct worker *self)
 {
     if (atomic_load(&pool.caller_asleep)) {
-        const long count = switches();
+        const long count = fa_thread_switches();
         if (count != self->switches) atomic_store(&pool.preempted, 1);
         self->switches = count;
     }
     atomic_store(&self->state, IDLE);
     if (atomic_fetch_sub(&pool.running, 1) == 1 && atomic_load(&pool.caller_asleep)) {
-        pthread_mutex_lock(&pool.lock);
-        pthread_cond_signal(&pool.done);
-        pthread_mutex_unlock(&pool.lock);
+        fa_mutex_lock(&pool.lock);
+        fa_condition_signal(&pool.done);
+        fa_mutex_unlock(&pool.lock);
     }
 }
 
-static void *worker_main(void *argument)
+static void worker_main(void *argument)
 {
     struct worker *self = argument;
     (void)fa_long_double_enter();
@@ -379,7 +271,6 @@ static void *worker_main(void *argument)
         if (self->thread < threads) pool.body(pool.context, self->thread, threads);
         leave_team(self);
     }
-    return NULL;
 }
 
 static void call(struct worker *w)
@@ -387,9 +278,9 @@ static void call(struct worker *w)
     atomic_store(&w->state, CALLED);
     /* Either the worker sees the call before it sleeps, or this sees it asleep: both sides write, then read (seq_cst). */
     if (atomic_load(&w->asleep)) {
-        pthread_mutex_lock(&w->lock);
-        pthread_cond_signal(&w->wake);
-        pthread_mutex_unlock(&w->lock);
+        fa_mutex_lock(&w->lock);
+        fa_condition_signal(&w->wake);
+        fa_mutex_unlock(&w->lock);
     }
 }
 
@@ -413,7 +304,7 @@ static int gather(int threads)
     }
     for (int w = there - 1; w < threads - 1; w++) do_without(&pool.worker[w]);
     if (there < threads) {
-        const int64_t time = now(), began = atomic_load(&contention.began);
+        const int64_t time = fa_nanoseconds(), began = atomic_load(&contention.began);
         add_wait(time - began, time);
         /* of short calls the waits in vain would be the whole time */
         if (atomic_load(&contention.waited) > atomic_load(&contention.total) / WAIT_PART) atomic_store(&pool.contended, 1);
@@ -427,13 +318,13 @@ static void wait_for_workers(void)
         if (atomic_load_explicit(&pool.running, memory_order_acquire) == 0) return;
         relax();
     }
-    const int64_t began = now();
-    pthread_mutex_lock(&pool.lock);
+    const int64_t began = fa_nanoseconds();
+    fa_mutex_lock(&pool.lock);
     atomic_store(&pool.caller_asleep, 1);
-    while (atomic_load(&pool.running) != 0) pthread_cond_wait(&pool.done, &pool.lock);
+    while (atomic_load(&pool.running) != 0) fa_condition_wait(&pool.done, &pool.lock);
     atomic_store(&pool.caller_asleep, 0);
-    pthread_mutex_unlock(&pool.lock);
-    const int64_t time = now();
+    fa_mutex_unlock(&pool.lock);
+    const int64_t time = fa_nanoseconds();
     if (!atomic_load(&pool.preempted)) return;
     if (too_long(time - began, time)) atomic_store(&pool.contended, 1);
     add_wait(time - began, time);
@@ -442,24 +333,17 @@ static void wait_for_workers(void)
 /* Starts workers until there are `wanted`, as far as memory and limits allow. Caller holds pool.busy. */
 static void start_workers(int wanted)
 {
-    sigset_t all, before;
     if (pool.workers >= wanted) return;
-    if (!pool.worker && !(pool.worker = aligned_alloc(128, FA_MAX_THREADS * sizeof *pool.worker))) return;
-    /* Signals belong to the program's own threads: Python's handler must run there. */
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    if (!pool.worker && !(pool.worker = fa_memory_take(128, FA_MAX_THREADS * sizeof *pool.worker))) return;
     while (pool.workers < wanted) {
         struct worker *w = &pool.worker[pool.workers];
-        pthread_t thread;
         memset(w, 0, sizeof *w);
         w->thread = pool.workers + 1;
-        pthread_mutex_init(&w->lock, NULL);
-        pthread_cond_init(&w->wake, NULL);
-        if (pthread_create(&thread, NULL, worker_main, w) != 0) break;
-        pthread_detach(thread);
+        fa_mutex_make(&w->lock);
+        fa_condition_make(&w->wake);
+        if (!fa_thread_start(worker_main, w)) break;
         pool.workers++;
     }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
 /* A team that meets is of threads that are there; of another the caller may find at the end that some never came. */
@@ -467,13 +351,13 @@ static void run_team(int max_threads, fa_team_body *body, void *context, int mee
 {
     const int allowed = fa_get_num_threads(), limit = atomic_load_explicit(&contention.limit, memory_order_relaxed);
     const int wanted = (int)fa_min(max_threads, fa_min(allowed, limit));
-    if (wanted <= 1 || pthread_mutex_trylock(&pool.busy) != 0) {
+    if (wanted <= 1 || !fa_mutex_try(&pool.busy)) {
         body(context, 0, 1);
         return;
     }
     start_workers(wanted - 1);
     int threads = wanted - 1 < pool.workers ? wanted : pool.workers + 1;
-    atomic_store(&contention.began, now());
+    atomic_store(&contention.began, fa_nanoseconds());
     pool.body = body;
     pool.context = context;
     atomic_store(&pool.preempted, 0);
@@ -487,8 +371,8 @@ static void run_team(int max_threads, fa_team_body *body, void *context, int mee
         for (int w = 0; w < threads - 1; w++) do_without(&pool.worker[w]);
     wait_for_workers();
     if (atomic_load(&pool.contended)) make_smaller();
-    add_wait(0, now());
-    pthread_mutex_unlock(&pool.busy);
+    add_wait(0, fa_nanoseconds());
+    fa_mutex_unlock(&pool.busy);
 }
 
 void fa_team_run(int max_threads, fa_team_body *body, void *context) { run_team(max_threads, body, context, 1); }
@@ -518,6 +402,8 @@ void fa_parallel_for(fa_index n, int max_threads, fa_loop_body *body, void *cont
 /* At 5 multiply-adds in a nanosecond. */
 int64_t fa_patience(double work) { return (int64_t)(work < 1e15 ? work / 5 : 2e14); }
 
+void fa_team_yield(void) { fa_thread_yield(); }
+
 static void come_late(fa_team_barrier *barrier)
 {
     atomic_store(&barrier->late, 1);
@@ -540,14 +426,15 @@ int fa_team_wait(fa_team_barrier *barrier, int threads)
     } else {
         int64_t late = 0; /* from when on a wait counts, for the first of those that wait long */
         for (unsigned i = 0; atomic_load_explicit(&barrier->phase, memory_order_acquire) == phase; i++) {
-            if (i == PATIENCE && atomic_exchange(&barrier->watched, phase + 1) != phase + 1) late = now() + barrier->patience;
+            if (i == PATIENCE && atomic_exchange(&barrier->watched, phase + 1) != phase + 1)
+                late = fa_nanoseconds() + barrier->patience;
             if (late && atomic_load(&adapts)) {
-                const int64_t time = now();
+                const int64_t time = fa_nanoseconds();
                 if (too_long(time - late, time)) come_late(barrier);
             }
             spin(i);
         }
-        const int64_t time = late ? now() : 0;
+        const int64_t time = late ? fa_nanoseconds() : 0;
         if (time > late) add_wait(time - late, time);
     }
     return barrier->dissolved;
@@ -566,9 +453,9 @@ void fa_progress_wait(fa_progress *progress, fa_index steps)
 /* Only the thread that called fork lives on in the child: no workers, and whoever held the locks is gone. */
 static void after_fork_in_child(void)
 {
-    pthread_mutex_init(&pool.busy, NULL);
-    pthread_mutex_init(&pool.lock, NULL);
-    pthread_cond_init(&pool.done, NULL);
+    fa_mutex_make(&pool.busy);
+    fa_mutex_make(&pool.lock);
+    fa_condition_make(&pool.done);
     pool.worker = NULL; /* the old slots' condition variables still count the parent's sleepers: leave them */
     pool.workers = 0;
     atomic_store(&pool.running, 0);
@@ -580,5 +467,5 @@ void fa_threads_init(void)
 {
     const char *adapt = getenv("FASTATTN_ADAPT_THREADS");
     if (adapt && strcmp(adapt, "0") == 0) fa_threads_adapt(0);
-    pthread_atfork(NULL, NULL, after_fork_in_child);
+    fa_after_fork(after_fork_in_child);
 }

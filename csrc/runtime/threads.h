@@ -46,6 +46,8 @@ typedef struct {
 } fa_team_barrier;
 int fa_team_wait(fa_team_barrier *barrier, int threads);
 int64_t fa_patience(double work);
+/* For a thread that polls for what others do, and has for a while. */
+void fa_team_yield(void);
 
 /* How far one task of a loop has come, for the task that may add to the same sums only after it. fa_parallel_for begins its
    tasks in rising order, so a task that waits for an earlier one never waits for one that has not begun. Zero-initialise. */

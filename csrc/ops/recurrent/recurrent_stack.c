@@ -11,7 +11,6 @@
    No bit depends on the schedule. */
 #include "pseudo_layer.h"
 
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 
@@ -170,7 +169,7 @@ static void side_by_side(stack_call *c, int thread)
         else if (!left)
             break;
         else if (++polls > POLLS_BEFORE_YIELD)
-            sched_yield();
+            fa_team_yield();
     }
     if (thread == 0) c->to.layer = c->pseudo_layers;
 }
