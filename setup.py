@@ -1,14 +1,14 @@
 """Builds fastattn._core: the kernels once per instruction set and type of array, everything else with plain flags.
 
-Environment: FASTATTN_BLAS=vendored|system|none and FASTATTN_SETS="avx2 ..." (docs/building.md); CC and CFLAGS as usual.
+Environment: FASTATTN_BLAS=vendored|system|none, FASTATTN_OPENBLAS=FOLDER and FASTATTN_SETS="avx2 ..." (docs/building.md);
+CC, CFLAGS, LDFLAGS, LDSHARED and STRIP as usual.
 """
 
 import importlib.util
 import json
 import os
-import platform
+import shlex
 import shutil
-import struct
 import subprocess
 import sys
 import sysconfig
@@ -26,6 +26,7 @@ from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT / "csrc"))  # a build in isolation has not even this folder in its path
+import binaries  # noqa: E402
 import variants  # noqa: E402
 
 BLAS = os.environ.get("FASTATTN_BLAS", "vendored")
@@ -36,7 +37,9 @@ LIMITED_API = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 
 def openblas_package():
-    """The installed scipy_openblas32, found without importing it: its import loads the library."""
+    """The folder FASTATTN_OPENBLAS, or the installed scipy_openblas32, not imported: its import loads the library."""
+    if "FASTATTN_OPENBLAS" in os.environ:
+        return Path(os.environ["FASTATTN_OPENBLAS"])
     spec = importlib.util.find_spec("scipy_openblas32")
     if spec is None or spec.origin is None:
         raise SystemExit(
@@ -58,33 +61,19 @@ def pkg_config(option):
     return subprocess.run(["pkg-config", option, "openblas"], check=True, capture_output=True, text=True).stdout.split()
 
 
-def section(library, name):
-    """Address, offset in the file and size of a section of a 64-bit, little-endian ELF library, given as bytes."""
-    (headers,) = struct.unpack_from("<Q", library, 0x28)
-    size, count, names = struct.unpack_from("<3H", library, 0x3A)
-    fields = [struct.unpack_from("<2I4Q", library, headers + i * size) for i in range(count)]
-    for offset_of_name, _, _, *place in fields:
-        start = fields[names][4] + offset_of_name
-        if library[start : library.index(0, start)] == name:
-            return place
-    raise SystemExit(f"setup.py: the vendored OpenBLAS has no section {name.decode()}")
+def without_run_path(words):
+    """A linker's command without the folders in which this Python looks for libraries, but those that LDFLAGS has.
 
-
-def clear_unwind_table(path):
-    """Empties the table by which exceptions would pass through a library that neither throws nor calls back.
-
-    Half a megabyte of the wheel. All else of the file stays where it is; the empty table is a valid one.
+    The module needs none, and a wheel would carry the path of the machine that built it.
     """
-    library = bytearray(path.read_bytes())
-    if not library.startswith(b"\x7fELF\2\1"):  # another kind of library keeps its table
-        return
-    index, index_offset, index_size = section(library, b".eh_frame_hdr")
-    table, offset, size = section(library, b".eh_frame")
-    library[offset : offset + size] = bytes(size)  # a length of 0 ends the table
-    # Version 1; encodings: relative to the field, plain, relative to the index; the table's place; 0 entries.
-    empty = struct.pack("<4BiI", 1, 0x1B, 0x03, 0x3B, table - (index + 4), 0)
-    library[index_offset : index_offset + index_size] = empty.ljust(index_size, b"\0")
-    path.write_bytes(library)
+    wanted = os.environ.get("LDFLAGS", "").split()
+    kept, words = [], iter(words)
+    for word in words:
+        if word in ("-Wl,-rpath", "-rpath") and word not in wanted:
+            next(words, None)
+        elif word in wanted or not word.startswith(("-Wl,-rpath", "-Wl,-R", "-R")):
+            kept.append(word)
+    return kept
 
 
 class BdistWheel(bdist_wheel):
@@ -108,8 +97,9 @@ class BuildExt(build_ext):
         super().run()
 
     def build_extension(self, ext):
+        self.target = self.target_of_compiler()
         wanted = variants.chosen(os.environ.get("FASTATTN_SETS", "").split())
-        sets = tuple(isa for isa in wanted if isa.is_for_this_machine and self.has_flags_of(isa))
+        sets = tuple(isa for isa in wanted if isa.is_for(self.target.machine) and self.has_flags_of(isa))
         units = variants.all_units(sets, BLAS)
         # Clang takes flags of GCC with a warning.
         self.optional_flags = {flags for flags in {u.optional for u in units} if self.accepts("-Werror", *flags)}
@@ -119,7 +109,10 @@ class BuildExt(build_ext):
         self.write_compile_commands(units)
         ext.sources = []
         ext.extra_objects = ext.depends = [cython.result(), *objects]
-        if platform.system() == "Linux":
+        if self.target.system != "windows":
+            ext.libraries = ["m", "pthread", "dl"]
+            self.compiler.linker_so = without_run_path(self.compiler.linker_so)
+        if self.target.system == "linux":
             ext.extra_link_args = [*ext.extra_link_args, "-Wl,--gc-sections"]
             if not self.in_tree:  # a wheel needs no names of static functions
                 ext.extra_link_args += ["-Wl,-s"]
@@ -133,6 +126,17 @@ class BuildExt(build_ext):
             shutil.copy2(variants.CSRC / name, package / "include" / name)
         if BLAS == "vendored":
             self.vendor_blas(package)
+
+    def target_of_compiler(self):
+        """The system and machine of what it compiles, which need not be those of this Python."""
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "empty.c"
+            source.write_text("int fa_empty;\n")
+            (built,) = self.compiler.compile([str(source)], output_dir=folder)
+            try:
+                return binaries.target_of(Path(built))
+            except ValueError as error:
+                raise SystemExit(f"setup.py: {error}") from None
 
     def accepts(self, *flags):
         """Whether the compiler takes all of these flags."""
@@ -210,14 +214,22 @@ class BuildExt(build_ext):
 
     def vendor_blas(self, package):
         """A private copy under another name: no other library shares it, and nobody resizes its threads by name."""
-        libs = package / "_libs"
+        libs, suffix = package / "_libs", binaries.SUFFIXES[self.target.system]
         libs.mkdir(parents=True, exist_ok=True)
-        source, copy = openblas_package() / "lib" / "libscipy_openblas.so", libs / "libfastattn_blas.so"
-        if shutil.which("strip"):  # a few hundred kilobytes of the wheel
-            subprocess.run(["strip", "--strip-unneeded", "-o", str(copy), str(source)], check=True)
-        else:
+        source, copy = openblas_package() / "lib" / f"libscipy_openblas{suffix}", libs / f"libfastattn_blas{suffix}"
+        try:
+            binaries.check_same(source, self.target)
+        except ValueError as error:
+            raise SystemExit(
+                f"setup.py: {error} (FASTATTN_OPENBLAS names the folder of another scipy_openblas32)"
+            ) from None
+        # A few hundred kilobytes of the wheel. It may know no other machine, and Mach-O would lose its signature.
+        strip = shlex.split(os.environ.get("STRIP", "strip"))
+        command = [*strip, "--strip-unneeded", "-o", str(copy), str(source)]
+        able = self.target.system == "linux" and shutil.which(strip[0])
+        if not able or subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode != 0:
             shutil.copy2(source, copy)
-        clear_unwind_table(copy)
+        binaries.clear_unwind_table(copy)
         (licence,) = openblas_package().parent.glob("scipy_openblas32-*.dist-info/**/LICENSE.txt")
         shutil.copy2(licence, libs / "LICENSE-OpenBLAS.txt")
 
@@ -226,10 +238,11 @@ class BuildExt(build_ext):
         self.add_files(ROOT / "fastattn")
 
     def get_outputs(self):
-        files = [] if self.inplace else [f"include/{name}" for name in variants.PUBLIC_HEADERS]
+        package = Path(self.build_lib) / "fastattn"
+        files = [] if self.inplace else [package / "include" / name for name in variants.PUBLIC_HEADERS]
         if BLAS == "vendored" and not self.inplace:
-            files += ["_libs/libfastattn_blas.so", "_libs/LICENSE-OpenBLAS.txt"]
-        return super().get_outputs() + [str(Path(self.build_lib) / "fastattn" / name) for name in files]
+            files += sorted((package / "_libs").glob("*"))
+        return super().get_outputs() + [str(file) for file in files]
 
 
 core = Extension(
@@ -239,7 +252,6 @@ core = Extension(
     # Without complex numbers: complex.h makes a macro of I, the input size of a recurrent layer.
     define_macros=[("CYTHON_CCOMPLEX", "0")] + ([("Py_LIMITED_API", "0x030B0000")] if LIMITED_API else []),
     extra_compile_args=["-O2", "-g0", "-fvisibility=hidden"],
-    libraries=["m", "pthread", "dl"],
     extra_link_args=pkg_config("--libs") if BLAS == "system" else [],
     py_limited_api=LIMITED_API,
 )

@@ -5,7 +5,6 @@ A new file needs no entry, unless it knows 16-bit arrays (LOW_PRECISION) or is f
 set needs a row of INSTRUCTION_SETS.
 """
 
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,9 +118,6 @@ AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 AVX512BF16 = (*AVX512, "-mavx512bf16", "-mavx512vnni")
 AMXBF16 = (*AVX512BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8")
 
-# What systems call one machine -> its name here.
-MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
-
 
 @dataclass(frozen=True)
 class InstructionSet:
@@ -138,7 +134,7 @@ class InstructionSet:
     types
         Type -> its share of kernels/. The types that are missing come from the whole set before.
     machine
-        The only one that it is compiled for, as MACHINES names it; empty for all.
+        The only one that it is compiled for, as binaries.Target names it; empty for all.
     """
 
     name: str
@@ -147,10 +143,9 @@ class InstructionSet:
     types: dict[str, Share]
     machine: str = ""
 
-    @property
-    def is_for_this_machine(self) -> bool:
-        name = platform.machine().lower()
-        return self.machine in ("", MACHINES.get(name, name))
+    def is_for(self, machine: str) -> bool:
+        """Whether it is compiled for a machine."""
+        return self.machine in ("", machine)
 
     @property
     def is_whole(self) -> bool:

@@ -21,7 +21,8 @@ import numpy as np
 from fastattn import _core
 
 # pathlib would be an eighth of the time that an import takes.
-_core.set_blas_path(os.path.join(os.path.dirname(_core.__file__), "_libs", "libfastattn_blas.so"))
+_LIBRARY = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
+_core.set_blas_path(os.path.join(os.path.dirname(_core.__file__), "_libs", f"libfastattn_blas{_LIBRARY}"))
 
 
 def get_include() -> str:

@@ -7,14 +7,25 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "csrc"))
+import binaries  # noqa: E402
 import variants  # noqa: E402
 
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Werror")
+
+
+def machine_of_compiler() -> str:
+    """What CC compiles for."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "empty.c", Path(folder) / "empty.o"
+        source.write_text("int fa_empty;\n")
+        subprocess.run([*shlex.split(os.environ.get("CC", "cc")), "-c", str(source), "-o", str(target)], check=True)
+        return binaries.target_of(target).machine
 
 
 def warns(unit: variants.Unit) -> bool:
@@ -26,7 +37,8 @@ def warns(unit: variants.Unit) -> bool:
 
 
 def main() -> int:
-    sets = tuple(isa for isa in variants.INSTRUCTION_SETS if isa.is_for_this_machine)
+    machine = machine_of_compiler()
+    sets = tuple(isa for isa in variants.INSTRUCTION_SETS if isa.is_for(machine))
     units = [*variants.kernel_units(sets), *variants.op_units()]
     for blas in variants.BLAS_PROVIDERS:
         units += variants.plain_units(sets, blas)
