@@ -1,6 +1,6 @@
 """Builds fastattn._core: the kernels once per instruction set and type of array, everything else with plain flags.
 
-Environment: FASTATTN_BLAS=vendored|system|none, FASTATTN_OPENBLAS=FOLDER and FASTATTN_SETS="avx2 ..." (docs/building.md);
+Environment: FASTATTN_BLAS=vendored|system|none, FASTATTN_OPENBLAS=FOLDER, FASTATTN_SETS="avx2 ..." (docs/building.md);
 CC, CFLAGS, LDFLAGS, LDSHARED and STRIP as usual.
 """
 
