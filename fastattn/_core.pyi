@@ -159,12 +159,21 @@ def rope(
     op: str,
     name: str,
 ) -> NDArray[Any]: ...
+def rope_of_tables(
+    x: ArrayLike,
+    cosine: ArrayLike | None,
+    sine: ArrayLike | None,
+    direction: int,
+    out: NDArray[Any] | None,
+    op: str,
+    name: str,
+) -> NDArray[Any] | None: ...
 
 # ---- cross_entropy.pxi ----
-# (loss, top, sum, targets).
+# (loss, top, sum, targets, number of targets that are not ignored).
 def cross_entropy(
-    logits: ArrayLike, targets: ArrayLike, ignore_index: int | None, label_smoothing: float, op: str
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[np.int64], np.dtype[Any]]: ...
+    logits: ArrayLike, targets: ArrayLike, ignore_index: int | None, label_smoothing: float, reduction: str, op: str
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[np.int64], int]: ...
 def cross_entropy_backward(
     dloss: ArrayLike,
     for_each: bool,

@@ -1,5 +1,7 @@
 """Cross-entropy and its gradient."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -81,6 +83,17 @@ def test_ignored_rows_have_no_loss_no_gradient_and_are_not_read(dtype, rng):
         got = fa.cross_entropy_backward(dloss, saved)
         assert same_bits(got[kept], gradient[kept])
         assert not got[[2, 7]].any()
+
+
+def test_a_sum_of_many_losses_is_that_of_longer_arithmetic(rng):
+    x = rng.standard_normal((20000, 2)) * 1000
+    targets = rng.integers(0, 2, 20000)
+    losses = fa.cross_entropy(x, targets, reduction="none")
+    exact_sum = math.fsum(losses)
+    assert abs(fa.cross_entropy(x, targets, reduction="sum") - exact_sum) <= np.spacing(exact_sum)
+    assert abs(fa.cross_entropy(x, targets) - exact_sum / 20000) <= 2 * np.spacing(exact_sum / 20000)
+    x[7, targets[7]] = -np.inf
+    assert fa.cross_entropy(x, targets, reduction="sum") == np.inf
 
 
 def test_the_mean_of_no_losses_is_nan():

@@ -120,6 +120,32 @@ def test_tables_beside_16_bits_may_be_float32(rng, interleaved):
         assert same_bits(fa.rope(x, cos=cos, sin=sin, interleaved=interleaved).view(np.uint16), expected)
 
 
+@pytest.mark.parametrize("lead", [(2, 3, 7), (3, 7), (7,), (1, 1, 7), (2, 1, 7), (3, 1), ()])
+def test_tables_in_any_form_give_the_same_bits(dtype, rng, lead):
+    x = rng.standard_normal((2, 3, 7, 18)).astype(dtype)
+    cos, sin = rng.standard_normal((2, *lead, 9)).astype(dtype)
+    whole = [np.ascontiguousarray(np.broadcast_to(table, (2, 3, 7, 9))) for table in (cos, sin)]
+    expected = fa.rope(x, cos=whole[0], sin=whole[1])
+    for form in (np.asarray, np.asfortranarray, lambda table: table.tolist() if dtype == np.float64 else table):
+        assert same_bits(fa.rope(x, cos=form(cos), sin=form(sin)), expected)
+        _, saved = fa.rope_forward(x, cos=form(cos), sin=form(sin))
+        assert same_bits(fa.rope_backward(x, saved), fa.rope(x, cos=whole[0], sin=-whole[1]))
+
+
+def test_out_may_share_memory_with_the_tables(dtype, rng):
+    x = rng.standard_normal((4, 12)).astype(dtype)
+    memory = rng.standard_normal((3, 4, 12)).astype(dtype)
+    for place in ((0, 1), (1, 2), (2, 0)):
+        tables = memory.copy()
+        cos, sin = tables[place[0], :, :6].copy(), tables[place[1], :, :6].copy()
+        expected = fa.rope(x, cos=cos, sin=sin)
+        flat = tables.reshape(-1)
+        own_cos, own_sin = flat[:24].reshape(4, 6), flat[24:48].reshape(4, 6)
+        own_cos[:], own_sin[:] = cos, sin
+        out = flat[12 * place[0] : 12 * place[0] + 48].reshape(4, 12)
+        assert same_bits(fa.rope(x, cos=own_cos, sin=own_sin, out=out), expected)
+
+
 def test_sizes_with_tables_may_be_zero():
     for shape in ((0, 4), (3, 0), (2, 0, 4)):
         table = np.ones((shape[-2], shape[-1] // 2))

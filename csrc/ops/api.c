@@ -104,6 +104,8 @@ fa_status fa_cross_entropy_backward(fa_dtype dtype, const fa_cross_entropy_argum
     COMPUTE(fa_status, BY_ANY_DTYPE(cross_entropy_backward, a, dx, dloss));
 }
 
+double fa_mean(fa_dtype dtype, const void *x, fa_index n, fa_index count) { COMPUTE(double, BY_DTYPE(mean, x, n, count)); }
+
 fa_status fa_embedding_forward(fa_dtype dtype, void *y, const void *w, const fa_index *id, fa_index rows, fa_index n)
 {
     COMPUTE(fa_status, BY_ANY_DTYPE(embedding_forward, y, w, id, rows, n));

@@ -9,6 +9,7 @@ fa_status OP(softmax_forward)(int log, void *y, fa_index ldy, const void *x, fa_
 fa_status OP(softmax_backward)(int log, void *dx, const void *dy, const void *y, fa_index rows, fa_index n, double scale);
 fa_status OP(cross_entropy_forward)(const fa_cross_entropy_arguments *a);
 fa_status OP(cross_entropy_backward)(const fa_cross_entropy_arguments *a, void *dx, const void *dloss);
+double OP(mean)(const void *x, fa_index n, fa_index count);
 fa_status OP(embedding_forward)(void *y, const void *w, const fa_index *id, fa_index rows, fa_index n);
 fa_status OP(embedding_backward)(void *dw, const void *dy, const fa_index *id, fa_index table_rows, fa_index rows, fa_index n);
 fa_status OP(rope)(void *y, const void *x, const void *cosine, const void *sine, const fa_index *position, fa_index rows,

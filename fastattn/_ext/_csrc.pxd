@@ -374,6 +374,7 @@ cdef extern from "ops/api.h" nogil:
     void fa_init()
     const fa_api fa_c_api
 
+    double fa_mean(fa_dtype dtype, const void *x, fa_index n, fa_index count)
     double fa_probe_multiply_add(fa_dtype dtype, fa_index rounds, int threads)
     void fa_probe_read(fa_dtype dtype, const void *x, fa_index n)
 

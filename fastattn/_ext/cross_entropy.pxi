@@ -1,13 +1,17 @@
 # Cross-entropy of rows of logits, and its gradient.
 
 
-def cross_entropy(object logits, object targets, object ignore_index, object label_smoothing, str op):
-    """(loss, top, sum, targets, dtype of logits), all of the shape of targets; the first three are float32 for 16-bit
-    logits."""
+def cross_entropy(object logits, object targets, object ignore_index, object label_smoothing, str reduction, str op):
+    """(loss, top, sum, targets, number of targets that are not ignored). The three beside loss have the shape of
+    targets, and top and sum are float32 for 16-bit logits."""
     cdef Array x, loss, top, total
     cdef fa_cross_entropy_arguments arguments
     cdef fa_status status
-    cdef object losses, tops, sums, ids
+    cdef object losses, tops, sums, ids, result
+    cdef Py_ssize_t counted
+    cdef double number = 0
+    cdef bint reduces = reduction != "none", divides = reduction == "mean"
+    cdef int kind
     x.held = loss.held = top.held = total.held = False
     arguments.smoothing = as_smoothing(label_smoothing, op, "label_smoothing")
     arguments.ignored = as_ignored(ignore_index, op, "ignore_index")
@@ -29,15 +33,38 @@ def cross_entropy(object logits, object targets, object ignore_index, object lab
         arguments.rows = rows_before(&x)
         arguments.x, arguments.target = x.data, index_pointer(ids)
         arguments.loss, arguments.top, arguments.sum = loss.data, top.data, total.data
+        kind = real_dtype(x.dtype)
         with nogil:
             status = fa_cross_entropy_forward(<fa_dtype>x.dtype, &arguments)
+            counted = arguments.rows - count_equal(arguments.target, arguments.rows, arguments.ignored)
+            if status == FA_OK and reduces:
+                number = fa_mean(<fa_dtype>kind, loss.data, arguments.rows, counted if divides else 1)
         raise_status(status, op)
+        result = scalar(number, x.dtype) if reduces else losses
+        if is_low(x.dtype):
+            result = cast(np.asarray(result), dtype_of(&x), op)
+            result = result[()] if reduces else result
     finally:
         release(&x)
         release(&loss)
         release(&top)
         release(&total)
-    return losses, tops, sums, ids, dtype
+    return result, tops, sums, ids, counted
+
+
+cdef object scalar(double number, int dtype):
+    """A number that is exact in the type of the arithmetic, as NumPy's."""
+    cdef fa_float_state callers = fa_float_enter()  # which may flush small numbers to zero
+    cdef object result = (np.float64 if dtype == FA_F64 else np.float32)(number)
+    fa_float_leave(&callers)
+    return result
+
+
+cdef Py_ssize_t count_equal(const fa_index *numbers, Py_ssize_t count, fa_index wanted) noexcept nogil:
+    cdef Py_ssize_t i, found = 0
+    for i in range(count):
+        found += numbers[i] == wanted
+    return found
 
 
 cdef double as_smoothing(object value, str op, str name) except? -1.0:

@@ -90,13 +90,7 @@ def rope(object x, object cosine, object sine, object row, bint interleaved, obj
         table = (cosine.shape[0], n if interleaved else n // 2)
         acquire_shaped(&c, cosine, table, real_dtype(a.dtype), op, name)
         acquire_shaped(&s, sine, table, real_dtype(a.dtype), op, name)
-        if out is not None and acquire_out(&y, out, shape, &a, op) and is_contiguous(&y) and (
-            same_place(&a, &y) or not overlap(&a, &y)
-        ):
-            result = out
-        else:
-            release(&y)
-            result = new_like(&y, shape, &a, op)
+        result = rope_result(&y, out, shape, &a, &c, &s, op)
         with nogil:
             status = fa_rope(<fa_dtype>a.dtype, y.data, a.data, c.data, s.data, position, row_count, n, interleaved)
         raise_status(status, op)
@@ -106,3 +100,56 @@ def rope(object x, object cosine, object sine, object row, bint interleaved, obj
         release(&s)
         release(&y)
     return copy_to(out, result)
+
+
+def rope_of_tables(object x, object cosine, object sine, int direction, object out, str op, str name):
+    """rope in halves where cosines and sines [..., n / 2] are reals whose rows are those of x, or of its last axes
+    before the columns; back for a direction of -1. None of other tables, which need another form first."""
+    cdef Array a, c, s, y
+    cdef fa_status status
+    cdef fa_index *position
+    cdef object result, numbers
+    cdef Py_ssize_t i, n, rows, of_table, lead
+    if type(cosine) is not ndarray or type(sine) is not ndarray:
+        return None
+    a.held = c.held = s.held = y.held = False
+    try:
+        acquire_contiguous(&a, x, op, name, -1, ALL_TYPES)
+        kind = DTYPES[real_dtype(a.dtype)]
+        if cosine.dtype != kind or sine.dtype != kind or not 1 <= cosine.ndim <= a.ndim:
+            return None
+        if direction < 0:
+            sine = np.negative(sine)
+        acquire_contiguous(&c, cosine, op, name, -1, real_dtype(a.dtype))
+        acquire_contiguous(&s, sine, op, name, -1, real_dtype(a.dtype))
+        n, lead = a.shape[a.ndim - 1], c.ndim - 1
+        if (
+            s.ndim != c.ndim or memcmp(s.shape, c.shape, c.ndim * sizeof(Py_ssize_t)) != 0 or 2 * c.shape[lead] != n
+            or memcmp(c.shape, a.shape + (a.ndim - c.ndim), lead * sizeof(Py_ssize_t)) != 0
+        ):
+            return None
+        rows, of_table = rows_before(&a), rows_before(&c)
+        result = rope_result(&y, out, shape_of(&a), &a, &c, &s, op)
+        numbers = new_empty((rows,), int64, op)
+        position = <fa_index *>index_pointer(numbers)
+        with nogil:
+            for i in range(rows):
+                position[i] = i if i < of_table else position[i - of_table]
+            status = fa_rope(<fa_dtype>a.dtype, y.data, a.data, c.data, s.data, position, rows, n, False)
+        raise_status(status, op)
+    finally:
+        release(&a)
+        release(&c)
+        release(&s)
+        release(&y)
+    return copy_to(out, result)
+
+
+cdef object rope_result(Array *y, object out, tuple shape, const Array *a, const Array *c, const Array *s, str op):
+    """`out`, held, if rows can be rotated in it; else a fresh array."""
+    if out is not None and acquire_out(y, out, shape, a, op) and is_contiguous(y) and (
+        same_place(a, y) or not overlap(a, y)
+    ) and not (overlap(c, y) or overlap(s, y)):
+        return out
+    release(y)
+    return new_like(y, shape, a, op)

@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from fastattn import _core
@@ -83,12 +82,7 @@ def cross_entropy_backward(dloss: ArrayLike, saved: SavedCrossEntropy) -> Array:
 def _forward(logits: ArrayLike, targets: ArrayLike, ignore_index: int | None, label_smoothing: float, reduction: str,
              op: str) -> tuple[Array, SavedCrossEntropy]:  # fmt: skip
     reduction = check_choice(op, "reduction", reduction, _REDUCTIONS)
-    losses, top, total, numbers, dtype = _core.cross_entropy(logits, targets, ignore_index, label_smoothing, op)
-    count = numbers.size if ignore_index is None else int(np.count_nonzero(numbers != ignore_index))
-    saved = SavedCrossEntropy(logits, numbers, top, total, ignore_index, label_smoothing, reduction, count)
-    if reduction == "none":
-        return losses if losses.dtype == dtype else _core.cast(losses, dtype), saved
-    with _core.DefaultFloats():
-        wide = losses.sum(dtype=np.float64)  # pairwise, of one contiguous array: the same order in every run
-        loss = losses.dtype.type(wide / np.float64(count) if reduction == "mean" else wide)
-    return loss if losses.dtype == dtype else _core.cast(np.asarray(loss), dtype)[()], saved
+    loss, top, total, numbers, count = _core.cross_entropy(
+        logits, targets, ignore_index, label_smoothing, reduction, op
+    )
+    return loss, SavedCrossEntropy(logits, numbers, top, total, ignore_index, label_smoothing, reduction, count)

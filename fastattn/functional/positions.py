@@ -108,21 +108,24 @@ def rope_backward(dy: ArrayLike, saved: SavedRope) -> Array:
     return _rope(dy, saved, None, -1, "rope_backward")
 
 
-@default_floats
 def _rope(x: ArrayLike, options: SavedRope, out: Array | None, direction: int, op: str) -> Array:
     of_x, of_saved = ("x", "") if direction > 0 else ("dy", "saved.")
     array = _core.checked_array(x, op, of_x)
     if array.ndim == 0 or array.shape[-1] % 2:
         raise ValueError(f"{op}: {of_x} must have a last axis of even size, got shape {array.shape}")
     interleaved = check_flag(op, of_saved + "interleaved", options.interleaved)
-    given = [name for name in ("positions", "cos", "sin") if getattr(options, name) is not None]
-    if given not in (["positions"], ["cos", "sin"]):
+    of_tables = options.positions is None
+    if (options.cos is None) is of_tables or (options.sin is None) is of_tables:
+        given = [name for name in ("positions", "cos", "sin") if getattr(options, name) is not None]
         raise TypeError(f"{op}: {of_saved}positions must be given, or cos and sin, got {' and '.join(given) or 'none'}")
-    if options.positions is None:
-        tables = _given_rotations(array, options, direction, interleaved, op, of_x, of_saved)
-    else:
-        tables = _rotations(array, options, direction, interleaved, op, of_x, of_saved)
-    return _core.rope(array, *tables, interleaved, out, op, of_x)
+    if of_tables and not interleaved:
+        result = _core.rope_of_tables(array, options.cos, options.sin, direction, out, op, of_x)
+        if result is not None:
+            return result
+    find = _given_rotations if of_tables else _rotations
+    return _core.rope(
+        array, *find(array, options, direction, interleaved, op, of_x, of_saved), interleaved, out, op, of_x
+    )
 
 
 def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
@@ -134,6 +137,7 @@ Rotations = tuple[Array, Array, Array]
 """Cosines and sines, and the row of these that each row of an array takes."""
 
 
+@default_floats
 def _rotations(array: Array, options: SavedRope, direction: int, interleaved: bool, op: str, of_x: str,
                of_saved: str) -> Rotations:  # fmt: skip
     """Of the positions."""
@@ -166,6 +170,7 @@ def _rotations(array: Array, options: SavedRope, direction: int, interleaved: bo
         raise MemoryError(f"{op}: no memory for the angles of {of_saved}positions, shape {place.shape}") from None
 
 
+@default_floats
 def _given_rotations(array: Array, options: SavedRope, direction: int, interleaved: bool, op: str, of_x: str,
                      of_saved: str) -> Rotations:  # fmt: skip
     """Of the caller's cosines and sines."""

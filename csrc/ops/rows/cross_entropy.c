@@ -2,6 +2,8 @@
    rows of the gradient rounded. */
 #include "../ops.h"
 
+#include <math.h>
+
 #define BLOCK 16384 /* elements per task, in whole rows */
 #define WORK_PER_ELEMENT 6.0
 
@@ -83,3 +85,19 @@ fa_status OP(cross_entropy_backward)(const fa_cross_entropy_arguments *a, void *
     cross_entropy_call call = {.kernels = current_kernels(), .a = a, .dx = dx, .dloss = dloss};
     return run(&call, backward_rows);
 }
+
+#if !FA_CONVERTS
+/* What each addition rounds away is added at the end (Neumaier), so the order hardly matters; at an overflow or an infinity there is no
+   rest. */
+double OP(mean)(const void *x, fa_index n, fa_index count)
+{
+    const real *a = x;
+    double sum = 0, rest = 0;
+    for (fa_index i = 0; i < n; i++) {
+        const double term = (double)a[i], next = sum + term;
+        rest += fabs(sum) >= fabs(term) ? (sum - next) + term : (term - next) + sum;
+        sum = next;
+    }
+    return (double)(real)((isfinite(sum) ? sum + rest : sum) / (double)count);
+}
+#endif
