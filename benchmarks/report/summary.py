@@ -73,6 +73,12 @@ class Row:
         return sorted(valid, key=lambda m: m.minimum or 0.0)
 
     @property
+    def took_part(self) -> list[str]:
+        """Other libraries that were timed, in the order of CONTENDERS; also one whose result is wrong."""
+        timed = {m.contender for m in self.others if m.minimum is not None}
+        return [contender.name for contender in CONTENDERS if contender.name in timed - OWN_NAMES]
+
+    @property
     def best(self) -> Measurement | None:
         """The fastest other library."""
         return next(iter(self.peers), None)
@@ -222,6 +228,7 @@ def as_json(row: Row) -> dict[str, Any]:
         "part_of_peak": row.part(row.seconds),
         "ratio_to_best_peer": row.ratio,
         "best_peer": row.best.contender if row.best else None,
+        "took_part": row.took_part,
         "p50": row.p50,
         "p99": row.p99,
         "scaling": row.scaling,

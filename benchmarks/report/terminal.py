@@ -7,6 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from benchmarks.kernels.peers import CONTENDERS
 from benchmarks.report.summary import Row
 from benchmarks.text.claim import Claim
 
@@ -46,6 +47,15 @@ def met_mark(met: bool | None) -> str:
     return {True: "✓", False: "✗", None: " "}[met]
 
 
+LETTERS = {contender.name: contender.letter for contender in CONTENDERS}
+
+
+def _letters(rows: Sequence[Row]) -> str:
+    """What the letters of the libraries in these rows stand for."""
+    seen = {name for row in rows for name in row.took_part}
+    return ", ".join(f"{letter} {name}" for name, letter in LETTERS.items() if name in seen) or "none"
+
+
 WIDTH = 100  # characters that the tables need
 
 
@@ -55,18 +65,20 @@ def case_table(rows: Sequence[Row]) -> Table:
         title="Kernels against peers",
         caption="ours: fastest call (steps: median, 99th percentile); peak: part of the multiply-add peak of the same "
         "rounds (softmax, decode: of the read bandwidth); met: the target; "
-        "ratio: best peer / ours",
+        "ratio: best peer / ours; scale: against one thread; peers: who took part, " + _letters(rows),
         box=SIMPLE_HEAD,
         pad_edge=False,
-        padding=(0, 1, 0, 0),
+        show_edge=False,
+        padding=0,
     )
     table.add_column("case", width=31)
     table.add_column("thr", justify="right", no_wrap=True)
     for heading in ("ours", "peak"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("met", no_wrap=True)
-    table.add_column("best peer", no_wrap=True)
-    for heading in ("ratio", "scaling"):
+    for heading in ("best peer", "peers"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("ratio", "scale"):
         table.add_column(heading, justify="right", no_wrap=True)
     for i, row in enumerate(rows):
         best = row.best
@@ -77,6 +89,7 @@ def case_table(rows: Sequence[Row]) -> Table:
             number(row.part(row.seconds), ".2f"),
             _judged(met_mark(row.met), row.met),
             f"{best.contender} {time_text(best.minimum)}" if best else "–",
+            "".join(LETTERS[name] for name in row.took_part) or "–",
             _judged(number(row.ratio, ".2f"), None if row.ratio is None else row.ratio > 1),
             _judged(number(row.scaling, ".2f"), row.scaling_met),
             end_section=i + 1 < len(rows) and rows[i + 1].case.op != row.case.op,

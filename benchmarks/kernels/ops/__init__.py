@@ -13,7 +13,7 @@ from benchmarks.kernels.ops import (
 )
 
 OPS |= {
-    **dict.fromkeys(attention.OPS, attention.OP),
+    **attention.OPS,
     **recurrent.OPS,
     "additive": additive.OP,
     "attention_gru": attention_gru.OP,

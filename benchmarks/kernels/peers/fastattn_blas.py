@@ -11,13 +11,13 @@ from benchmarks.kernels.case import Case, Inputs
 from benchmarks.kernels.peers import Prepared, fastattn_, itself
 
 
-def available() -> bool:
-    """Whether this build has a BLAS that loads."""
+def absence() -> str:
+    """A build without a BLAS, or one that does not load."""
     try:
         with blas():
-            return True
-    except ValueError:
-        return False
+            return ""
+    except ValueError as error:
+        return str(error)
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """The specification in the type of the case, with NumPy's products: whole score matrices, a Python loop over time."""
 
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -8,16 +10,36 @@ from benchmarks.kernels.case import OPS, Array, Case, Inputs
 from benchmarks.kernels.peers import Prepared, itself
 
 
-def available() -> bool:
-    """Always: fastattn needs it."""
-    return True
+def absence() -> str:
+    """Never: fastattn needs it."""
+    return ""
 
 
 def version() -> str:
-    """Version and BLAS."""
+    """Version, BLAS, and the core that the BLAS has chosen, where threadpoolctl can tell it."""
     configuration: Any = np.show_config(mode="dicts")
     blas = configuration["Build Dependencies"]["blas"]
-    return f"{np.__version__} {blas['name']} {blas['version']}"
+    cores = {pool["architecture"] for pool in _pools() if "architecture" in pool}
+    core = f", core {' '.join(sorted(cores))}" if cores else ""
+    return f"{np.__version__} {blas['name']} {blas['version']}{core}"
+
+
+def _pools() -> list[dict[str, Any]]:
+    """What threadpoolctl knows of the BLAS libraries in the process; nothing without it."""
+    if find_spec("threadpoolctl") is None:
+        return []
+    found: list[dict[str, Any]] = import_module("threadpoolctl").threadpool_info()
+    return [pool for pool in found if pool["user_api"] == "blas"]
+
+
+def _limit_threads(threads: int) -> None:
+    """As many threads as ours, also of a BLAS that has not read them in the environment."""
+    if not any(pool["num_threads"] != threads for pool in _pools()):
+        return
+    import_module("threadpoolctl").threadpool_limits(threads, user_api="blas")
+    wrong = [f"{pool['internal_api']} {pool['num_threads']}" for pool in _pools() if pool["num_threads"] != threads]
+    if wrong:
+        raise RuntimeError(f"NumPy's BLAS does not take {threads} threads: {', '.join(wrong)}")
 
 
 def supports(case: Case) -> bool:
@@ -29,7 +51,8 @@ def supports(case: Case) -> bool:
 
 
 def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
-    """The number of threads was set by the environment, before NumPy was imported."""
+    """With a fixed number of threads."""
+    _limit_threads(threads)
     x = inputs.get("x")
     if case.op == "softmax" and x is not None:
         return Prepared(lambda: _softmax_in_place(x), itself)

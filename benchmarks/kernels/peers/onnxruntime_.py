@@ -16,9 +16,9 @@ Shapes = dict[str, tuple[int, ...]]
 _GATE_ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
 
 
-def available() -> bool:
-    """Whether onnxruntime is installed, and onnx, which writes the models."""
-    return find_spec("onnxruntime") is not None and find_spec("onnx") is not None
+def absence() -> str:
+    """onnx writes the models."""
+    return "" if find_spec("onnx") else "needs onnx: python -m pip install onnx"
 
 
 def version() -> str:

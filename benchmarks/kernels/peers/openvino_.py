@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def available() -> bool:
-    """Whether openvino is installed."""
-    return find_spec("openvino") is not None
+def absence() -> str:
+    """Nothing beside the package is needed."""
+    return ""
 
 
 def version() -> str:

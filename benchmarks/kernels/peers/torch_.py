@@ -4,7 +4,6 @@ autograd."""
 from collections.abc import Callable
 from contextlib import ExitStack
 from importlib import import_module
-from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
@@ -20,9 +19,9 @@ from benchmarks.kernels.peers import Prepared, seconds
 _inference = ExitStack()
 
 
-def available() -> bool:
-    """Whether torch is installed."""
-    return find_spec("torch") is not None
+def absence() -> str:
+    """Nothing beside the package is needed."""
+    return ""
 
 
 def version() -> str:
@@ -37,17 +36,23 @@ def supports(case: Case) -> bool:
     return case.op in PREPARE and case.dtype != "int8"
 
 
-def _array(tensor: Any) -> Array:
+def array(tensor: Any) -> Array:
+    """The same memory as an array."""
     return tensor.numpy()  # type: ignore[no-any-return]
 
 
 def prepare(case: Case, inputs: Inputs, threads: int) -> Prepared:
-    """Inference mode is entered once, for the life of the process."""
+    """In inference mode, but for gradients."""
+    return PREPARE[case.op](enter_inference(threads), case, inputs)
+
+
+def enter_inference(threads: int) -> Any:
+    """torch, for the rest of the process with so many threads and without gradients."""
     torch = import_module("torch")
 
     torch.set_num_threads(threads)
     _inference.enter_context(torch.inference_mode())
-    return PREPARE[case.op](torch, case, inputs)
+    return torch
 
 
 def _tensors(torch: Any, inputs: Inputs) -> dict[str, Any]:
@@ -56,12 +61,17 @@ def _tensors(torch: Any, inputs: Inputs) -> dict[str, Any]:
 
 def _softmax(torch: Any, case: Case, inputs: Inputs) -> Prepared:
     x = torch.from_numpy(inputs["x"])
-    return Prepared(lambda: torch.softmax(x, -1, out=x), _array)
+    return Prepared(lambda: torch.softmax(x, -1, out=x), array)
 
 
 def _linear(torch: Any, case: Case, inputs: Inputs) -> Prepared:
-    x, weight, bias = (torch.from_numpy(inputs[name]) for name in ("x", "weight", "bias"))
-    return Prepared(lambda: torch.nn.functional.linear(x, weight, bias), _array)
+    x, weight, bias = linear_arguments(torch, case, inputs)
+    return Prepared(lambda: torch.nn.functional.linear(x, weight, bias), lambda y: array(y.float()))
+
+
+def linear_arguments(torch: Any, case: Case, inputs: Inputs) -> list[Any]:
+    """x, weight and bias in the type of the case."""
+    return [torch.from_numpy(inputs[name]).to(getattr(torch, case.dtype)) for name in ("x", "weight", "bias")]
 
 
 def _decode(torch: Any, case: Case, inputs: Inputs) -> Prepared:
@@ -70,7 +80,7 @@ def _decode(torch: Any, case: Case, inputs: Inputs) -> Prepared:
     q, k, v = (torch.from_numpy(inputs[name]).to(kept) for name in "qkv")
     attend = torch.nn.functional.scaled_dot_product_attention
     grouped = case.sizes["H"] != case.sizes["K"]
-    return Prepared(lambda: attend(q, k, v, enable_gqa=grouped), lambda result: _array(result.float()))
+    return Prepared(lambda: attend(q, k, v, enable_gqa=grouped), lambda result: array(result.float()))
 
 
 def _stack(torch: Any, case: Case, inputs: Inputs) -> Prepared:
@@ -78,7 +88,7 @@ def _stack(torch: Any, case: Case, inputs: Inputs) -> Prepared:
     x = tensors.pop("x")
     module = torch.nn.LSTM(s["I"], s["H"], s["L"], bidirectional=True).eval()
     module.load_state_dict(tensors)
-    return Prepared(lambda: module(x), lambda result: _array(result[0]))
+    return Prepared(lambda: module(x), lambda result: array(result[0]))
 
 
 def _sequence(torch: Any, case: Case, inputs: Inputs) -> Prepared:
@@ -86,11 +96,11 @@ def _sequence(torch: Any, case: Case, inputs: Inputs) -> Prepared:
     module, x = _layer(torch, case.op, case, inputs).eval(), torch.from_numpy(inputs["x"])
     if case.ragged:
         lengths = torch.from_numpy(inputs["lengths"])
-        return Prepared(lambda: _packed(torch, module, x, lengths), _array)
+        return Prepared(lambda: _packed(torch, module, x, lengths), array)
     dtype = getattr(torch, case.dtype)
     module, x = module.to(dtype), x.to(dtype)
     return Prepared(
-        lambda: module(x), lambda result: _array(result[0].float() if case.dtype == "bfloat16" else result[0])
+        lambda: module(x), lambda result: array(result[0].float() if case.dtype == "bfloat16" else result[0])
     )
 
 
@@ -103,16 +113,16 @@ def _layer(torch: Any, op: str, case: Case, inputs: Inputs) -> Any:
 
 def _lstm_cell(torch: Any, case: Case, inputs: Inputs) -> Prepared:
     x, h, c, *weights = (torch.from_numpy(inputs[name]) for name in ("x", "h", "c", *WEIGHTS))
-    return Prepared(lambda: torch.lstm_cell(x, (h, c), *weights), lambda result: _array(result[0]))
+    return Prepared(lambda: torch.lstm_cell(x, (h, c), *weights), lambda result: array(result[0]))
 
 
 def _cell(torch: Any, case: Case, inputs: Inputs) -> Prepared:
     x, h, *weights = (torch.from_numpy(inputs[name]) for name in ("x", "h", *WEIGHTS))
     cell = {"gru_cell": torch.gru_cell, "rnn_cell": torch.rnn_tanh_cell}[case.op]
-    return Prepared(lambda: cell(x, h, *weights), _array)
+    return Prepared(lambda: cell(x, h, *weights), array)
 
 
-def _attention_arguments(torch: Any, case: Case, inputs: Inputs) -> tuple[list[Any], dict[str, Any]]:
+def attention_arguments(torch: Any, case: Case, inputs: Inputs) -> tuple[list[Any], dict[str, Any]]:
     """q, k and v, as normal tensors, and the options of scaled_dot_product_attention."""
     with torch.inference_mode(False):
         qkv = [torch.from_numpy(inputs[name]).to(getattr(torch, case.dtype)) for name in "qkv"]
@@ -124,14 +134,14 @@ def _attention_arguments(torch: Any, case: Case, inputs: Inputs) -> tuple[list[A
 
 
 def _attention(torch: Any, case: Case, inputs: Inputs) -> Prepared:
-    (q, k, v), options = _attention_arguments(torch, case, inputs)
+    (q, k, v), options = attention_arguments(torch, case, inputs)
     attend = torch.nn.functional.scaled_dot_product_attention
-    return Prepared(lambda: attend(q, k, v, **options), lambda result: _array(result.float()))
+    return Prepared(lambda: attend(q, k, v, **options), lambda result: array(result.float()))
 
 
 def _attention_backward(torch: Any, case: Case, inputs: Inputs) -> Prepared:
     """Backward alone, of a graph that is kept."""
-    qkv, options = _attention_arguments(torch, case, inputs)
+    qkv, options = attention_arguments(torch, case, inputs)
     with torch.inference_mode(False), torch.enable_grad():
         dout = torch.from_numpy(inputs["dout"]).to(getattr(torch, case.dtype))
         arguments = [x.requires_grad_() for x in qkv]
@@ -141,12 +151,12 @@ def _attention_backward(torch: Any, case: Case, inputs: Inputs) -> Prepared:
         with torch.inference_mode(False), torch.enable_grad():
             return torch.autograd.grad(out, arguments, dout, retain_graph=True)
 
-    return Prepared(run, lambda result: np.stack([_array(x.float()) for x in result]))
+    return Prepared(run, lambda result: np.stack([array(x.float()) for x in result]))
 
 
 def _attention_ragged(torch: Any, case: Case, inputs: Inputs) -> Prepared:
     """The faster of padded and sequence after sequence."""
-    qkv, _ = _attention_arguments(torch, case, inputs)
+    qkv, _ = attention_arguments(torch, case, inputs)
     return min((form(torch, case, *qkv) for form in (_padded, _in_sequence)), key=seconds)
 
 
@@ -160,7 +170,7 @@ def _padded(torch: Any, case: Case, *packed: Any) -> Prepared:
     q, k, v = (x.transpose(1, 2).contiguous() for x in padded)
     attend = torch.nn.functional.scaled_dot_product_attention
     mask = exists[:, None, None]
-    return Prepared(lambda: attend(q, k, v, mask), lambda result: _array(result.transpose(1, 2)[exists]))
+    return Prepared(lambda: attend(q, k, v, mask), lambda result: array(result.transpose(1, 2)[exists]))
 
 
 def _in_sequence(torch: Any, case: Case, q: Any, k: Any, v: Any) -> Prepared:
@@ -173,7 +183,7 @@ def _in_sequence(torch: Any, case: Case, q: Any, k: Any, v: Any) -> Prepared:
             out[sequence] = attend(*parts)[0].transpose(0, 1)
         return out
 
-    return Prepared(run, _array)
+    return Prepared(run, array)
 
 
 def _packed(torch: Any, module: Any, x: Any, lengths: Any) -> Any:
@@ -193,7 +203,7 @@ def _additive(torch: Any, case: Case, inputs: Inputs) -> Prepared:
             weights = torch.softmax(torch.tanh(query[:, :, None] + keys[:, None]) @ v, -1)
             return torch.autograd.grad(weights @ values, arguments, dcontext)
 
-    return Prepared(run, lambda gradients: _array(gradients[0]))
+    return Prepared(run, lambda gradients: array(gradients[0]))
 
 
 def _gradients(torch: Any, case: Case, inputs: Inputs) -> Prepared:
@@ -209,7 +219,7 @@ def _gradients(torch: Any, case: Case, inputs: Inputs) -> Prepared:
             y = module(x)[0] if lengths is None else _packed(torch, module, x, lengths)
             return torch.autograd.grad(y, wanted, dy)
 
-    return Prepared(run, lambda gradients: _array(gradients[0]))
+    return Prepared(run, lambda gradients: array(gradients[0]))
 
 
 def _encoder_layer(torch: Any, case: Case, inputs: Inputs) -> Prepared:
@@ -225,7 +235,7 @@ def _encoder_layer(torch: Any, case: Case, inputs: Inputs) -> Prepared:
         with torch.inference_mode(False), torch.enable_grad():
             return torch.autograd.grad(layer(x), wanted, dy)
 
-    return Prepared(run, lambda gradients: _array(gradients[0]))
+    return Prepared(run, lambda gradients: array(gradients[0]))
 
 
 def _attention_gru(torch: Any, case: Case, inputs: Inputs) -> Prepared:
@@ -248,7 +258,7 @@ def _attention_gru(torch: Any, case: Case, inputs: Inputs) -> Prepared:
                 states.append(h)
             return torch.autograd.grad([torch.stack(states), torch.stack(contexts)], arguments, gradients)
 
-    return Prepared(run, lambda gradients: _array(gradients[0]))
+    return Prepared(run, lambda gradients: array(gradients[0]))
 
 
 PREPARE: dict[str, Callable[[Any, Case, Inputs], Prepared]] = {
