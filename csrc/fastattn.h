@@ -86,7 +86,7 @@ fa_status fa_norm_backward(fa_dtype dtype, const fa_norm_backward_arguments *a);
 /* ---- linear: y[M, N] = activation(z), z = x[M, K] w[N, K]' + bias[N]; bias may be NULL; no aliasing ----
    z, laid out as y, is written unless it is NULL: only with an activation. */
 typedef enum { FA_LINEAR_NATIVE = 0, FA_LINEAR_BLAS } fa_linear_strategy;
-/* Row strides ldy, ldx, ldw of y, x, w. z, as y, is kept unless NULL. packed: w packed under `isa`, whose layout it has, which then
+/* Row strides ldy, ldx, ldw of y, x, w. w_transposed: w is [K, N]. z, as y, is kept unless NULL. packed: w packed under `isa`, whose layout it has, which then
    computes; w, z and strategy do not count. */
 typedef struct {
     fa_index M, N, K, ldy, ldx, ldw;
@@ -95,6 +95,7 @@ typedef struct {
     fa_isa isa;
     fa_activation activation;
     fa_linear_strategy strategy;
+    int w_transposed;
 } fa_linear_arguments;
 fa_status fa_linear_forward(fa_dtype dtype, const fa_linear_arguments *a);
 /* Gradients from dy[M, N]: dx[M, K], dw[N, K], dbias[N]; all contiguous but w and dw, with row strides ldw and lddw. dx and dbias may be

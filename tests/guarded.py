@@ -197,6 +197,11 @@ def linear(rng, dtype):
 
             yield f"linear {strategy} M={m} N={n} K={k}", {"x": x, "w": w, "b": b}, call
 
+        def transposed(a, out):
+            return fa.linear(a["x"], a["w"].T, a["b"], activation="relu", out=out)
+
+        yield f"linear transposed M={m} N={n} K={k}", {"x": x, "w": np.ascontiguousarray(w.T), "b": b}, transposed
+
         def packed(a, out):
             return fa.linear(a["x"], fa.pack_linear(a["w"]), a["b"], out=out)
 

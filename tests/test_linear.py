@@ -1,12 +1,13 @@
 """linear and pack_linear of float32 and float64: error rule, sizes around every block, bits, layouts, out=, errors."""
 
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
 
 import fastattn as fa
-from tests.arrays import LAYOUTS, same_bits
+from tests.arrays import LAYOUTS, fortran, padded_rows, same_bits
 from tests.conftest import HAS_BLAS, NEEDS_BLAS
 from tests.errors import ErrorRule
 from tests.specification import exact, plain
@@ -21,6 +22,13 @@ SIZES = [
     (97, 257, 1025),
     (200, 257, 1025),
 ]
+
+
+# Rows, columns and k around the blocks of kernels/gemm/few_rows.c: 4 rows of x (16 with a transposed weight), vectors of
+# up to 16 columns, parts of a sum of 128 or 256 k, two of them side by side.
+FEW_ROWS = (1, 2, 3, 4, 5, 6, 7, 13, 16, 17)
+FEW_COLUMNS = (1, 3, 8, 15, 16, 17, 33, 64, 100, 257, 600)
+FEW_K = (1, 2, 7, 8, 9, 16, 17, 33, 128, 130, 255, 256, 257, 384, 511, 512, 513, 770, 1030)
 
 
 def arguments(rng, dtype, M, N, K, bias=True):
@@ -74,6 +82,29 @@ class TestBits:
             x, w, b = arguments(rng, dtype, *size)
             assert same_bits(fa.linear(x, fa.pack_linear(w), b), fa.linear(x, w, b)), size
 
+    def test_few_rows_and_transposed_views_have_the_bits_of_packed_weights(self, isa, threads, dtype, rng):
+        for draw in range(40):
+            size = [int(rng.choice(sizes)) for sizes in (FEW_ROWS, FEW_COLUMNS, FEW_K)]
+            x, w, b = arguments(rng, dtype, *size, bias=draw % 2 == 0)
+            expected = fa.linear(x, fa.pack_linear(w), b, activation="tanh")
+            for same in (w, padded_rows(w), fortran(w), padded_rows(w.T).T):
+                assert same_bits(fa.linear(x, same, b, activation="tanh"), expected), (size, same.strides)
+
+    def test_more_rows_have_the_bits_of_packed_weights_with_transposed_views(self, isa, threads, dtype, rng):
+        for size in [(40, 70, 300), (193, 300, 70), (250, 130, 1100)]:
+            x, w, b = arguments(rng, dtype, *size)
+            assert same_bits(fa.linear(x, padded_rows(w.T).T, b), fa.linear(x, fa.pack_linear(w), b))
+
+    def test_a_transposed_view_is_not_copied(self, dtype, rng):
+        x, w, _ = arguments(rng, dtype, 2, 700, 900, bias=False)
+        view = fortran(w)
+        fa.linear(x, view)
+        tracemalloc.start()
+        fa.linear(x, view)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < w.nbytes // 8
+
     def test_packed_weights_keep_to_their_instruction_set(self, isa, dtype, rng):
         x, w, b = arguments(rng, dtype, 20, 70, 300)
         packed, expected = fa.pack_linear(w), fa.linear(x, w, b, activation="tanh")
@@ -85,7 +116,7 @@ class TestBits:
     def test_weights_of_several_blocks_have_the_bits_of_packed_ones(self, rng):
         """A call packs 16 MB of the weight at a time; a handle is one piece."""
         for dtype in (np.float32, np.float64):
-            x, w, b = arguments(rng, np.dtype(dtype), 3, 1100, 4100)
+            x, w, b = arguments(rng, np.dtype(dtype), 200, 1100, 4100)
             assert same_bits(fa.linear(x, w, b), fa.linear(x, fa.pack_linear(w), b))
 
     @pytest.mark.parametrize("layout", LAYOUTS)

@@ -259,6 +259,18 @@ def test_panels_of_a_large_layer_are_shared_without_a_change(cell, options, rng)
     assert all(same_bits(a, b) for other in results[1:] for a, b in zip(other, results[0], strict=True))
 
 
+@forms
+def test_a_cell_has_the_bits_of_packed_weights(cell, options, isa, dtype, rng):
+    """A step of few sequences does not pack its weights, in a layer neither."""
+    form = {k: v for k, v in options.items() if k in ("linear_before_reset", "coupled")}
+    for batch in (1, 2, 3, 4, 5):
+        inputs, hidden = (int(rng.choice(sizes)) for sizes in ((1, 9, 64, 300), (1, 7, 21, 64, 130)))
+        x, state, weights = draw(rng, cell, 1, batch, inputs, hidden, dtype, 2, 2, **weight_form(options))
+        wanted = run(cell, x, state, getattr(fa, f"pack_{cell}")(weights, **form), **options)
+        got = run(cell, x, state, weights, **options)
+        assert all(same_bits(a, b) for a, b in zip(got, wanted, strict=True)), (batch, inputs, hidden)
+
+
 # ---- packed weights and steps ----
 
 

@@ -125,8 +125,9 @@ def test_result_does_not_depend_on_thread_count(cell, options, low, rng):
 
 
 @forms
-def test_packed_weights_give_the_same_bits(cell, options, isa, low, rng):
-    x, state, weights = draw_low(rng, cell, 4, 3, 6, 21, low, 2, 2, **weight_form(options))
+@pytest.mark.parametrize("steps", [1, 4])
+def test_packed_weights_give_the_same_bits(cell, options, isa, low, steps, rng):
+    x, state, weights = draw_low(rng, cell, steps, 3, 6, 21, low, 2, 2, **weight_form(options))
     form = {k: v for k, v in options.items() if k in ("linear_before_reset", "coupled")}
     packed = getattr(fa, f"pack_{cell}")(weights, **form)
     assert (packed.dtype, packed.weight_dtype) == (low, low.name)

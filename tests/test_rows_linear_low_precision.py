@@ -5,7 +5,9 @@ import pytest
 
 import fastattn as fa
 from fastattn import reference
+from tests.arrays import fortran, padded_rows
 from tests.low_precision import BFLOAT16, LOW, LowPrecisionRule, Rounded, is_nan, same
+from tests.test_linear import FEW_COLUMNS, FEW_K, FEW_ROWS
 
 # M, N, K: odd sizes, more than a chunk of panels, several slices of K, one row
 SIZES = [(1, 1, 1), (2, 3, 5), (7, 17, 33), (1, 130, 257), (100, 65, 64), (97, 1100, 40), (5, 70, 2500), (1, 64, 4100)]
@@ -68,6 +70,16 @@ def test_a_linear_row_does_not_depend_on_the_others_threads_or_packing(isa, low,
     for row in (0, 95, 96, 229):
         assert same(fa.linear(x[row], w, b, activation="gelu"), expected[row])
     assert same(fa.linear(x, w[5:9], b[5:9], activation="gelu"), expected[:, 5:9].copy())
+
+
+def test_few_rows_and_transposed_views_have_the_bits_of_packed_weights(isa, low, threads, rng):
+    for draw in range(25):
+        M, N, K = (int(rng.choice(sizes)) for sizes in (FEW_ROWS, FEW_COLUMNS, FEW_K))
+        x, w, b = (rng.standard_normal(shape).astype(low) for shape in ((M, K), (N, K), (N,)))
+        expected = fa.linear(x, fa.pack_linear(w), b if draw % 2 else None, activation="tanh")
+        for same_w in (w, padded_rows(w), fortran(w), padded_rows(w.T).T):
+            got = fa.linear(x, same_w, b if draw % 2 else None, activation="tanh")
+            assert same(got, expected), (M, N, K, same_w.strides)
 
 
 def test_nan_stays_in_its_row_and_column(isa, low, rng):

@@ -16,6 +16,7 @@ typedef struct {
     fa_index packed;         /* FA_PACKED: elements of k in a packed element, 2 for pairs */
     fa_index tile_k;         /* TILE_K: multiples that k is padded to */
     fa_index k_block[5];     /* [nv], k per pass over a panel: sums are split here, whatever the sizes */
+    fa_index few_rows;       /* most rows that the kernel of that name takes; 0: none */
     fa_index step_rows;      /* fewer sequences in a recurrent step take their products with w_ih in chunks of steps */
     fa_index attention_rows; /* rows of a tile of queries */
     fa_index

@@ -27,6 +27,7 @@ TABLE(FA_STORED_TYPE, FA_SUFFIX) = {
               .packed = FA_PACKED,
               .tile_k = TILE_K,
               .k_block = {0, 0, K_BLOCK(2), K_BLOCK(3), K_BLOCK(4)},
+              .few_rows = MOST_FEW_ROWS,
               .step_rows = STEP_ROWS,
               .attention_rows = ATTENTION_ROWS,
               .scale_in_softmax = FA_AMX,

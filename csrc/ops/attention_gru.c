@@ -16,6 +16,7 @@
 #include "linear/product.h"
 
 #define WORK_PER_TANH 10
+#define PACKED_STEPS 2 /* steps from which on packing w is repaid */
 #define TASK_ROWS 16   /* keys in a task of dvalues, steps in one of contexts */
 #define TASK_VECTORS 2 /* columns in a task of dkeys and dv */
 
@@ -86,24 +87,26 @@ fa_status OP(attention_gru_forward)(const fa_attention_gru *a)
 {
     const fa_isa isa = fa_get_isa();
     gru_call call = {.kernels = kernels_for(isa), .a = a, .N = a->A + 3 * a->H};
-    const int threads = threads_for_step(a);
+    const int threads = threads_for_step(a), packs = a->T >= PACKED_STEPS;
     fa_status status = FA_OK;
     fa_scratch scratch;
     arena plan = {0};
     for (int pass = 0; pass < 2; pass++) {
         plan.used = 0;
-        call.packed = arena_take(&plan, 1, OP(linear_packed_bytes)(isa, call.N, a->H));
+        call.packed = packs ? arena_take(&plan, 1, OP(linear_packed_bytes)(isa, call.N, a->H)) : NULL;
         call.scores = arena_take(&plan, a->S, sizeof(real) * (size_t)threads);
         call.c = arena_take(&plan, a->B, 3 * (size_t)a->H * sizeof(real));
         if (pass == 0 && !fa_scratch_take(&scratch, plan.used)) return FA_NOMEM;
         plan.base = scratch.base;
     }
-    status = OP(linear_pack)(isa, call.packed, a->w, a->H, call.N, a->H);
+    if (packs) status = OP(linear_pack)(isa, call.packed, a->w, a->H, call.N, a->H);
     fa_linear_arguments product = {.M = a->B,
                                    .N = call.N,
                                    .K = a->H,
                                    .ldy = call.N,
                                    .ldx = a->H,
+                                   .ldw = a->H,
+                                   .w = a->w,
                                    .packed = call.packed,
                                    .bias = a->bias,
                                    .isa = isa,

@@ -26,6 +26,10 @@ typedef FA_VERSION(kernels, FA_STORED_TYPE) fa_kernels;
 /* Columns in a panel of linear and of the products of backward passes. */
 FA_INLINE fa_index panel_width(const fa_kernels *k) { return k->sizes.panel_vectors * k->sizes.lanes; }
 
+/* Streams of a few_product with weights of so many elements: larger matrices come from memory, which is faster read in one. */
+#define FEW_CACHED_BYTES ((fa_index)8 << 20)
+FA_INLINE int few_streams(fa_index elements) { return elements <= FEW_CACHED_BYTES / (fa_index)sizeof(stored) ? 2 : 1; }
+
 /* Zeros; n may be 0 or less, which writes nothing. */
 FA_INLINE void clear(real *x, fa_index n)
 {

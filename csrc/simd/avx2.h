@@ -11,6 +11,7 @@
 #define FA_PAIRS 0
 #define FA_AMX 0
 #define FA_BYTE_DOTS 0
+#define FA_TRANSPOSED_LOADS 1
 #define FA_BYTE_TILES 0
 
 static const int32_t v_lane_table[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
@@ -107,6 +108,29 @@ FA_INLINE void v_transpose(vreal a[VL])
     a[1] = _mm256_permute2f128_ps(u1, u5, 0x20), a[5] = _mm256_permute2f128_ps(u1, u5, 0x31);
     a[2] = _mm256_permute2f128_ps(u2, u6, 0x20), a[6] = _mm256_permute2f128_ps(u2, u6, 0x31);
     a[3] = _mm256_permute2f128_ps(u3, u7, 0x20), a[7] = _mm256_permute2f128_ps(u3, u7, 0x31);
+}
+/* A load that fills both halves with one row, and a blend with another row, cost no shuffle: half of those of v_transpose, and loads are
+   two a cycle. */
+FA_INLINE vreal v_both_halves(const real *p) { return _mm256_broadcast_ps((const __m128 *)(const void *)p); }
+FA_INLINE void v_transpose_halves(vreal a[4], vreal r0, vreal r1, vreal r2, vreal r3)
+{
+    const __m256 l0 = _mm256_unpacklo_ps(r0, r1), h0 = _mm256_unpackhi_ps(r0, r1);
+    const __m256 l1 = _mm256_unpacklo_ps(r2, r3), h1 = _mm256_unpackhi_ps(r2, r3);
+    a[0] = _mm256_shuffle_ps(l0, l1, 0x44), a[1] = _mm256_shuffle_ps(l0, l1, 0xee);
+    a[2] = _mm256_shuffle_ps(h0, h1, 0x44), a[3] = _mm256_shuffle_ps(h0, h1, 0xee);
+}
+FA_INLINE vreal v_low_halves(const real *p, const real *q) { return _mm256_blend_ps(v_both_halves(q), v_load(p), 0x0f); }
+FA_INLINE vreal v_high_halves(const real *p, const real *q) { return _mm256_blend_ps(v_both_halves(p + 4), v_load(q), 0xf0); }
+FA_INLINE void v_load_transposed(vreal a[VL], const real *p, fa_index ld)
+{
+    const real *p3 = p + 3 * ld;
+    fa_index ld3 = 3 * ld;
+    FA_OPAQUE(p3);
+    FA_OPAQUE(ld3);
+    v_transpose_halves(a, v_low_halves(p, p + 4 * ld), v_low_halves(p + ld, p3 + 2 * ld), v_low_halves(p + 2 * ld, p3 + ld3),
+                       v_low_halves(p3, p3 + 4 * ld));
+    v_transpose_halves(a + 4, v_high_halves(p, p + 4 * ld), v_high_halves(p + ld, p3 + 2 * ld),
+                       v_high_halves(p + 2 * ld, p3 + ld3), v_high_halves(p3, p3 + 4 * ld));
 }
 /* Without masks for 16-bit elements a partial vector passes through memory. */
 FA_INLINE __m128i v_load_16_n(const uint16_t *p, fa_index n)
@@ -261,6 +285,18 @@ FA_INLINE void v_transpose(vreal a[VL])
     const __m256d t2 = _mm256_unpacklo_pd(a[2], a[3]), t3 = _mm256_unpackhi_pd(a[2], a[3]);
     a[0] = _mm256_permute2f128_pd(t0, t2, 0x20), a[2] = _mm256_permute2f128_pd(t0, t2, 0x31);
     a[1] = _mm256_permute2f128_pd(t1, t3, 0x20), a[3] = _mm256_permute2f128_pd(t1, t3, 0x31);
+}
+FA_INLINE vreal v_both_halves(const real *p) { return _mm256_broadcast_pd((const __m128d *)(const void *)p); }
+FA_INLINE vreal v_low_halves(const real *p, const real *q) { return _mm256_blend_pd(v_both_halves(q), v_load(p), 0x3); }
+FA_INLINE vreal v_high_halves(const real *p, const real *q) { return _mm256_blend_pd(v_both_halves(p + 2), v_load(q), 0xc); }
+/* As of floats. */
+FA_INLINE void v_load_transposed(vreal a[VL], const real *p, fa_index ld)
+{
+    const real *p2 = p + 2 * ld;
+    const __m256d l0 = v_low_halves(p, p2), l1 = v_low_halves(p + ld, p2 + ld);
+    const __m256d h0 = v_high_halves(p, p2), h1 = v_high_halves(p + ld, p2 + ld);
+    a[0] = _mm256_unpacklo_pd(l0, l1), a[1] = _mm256_unpackhi_pd(l0, l1);
+    a[2] = _mm256_unpacklo_pd(h0, h1), a[3] = _mm256_unpackhi_pd(h0, h1);
 }
 #endif
 

@@ -26,6 +26,7 @@
 #define FA_AMX 0
 #endif
 #if defined(__AMX_INT8__) && FA_BYTE_DOTS
+#define FA_TRANSPOSED_LOADS 0
 #define FA_BYTE_TILES 1
 #else
 #define FA_BYTE_TILES 0

@@ -11,6 +11,7 @@
 #define FA_PAIRS 0
 #define FA_AMX 0
 #define FA_BYTE_DOTS 0
+#define FA_TRANSPOSED_LOADS 0
 #define FA_BYTE_TILES 0
 
 #if defined(FA_REAL_F32)

@@ -69,6 +69,7 @@
                v_and v_or v_and_not(m, n) = m and not n;  v_any(m)
    reduction   v_reduce_add v_reduce_max         in a fixed tree: halves, quarters, ...
    transpose   v_transpose(a)                    a[VL], in place
+               v_load_transposed(a, p, ld)       a[i] = the elements i of VL rows at p, ld apart
                v_load_columns(column, row, ld)   with FA_PAIRS or FA_BYTE_DOTS: 4 vectors, of VL rows the first 4 numbers
                v_swap_pairs(a)                   a1 a0 a3 a2 ...
 
@@ -118,6 +119,15 @@ FA_INLINE stored stored_of(real x)
     v_store_stored_n(&y, v_set1(x), 1);
     return y;
 }
+
+#if !FA_TRANSPOSED_LOADS
+FA_INLINE void v_load_transposed(vreal a[VL], const real *p, fa_index ld)
+{
+    FA_UNROLL
+    for (int i = 0; i < VL; i++) a[i] = v_load(p + i * ld);
+    v_transpose(a);
+}
+#endif
 
 #if !FA_PAIRS
 FA_INLINE vreal v_multiply_add(vreal a, vreal b, vreal c) { return v_fma(a, b, c); }

@@ -118,6 +118,7 @@ cdef extern from "fastattn.h" nogil:
         fa_isa isa
         fa_activation activation
         fa_linear_strategy strategy
+        int w_transposed
 
     fa_status fa_linear_forward(fa_dtype dtype, const fa_linear_arguments *a)
 

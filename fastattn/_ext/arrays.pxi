@@ -335,8 +335,9 @@ cdef bint fill(Array *a) noexcept:
     return measure(a) and (a.ndim == 0 or a.stride[a.ndim - 1] == 1)
 
 
-cdef object acquire(Array *a, object value, str op, str name, int ndim=-1, int dtype=REAL_TYPES):
-    """Holds the buffer of `value`. Checks its type (one of a group, or an fa_dtype) and number of axes (unless -1)."""
+cdef object acquire(Array *a, object value, str op, str name, int ndim=-1, int dtype=REAL_TYPES, bint any_layout=False):
+    """Holds the buffer of `value`. Checks its type (one of a group, or an fa_dtype) and number of axes (unless -1). The
+    last axis is contiguous, unless C takes any layout."""
     cdef object array = as_ndarray(value, op, name)
     cdef int kind = hold_floats(a, array, PyBUF_STRIDES | PyBUF_FORMAT)
     if kind < 0 or dtype == REAL_TYPES and kind > FA_F64:
@@ -351,7 +352,7 @@ cdef object acquire(Array *a, object value, str op, str name, int ndim=-1, int d
     if a.view.len > MOST_BYTES:
         raise wrong_shape(op, name, f"have at most {MOST_BYTES} bytes", f"shape {array.shape} of {array.dtype}")
     a.dtype = kind
-    if not fill(a):
+    if not (measure(a) if any_layout else fill(a)):
         hold_copy(a, array, op, name)
     return array
 

@@ -152,12 +152,19 @@ def pack_linear(object weight, object dtype):
 
 cdef object acquire_matrix(Array *a, object value, str op, str name, int dtype):
     """A matrix whose row stride C can take: BLAS needs rows in rising order."""
-    cdef object array = acquire(a, value, op, name, 2, dtype)
-    if a.shape[0] > 1 and a.stride[0] < a.shape[1]:
+    acquire_weight(a, value, op, name, dtype, False)
+
+
+cdef bint acquire_weight(Array *a, object value, str op, str name, int dtype, bint transposable) except -1:
+    """acquire_matrix; where C takes those, the transposed view of a matrix is held as it is. Whether it is one."""
+    cdef object array = acquire(a, value, op, name, 2, dtype, transposable)
+    if a.shape[0] > 1 and a.shape[1] > 1 and a.stride[0] == 1 and a.stride[1] >= a.shape[0]:
+        return True
+    if a.stride[1] != 1 or a.shape[0] > 1 and a.stride[0] < a.shape[1]:
         hold_copy(a, array, op, name)
     if a.shape[0] <= 1:
         a.stride[0] = a.shape[1]
-    return array
+    return False
 
 
 cdef fa_activation as_activation(object name, str op, str argument) except *:
@@ -178,7 +185,7 @@ def linear(object x, object weight, object bias, object activation, object out, 
     cdef Py_ssize_t N, K
     cdef object result, sums = None
     arguments.z = arguments.w = arguments.packed = arguments.bias = NULL
-    arguments.ldw, arguments.isa = 0, FA_ISA_BASELINE
+    arguments.ldw, arguments.isa, arguments.w_transposed = 0, FA_ISA_BASELINE, False
     a.held = w.held = b.held = y.held = z.held = False
     f = as_activation(activation, op, "activation")
     x, bias = as_ndarray(x, op, "x"), as_optional(bias, op, "bias")
@@ -196,7 +203,7 @@ def linear(object x, object weight, object bias, object activation, object out, 
             if packed.dtype_code != a.dtype:
                 raise TypeError(f"{op}: x must be {packed.dtype} like the packed weight, got {NAMES[a.dtype]}")
         else:
-            acquire_matrix(&w, weight, op, "weight", a.dtype)
+            arguments.w_transposed = acquire_weight(&w, weight, op, "weight", a.dtype, strategy == FA_LINEAR_NATIVE)
             N, K = w.shape[0], w.shape[1]
         if strategy == FA_LINEAR_BLAS and a.dtype != real_dtype(a.dtype):
             raise ValueError(f"{op}: strategy 'blas' takes float32 and float64, got {NAMES[a.dtype]}; choose 'native'")
@@ -225,7 +232,7 @@ def linear(object x, object weight, object bias, object activation, object out, 
         arguments.x, arguments.ldx = a.data, K
         arguments.activation, arguments.strategy = f, strategy
         if packed is None:
-            arguments.w, arguments.ldw = w.data, w.stride[0]
+            arguments.w, arguments.ldw = w.data, w.stride[1 if arguments.w_transposed else 0]
         else:
             arguments.packed, arguments.isa = packed.data, packed.isa
         with nogil:

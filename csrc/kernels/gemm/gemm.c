@@ -29,11 +29,15 @@ void KERNEL(pack_columns)(real *dst, fa_index step, const stored *src, fa_index 
     if (columns == VL) {
         for (; (k + VL) * FA_PACKED <= k_size; k += VL) {
             vreal t[VL];
+#if FA_CONVERTS
             FA_UNROLL
-            for (int i = 0; i < VL; i++) t[i] = plain_nan(load_packed(src + i * ld + k * FA_PACKED, VECTOR_ELEMENTS));
+            for (int i = 0; i < VL; i++) t[i] = load_packed(src + i * ld + k * FA_PACKED, VECTOR_ELEMENTS);
             v_transpose(t);
+#else
+            v_load_transposed(t, src + k, ld);
+#endif
             FA_UNROLL
-            for (int i = 0; i < VL; i++) v_store(dst + (k + i) * step, t[i]);
+            for (int i = 0; i < VL; i++) v_store(dst + (k + i) * step, plain_nan(t[i]));
         }
     }
     for (; k * FA_PACKED < k_size; k += VL) {
@@ -44,6 +48,19 @@ void KERNEL(pack_columns)(real *dst, fa_index step, const stored *src, fa_index 
         for (int i = 0; i < packed; i++) v_store(dst + (k + i) * step, t[i]);
     }
     for (k = fa_ceil_div(k_size, FA_PACKED); k < k_padded; k++) v_store(dst + k * step, v_zero());
+}
+
+void KERNEL(pack_transposed)(real *dst, fa_index step, const stored *src, fa_index ld, fa_index columns, fa_index k_size,
+                             fa_index k_padded)
+{
+    for (fa_index k = 0; k < k_padded * FA_PACKED; k += FA_PACKED, src += FA_PACKED * ld, dst += step) {
+        const vreal row = k < k_size && columns > 0 ? load_stored_some(src, columns) : v_zero();
+#if FA_PAIRS
+        v_store(dst, v_interleave(row, k + 1 < k_size && columns > 0 ? load_stored_some(src + ld, columns) : v_zero()));
+#else
+        v_store(dst, row);
+#endif
+    }
 }
 
 #if FA_AMX

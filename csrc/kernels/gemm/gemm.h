@@ -16,6 +16,9 @@
 /* Sequences in a recurrent step from which on w_ih takes longer to multiply than to read. */
 #define STEP_ROWS (FA_AMX ? 192 : 24)
 
+/* Most rows that are multiplied with weights that are not packed. Matrix tiles, whose sums are their own, have no such products. */
+#define MOST_FEW_ROWS (FA_AMX ? 0 : 4)
+
 /* Panels of nv vectors that a single row is multiplied with side by side, and the most there are. */
 #define ROW_SIDES_OF(nv) ((nv) == 2 ? 4 : (nv) == 3 ? 2 : 1)
 #define ROW_SIDES 4

@@ -11,7 +11,7 @@
    CHUNK_PANELS at a time, and rounded from there, once, after bias and activation. Native only.
 
    How the panels are split into tasks depends on sizes and threads; no sum does: it is split at multiples of k_block alone. */
-#include "../ops.h"
+#include "linear.h"
 
 #include <limits.h>
 #include <string.h>
@@ -27,40 +27,36 @@
 #define BLAS_ROWS 64
 #define BLAS_COLUMNS 256
 
-typedef struct {
-    const fa_kernels *kernels;
-    stored *y, *z; /* z: as y, or NULL */
-    real *panels, *tiles;
-    const stored *x, *w, *bias;
-    const real *packed;
-    fa_index ldy, ldx, ldw, M, N, K, Kp;                                             /* Kp: K in packed elements */
-    fa_index first_panel, n_panels, panels_per_task, n_tasks, tile_size, panel_size; /* the last two: of each worker */
-    fa_activation activation;
-} linear_call;
-
-static void pack_panel(const fa_kernels *k, real *dst, const stored *w, fa_index ldw, fa_index columns, fa_index K, fa_index Kp)
+/* The columns of a panel, K of them from k0 on. */
+static void pack_panel(const linear_call *c, real *dst, fa_index column, fa_index k0, fa_index K, fa_index Kp)
 {
-    const fa_index lanes = k->sizes.lanes, width = panel_width(k);
-    for (fa_index v = 0; v < k->sizes.panel_vectors; v++)
-        k->pack_columns(dst + v * lanes, width, w + v * lanes * ldw, ldw, fa_max(0, fa_min(lanes, columns - v * lanes)), K, Kp);
+    const fa_kernels *k = c->kernels;
+    const fa_index lanes = k->sizes.lanes, width = panel_width(k), end = fa_min(column + width, c->N);
+    for (fa_index v = 0; v < k->sizes.panel_vectors; v++, column += lanes, dst += lanes) {
+        const fa_index columns = fa_max(0, fa_min(lanes, end - column));
+        if (c->w_transposed)
+            k->pack_transposed(dst, width, c->w + k0 * c->ldw + (columns ? column : 0), c->ldw, columns, K, Kp);
+        else
+            k->pack_columns(dst, width, c->w + (columns ? column : 0) * c->ldw + k0, c->ldw, columns, K, Kp);
+    }
 }
 
 static void pack_task(void *context, fa_index i, int worker)
 {
     const linear_call *c = context;
-    const fa_index width = panel_width(c->kernels), column = (c->first_panel + i) * width;
+    const fa_index width = panel_width(c->kernels);
     (void)worker;
-    pack_panel(c->kernels, c->panels + i * width * c->Kp, c->w + column * c->ldw, c->ldw, c->N - column, c->K, c->Kp);
+    pack_panel(c, c->panels + i * width * c->Kp, (c->first_panel + i) * width, 0, c->K, c->Kp);
 }
 
-/* `rows` rows of x from m0 on, K_SLICE of K from k0 on, in tiles; returns how many packed elements of K that is. */
-static fa_index pack_slice(const linear_call *c, real *tiles, fa_index m0, fa_index rows, fa_index k0)
+/* `rows` rows of x from m0 on, `slice` of K from k0 on, in tiles; returns how many packed elements of K that is. */
+static fa_index pack_slice(const linear_call *c, real *tiles, fa_index m0, fa_index rows, fa_index k0, fa_index slice)
 {
     const fa_kernels *k = c->kernels;
-    const fa_index kp = fa_min(K_SLICE, c->Kp - k0), first = k0 * k->sizes.packed;
+    const fa_index kp = fa_min(slice, c->Kp - k0), first = k0 * k->sizes.packed;
     const stored *row[M_BLOCK];
     for (fa_index r = 0; r < rows; r++) row[r] = c->x + (m0 + r) * c->ldx + first;
-    k->pack_rows(tiles, row, rows, k->sizes.panel_vectors, fa_min(K_SLICE * k->sizes.packed, c->K - first), kp);
+    k->pack_rows(tiles, row, rows, k->sizes.panel_vectors, fa_min(slice * k->sizes.packed, c->K - first), kp);
     return kp;
 }
 
@@ -80,17 +76,15 @@ static void multiply(const linear_call *c, real *dst, fa_index ld, real *tiles, 
                              .last_columns = last,
                              .nv = k->sizes.panel_vectors};
     for (fa_index k0 = 0; k0 < c->Kp || k0 == 0; k0 += K_SLICE) {
-        product.k_size = pack_slice(c, tiles, m0, rows, k0);
+        product.k_size = pack_slice(c, tiles, m0, rows, k0, K_SLICE);
         product.b = b + k0 * width;
         product.accumulate = k0 > 0;
         k->gemm_panels(&product);
     }
 }
 
-/* What follows the products of `rows` rows and `columns` columns, in rows of ld: bias and activation, where they are or, of 16-bit
-   arrays, before it is rounded to y; those have room for a bias of reals. */
-static void finish(const linear_call *c, real *product, fa_index ld, real *bias, fa_index m0, fa_index rows, fa_index column,
-                   fa_index columns)
+void OP(linear_finish)(const linear_call *c, real *product, fa_index ld, real *bias, fa_index m0, fa_index rows, fa_index column,
+                       fa_index columns)
 {
     const fa_kernels *k = c->kernels;
     const int more = c->bias || c->activation != FA_IDENTITY;
@@ -124,9 +118,12 @@ static void product_task(void *context, fa_index i, int worker)
         const fa_index columns = fa_min(panels * width, c->N - column), ld = FA_CONVERTS ? wide : c->ldy;
         real *dst = FA_CONVERTS ? product : (real *)c->y + m0 * c->ldy + column;
         multiply(c, dst, ld, tiles, m0, rows, c->panels + p * width * c->Kp, panels, columns - (panels - 1) * width);
-        finish(c, dst, ld, bias, m0, rows, column, columns);
+        OP(linear_finish)(c, dst, ld, bias, m0, rows, column, columns);
     }
 }
+
+/* k of a slice of few rows: the panel that is packed stays in the first-level cache until it is multiplied. */
+static fa_index few_slice(const linear_call *c) { return c->kernels->sizes.k_block[c->kernels->sizes.panel_vectors]; }
 
 /* Few rows of x in tiles: slice after slice of K, in each block after block of rows. Each has room for what packing writes beyond the
    last tile. */
@@ -134,15 +131,15 @@ static real *few_tiles(const linear_call *c, fa_index k0, fa_index m0)
 {
     const fa_index extra = c->kernels->sizes.tile_rows[c->kernels->sizes.panel_vectors];
     const fa_index all = c->M + fa_ceil_div(c->M, M_BLOCK) * extra;
-    return c->tiles + k0 * all + (m0 + m0 / M_BLOCK * extra) * fa_min(K_SLICE, c->Kp - k0);
+    return c->tiles + k0 * all + (m0 + m0 / M_BLOCK * extra) * fa_min(few_slice(c), c->Kp - k0);
 }
 
 static void pack_few(void *context, fa_index i, int worker)
 {
     const linear_call *c = context;
-    const fa_index blocks = fa_ceil_div(c->M, M_BLOCK), k0 = i / blocks * K_SLICE, m0 = i % blocks * M_BLOCK;
+    const fa_index blocks = fa_ceil_div(c->M, M_BLOCK), k0 = i / blocks * few_slice(c), m0 = i % blocks * M_BLOCK;
     (void)worker;
-    pack_slice(c, few_tiles(c, k0, m0), m0, fa_min(M_BLOCK, c->M - m0), k0);
+    pack_slice(c, few_tiles(c, k0, m0), m0, fa_min(M_BLOCK, c->M - m0), k0, few_slice(c));
 }
 
 static void few_task(void *context, fa_index i, int worker)
@@ -150,14 +147,14 @@ static void few_task(void *context, fa_index i, int worker)
     const linear_call *c = context;
     const fa_kernels *k = c->kernels;
     const fa_index width = panel_width(k), column = i * width, columns = fa_min(width, c->N - column);
-    const fa_index slice = K_SLICE * k->sizes.packed, ld = FA_CONVERTS ? width : c->ldy;
+    const fa_index slice = few_slice(c) * k->sizes.packed, ld = FA_CONVERTS ? width : c->ldy;
     real *panel = c->panels + worker * c->panel_size;
-    real *dst = FA_CONVERTS ? panel + width * fa_min(K_SLICE, c->Kp) : (real *)c->y + column;
+    real *dst = FA_CONVERTS ? panel + width * fa_min(few_slice(c), c->Kp) : (real *)c->y + column;
     panel_product product = {
         .ldc = ld, .c_panel = width, .b = panel, .panels = 1, .last_columns = columns, .nv = k->sizes.panel_vectors};
-    for (fa_index k0 = 0; k0 < c->Kp || k0 == 0; k0 += K_SLICE) {
-        const fa_index kp = fa_min(K_SLICE, c->Kp - k0), first = k0 * k->sizes.packed;
-        pack_panel(k, panel, c->w + column * c->ldw + first, c->ldw, c->N - column, fa_min(slice, c->K - first), kp);
+    for (fa_index k0 = 0; k0 < c->Kp || k0 == 0; k0 += few_slice(c)) {
+        const fa_index kp = fa_min(few_slice(c), c->Kp - k0), first = k0 * k->sizes.packed;
+        pack_panel(c, panel, column, first, fa_min(slice, c->K - first), kp);
         product.panel_stride = width * kp;
         product.k_size = kp;
         product.accumulate = k0 > 0;
@@ -168,7 +165,7 @@ static void few_task(void *context, fa_index i, int worker)
             k->gemm_panels(&product);
         }
     }
-    finish(c, dst, ld, FA_CONVERTS ? dst + c->M * width : NULL, 0, c->M, column, columns);
+    OP(linear_finish)(c, dst, ld, FA_CONVERTS ? dst + c->M * width : NULL, 0, c->M, column, columns);
 }
 
 /* The product with panels [first_panel, first_panel + n_panels), which c->panels holds. */
@@ -196,13 +193,13 @@ static fa_status forward_few(linear_call *c, int threads)
         plan.used = 0;
         c->tiles = arena_take(&plan, (c->M + m_blocks * k->sizes.tile_rows[k->sizes.panel_vectors]) * c->Kp + k->sizes.lanes,
                               sizeof(real));
-        c->panel_size = width * fa_min(K_SLICE, c->Kp);
+        c->panel_size = width * fa_min(few_slice(c), c->Kp);
         if (FA_CONVERTS) c->panel_size += (c->M + 1) * width; /* the product and the bias */
         c->panels = arena_take(&plan, c->panel_size * threads, sizeof(real));
         if (pass == 0 && !fa_scratch_take(&scratch, plan.used)) return FA_NOMEM;
         plan.base = scratch.base;
     }
-    fa_parallel_for(m_blocks * fa_ceil_div(c->Kp, K_SLICE), threads, pack_few, c);
+    fa_parallel_for(m_blocks * fa_ceil_div(c->Kp, few_slice(c)), threads, pack_few, c);
     fa_parallel_for(fa_ceil_div(c->N, width), threads, few_task, c);
     fa_scratch_give(&scratch);
     return FA_OK;
@@ -295,6 +292,7 @@ fa_status OP(linear_forward)(const fa_linear_arguments *a)
                         .z = a->z,
                         .x = a->x,
                         .w = a->w,
+                        .w_transposed = a->w_transposed,
                         .packed = a->packed,
                         .bias = a->bias,
                         .ldy = a->ldy,
@@ -308,9 +306,10 @@ fa_status OP(linear_forward)(const fa_linear_arguments *a)
     if (a->M == 0 || a->N == 0) return FA_OK;
 #if !FA_CONVERTS
     /* BLAS counts in int, and needs a row stride of at least 1 and of at least a row. */
-    const int fits = a->K > 0 && a->K <= INT_MAX && a->ldw >= a->K && a->ldw <= INT_MAX;
+    const int fits = !a->w_transposed && a->K > 0 && a->K <= INT_MAX && a->ldw >= a->K && a->ldw <= INT_MAX;
     if (a->strategy == FA_LINEAR_BLAS && !a->packed && fits) return forward_blas(&call);
 #endif
+    if (!a->packed && a->M <= OP(linear_few_rows)(&call)) return OP(linear_few)(&call);
     return forward_native(&call);
 }
 

@@ -80,12 +80,29 @@ static fa_index still_active(const pseudo_layer *c, const thread_work *w, fa_ind
     return before;
 }
 
+/* The distance of two rows that are multiplied with plain weights. */
+static fa_index plain_stride(const pseudo_layer *c, fa_index k)
+{
+    return fa_round_up(OP(recurrent_places)(c->g.kernels, k), c->g.lanes);
+}
+
+/* m rows of k elements, for products of nv vectors. */
+static void pack_operand(const pseudo_layer *c, real *dst, const stored *const *rows, fa_index m, fa_index nv, fa_index k)
+{
+    const fa_kernels *kernels = c->g.kernels;
+    const fa_index ld = plain_stride(c, k);
+    if (!c->w.plain)
+        kernels->pack_rows(dst, rows, m, nv, k, OP(recurrent_places)(kernels, k));
+    else
+        for (fa_index r = 0; r < m; r++) kernels->pack_rows(dst + r * ld, rows + r, 1, nv, k, ld);
+}
+
 /* Rows of k elements, ld apart, for products of nv vectors. */
 static void pack_state(const pseudo_layer *c, const thread_work *w, const stored *state, fa_index ld, fa_index active,
                        fa_index nv, fa_index k)
 {
     for (fa_index r = 0; r < active; r++) w->rows[r] = state + slot_of(w, r) * ld;
-    c->g.kernels->pack_rows(w->tiles, w->rows, active, nv, k, OP(recurrent_places)(c->g.kernels, k));
+    pack_operand(c, w->tiles, w->rows, active, nv, k);
 }
 
 /* The units [first, first + units) of rows of reals, rounded; and the reals what was rounded. Nothing where arrays hold reals. */
@@ -109,20 +126,58 @@ static fa_index units_of(fa_index n, fa_index first_panel, fa_index panels, fa_i
     return fa_max(0, fa_min(n - first_panel * width, panels * width));
 }
 
-/* A packed matrix: panels of `width` vectors, each of them products of nv vectors side by side. */
+/* A matrix [gates, units, size]: packed in panels of `width` vectors, each of them products of nv vectors side by side and k packed
+   elements. The vectors are gates of the same units, or of one gate, units. */
 typedef struct {
     const void *w;
     const real *scale;
     fa_index width, nv, k;
+    fa_index units, size;
+    int by_gates;
 } panel_matrix;
 
 static panel_matrix matrix_x(const pseudo_layer *c)
 {
-    return (panel_matrix){c->w.w_ih, c->w.scale_x, c->g.shape->width_x, c->g.shape->nv_x, c->g.Ip};
+    return (panel_matrix){c->w.w_ih, c->w.scale_x, c->g.shape->width_x,          c->g.shape->nv_x, c->g.Ip,
+                          c->g.H,    c->g.I,       c->g.shape->unit_vectors == 1};
 }
 static panel_matrix matrix_h(const pseudo_layer *c)
 {
-    return (panel_matrix){c->w.w_hh, c->w.scale_h, c->g.shape->width_h, c->g.shape->nv_h, c->g.Pp};
+    return (panel_matrix){c->w.w_hh, c->w.scale_h, c->g.shape->width_h,          c->g.shape->nv_h, c->g.Pp,
+                          c->g.H,    c->g.P,       c->g.shape->unit_vectors == 1};
+}
+static panel_matrix matrix_n(const pseudo_layer *c)
+{
+    return (panel_matrix){c->w.w_hn, c->w.scale_n, 2, 2, c->g.Hp, c->g.H, c->g.H, 0};
+}
+static panel_matrix matrix_r(const pseudo_layer *c)
+{
+    return (panel_matrix){c->w.w_hr, c->w.scale_r, 2, 2, c->g.Hp, c->g.P, c->g.H, 0};
+}
+
+/* multiply, of matrices that are not packed. */
+static void multiply_plain(const pseudo_layer *c, panel_matrix w, fa_index first, fa_index panels, const panel_product *product)
+{
+    const fa_index VL = c->g.lanes, vectors = w.by_gates ? w.width : 1;
+    few_product few = {.x = product->a,
+                       .ldc = product->ldc,
+                       .ldx = plain_stride(c, w.size),
+                       .ldw = w.size,
+                       .m = product->m,
+                       .k_size = w.size,
+                       .nv = w.nv,
+                       .groups = vectors,
+                       .group_step = w.units * w.size,
+                       .columns = VL,
+                       .streams = few_streams(vectors * w.units * w.size),
+                       .accumulate = product->accumulate};
+    for (fa_index i = 0; i < panels * w.width; i += vectors) {
+        const fa_index unit = (first * w.width + i) / vectors * VL;
+        few.c = product->c + i * VL;
+        few.rows = fa_max(0, fa_min(VL, w.units - unit));
+        few.w = (const stored *)w.w + (few.rows ? unit : 0) * w.size;
+        c->g.kernels->few_rows(&few);
+    }
 }
 
 /* product.c (+)= product.a w for `panels` panels of w from panel `first` on. */
@@ -130,6 +185,10 @@ static void multiply(const pseudo_layer *c, panel_matrix w, fa_index first, fa_i
 {
     const fa_kernels *k = c->g.kernels;
     const fa_index columns = w.nv * c->g.lanes, at = first * w.k * w.width * c->g.lanes;
+    if (c->w.plain) {
+        multiply_plain(c, w, first, panels, &product);
+        return;
+    }
     product.c_panel = product.last_columns = columns;
     product.panel_stride = w.k * columns;
     product.panels = panels * (w.width / w.nv);
@@ -152,10 +211,10 @@ static void multiply(const pseudo_layer *c, panel_matrix w, fa_index first, fa_i
     k->gemm_panels(&product);
 }
 
-/* Panel p of w, each of so many reals; NULL if there is none, p < 0, or if they are of fewer bits. */
+/* Panel p of w, each of so many reals; NULL if there is none, p < 0, if they are of fewer bits or not packed. */
 static const void *panel_of(const pseudo_layer *c, const void *w, fa_index size, fa_index p)
 {
-    return p < 0 || c->w.type != FA_WEIGHT_REAL ? NULL : (const real *)w + p * size;
+    return p < 0 || c->w.type != FA_WEIGHT_REAL || c->w.plain ? NULL : (const real *)w + p * size;
 }
 
 static void multiply_x(const pseudo_layer *c, const real *tiles, fa_index rows, fa_index first, fa_index panels, real *gates,
@@ -220,7 +279,7 @@ static void pack_inner(const pseudo_layer *c, const thread_work *w, fa_index act
 static void project(const pseudo_layer *c, const thread_work *w, fa_index active, real *after)
 {
     pack_inner(c, w, active);
-    multiply(c, (panel_matrix){c->w.w_hr, c->w.scale_r, 2, 2, c->g.Hp}, w->first_output, w->outputs,
+    multiply(c, matrix_r(c), w->first_output, w->outputs,
              (panel_product){
                  .c = after + w->first_output * 2 * c->g.lanes, .ldc = w->slot_step * c->g.ld_h, .a = w->tiles, .m = active});
 }
@@ -253,13 +312,13 @@ static cell_rows rows_of_panel(const pseudo_layer *c, const thread_work *w, fa_i
 static void update_state(const pseudo_layer *c, const thread_work *w, const layer_step *s)
 {
     const fa_index VL = c->g.lanes, state = w->first_slot * c->g.ld;
-    const panel_matrix matrix_n = {c->w.w_hn, c->w.scale_n, 2, 2, c->g.Hp};
     pack_inner(c, w, s->active);
     /* A panel of w_hn is two vectors of units. */
     for (fa_index i = 0; i < w->panels; i++) {
         const fa_index p = w->first_panel + i, pairs = w->order == BY_SWEEPS ? w->panels / 2 : 1;
         if (i % (2 * pairs) == 0)
-            multiply(c, matrix_n, p / 2, pairs, (panel_product){.c = w->gates_h, .ldc = 2 * VL, .a = w->tiles, .m = s->active});
+            multiply(c, matrix_n(c), p / 2, pairs,
+                     (panel_product){.c = w->gates_h, .ldc = 2 * VL, .a = w->tiles, .m = s->active});
         const cell_rows at = rows_of_panel(c, w, s->active, p);
         c->g.kernels->gru_update(&at, s->after, s->before, c->update + state, s->gates_x + i * s->panel_stride,
                                  w->gates_h + i % (2 * pairs) * VL);
@@ -429,7 +488,7 @@ fa_index OP(pseudo_layer_run)(const pseudo_layer *c, layer_share share, char *sc
         }
         real *x_tiles = by_steps ? w->x_tiles : w->tiles;
         const fa_index panel_stride = by_steps ? 0 : w->order == BY_SWEEPS ? width_x : rows * width_x;
-        c->g.kernels->pack_rows(x_tiles, w->rows, rows, c->g.shape->nv_x, c->g.I, c->g.Ip);
+        pack_operand(c, x_tiles, w->rows, rows, c->g.shape->nv_x, c->g.I);
         for (fa_index i = 0; !by_steps && i < w->panels; i += together)
             multiply_x(c, x_tiles, rows, w->first_panel + i, together, w->gates_x + i * rows * width_x,
                        panel_of(c, c->w.w_ih, c->g.size_x, i + together < w->panels ? w->first_panel + i + together : -1));

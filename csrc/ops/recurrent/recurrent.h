@@ -32,6 +32,7 @@ typedef struct {
    [output panels][2 lanes]. */
 typedef struct {
     fa_weight_type type;
+    int plain; /* the matrices are those of the caller, not packed: of a step with few rows */
     void *w_ih, *w_hh, *w_hn, *w_hr;
     real *scale_x, *scale_h, *scale_n, *scale_r;
     real *bias, *peephole;
@@ -41,7 +42,8 @@ typedef struct {
 fa_index OP(recurrent_places)(const fa_kernels *k, fa_index n);
 recurrent_layer OP(recurrent_layer)(const fa_kernels *k, const fa_recurrent_weights *w);
 /* Gives out the packed weights from `plan`; see arena. */
-packed_weights OP(recurrent_plan)(const recurrent_layer *g, arena *plan, const fa_recurrent_weights *w, fa_weight_type type);
+packed_weights OP(recurrent_plan)(const recurrent_layer *g, arena *plan, const fa_recurrent_weights *w, fa_weight_type type,
+                                  int plain);
 fa_status OP(recurrent_fill)(const recurrent_layer *g, const packed_weights *packed, const fa_recurrent_weights *w);
 
 FA_INLINE int is_lstm(fa_cell cell) { return cell == FA_LSTM || cell == FA_LSTM_COUPLED; }

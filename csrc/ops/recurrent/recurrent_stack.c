@@ -260,7 +260,7 @@ static pseudo_layer make_pseudo_layer(const fa_recurrent_arguments *a, fa_index 
     pseudo_layer c = {.a = a, .index = index, .g = OP(recurrent_layer)(k, &a->weights)};
     if (a->packed) {
         arena packed = {.base = (char *)(uintptr_t)a->packed};
-        c.w = OP(recurrent_plan)(&c.g, &packed, &a->weights, a->type);
+        c.w = OP(recurrent_plan)(&c.g, &packed, &a->weights, a->type, 0);
     }
     return c;
 }

@@ -9,7 +9,9 @@ void OP(pseudo_layer_plan)(pseudo_layer *c, arena *plan)
     const fa_recurrent_arguments *a = c->a;
     const fa_index state = a->B * c->g.ld, output = a->B * c->g.ld_h;
     const int before = c->g.cell == FA_GRU_RESET_BEFORE, second = before || c->g.projected;
-    if (!a->packed) c->w = OP(recurrent_plan)(&c->g, plan, &a->weights, FA_WEIGHT_REAL);
+    /* Packing takes as long as two steps of few rows. */
+    const int plain = a->T == 1 && a->B <= c->g.kernels->sizes.few_rows;
+    if (!a->packed) c->w = OP(recurrent_plan)(&c->g, plan, &a->weights, FA_WEIGHT_REAL, plain);
     c->h[0] = arena_take(plan, output, sizeof(real));
     c->h[1] = arena_take(plan, output, sizeof(real));
     for (int i = 0; i < 2; i++)

@@ -49,16 +49,24 @@ static size_t bytes_of(fa_weight_type type)
     return type == FA_WEIGHT_BF16 ? sizeof(uint16_t) : type == FA_WEIGHT_INT8 ? sizeof(int8_t) : sizeof(real);
 }
 
-packed_weights OP(recurrent_plan)(const recurrent_layer *g, arena *plan, const fa_recurrent_weights *weights, fa_weight_type type)
+packed_weights OP(recurrent_plan)(const recurrent_layer *g, arena *plan, const fa_recurrent_weights *weights, fa_weight_type type,
+                                  int plain)
 {
     const cell_shape *s = g->shape;
     const int before = g->cell == FA_GRU_RESET_BEFORE;
     const size_t item = bytes_of(type);
-    packed_weights w = {.type = type};
-    w.w_ih = arena_take(plan, g->panels * g->size_x, item);
-    w.w_hh = arena_take(plan, g->panels * g->size_h, item);
-    if (before) w.w_hn = arena_take(plan, g->panels / 2 * g->size_n, item);
-    if (weights->w_hr) w.w_hr = arena_take(plan, g->output_panels * g->size_r, item);
+    packed_weights w = {.type = type, .plain = plain};
+    if (plain) { /* read only */
+        w.w_ih = (void *)(uintptr_t)weights->w_ih;
+        w.w_hh = (void *)(uintptr_t)weights->w_hh;
+        if (before) w.w_hn = (stored *)w.w_hh + 2 * g->H * g->P;
+        w.w_hr = (void *)(uintptr_t)weights->w_hr;
+    } else {
+        w.w_ih = arena_take(plan, g->panels * g->size_x, item);
+        w.w_hh = arena_take(plan, g->panels * g->size_h, item);
+        if (before) w.w_hn = arena_take(plan, g->panels / 2 * g->size_n, item);
+        if (weights->w_hr) w.w_hr = arena_take(plan, g->output_panels * g->size_r, item);
+    }
     if (type == FA_WEIGHT_INT8) {
         w.scale_x = arena_take(plan, g->panels * s->width_x * g->lanes, sizeof(real));
         w.scale_h = arena_take(plan, g->panels * s->width_h * g->lanes, sizeof(real));
@@ -123,47 +131,66 @@ static void narrow_panels(const packing *c, void *dst, real *scale, fa_index at,
 #endif
 }
 
+/* The matrices of panel p, as reals at `wide` first where they become numbers of fewer bits. */
+static void pack_matrices(const packing *c, fa_index p, real *wide)
+{
+    const recurrent_layer *g = c->g;
+    const cell_shape *s = g->shape;
+    const fa_index VL = g->lanes, unit = p * g->panel_units;
+    real *x = wide ? wide : (real *)c->packed->w_ih + p * g->size_x;
+    real *h = wide ? wide + g->size_x : (real *)c->packed->w_hh + p * g->size_h;
+    for (fa_index v = 0; v < s->width_x; v++) {
+        const fa_index gate = s->unit_vectors == 1 ? v : 0, u = unit + (s->unit_vectors == 1 ? 0 : v * VL);
+        pack_vector(g, x + at_vector(g, v, s->nv_x, g->Ip), s->nv_x * VL, c->w->w_ih, gate, u, g->I, g->Ip);
+        if (v < s->width_h) pack_vector(g, h + at_vector(g, v, s->nv_h, g->Pp), s->nv_h * VL, c->w->w_hh, gate, u, g->P, g->Pp);
+    }
+    if (wide) {
+        const fa_index x_panels = s->width_x / s->nv_x, h_panels = s->width_h / s->nv_h;
+        narrow_panels(c, c->packed->w_ih, c->packed->scale_x, p * x_panels, x, x_panels, s->nv_x, g->Ip);
+        narrow_panels(c, c->packed->w_hh, c->packed->scale_h, p * h_panels, h, h_panels, s->nv_h, g->Pp);
+    }
+}
+
+/* The biases and peepholes of panel p. */
+static void pack_biases(const packing *c, fa_index p)
+{
+    const recurrent_layer *g = c->g;
+    const fa_recurrent_weights *w = c->w;
+    const cell_shape *s = g->shape;
+    const fa_index VL = g->lanes, unit = p * g->panel_units;
+    real *bias = c->packed->bias + p * s->bias_vectors * VL;
+    memset(bias, 0, (size_t)(s->bias_vectors * VL) * sizeof(real));
+    for (fa_index v = 0; v < s->width_x; v++) {
+        const fa_index gate = s->unit_vectors == 1 ? v : 0, u = unit + (s->unit_vectors == 1 ? 0 : v * VL);
+        add_units(g, bias + v * VL, w->b_ih, gate, u);
+        /* The last gate of gru keeps its hidden bias apart: it is inside the product with r, or beside it. */
+        add_units(g, bias + (v == 2 && s->bias_vectors > s->width_x ? 3 : v) * VL, w->b_hh, gate, u);
+    }
+    if (w->peephole) {
+        const fa_index peepholes = peepholes_of(g->cell);
+        real *to = c->packed->peephole + p * peepholes * VL;
+        memset(to, 0, (size_t)(peepholes * VL) * sizeof(real));
+        for (fa_index n = 0; n < peepholes; n++) add_units(g, to + n * VL, w->peephole, n, unit);
+    }
+}
+
 /* Task i is the panels 2 i and 2 i + 1, which share a panel of w_hn. */
 static void pack_panels(void *context, fa_index i, int worker)
 {
     const packing *c = context;
     const recurrent_layer *g = c->g;
-    const fa_recurrent_weights *w = c->w;
     const packed_weights *packed = c->packed;
-    const cell_shape *s = g->shape;
-    const fa_index VL = g->lanes;
     const int narrow = packed->type != FA_WEIGHT_REAL;
     real *wide = narrow ? c->wide + worker * c->wide_size : NULL;
-    real *wide_n = narrow ? wide : packed->w_hn ? (real *)packed->w_hn + i * g->size_n : NULL;
     for (fa_index p = 2 * i; p < fa_min(2 * i + 2, g->panels); p++) {
-        const fa_index unit = p * g->panel_units;
-        real *bias = packed->bias + p * s->bias_vectors * VL;
-        real *x = narrow ? wide : (real *)packed->w_ih + p * g->size_x;
-        real *h = narrow ? wide + g->size_x : (real *)packed->w_hh + p * g->size_h;
-        memset(bias, 0, (size_t)(s->bias_vectors * VL) * sizeof(real));
-        for (fa_index v = 0; v < s->width_x; v++) {
-            const fa_index gate = s->unit_vectors == 1 ? v : 0, u = unit + (s->unit_vectors == 1 ? 0 : v * VL);
-            pack_vector(g, x + at_vector(g, v, s->nv_x, g->Ip), s->nv_x * VL, w->w_ih, gate, u, g->I, g->Ip);
-            if (v < s->width_h) pack_vector(g, h + at_vector(g, v, s->nv_h, g->Pp), s->nv_h * VL, w->w_hh, gate, u, g->P, g->Pp);
-            add_units(g, bias + v * VL, w->b_ih, gate, u);
-            /* The last gate of gru keeps its hidden bias apart: it is inside the product with r, or beside it. */
-            add_units(g, bias + (v == 2 && s->bias_vectors > s->width_x ? 3 : v) * VL, w->b_hh, gate, u);
-        }
-        if (narrow) {
-            const fa_index x_panels = s->width_x / s->nv_x, h_panels = s->width_h / s->nv_h;
-            narrow_panels(c, packed->w_ih, packed->scale_x, p * x_panels, x, x_panels, s->nv_x, g->Ip);
-            narrow_panels(c, packed->w_hh, packed->scale_h, p * h_panels, h, h_panels, s->nv_h, g->Pp);
-        }
-        if (w->peephole) {
-            const fa_index peepholes = peepholes_of(g->cell);
-            real *to = packed->peephole + p * peepholes * VL;
-            memset(to, 0, (size_t)(peepholes * VL) * sizeof(real));
-            for (fa_index n = 0; n < peepholes; n++) add_units(g, to + n * VL, w->peephole, n, unit);
-        }
+        pack_biases(c, p);
+        if (!packed->plain) pack_matrices(c, p, wide);
     }
-    for (fa_index p = 2 * i; packed->w_hn && p < 2 * i + 2; p++)
-        pack_vector(g, wide_n + p % 2 * VL, 2 * VL, w->w_hh, 2, p * g->panel_units, g->H, g->Hp);
-    if (packed->w_hn && narrow) narrow_panels(c, packed->w_hn, packed->scale_n, i, wide_n, 1, 2, g->Hp);
+    if (!packed->w_hn || packed->plain) return;
+    real *wide_n = narrow ? wide : (real *)packed->w_hn + i * g->size_n;
+    for (fa_index p = 2 * i; p < 2 * i + 2; p++)
+        pack_vector(g, wide_n + p % 2 * g->lanes, 2 * g->lanes, c->w->w_hh, 2, p * g->panel_units, g->H, g->Hp);
+    if (narrow) narrow_panels(c, packed->w_hn, packed->scale_n, i, wide_n, 1, 2, g->Hp);
 }
 
 static void pack_output_panel(void *context, fa_index i, int worker)
@@ -179,7 +206,7 @@ static void pack_output_panel(void *context, fa_index i, int worker)
 
 fa_status OP(recurrent_fill)(const recurrent_layer *g, const packed_weights *packed, const fa_recurrent_weights *w)
 {
-    const int threads = fa_threads_for((double)g->panels * (double)(g->size_x + g->size_h));
+    const int threads = packed->plain ? 1 : fa_threads_for((double)g->panels * (double)(g->size_x + g->size_h));
     packing c = {.g = g, .packed = packed, .w = w, .wide_size = fa_max(g->size_x + g->size_h, g->size_n)};
     fa_scratch scratch = {0};
     if (packed->type != FA_WEIGHT_REAL) {
@@ -187,7 +214,7 @@ fa_status OP(recurrent_fill)(const recurrent_layer *g, const packed_weights *pac
         c.wide = (real *)(void *)scratch.base;
     }
     fa_parallel_for(fa_ceil_div(g->panels, 2), threads, pack_panels, &c);
-    fa_parallel_for(g->output_panels, threads, pack_output_panel, &c);
+    if (!packed->plain) fa_parallel_for(g->output_panels, threads, pack_output_panel, &c);
     if (scratch.base) fa_scratch_give(&scratch);
     return FA_OK;
 }
@@ -196,7 +223,7 @@ size_t OP(recurrent_packed_bytes)(fa_isa isa, fa_weight_type type, const fa_recu
 {
     const recurrent_layer g = OP(recurrent_layer)(kernels_for(isa), w);
     arena plan = {0};
-    OP(recurrent_plan)(&g, &plan, w, type);
+    OP(recurrent_plan)(&g, &plan, w, type, 0);
     return plan.used;
 }
 
@@ -204,6 +231,6 @@ fa_status OP(recurrent_pack)(fa_isa isa, fa_weight_type type, void *packed, cons
 {
     const recurrent_layer g = OP(recurrent_layer)(kernels_for(isa), w);
     arena plan = {.base = packed};
-    const packed_weights p = OP(recurrent_plan)(&g, &plan, w, type);
+    const packed_weights p = OP(recurrent_plan)(&g, &plan, w, type, 0);
     return OP(recurrent_fill)(&g, &p, w);
 }
