@@ -24,8 +24,8 @@ SIZES = [
 ]
 
 
-# Rows, columns and k around the blocks of kernels/gemm/few_rows.c: 4 rows of x (16 with a transposed weight), vectors of
-# up to 16 columns, parts of a sum of 128 or 256 k, two of them side by side.
+# Rows, columns and k around the blocks of kernels/gemm/few_rows.c: 4 rows of x (16 with a transposed weight), vectors
+# of up to 16 columns, parts of a sum of 128 or 256 k, two of them side by side.
 FEW_ROWS = (1, 2, 3, 4, 5, 6, 7, 13, 16, 17)
 FEW_COLUMNS = (1, 3, 8, 15, 16, 17, 33, 64, 100, 257, 600)
 FEW_K = (1, 2, 7, 8, 9, 16, 17, 33, 128, 130, 255, 256, 257, 384, 511, 512, 513, 770, 1030)
@@ -114,10 +114,16 @@ class TestBits:
                 assert same_bits(fa.linear(x, packed, b, activation="tanh"), expected)
 
     def test_weights_of_several_blocks_have_the_bits_of_packed_ones(self, rng):
-        """A call packs 16 MB of the weight at a time; a handle is one piece."""
+        """A call packs 16 MB of the weight at a time; a handle is one piece. Few rows read what comes from memory in
+        another way than what comes from a cache."""
         for dtype in (np.float32, np.float64):
             x, w, b = arguments(rng, np.dtype(dtype), 200, 1100, 4100)
-            assert same_bits(fa.linear(x, w, b), fa.linear(x, fa.pack_linear(w), b))
+            packed = fa.pack_linear(w)
+            expected = fa.linear(x, packed, b)
+            assert same_bits(fa.linear(x, w, b), expected)
+            for rows in (1, 2, 3, 4, 7):
+                for same in (packed, w, fortran(w)):
+                    assert same_bits(fa.linear(x[:rows], same, b), expected[:rows])
 
     @pytest.mark.parametrize("layout", LAYOUTS)
     def test_layouts_do_not_matter(self, linear_strategy, dtype, rng, layout):

@@ -26,9 +26,11 @@ typedef FA_VERSION(kernels, FA_STORED_TYPE) fa_kernels;
 /* Columns in a panel of linear and of the products of backward passes. */
 FA_INLINE fa_index panel_width(const fa_kernels *k) { return k->sizes.panel_vectors * k->sizes.lanes; }
 
-/* Streams of a few_product with weights of so many elements: larger matrices come from memory, which is faster read in one. */
-#define FEW_CACHED_BYTES ((fa_index)8 << 20)
-FA_INLINE int few_streams(fa_index elements) { return elements <= FEW_CACHED_BYTES / (fa_index)sizeof(stored) ? 2 : 1; }
+/* Whether weights of so many elements of `size` bytes, read call after call or step after step, come from a cache and not from memory. */
+#define CACHED_BYTES ((fa_index)8 << 20)
+FA_INLINE int are_cached(fa_index elements, size_t size) { return elements <= CACHED_BYTES / (fa_index)size; }
+/* Most rows for which panels that are cached are not prefetched. */
+#define CACHED_ROWS 8
 
 /* Zeros; n may be 0 or less, which writes nothing. */
 FA_INLINE void clear(real *x, fa_index n)

@@ -267,73 +267,83 @@ FA_NOINLINE void panel_4(gemm_tile t, fa_index a_tile, row_split split, fa_index
     multiply_panel(t, a_tile, split, bytes, 4);
 }
 
-/* A single row, not packed in a tile but as it is, and `side` panels of nv vectors at a time: enough chains to hide the latency of a
-   multiply-add, and enough streams from the second-level cache or beyond, where the panels come from, once per call. */
-FA_INLINE void row_product(real *c, fa_index c_panel, const real *restrict a, const real *restrict b, fa_index panel_stride,
-                           fa_index k_size, const int side, const int nv, fa_index columns, int accumulate)
+/* One to three rows of a tile (a single one is left as it is) and `side` panels of nv vectors at a time: enough chains to hide the latency
+   of a multiply-add, and enough streams from the second-level cache or beyond, where the panels come from, once per call. */
+typedef struct {
+    real *c;
+    const real *a, *b;
+    fa_index ldc, c_panel, panel_stride, k_size, columns;
+    int accumulate;
+} side_product;
+
+FA_INLINE void multiply_sides(const side_product *product, const int mr, const int side, const int nv)
 {
-    vreal acc[ROW_SIDES][TILE_MAX_VECTORS];
+    const side_product p = *product;
+    const fa_index k_step = mr == 1 ? 1 : TILE_ROWS(nv);
+    const real *restrict a = p.a, *restrict b = p.b;
+    tile_acc acc[ROW_SIDES];
     FA_UNROLL
-    for (int s = 0; s < side; s++) {
-        FA_UNROLL
-        for (int v = 0; v < nv; v++) acc[s][v] = v_zero();
-    }
-    for (const real *end = a + k_size; a != end; a += TILE_K, b += TILE_K * nv * VL) {
+    for (int s = 0; s < side; s++) tile_zero(acc[s], mr, nv);
+    for (const real *end = b + p.k_size * nv * VL; b != end; a += TILE_K * k_step, b += TILE_K * nv * VL) {
         FA_UNROLL
         for (int k = 0; k < TILE_K; k++) {
-            const vreal x = v_broadcast(a + k);
+            vreal x[3];
+            FA_UNROLL
+            for (int r = 0; r < mr; r++) x[r] = v_broadcast(a + k * k_step + r);
             FA_UNROLL
             for (int s = 0; s < side; s++) {
                 FA_UNROLL
-                for (int v = 0; v < nv; v++)
-                    acc[s][v] = v_multiply_add(x, v_load(b + s * panel_stride + (k * nv + v) * VL), acc[s][v]);
+                for (int v = 0; v < nv; v++) {
+                    const vreal column = v_load(b + s * p.panel_stride + (k * nv + v) * VL);
+                    FA_UNROLL
+                    for (int r = 0; r < mr; r++) acc[s][r][v] = v_multiply_add(x[r], column, acc[s][r][v]);
+                }
             }
         }
     }
     FA_UNROLL
-    for (int s = 0; s < side; s++, c += c_panel) {
-        tile_acc row;
-        FA_UNROLL
-        for (int v = 0; v < nv; v++) row[0][v] = acc[s][v];
-        add_tile(c, 0, row, 1, nv, s + 1 < side ? nv * VL : columns, accumulate);
-    }
+    for (int s = 0; s < side; s++)
+        add_tile(p.c + s * p.c_panel, p.ldc, acc[s], mr, nv, s + 1 < side ? nv * VL : p.columns, p.accumulate);
 }
 
-#define DEFINE_ROW(side, nv)                                                                                           \
-    FA_NOINLINE void row_##side##_##nv(real *c, fa_index c_panel, const real *a, const real *b, fa_index panel_stride, \
-                                       fa_index k_size, fa_index columns, int accumulate)                              \
-    {                                                                                                                  \
-        row_product(c, c_panel, a, b, panel_stride, k_size, side, nv, columns, accumulate);                            \
-    }
-DEFINE_ROW(4, 2)
-DEFINE_ROW(2, 3)
-DEFINE_ROW(1, 2)
-DEFINE_ROW(1, 3)
-DEFINE_ROW(1, 4)
+#define DEFINE_SIDES(mr, side, nv) \
+    FA_NOINLINE void sides_##mr##_##side##_##nv(const side_product *p) { multiply_sides(p, mr, side, nv); }
+DEFINE_SIDES(1, 4, 2)
+DEFINE_SIDES(1, 2, 3)
+DEFINE_SIDES(1, 1, 2)
+DEFINE_SIDES(1, 1, 3)
+DEFINE_SIDES(1, 1, 4)
+DEFINE_SIDES(2, 2, 2)
+DEFINE_SIDES(2, 2, 3)
+DEFINE_SIDES(3, 2, 2)
 
-FA_NOINLINE void row_panels(panel_product p)
+/* Panels side by side, and what multiplies them: of a single row some or one, [nv - 2]; of two and three rows two, or NULL. */
+typedef void sides_product(const side_product *p);
+static sides_product *const one_row[] = {sides_1_1_2, sides_1_1_3, sides_1_1_4};
+static sides_product *const some_rows[3][3] = {
+    {sides_1_4_2, sides_1_2_3, NULL}, {sides_2_2_2, sides_2_2_3, NULL}, {sides_3_2_2, NULL, NULL}};
+
+FA_INLINE fa_index sides_of(const panel_product *p)
 {
-    const fa_index k_block = K_BLOCK(p.nv), most = ROW_SIDES_OF(p.nv);
-    for (fa_index i = 0, side; i < p.panels; i += side) {
-        side = i + most <= p.panels ? most : 1;
-        const fa_index columns = i + side < p.panels ? p.nv * VL : p.last_columns;
-        for (fa_index k = 0; k == 0 || k < p.k_size; k += k_block) {
-            const fa_index kb = fa_min(k_block, p.k_size - k);
-            real *to = p.c + i * p.c_panel;
-            const real *bk = (const real *)p.b + i * p.panel_stride + k * p.nv * VL;
-            const int add = p.accumulate || k > 0;
-            if (side == 4)
-                row_4_2(to, p.c_panel, p.a + k, bk, p.panel_stride, kb, columns, add);
-            else if (side == 2)
-                row_2_3(to, p.c_panel, p.a + k, bk, p.panel_stride, kb, columns, add);
-            else if (p.nv == 2)
-                row_1_2(to, p.c_panel, p.a + k, bk, p.panel_stride, kb, columns, add);
-            else if (p.nv == 3)
-                row_1_3(to, p.c_panel, p.a + k, bk, p.panel_stride, kb, columns, add);
-            else
-                row_1_4(to, p.c_panel, p.a + k, bk, p.panel_stride, kb, columns, add);
-        }
+    if (p->m == 1) return ROW_SIDES_OF(p->nv);
+    return p->cached && p->m <= 3 && some_rows[p->m - 1][p->nv - 2] ? 2 : 0;
+}
+
+/* Panels from i on, side by side; returns how many, 0 where there are too few or rows too many. */
+FA_INLINE fa_index row_panels(const panel_product *p, fa_index i)
+{
+    const fa_index k_block = K_BLOCK(p->nv), most = sides_of(p), side = i + most <= p->panels ? most : p->m == 1;
+    if (side == 0) return 0;
+    side_product part = {.ldc = p->ldc, .c_panel = p->c_panel, .panel_stride = p->panel_stride, .c = p->c + i * p->c_panel};
+    part.columns = i + side < p->panels ? p->nv * VL : p->last_columns;
+    for (fa_index k = 0; k == 0 || k < p->k_size; k += k_block) {
+        part.k_size = fa_min(k_block, p->k_size - k);
+        part.a = p->a + k * (p->m == 1 ? 1 : TILE_ROWS(p->nv));
+        part.b = (const real *)p->b + i * p->panel_stride + k * p->nv * VL;
+        part.accumulate = p->accumulate || k > 0;
+        (side == 1 ? one_row[p->nv - 2] : some_rows[p->m - 1][p->nv - 2])(&part);
     }
+    return side;
 }
 
 void KERNEL(gemm_panels)(const panel_product *product)
@@ -341,14 +351,14 @@ void KERNEL(gemm_panels)(const panel_product *product)
     const panel_product p = *product;
     const fa_index k_block = K_BLOCK(p.nv), most = TILE_ROWS(p.nv);
     const row_split split = split_rows(p.m, most);
-    const real *b = p.b;
     if (p.m == 0) return;
-    if (p.m == 1) {
-        row_panels(p);
-        return;
-    }
-    gemm_tile tile = {.c = p.c, .ldc = p.ldc};
-    for (fa_index i = 0; i < p.panels; i++, b += p.panel_stride, tile.c += p.c_panel) {
+    gemm_tile tile = {.ldc = p.ldc};
+    for (fa_index i = 0, side; i < p.panels; i += side) {
+        const real *b = (const real *)p.b + i * p.panel_stride;
+        side = row_panels(&p, i);
+        if (side > 0) continue;
+        side = 1;
+        tile.c = p.c + i * p.c_panel;
         tile.columns = i + 1 < p.panels ? p.nv * VL : p.last_columns;
         for (fa_index k = 0; k == 0 || k < p.k_size; k += k_block) {
             const fa_index kb = fa_min(k_block, p.k_size - k), left = p.k_size - k - kb;
@@ -359,7 +369,7 @@ void KERNEL(gemm_panels)(const panel_product *product)
             tile.accumulate = p.accumulate || k > 0;
             tile.ahead = left > 0 ? (const void *)(tile.b + kb * p.nv * VL) : last && p.next ? p.next : b + p.panel_stride;
             const fa_index ahead_k = last && !p.next ? 0 : fa_min(k_block, left > 0 ? left : p.k_size);
-            const fa_index bytes = ahead_k * p.nv * VL * (fa_index)sizeof(real);
+            const fa_index bytes = p.cached ? 0 : ahead_k * p.nv * VL * (fa_index)sizeof(real);
             switch (p.nv) {
             case 2: panel_2(tile, most * p.k_size, split, bytes); break;
             case 3: panel_3(tile, most * p.k_size, split, bytes); break;

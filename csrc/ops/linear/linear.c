@@ -74,7 +74,8 @@ static void multiply(const linear_call *c, real *dst, fa_index ld, real *tiles, 
                              .panel_stride = width * c->Kp,
                              .panels = panels,
                              .last_columns = last,
-                             .nv = k->sizes.panel_vectors};
+                             .nv = k->sizes.panel_vectors,
+                             .cached = rows <= CACHED_ROWS && are_cached(c->N * c->Kp, sizeof(real))};
     for (fa_index k0 = 0; k0 < c->Kp || k0 == 0; k0 += K_SLICE) {
         product.k_size = pack_slice(c, tiles, m0, rows, k0, K_SLICE);
         product.b = b + k0 * width;
@@ -151,7 +152,7 @@ static void few_task(void *context, fa_index i, int worker)
     real *panel = c->panels + worker * c->panel_size;
     real *dst = FA_CONVERTS ? panel + width * fa_min(few_slice(c), c->Kp) : (real *)c->y + column;
     panel_product product = {
-        .ldc = ld, .c_panel = width, .b = panel, .panels = 1, .last_columns = columns, .nv = k->sizes.panel_vectors};
+        .ldc = ld, .c_panel = width, .b = panel, .cached = 1, .panels = 1, .last_columns = columns, .nv = k->sizes.panel_vectors};
     for (fa_index k0 = 0; k0 < c->Kp || k0 == 0; k0 += few_slice(c)) {
         const fa_index kp = fa_min(few_slice(c), c->Kp - k0), first = k0 * k->sizes.packed;
         pack_panel(c, panel, column, first, fa_min(slice, c->K - first), kp);

@@ -27,7 +27,7 @@ static void multiply_rows(const linear_call *c, few_product product, fa_index co
     const fa_index lanes = c->kernels->sizes.lanes, whole = columns / lanes;
     product.w = c->w + column * c->ldw;
     product.group_step = lanes * c->ldw;
-    product.streams = few_streams(c->N * c->K);
+    product.streams = 1 + are_cached(c->N * c->K, sizeof(stored)); /* memory is faster read in one */
     product.groups = whole;
     product.rows = product.columns = lanes;
     c->kernels->few_rows(&product);

@@ -41,7 +41,7 @@ typedef struct {
     real *tiles;                    /* packed rows of x of a chunk, then of h */
     real *x_tiles;                  /* packed rows of x of a step, by steps */
     real *gates_x;                  /* [panels of the slice][rows of the chunk][width_x VL], or [slots][width_x VL] */
-    real *gates_h;                  /* [slots][width_h VL] */
+    real *gates_h;                  /* [panels multiplied at once][slots][width_h VL] */
     const stored **rows;            /* pointers to rows of x or h */
     stored **y_rows;
     real **saved_rows; /* saved_rows NULL: nothing is saved */
@@ -169,7 +169,7 @@ static void multiply_plain(const pseudo_layer *c, panel_matrix w, fa_index first
                        .groups = vectors,
                        .group_step = w.units * w.size,
                        .columns = VL,
-                       .streams = few_streams(vectors * w.units * w.size),
+                       .streams = 1 + are_cached(vectors * w.units * w.size, sizeof(stored)),
                        .accumulate = product->accumulate};
     for (fa_index i = 0; i < panels * w.width; i += vectors) {
         const fa_index unit = (first * w.width + i) / vectors * VL;
@@ -180,7 +180,7 @@ static void multiply_plain(const pseudo_layer *c, panel_matrix w, fa_index first
     }
 }
 
-/* product.c (+)= product.a w for `panels` panels of w from panel `first` on. */
+/* product.c (+)= product.a w for `panels` panels of w from panel `first` on, whose products are c_panel apart; 0: side by side. */
 static void multiply(const pseudo_layer *c, panel_matrix w, fa_index first, fa_index panels, panel_product product)
 {
     const fa_kernels *k = c->g.kernels;
@@ -189,7 +189,8 @@ static void multiply(const pseudo_layer *c, panel_matrix w, fa_index first, fa_i
         multiply_plain(c, w, first, panels, &product);
         return;
     }
-    product.c_panel = product.last_columns = columns;
+    product.c_panel = product.c_panel ? product.c_panel : columns;
+    product.last_columns = columns;
     product.panel_stride = w.k * columns;
     product.panels = panels * (w.width / w.nv);
     product.nv = w.nv;
@@ -208,6 +209,7 @@ static void multiply(const pseudo_layer *c, panel_matrix w, fa_index first, fa_i
     }
 #endif
     product.b = (const real *)w.w + at;
+    product.cached = product.m <= CACHED_ROWS && are_cached(w.k * w.units * (w.by_gates ? w.width : 1), sizeof(real));
     k->gemm_panels(&product);
 }
 
@@ -353,27 +355,47 @@ static void write_output(const pseudo_layer *c, const thread_work *w, fa_index s
     if (c->a->dropped) drop(c, w, step, active);
 }
 
-/* The products of panel i of the thread, `next` the one after it or -1, that its step computes panel by panel. */
-static void multiply_panel(const pseudo_layer *c, const thread_work *w, const layer_step *s, fa_index i, fa_index next)
+/* Panels whose products with w_hh are computed at once: two, where those of one are too few chains for the two or three rows. */
+static fa_index panels_together(const pseudo_layer *c, const thread_work *w, fa_index active)
 {
-    const fa_index p = w->first_panel + i;
+    const int one_product = c->g.shape->width_h == c->g.shape->nv_h;
+    return w->order == BY_CHUNKS && one_product && active <= 3 && !c->w.plain && c->w.type == FA_WEIGHT_REAL ? 2 : 1;
+}
+
+/* The products of `count` panels of the thread from panel i on, `next` the one after them or -1, that a step computes panel by panel. */
+static void multiply_panels(const pseudo_layer *c, const thread_work *w, const layer_step *s, fa_index i, fa_index count,
+                            fa_index next)
+{
+    const fa_index p = w->first_panel + i, ld = c->g.shape->width_h * c->g.lanes;
     real *gates = s->gates_x + i * s->panel_stride, *sums = s->add ? gates : w->gates_h;
     switch (w->order) {
     case BY_STEPS:
         multiply_x(c, w->x_tiles, s->active, p, 1, gates, panel_of(c, c->w.w_hh, c->g.size_h, p));
         multiply_h(c, w->tiles, s->active, p, 1, sums, s->add, panel_of(c, c->w.w_ih, c->g.size_x, next));
         break;
-    case BY_CHUNKS: multiply_h(c, w->tiles, s->active, p, 1, sums, s->add, panel_of(c, c->w.w_hh, c->g.size_h, next)); break;
+    case BY_CHUNKS:
+        multiply(c, matrix_h(c), p, count,
+                 (panel_product){.c = sums,
+                                 .ldc = ld,
+                                 .c_panel = count == 1 ? 0
+                                            : s->add   ? s->panel_stride
+                                                       : s->active * ld,
+                                 .a = w->tiles,
+                                 .m = s->active,
+                                 .accumulate = s->add,
+                                 .next = panel_of(c, c->w.w_hh, c->g.size_h, next)});
+        break;
     case BY_SWEEPS: break;
     }
 }
 
-static void apply_cell(const pseudo_layer *c, const thread_work *w, const layer_step *s, fa_index i)
+/* The cell of panel i of the thread, the nth of those that were multiplied at once. */
+static void apply_cell(const pseudo_layer *c, const thread_work *w, const layer_step *s, fa_index i, fa_index n)
 {
     const fa_kernels *k = c->g.kernels;
     const fa_index VL = c->g.lanes, p = w->first_panel + i, state = w->first_slot * c->g.ld;
     const real *gates = s->gates_x + i * s->panel_stride;
-    const real *gates_h = w->gates_h + (w->order == BY_SWEEPS ? i * c->g.shape->width_h * VL : 0);
+    const real *gates_h = w->gates_h + (w->order == BY_SWEEPS ? i : n * s->active) * c->g.shape->width_h * VL;
     cell_rows at = rows_of_panel(c, w, s->active, p);
     switch (c->g.cell) {
     case FA_RNN:
@@ -419,10 +441,12 @@ static void run_step(const pseudo_layer *c, const thread_work *w, fa_index step,
     find_step_rows(c, w, &s);
     pack_state(c, w, c->rounded[step % 2], c->g.ld_h, active, c->g.shape->nv_h, c->g.P);
     if (w->order == BY_SWEEPS) sweep(c, w, s.add ? gates_x : w->gates_h, s.add, s.backwards);
-    for (fa_index n = 0; n < w->panels; n++) {
-        const fa_index i = s.backwards ? w->panels - 1 - n : n, next = i + (s.backwards ? -1 : 1);
-        multiply_panel(c, w, &s, i, n + 1 < w->panels ? w->first_panel + next : -1);
-        apply_cell(c, w, &s, i);
+    const fa_index together = panels_together(c, w, active);
+    for (fa_index done = 0, count; done < w->panels; done += count) {
+        count = fa_min(together, w->panels - done);
+        const fa_index i = s.backwards ? w->panels - done - count : done, next = s.backwards ? i - 1 : i + count;
+        multiply_panels(c, w, &s, i, count, done + count < w->panels ? w->first_panel + next : -1);
+        for (fa_index n = 0; n < count; n++) apply_cell(c, w, &s, i + n, n);
     }
     if (c->g.projected) project(c, w, active, s.after);
     if (c->g.cell == FA_GRU_RESET_BEFORE) update_state(c, w, &s);
@@ -454,7 +478,7 @@ static thread_work plan_work(const pseudo_layer *c, layer_share share, arena *pl
     w.tiles = arena_take(plan, tiles * fa_max(c->g.Ip, fa_max(c->g.Hp, c->g.Pp)) + VL, sizeof(real));
     w.x_tiles = by_steps ? arena_take(plan, tiles * c->g.Ip + VL, sizeof(real)) : NULL;
     w.gates_x = arena_take(plan, (by_steps ? 1 : w.panels) * rows * s->width_x * VL, sizeof(real));
-    w.gates_h = arena_take(plan, (w.order == BY_SWEEPS ? w.panels : w.slots) * s->width_h * VL, sizeof(real));
+    w.gates_h = arena_take(plan, (w.order == BY_SWEEPS ? w.panels : 2 * w.slots) * s->width_h * VL, sizeof(real));
     w.rows = arena_take(plan, rows, sizeof *w.rows);
     w.y_rows = arena_take(plan, w.slots, sizeof *w.y_rows);
     w.saved_rows = c->a->saved ? arena_take(plan, w.slots, sizeof *w.saved_rows) : NULL;
