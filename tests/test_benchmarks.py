@@ -63,6 +63,8 @@ VARIANTS = [
     Case("small ragged gradients", "lstm_gradients", RAGGED, ragged=True),
     *(Case(f"small {kind}", "lstm", SMALL["lstm"], weights=kind) for kind in ("bfloat16", "int8")),
     *(Case(f"small {kind} cell", "lstm_cell", SMALL["lstm_cell"], weights=kind) for kind in ("bfloat16", "int8")),
+    *(Case(f"small plain {op}", op, SMALL[op], plain=True) for op in ("linear", "lstm_cell", "gru_cell", "rnn_cell")),
+    Case("small transposed linear", "linear", SMALL["linear"], plain=True, transposed=True),
 ]
 QUICK = Settings(rounds=2, turn_seconds=0.001, timeout=20)
 

@@ -57,6 +57,8 @@ class Case:
     beside: str = ""  # the case whose rate (useful work by time) this one is compared with
     ragged: bool = False  # sequences with the lengths of real sentences
     weights: str = ""  # of how many bits ours are packed, where fewer than x has; all libraries have the same numbers
+    plain: bool = False  # linear, cells: weights are arrays that no library has seen, or packed, before the call
+    transposed: bool = False  # linear: the weight is the transposed view of an array
     alone: bool = False  # each call is timed alone, for percentiles
     target: Target = field(default_factory=Target)
     quick: bool = False  # part of --quick

@@ -39,7 +39,8 @@ def _recurrent(op: str, T: int, B: int, H: int, target: Target, **options: Any) 
 
 
 def _packed_as(options: dict[str, Any]) -> str:
-    return f" {options['weights']} weights" if "weights" in options else ""
+    kind = "plain" if options.get("plain") else options.get("weights")
+    return f" {kind} weights" if kind else ""
 
 
 def _ragged(op: str, B: int, H: int, target: Target, **options: Any) -> Case:
@@ -61,7 +62,8 @@ def _cell(op: str, B: int, H: int, target: Target, **options: Any) -> Case:
 
 
 def _linear(M: int, N: int, K: int, **options: Any) -> Case:
-    return Case(f"linear M{M} N{N} K{K}", "linear", {"M": M, "N": N, "K": K}, **options)
+    weight = " transposed weight" if options.get("transposed") else _packed_as(options)
+    return Case(f"linear{weight} M{M} N{N} K{K}", "linear", {"M": M, "N": N, "K": K}, **options)
 
 
 CASES: tuple[Case, ...] = (
@@ -111,6 +113,12 @@ CASES: tuple[Case, ...] = (
     _recurrent("lstm", 512, 1, 512, Target(ratio=2.5), weights="bfloat16"),
     _recurrent("lstm", 512, 1, 512, Target(ratio=2.5), weights="int8"),
     _recurrent("lstm", 100, 1, 128, Target(ratio=1.4), quick=True, scales=False),
+    _recurrent("lstm", 64, 2, 256, Target(ratio=1.15), scales=False),
+    _recurrent("lstm", 64, 4, 512, Target(ratio=1.15)),
+    _recurrent("lstm", 32, 1, 1024, Target(ratio=1.15)),
+    _recurrent("gru", 64, 2, 256, Target(ratio=1.15), scales=False),
+    _recurrent("gru", 64, 4, 512, Target(ratio=1.15)),
+    _recurrent("gru", 32, 1, 1024, Target(ratio=1.15)),
     _recurrent("gru", 512, 32, 512, Target(peak=0.90)),
     _recurrent("gru", 512, 1, 512, Target(ratio=1.4)),
     _recurrent("gru", 100, 64, 256, Target(peak=0.90), quick=True),
@@ -154,12 +162,17 @@ CASES: tuple[Case, ...] = (
     _linear(1024, 1024, 1024, quick=True),
     _linear(128, 3072, 768),
     _linear(1, 768, 768, scales=False),
+    *(_linear(M, 1024, 1024, plain=True, scales=False) for M in (1, 2, 4, 16)),
+    *(_linear(M, 1024, 1024, plain=True, transposed=True, scales=False) for M in (1, 4, 16)),
+    _linear(8192, 64, 64),
+    _linear(4096, 384, 384),
     _cell("lstm", 1, 128, Target(micros=5, tail=3), quick=True, alone=True),
     _cell("lstm", 1, 128, Target(tail=3), weights="bfloat16", alone=True),
     _cell("lstm", 1, 256, Target(micros=22, tail=3), alone=True),
     _cell("lstm", 1, 256, Target(micros=10, tail=3), weights="bfloat16", alone=True),
     _cell("gru", 1, 256, Target()),
     _cell("rnn", 1, 256, Target()),
+    *(_cell(op, 1, 256, Target(), plain=True) for op in ("lstm", "gru", "rnn")),
 )
 
 

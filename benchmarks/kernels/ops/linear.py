@@ -12,9 +12,10 @@ from fastattn import reference
 def inputs_of(case: Case, rng: np.random.Generator) -> Inputs:
     s = case.sizes
     scale = np.dtype(case.dtype).type(1 / math.sqrt(s["K"]))
+    weight = scale * normal(case, rng, s["N"], s["K"])
     return {
         "x": normal(case, rng, s["M"], s["K"]),
-        "weight": scale * normal(case, rng, s["N"], s["K"]),
+        "weight": np.asfortranarray(weight) if case.transposed else weight,
         "bias": normal(case, rng, s["N"]),
     }
 

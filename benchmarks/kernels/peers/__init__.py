@@ -75,8 +75,8 @@ def itself(output: Any) -> Array:
 
 
 def plain_forward(case: Case) -> bool:
-    """What libraries for inference have of an op: float32, no masks, no windows."""
-    return case.dtype == "float32" and case.window is None and not case.masked
+    """What libraries for inference have of an op: float32, no masks, no windows; weights are constants, packed once."""
+    return case.dtype == "float32" and case.window is None and not case.masked and not case.plain
 
 
 def seconds(prepared: Prepared) -> float:

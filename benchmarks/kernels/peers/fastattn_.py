@@ -43,7 +43,8 @@ def _softmax(case: Case, inputs: Inputs) -> Prepared:
 
 
 def _linear(case: Case, inputs: Inputs) -> Prepared:
-    x, weight, bias = inputs["x"], fa.pack_linear(inputs["weight"]), inputs["bias"]
+    x, bias = inputs["x"], inputs["bias"]
+    weight = inputs["weight"] if case.plain else fa.pack_linear(inputs["weight"])
     y = np.empty((case.sizes["M"], case.sizes["N"]), case.dtype)
     return Prepared(lambda: fa.linear(x, weight, bias, out=y), itself)
 
@@ -82,8 +83,11 @@ def _gradients(case: Case, inputs: Inputs) -> Prepared:
 
 
 def _cell(case: Case, inputs: Inputs) -> Prepared:
-    """step of a module; an LSTM has two arrays of state."""
+    """step of a module, or with plain weights the function; an LSTM has two arrays of state."""
     x, op = inputs["x"], case.op.removesuffix("_cell")
+    if case.plain:
+        cell, arguments = getattr(fa, case.op), [inputs[name] for name in ("x", "h", "c", *WEIGHTS) if name in inputs]
+        return Prepared(lambda: cell(*arguments), first if op == "lstm" else itself)
     module = getattr(fa.nn, op.upper())(case.sizes["I"], case.sizes["H"])
     module.load_state_dict({f"{name}_l0": inputs[name] for name in WEIGHTS})
     module.pack(case.weights or None)

@@ -56,8 +56,8 @@ def version() -> str:
 
 
 def supports(case: Case) -> bool:
-    """No gradients, no masks but by position; bfloat16 products where oneDNN has them."""
-    if case.op not in PREPARE or case.masked or case.dtype not in ("float32", "bfloat16"):
+    """No gradients, no masks but by position, no plain weights; bfloat16 products where oneDNN has them."""
+    if case.op not in PREPARE or case.masked or case.plain or case.dtype not in ("float32", "bfloat16"):
         return False
     if case.op == "linear":
         return case.dtype == "float32" or bool(import_module("torch").cpu._is_avx512_bf16_supported())

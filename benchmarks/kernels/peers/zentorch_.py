@@ -35,8 +35,14 @@ def version() -> str:
 
 
 def supports(case: Case) -> bool:
-    """Without gradients, masks, ragged batches."""
-    if case.op not in PREPARE or case.masked or case.window is not None or case.dtype not in ("float32", "bfloat16"):
+    """Without gradients, masks, ragged batches, plain weights."""
+    if (
+        case.op not in PREPARE
+        or case.masked
+        or case.plain
+        or case.window is not None
+        or case.dtype not in ("float32", "bfloat16")
+    ):
         return False
     return (case.op, case.dtype) == ("linear", "float32") or _multiplies(case.dtype)
 
