@@ -85,14 +85,17 @@ fa_status fa_norm_backward(fa_dtype dtype, const fa_norm_backward_arguments *a);
 
 /* ---- linear: y[M, N] = activation(z), z = x[M, K] w[N, K]' + bias[N]; bias may be NULL; no aliasing ----
    z, laid out as y, is written unless it is NULL: only with an activation. */
+typedef enum { FA_WEIGHT_REAL = 0, FA_WEIGHT_BF16, FA_WEIGHT_INT8 } fa_weight_type; /* packed as the dtype, or as these */
 typedef enum { FA_LINEAR_NATIVE = 0, FA_LINEAR_BLAS } fa_linear_strategy;
-/* Row strides ldy, ldx, ldw of y, x, w. w_transposed: w is [K, N]. z, as y, is kept unless NULL. packed: w packed under `isa`, whose layout it has, which then
-   computes; w, z and strategy do not count. */
+/* Row strides ldy, ldx, ldw of y, x, w. w_transposed: w is [K, N]. z, as y, is kept unless NULL. packed: w packed under `isa`, whose
+   layout it has, which then computes, as numbers of the dtype or, of float32, FA_WEIGHT_INT8 (kernels/gemm/quantize.c says what x and w
+   then count as); w, z and strategy do not count. */
 typedef struct {
     fa_index M, N, K, ldy, ldx, ldw;
     void *y, *z;
     const void *x, *w, *packed, *bias;
     fa_isa isa;
+    fa_weight_type type; /* of `packed` */
     fa_activation activation;
     fa_linear_strategy strategy;
     int w_transposed;
@@ -109,9 +112,10 @@ typedef struct {
     int add_dx;
 } fa_linear_backward_arguments;
 fa_status fa_linear_backward(fa_dtype dtype, const fa_linear_backward_arguments *a);
-/* w packed for fa_linear_arguments. */
-size_t fa_linear_packed_bytes(fa_dtype dtype, fa_isa isa, fa_index N, fa_index K);
-fa_status fa_linear_pack(fa_dtype dtype, fa_isa isa, void *packed, const void *w, fa_index ldw, fa_index N, fa_index K);
+/* w[N, K] of the dtype packed for fa_linear_arguments. The buffer starts at a multiple of 64 bytes. */
+size_t fa_linear_packed_bytes(fa_dtype dtype, fa_isa isa, fa_weight_type type, fa_index N, fa_index K);
+fa_status fa_linear_pack(fa_dtype dtype, fa_isa isa, fa_weight_type type, void *packed, const void *w, fa_index ldw, fa_index N,
+                         fa_index K);
 
 /* ---- attention, per batch b and head h, the keys of head h being those of h / (H / Hk) ----
    q[B, H, Lq, D], k[B, Hk, Lk, D], v[B, Hk, Lk, Dv], out[B, H, Lq, Dv] with strides of batch, head and row and contiguous last axes.
@@ -287,7 +291,6 @@ typedef struct {
 /* Weights packed beforehand, under the ISA `isa` whose layout the buffer then has, as numbers of the dtype or of fewer bits (float32
    only): bfloat16, or int8 with a scale for each row of w. Biases and peepholes keep the dtype. The buffer starts at a multiple of
    64 bytes. */
-typedef enum { FA_WEIGHT_REAL = 0, FA_WEIGHT_BF16, FA_WEIGHT_INT8 } fa_weight_type;
 size_t fa_recurrent_packed_bytes(fa_dtype dtype, fa_isa isa, fa_weight_type type, const fa_recurrent_weights *w);
 fa_status fa_recurrent_pack(fa_dtype dtype, fa_isa isa, fa_weight_type type, void *packed, const fa_recurrent_weights *w);
 

@@ -67,7 +67,12 @@ LOW_PRECISION = {
 # And those that bfloat16 has of its own where its products take pairs; elsewhere it takes float's.
 PAIRS = LOW_PRECISION | {"kernels/attention/attention"}
 # What float32 has of its own where products of bytes are an instruction.
-BYTE_PRODUCTS = {"kernels/decode/decode_i8", "kernels/decode/decode_i8_values", "kernels/table"}
+BYTE_PRODUCTS = {
+    "kernels/decode/decode_i8",
+    "kernels/decode/decode_i8_values",
+    "kernels/gemm/gemm_bytes",
+    "kernels/table",
+}
 # The same with matrix tiles: kernels/x_amx.c has those of x.c that are made for them, perhaps all.
 AMX_PAIRS = (PAIRS - {"kernels/decode/decode"}) | {
     "kernels/attention/attention_backward_amx",
@@ -79,6 +84,7 @@ AMX_BYTE_PRODUCTS = {
     "kernels/decode/decode_i8",
     "kernels/decode/decode_i8_amx",
     "kernels/decode/decode_i8_values_amx",
+    "kernels/gemm/gemm_bytes",
     "kernels/table",
 }
 

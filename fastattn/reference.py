@@ -146,6 +146,48 @@ def linear(x, weight, bias=None, activation=None, dtype=np.float64):
     return ACTIVATIONS[activation](_affine(*_real(dtype, x, weight, bias)), dtype=dtype)
 
 
+_GROUP, _LARGEST_BYTE = 128, 127
+_LEAST_OF_A_GROUP = 2.0**-100
+
+
+def linear_int8(x, weight, bias=None, activation=None, dtype=np.float64):
+    """linear with a weight packed as int8."""
+    (a, sizes), (b, _) = as_bytes(x), as_bytes(weight)
+    return linear(a, b / sizes, bias, activation, dtype)
+
+
+def as_bytes(x):
+    """What stands for rows of float32 in a product of bytes, and the size n of the group of each column: s q for H x of
+    each group of 128 columns, or of the last 64 or fewer, with the Hadamard matrix H of size n, H H^T = n I, bytes q
+    and a scale s."""
+    x = np.asarray(x, np.float32)
+    exponent = np.frexp(np.abs(x).max(-1, keepdims=True, initial=0))[1]
+    values, sizes = [np.zeros((*x.shape[:-1], 0))], [np.zeros(0)]
+    for first in range(0, x.shape[-1], _GROUP):
+        part = np.ldexp(x[..., first : first + _GROUP], -exponent)
+        n = _GROUP if part.shape[-1] > _GROUP // 2 else _GROUP // 2
+        part = rotated(np.concatenate([part, np.zeros((*part.shape[:-1], n - part.shape[-1]), np.float32)], -1))
+        top = np.abs(part).max(-1, keepdims=True)
+        scale = np.where(top < _LEAST_OF_A_GROUP, np.float32(0), top / np.float32(_LARGEST_BYTE))
+        inverse = np.float32(_LARGEST_BYTE) / np.maximum(top, np.float32(_LEAST_OF_A_GROUP))
+        q = np.where(scale > 0, np.rint(part * inverse), 0)
+        values.append(np.ldexp(q * scale.astype(np.float64), exponent))
+        sizes.append(np.full(n, float(n)))
+    return np.concatenate(values, -1), np.concatenate(sizes)
+
+
+def rotated(x):
+    """H x of the last axis, H the Hadamard matrix of its size n, a power of two: sums and differences of elements that
+    are n / 2, then n / 4, ..., 1 apart."""
+    n = distance = x.shape[-1]
+    while distance > 1:
+        distance //= 2
+        pairs = x.reshape(*x.shape[:-1], n // (2 * distance), 2, distance)
+        a, b = pairs[..., 0, :], pairs[..., 1, :]
+        x = np.stack([a + b, a - b], -2).reshape(x.shape)
+    return x
+
+
 def linear_backward(dy, x, weight, bias=None, activation=None, dtype=np.float64):
     """dx, dweight, dbias."""
     dy, x, weight, bias = _real(dtype, dy, x, weight, bias)

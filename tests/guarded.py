@@ -205,6 +205,11 @@ def linear(rng, dtype):
         def packed(a, out):
             return fa.linear(a["x"], fa.pack_linear(a["w"]), a["b"], out=out)
 
+        def of_bytes(a, out):
+            return fa.linear(a["x"], fa.pack_linear(a["w"], "int8"), a["b"], out=out)
+
+        if dtype == np.float32:
+            yield f"linear int8 M={m} N={n} K={k}", {"x": x, "w": w, "b": b}, of_bytes
         yield f"linear packed M={m} N={n} K={k}", {"x": x, "w": w, "b": b}, packed
 
 

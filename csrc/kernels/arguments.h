@@ -7,6 +7,8 @@
 
 typedef FA_OBJECT(panel_product) panel_product;
 typedef FA_OBJECT(few_product) few_product;
+typedef FA_OBJECT(quantized_rows) quantized_rows;
+typedef FA_OBJECT(byte_product) byte_product;
 typedef FA_OBJECT(real_rows) real_rows;
 typedef FA_OBJECT(const_rows) const_rows;
 typedef FA_OBJECT(cell_rows) cell_rows;

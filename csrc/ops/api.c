@@ -143,21 +143,26 @@ fa_status fa_norm_backward(fa_dtype dtype, const fa_norm_backward_arguments *a)
     COMPUTE(fa_status, BY_ANY_DTYPE(norm_backward, a));
 }
 
-fa_status fa_linear_forward(fa_dtype dtype, const fa_linear_arguments *a) { COMPUTE(fa_status, BY_ANY_DTYPE(linear_forward, a)); }
+fa_status fa_linear_forward(fa_dtype dtype, const fa_linear_arguments *a)
+{
+    COMPUTE(fa_status, a->packed && a->type == FA_WEIGHT_INT8 ? fa_linear_bytes_f32(a) : BY_ANY_DTYPE(linear_forward, a));
+}
 
 fa_status fa_linear_backward(fa_dtype dtype, const fa_linear_backward_arguments *a)
 {
     COMPUTE(fa_status, BY_ANY_DTYPE(linear_backward, a));
 }
 
-size_t fa_linear_packed_bytes(fa_dtype dtype, fa_isa isa, fa_index N, fa_index K)
+size_t fa_linear_packed_bytes(fa_dtype dtype, fa_isa isa, fa_weight_type type, fa_index N, fa_index K)
 {
-    return BY_ANY_DTYPE(linear_packed_bytes, isa, N, K);
+    return type == FA_WEIGHT_INT8 ? fa_linear_bytes_packed_f32(isa, N, K) : BY_ANY_DTYPE(linear_packed_bytes, isa, N, K);
 }
 
-fa_status fa_linear_pack(fa_dtype dtype, fa_isa isa, void *packed, const void *w, fa_index ldw, fa_index N, fa_index K)
+fa_status fa_linear_pack(fa_dtype dtype, fa_isa isa, fa_weight_type type, void *packed, const void *w, fa_index ldw, fa_index N,
+                         fa_index K)
 {
-    COMPUTE(fa_status, BY_ANY_DTYPE(linear_pack, isa, packed, w, ldw, N, K));
+    COMPUTE(fa_status, type == FA_WEIGHT_INT8 ? fa_linear_bytes_pack_f32(isa, packed, w, ldw, N, K)
+                                              : BY_ANY_DTYPE(linear_pack, isa, packed, w, ldw, N, K));
 }
 
 double fa_attention_scale(fa_index D) { COMPUTE(double, fa_attention_scale_f64(D)); }

@@ -187,6 +187,36 @@ FA_INLINE vint v_dot_bytes(vint u, vint s, vint c)
     const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
     return _mm256_add_epi32(c, _mm256_add_epi32(even, odd));
 }
+FA_INLINE vint v_load_int(const void *p) { return _mm256_loadu_si256(p); }
+FA_INLINE vint v_zero_int(void) { return _mm256_setzero_si256(); }
+typedef struct {
+    __m256i signs, magnitudes;
+} vbytes;
+FA_INLINE vbytes v_broadcast_bytes(const int8_t *p)
+{
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+    const __m256i x = _mm256_set1_epi32(four);
+    return (vbytes){_mm256_cmpgt_epi8(_mm256_setzero_si256(), x), _mm256_abs_epi8(x)};
+}
+FA_INLINE vint v_dot_signed(vbytes x, vint s, vint c)
+{
+    /* VPMADDUBSW does not saturate: 2 127 128 < 2^15. VPSIGNB would do without a correction, but has fewer ports than VPXOR. */
+    const __m256i pairs = _mm256_maddubs_epi16(x.magnitudes, _mm256_xor_si256(s, x.signs));
+    return _mm256_add_epi32(c, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+FA_INLINE void v_store_i8(int8_t *p, vreal a)
+{
+    const __m256i x = _mm256_cvtps_epi32(a);
+    const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    _mm_storel_epi64((__m128i *)p, _mm_packs_epi16(halves, halves));
+}
+FA_INLINE vreal v_swap_lanes(vreal a, const int distance)
+{
+    return distance == 1   ? _mm256_permute_ps(a, 0xb1)
+           : distance == 2 ? _mm256_permute_ps(a, 0x4e)
+                           : _mm256_permute2f128_ps(a, a, 0x01);
+}
 FA_INLINE vreal v_real_of(vint a) { return _mm256_cvtepi32_ps(a); }
 FA_INLINE void v_load_bf16_pairs(const uint16_t *p, vreal *even, vreal *odd)
 {

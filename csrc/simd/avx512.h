@@ -167,10 +167,46 @@ FA_INLINE vint v_dot_bytes(vint u, vint s, vint c)
     return _mm512_add_epi32(c, _mm512_add_epi32(even, odd));
 #endif
 }
+FA_INLINE vint v_load_int(const void *p) { return _mm512_loadu_si512(p); }
+FA_INLINE vint v_zero_int(void) { return _mm512_setzero_si512(); }
+#if FA_BYTE_DOTS
+typedef __m512i vbytes;
+FA_INLINE vbytes v_broadcast_bytes(const int8_t *p)
+{
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+    return _mm512_xor_si512(_mm512_set1_epi32(four), _mm512_set1_epi8(-128));
+}
+FA_INLINE vint v_dot_signed(vbytes x, vint s, vint c) { return _mm512_dpbusd_epi32(c, x, s); }
+#else
+typedef struct {
+    __m512i signs, magnitudes;
+} vbytes;
+FA_INLINE vbytes v_broadcast_bytes(const int8_t *p)
+{
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+    const __m512i x = _mm512_set1_epi32(four);
+    return (vbytes){_mm512_movm_epi8(_mm512_movepi8_mask(x)), _mm512_abs_epi8(x)};
+}
+FA_INLINE vint v_dot_signed(vbytes x, vint s, vint c)
+{
+    /* VPMADDUBSW does not saturate: 2 127 128 < 2^15. */
+    const __m512i pairs = _mm512_maddubs_epi16(x.magnitudes, _mm512_xor_si512(s, x.signs));
+    return _mm512_add_epi32(c, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+}
+#endif
+FA_INLINE void v_store_i8(int8_t *p, vreal a) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a))); }
+FA_INLINE vreal v_swap_lanes(vreal a, const int distance)
+{
+    return distance == 1   ? _mm512_permute_ps(a, 0xb1)
+           : distance == 2 ? _mm512_permute_ps(a, 0x4e)
+           : distance == 4 ? _mm512_shuffle_f32x4(a, a, 0xb1)
+                           : _mm512_shuffle_f32x4(a, a, 0x4e);
+}
 FA_INLINE vreal v_real_of(vint a) { return _mm512_cvtepi32_ps(a); }
 #if FA_BYTE_DOTS
 FA_INLINE vint v_int_bits(vreal a) { return _mm512_castps_si512(a); }
-FA_INLINE vint v_load_int(const int32_t *p) { return _mm512_loadu_si512(p); }
 FA_INLINE void v_store_int(int32_t *p, vint a) { _mm512_storeu_si512(p, a); }
 FA_INLINE void v_store_digits(uint8_t *p, fa_index ld, vreal a)
 {

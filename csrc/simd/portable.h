@@ -256,6 +256,45 @@ FA_INLINE vint v_dot_bytes(vint u, vint s, vint c)
     for (int i = 0; i < 4; i++) c += ((u >> 8 * i) & 0xff) * ((vint)((v_uint)s << (24 - 8 * i)) >> 24);
     return c;
 }
+FA_INLINE vint v_load_int(const void *p)
+{
+    vint a;
+    memcpy(&a, p, sizeof a);
+    return a;
+}
+FA_INLINE vint v_zero_int(void) { return v_set1_bits(0); }
+typedef struct {
+    vreal of[4];
+    vint below; /* the sum of those below 0 */
+} vbytes;
+FA_INLINE vreal v_byte(vint a, const int i) { return __builtin_convertvector((vint)((v_uint)a << (24 - 8 * i)) >> 24, vreal); }
+FA_INLINE vbytes v_broadcast_bytes(const int8_t *p)
+{
+    vbytes x = {.below = v_set1_bits(0)};
+    for (int i = 0; i < 4; i++) {
+        x.of[i] = v_set1((real)p[i]);
+        x.below += v_set1_bits(p[i] < 0 ? p[i] : 0);
+    }
+    return x;
+}
+FA_INLINE vint v_dot_signed(vbytes x, vint s, vint c)
+{
+    /* Exact in float, which SSE2 multiplies, as it does no 32-bit integers. */
+    vreal sum = x.of[0] * v_byte(s, 0);
+    for (int i = 1; i < 4; i++) sum += x.of[i] * v_byte(s, i);
+    return c + x.below + __builtin_convertvector(sum, vint);
+}
+FA_INLINE void v_store_i8(int8_t *p, vreal a)
+{
+    a = v_round(a);
+    for (int i = 0; i < VL; i++) p[i] = (int8_t)a[i];
+}
+FA_INLINE vreal v_swap_lanes(vreal a, const int distance)
+{
+    vreal b;
+    for (int i = 0; i < VL; i++) b[i] = a[i ^ distance];
+    return b;
+}
 FA_INLINE vreal v_real_of(vint a)
 {
     vreal y;

@@ -30,9 +30,15 @@
                v_load_bytes(p) v_load_bytes_n(p, n)  4 VL bytes, as the bits of VL reals; the rest reads as 0
                v_unsigned_bytes(a)               128 added to each signed byte
                v_dot_bytes(u, s, c)              c + the four products of unsigned bytes of u and signed ones of s, exact
-               v_broadcast_int(p) v_real_of(a)
+               v_broadcast_int(p) v_real_of(a) v_load_int(p) v_zero_int()
+               vbytes                            four signed bytes for v_dot_signed, -127..127: v_broadcast_bytes(p)
+               v_dot_signed(x, s, c)             c + the four products of x and signed bytes of s, -127..127, exact, and what callers
+                                                 take off once: with FA_BYTE_DOTS + 128 times the sum of s, else the sum of the
+                                                 numbers of x below 0
+               v_store_i8(p, a)                  VL whole numbers, rounded, as signed bytes
+               v_swap_lanes(a, d)                lane i is a[i ^ d], d a power of two below VL
                with FA_BYTE_DOTS only:
-               v_load_int(p) v_store_int(p, a) v_int_bits(a): of reals that hold integers
+               v_store_int(p, a) v_int_bits(a): of reals that hold integers
                v_load_bytes_of(p, which)         v_load_bytes of those that the bits of `which` name; v_first_bytes(n): the first n
                v_store_digits(p, ld, a)          whole numbers in [0, 2^24), rounded: their lowest bytes at p, the next at p + ld, ...
                v_interleave_bytes(w, a)               4 vectors of bytes interleaved to words of 4: those of a column, permuted;

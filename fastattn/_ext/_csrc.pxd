@@ -103,6 +103,11 @@ cdef extern from "fastattn.h" nogil:
     fa_status fa_norm_forward(fa_dtype dtype, const fa_norm_arguments *a)
     fa_status fa_norm_backward(fa_dtype dtype, const fa_norm_backward_arguments *a)
 
+    ctypedef enum fa_weight_type:
+        FA_WEIGHT_REAL
+        FA_WEIGHT_BF16
+        FA_WEIGHT_INT8
+
     ctypedef enum fa_linear_strategy:
         FA_LINEAR_NATIVE
         FA_LINEAR_BLAS
@@ -116,6 +121,7 @@ cdef extern from "fastattn.h" nogil:
         const void *packed
         const void *bias
         fa_isa isa
+        fa_weight_type type
         fa_activation activation
         fa_linear_strategy strategy
         int w_transposed
@@ -135,9 +141,9 @@ cdef extern from "fastattn.h" nogil:
         int add_dx
 
     fa_status fa_linear_backward(fa_dtype dtype, const fa_linear_backward_arguments *a)
-    size_t fa_linear_packed_bytes(fa_dtype dtype, fa_isa isa, fa_index N, fa_index K)
-    fa_status fa_linear_pack(fa_dtype dtype, fa_isa isa, void *packed, const void *w, fa_index ldw, fa_index N,
-                             fa_index K)
+    size_t fa_linear_packed_bytes(fa_dtype dtype, fa_isa isa, fa_weight_type type, fa_index N, fa_index K)
+    fa_status fa_linear_pack(fa_dtype dtype, fa_isa isa, fa_weight_type type, void *packed, const void *w, fa_index ldw,
+                             fa_index N, fa_index K)
 
     ctypedef enum fa_mask_kind:
         FA_MASK_NONE
@@ -309,10 +315,6 @@ cdef extern from "fastattn.h" nogil:
         const void *w_hr
         const void *peephole
 
-    ctypedef enum fa_weight_type:
-        FA_WEIGHT_REAL
-        FA_WEIGHT_BF16
-        FA_WEIGHT_INT8
     size_t fa_recurrent_packed_bytes(fa_dtype dtype, fa_isa isa, fa_weight_type type, const fa_recurrent_weights *w)
     fa_status fa_recurrent_pack(fa_dtype dtype, fa_isa isa, fa_weight_type type, void *packed,
                                 const fa_recurrent_weights *w)

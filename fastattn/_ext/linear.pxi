@@ -22,7 +22,9 @@ cdef class PackedLinear:
     cdef char *data
     cdef fa_isa isa
     cdef int dtype_code
-    cdef readonly object dtype
+    cdef fa_weight_type type
+    cdef readonly object dtype  # of x
+    cdef readonly str weight_dtype
     cdef Py_ssize_t N, K
 
     def __init__(self):
@@ -42,7 +44,7 @@ cdef class PackedLinear:
         return self.buffer.nbytes
 
     def __repr__(self):
-        return f"<PackedLinear {self.N} x {self.K} {self.dtype} for {text(fa_isa_name(self.isa))}>"
+        return f"<PackedLinear {self.N} x {self.K} {self.weight_dtype} for {text(fa_isa_name(self.isa))}>"
 
     def __copy__(self):
         return self  # nothing in it changes
@@ -52,7 +54,7 @@ cdef class PackedLinear:
 
     def __reduce__(self):
         packed = packed_part(self.buffer, self.data, self.nbytes - PACKED_ALIGNMENT)
-        return unpickled_linear, (packing_of(self.isa), self.dtype, self.N, self.K, packed)
+        return unpickled_linear, (packing_of(self.isa), self.dtype, self.weight_dtype, self.N, self.K, packed)
 
 
 cdef object new_packed(size_t size, str op, uintptr_t *address):
@@ -101,19 +103,34 @@ cdef object copy_packed(object packed, size_t size, str kind, uintptr_t *address
     return buffer
 
 
-def unpickled_linear(packing, dtype, Py_ssize_t N, Py_ssize_t K, object packed):
+cdef object set_types(PackedLinear packed, object dtype, bint as_bytes):
+    packed.dtype, packed.dtype_code = dtype, type_of(dtype)
+    packed.type = FA_WEIGHT_INT8 if as_bytes else FA_WEIGHT_REAL
+    packed.weight_dtype = "int8" if as_bytes else NAMES[packed.dtype_code]
+
+
+def unpickled_linear(packing, dtype, str weight_dtype, Py_ssize_t N, Py_ssize_t K, object packed):
     """PackedLinear.__reduce__'s."""
     cdef PackedLinear linear = PackedLinear.__new__(PackedLinear)
     cdef str kind = "PackedLinear"
     cdef uintptr_t address
     if not (0 <= N <= LARGEST_PICKLED and 0 <= K <= LARGEST_PICKLED):
         raise wrong_shape(kind, "the pickled shape", f"have sizes in 0..{LARGEST_PICKLED}", f"{(N, K)}")
-    linear.dtype = as_dtype(dtype, kind)
-    linear.isa, linear.dtype_code, linear.N, linear.K = packed_isa(packing, kind), type_of(linear.dtype), N, K
-    linear.buffer = copy_packed(packed, fa_linear_packed_bytes(<fa_dtype>linear.dtype_code, linear.isa, N, K), kind,
-                                &address)
+    set_types(linear, as_dtype(dtype, kind), weight_dtype == "int8")
+    if linear.weight_dtype != weight_dtype or (linear.type != FA_WEIGHT_REAL and linear.dtype_code != FA_F32):
+        raise wrong_type(kind, "the pickled weights", None)
+    linear.isa, linear.N, linear.K = packed_isa(packing, kind), N, K
+    linear.buffer = copy_packed(packed, fa_linear_packed_bytes(<fa_dtype>linear.dtype_code, linear.isa, linear.type, N,
+                                                               K), kind, &address)
     linear.data = <char *>address
     return linear
+
+
+cdef bint is_int8(object dtype):
+    """Whether it is the name or the type of bytes: as_dtype knows floating-point types alone."""
+    if isinstance(dtype, np.dtype):
+        return dtype == np.int8
+    return dtype is np.int8 or (isinstance(dtype, str) and dtype == "int8")
 
 
 def pack_linear(object weight, object dtype):
@@ -122,8 +139,10 @@ def pack_linear(object weight, object dtype):
     cdef str op = "pack_linear"
     cdef size_t size
     cdef uintptr_t address
+    cdef fa_status status
+    cdef bint as_bytes = is_int8(dtype)
     if dtype is not None:
-        dtype = as_dtype(dtype, op)
+        dtype = float32 if as_bytes else as_dtype(dtype, op)
         weight = as_ndarray(weight, op, "weight")
         if type_of(weight.dtype) < 0:
             raise wrong_type(op, "weight", weight, ALL_TYPES)
@@ -136,15 +155,16 @@ def pack_linear(object weight, object dtype):
     try:
         acquire_matrix(&w, weight, op, "weight", ALL_TYPES)
         packed.isa = fa_get_isa()
-        packed.dtype_code = w.dtype
-        packed.dtype = dtype_of(&w)
+        set_types(packed, dtype_of(&w), as_bytes)
         packed.N = w.shape[0]
         packed.K = w.shape[1]
-        size = fa_linear_packed_bytes(<fa_dtype>w.dtype, packed.isa, packed.N, packed.K)
+        size = fa_linear_packed_bytes(<fa_dtype>w.dtype, packed.isa, packed.type, packed.N, packed.K)
         packed.buffer = new_packed(size, op, &address)
         packed.data = <char *>address
         with nogil:
-            fa_linear_pack(<fa_dtype>w.dtype, packed.isa, packed.data, w.data, w.stride[0], packed.N, packed.K)
+            status = fa_linear_pack(<fa_dtype>w.dtype, packed.isa, packed.type, packed.data, w.data, w.stride[0],
+                                    packed.N, packed.K)
+        raise_status(status, op)
     finally:
         release(&w)
     return packed
@@ -185,7 +205,8 @@ def linear(object x, object weight, object bias, object activation, object out, 
     cdef Py_ssize_t N, K
     cdef object result, sums = None
     arguments.z = arguments.w = arguments.packed = arguments.bias = NULL
-    arguments.ldw, arguments.isa, arguments.w_transposed = 0, FA_ISA_BASELINE, False
+    arguments.ldw, arguments.isa, arguments.type = 0, FA_ISA_BASELINE, FA_WEIGHT_REAL
+    arguments.w_transposed = False
     a.held = w.held = b.held = y.held = z.held = False
     f = as_activation(activation, op, "activation")
     x, bias = as_ndarray(x, op, "x"), as_optional(bias, op, "bias")
@@ -234,7 +255,7 @@ def linear(object x, object weight, object bias, object activation, object out, 
         if packed is None:
             arguments.w, arguments.ldw = w.data, w.stride[1 if arguments.w_transposed else 0]
         else:
-            arguments.packed, arguments.isa = packed.data, packed.isa
+            arguments.packed, arguments.isa, arguments.type = packed.data, packed.isa, packed.type
         with nogil:
             status = fa_linear_forward(<fa_dtype>a.dtype, &arguments)
         raise_status(status, op)

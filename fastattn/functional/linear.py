@@ -73,7 +73,21 @@ def pack_linear(weight: ArrayLike, dtype: Any = None) -> PackedLinear:
     """A weight[out, in] in the layout of the kernels, for linear. dtype: float32, float64, bfloat16 or float16,
     that of `weight` by default; `linear` takes x of that dtype.
 
+    dtype "int8" multiplies bytes: `linear` takes float32 x, and turns each of its rows into bytes as well. Both are
+    rotated by a Hadamard matrix of 128 columns, which leaves the product as it is and spreads large elements over their
+    group; each group of 128 columns of a row has a scale, its largest magnitude / 127. Sums of a group are exact whole
+    numbers, and without an activation all instruction sets give the same bits. With x_g and w_g the parts of the two
+    rows in group g,
+
+        |y - (x w^T + bias)| <= 0.09 sum over g of |x_g| |w_g|    (lengths)
+
+    beside the rounding of float32. Errors of random signs are far smaller: of normal numbers 1 % of the deviation of
+    the result. A row with NaN or infinity gives NaN, in x and in `weight`. Source of the rotation: Ashkboos et al.
+    2024, arXiv:2404.00456.
+
     >>> pack_linear(np.eye(3)).shape
     (3, 3)
+    >>> pack_linear(np.eye(3), "int8").weight_dtype
+    'int8'
     """
     return _core.pack_linear(weight, dtype)

@@ -126,7 +126,8 @@ class BertModel(Module):
 
     Parameters have the names of the published weights (embeddings.word_embeddings.weight, encoder.layer.0.…). The
     arrays between the steps are in the dtype of `weights`, from `pack`: float32, or bfloat16, with sums, softmax, gelu
-    and norms in float32 and each result rounded once.
+    and norms in float32 and each result rounded once. With int8 weights they are float32, and the products with weights
+    those of pack_linear's "int8".
 
     >>> model = BertModel(BertConfig(10, 8, 1, 2, 16, 12))
     >>> model([1, 5, 2, 1, 2], [0, 3, 5]).shape
@@ -178,27 +179,27 @@ class BertModel(Module):
 
     @default_floats
     def pack(self, dtype: DTypeLike = np.float32) -> dict[str, Any]:
-        """The weights as calls use them, packed once: queries, keys and values of a layer side by side. dtype: float32
-        or bfloat16 (which needs ml_dtypes). They do not follow later changes of the parameters."""
-        kind = check_dtype("BertModel.pack", dtype, ("float32", "bfloat16"))
+        """The weights as calls use them, packed once: queries, keys and values of a layer side by side. dtype: float32,
+        bfloat16 (which needs ml_dtypes) or int8. They do not follow later changes of the parameters."""
+        kind = check_dtype("BertModel.pack", dtype, ("float32", "bfloat16", "int8"))
         with _core.DefaultFloats():
             return self._pack(kind)
 
     def _pack(self, kind: Any) -> dict[str, Any]:
-        own, packed = self._own, dict[str, Any]()
+        own, packed, arrays = self._own, dict[str, Any](), np.float32 if kind == np.int8 else kind
         for name in own:
             if name.startswith("encoder.") and own[name].ndim == 2:
                 if ".self." not in name:
                     packed[name] = pack_linear(own[name], kind)
             else:
-                packed[name] = own[name].astype(kind)
+                packed[name] = own[name].astype(arrays)
         # All tokens are of the first type.
         position, token_type = (own[f"embeddings.{part}_embeddings.weight"] for part in ("position", "token_type"))
-        packed["position"] = (position + token_type[0]).astype(kind)
+        packed["position"] = (position + token_type[0]).astype(arrays)
         for layer in _layers(self.config):
             parts = [f"{layer}.attention.self.{part}" for part in ("query", "key", "value")]
             weight, bias = (np.concatenate([own[f"{part}.{name}"] for part in parts]) for name in ("weight", "bias"))
-            packed |= {f"{layer}.weight": pack_linear(weight, kind), f"{layer}.bias": bias.astype(kind)}
+            packed |= {f"{layer}.weight": pack_linear(weight, kind), f"{layer}.bias": bias.astype(arrays)}
         return packed
 
     def __call__(self, ids: ArrayLike, cu_seqlens: ArrayLike, weights: dict[str, Any] | None = None) -> Array:

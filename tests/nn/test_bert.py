@@ -105,6 +105,17 @@ def test_bfloat16_points_the_same_way(rng):
     assert (cosine >= 0.999).all()
 
 
+@pytest.mark.usefixtures("isa")
+def test_int8_points_the_same_way_and_does_not_depend_on_batch_or_threads(rng):
+    made = model()
+    ids = sequences(rng, [5, 12, 7, 3])
+    weights = made.pack("int8")
+    with fa.num_threads(1):
+        found = made.embed(ids, weights)
+    assert ((found * made.embed(ids)).sum(-1) >= 0.999).all()
+    assert same_bits(made.embed(ids, weights, batch_tokens=6), found)
+
+
 def test_published_names_load_also_with_a_prefix_and_other_heads():
     one, other = model(0), model(1)
     state = {f"bert.{name}": value for name, value in one.parameters().items()}
@@ -150,7 +161,7 @@ def test_sizes_may_be_zero():
 
 
 def test_other_wrong_arguments_are_named():
-    with pytest.raises(TypeError, match=r"BertModel\.pack: dtype must be one of float32, bfloat16"):
+    with pytest.raises(TypeError, match=r"BertModel\.pack: dtype must be one of float32, bfloat16, int8"):
         model().pack(np.float64)
     with pytest.raises(ValueError, match=r"BertConfig: hidden_act must be 'gelu', got 'relu'"):
         nn.BertConfig.from_mapping({"hidden_act": "relu"})
@@ -336,6 +347,10 @@ def test_the_real_model_in_bfloat16_points_the_same_way(minilm):
     pytest.importorskip("ml_dtypes")
     cosine = (embed.embed(minilm, SENTENCES, "bfloat16") * embed.embed(minilm, SENTENCES)).sum(-1)
     assert (cosine >= 0.999).all()
+
+
+def test_the_real_model_in_int8_points_the_same_way(minilm):
+    assert ((embed.embed(minilm, SENTENCES, "int8") * embed.embed(minilm, SENTENCES)).sum(-1) >= 0.999).all()
 
 
 def test_sentences_that_are_spread_over_an_executor_have_the_same_bits(minilm, monkeypatch):
