@@ -212,6 +212,8 @@ cdef int type_of(object dtype) except -2:
 cdef object as_dtype(object dtype, str op, str name="dtype"):
     """The np.dtype of one of the four types, from what NumPy takes for one."""
     cdef str expected = "float32, float64, float16 or bfloat16 (which needs ml_dtypes to be installed and imported)"
+    if isinstance(dtype, np.dtype) and type_of(dtype) >= 0:
+        return dtype
     try:
         wanted = np.dtype(plain_text(dtype))
     except Exception:

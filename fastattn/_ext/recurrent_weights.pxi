@@ -137,14 +137,25 @@ cdef object check_places(RecurrentWeights w, str op, str name="weights"):
             release(&a)
 
 
-cdef const void *hold_weight(RecurrentWeights w, object value, tuple shape, str op, str name) except? NULL:
-    """Contiguous data of an optional weight, an ndarray, NULL for None; type and shape are checked."""
+cdef const void *hold_weight(RecurrentWeights w, object value, Py_ssize_t rows, Py_ssize_t columns, str op,
+                             str name) except? NULL:
+    """Contiguous data of an optional weight, an ndarray of [rows, columns] (columns < 0: [rows]), NULL for None; type
+    and shape are checked."""
     cdef Array a
+    cdef int ndim = 1 if columns < 0 else 2
+    cdef tuple shape
     if value is None:
         return NULL
+    a.held = False
+    if (hold_floats(&a, value, PyBUF_STRIDES | PyBUF_FORMAT) == w.dtype_code and a.view.ndim == ndim and fill(&a)
+            and is_contiguous(&a) and a.shape[0] == rows and (ndim == 1 or a.shape[1] == columns)):
+        keep_weight(w, value, &a)
+        release(&a)
+        return a.data
+    release(&a)
+    shape = (rows, columns)[:ndim]
     if not (value.flags.c_contiguous and value.flags.aligned):
         value = copied(value, op, name)
-    a.held = False
     try:
         acquire(&a, value, op, name, len(shape), w.dtype_code)
         if shape_of(&a) != shape:
@@ -177,7 +188,8 @@ def recurrent_weights(str op, str cell, list lanes, list names, Py_ssize_t direc
         for kind in ("weight_ih", "weight_hh"):
             if own[kind] is None:
                 raise wrong_type(op, labels[kind], None)
-    check_optional(lanes, names, op)
+    if len(lanes) > 1:
+        check_optional(lanes, names, op)
     lanes = [{kind: as_optional(own[kind], op, labels[kind]) for kind in LANE_ARRAYS}
              for own, labels in zip(lanes, names)]
     first = checked_floats(lanes[0]["weight_hh"], op, names[0]["weight_hh"], 2)
@@ -192,13 +204,12 @@ def recurrent_weights(str op, str cell, list lanes, list names, Py_ssize_t direc
         own, labels, into = lanes[i], names[i], &w.lane[i].weights
         columns = input_size if i < directions else directions * P
         into.cell, into.I, into.H, into.P = CELLS[cell], columns, H, P
-        into.w_ih = hold_weight(w, own["weight_ih"], (gates * H, columns), op, labels["weight_ih"])
-        into.w_hh = hold_weight(w, own["weight_hh"], (gates * H, P), op, labels["weight_hh"])
-        into.b_ih = hold_weight(w, own["bias_ih"], (gates * H,), op, labels["bias_ih"])
-        into.b_hh = hold_weight(w, own["bias_hh"], (gates * H,), op, labels["bias_hh"])
-        into.w_hr = hold_weight(w, own["weight_hr"], (P, H), op, labels["weight_hr"])
-        peepholes = (2 if cell == "lstm_coupled" else 3, H)
-        into.peephole = hold_weight(w, own["peephole"], peepholes, op, labels["peephole"])
+        into.w_ih = hold_weight(w, own["weight_ih"], gates * H, columns, op, labels["weight_ih"])
+        into.w_hh = hold_weight(w, own["weight_hh"], gates * H, P, op, labels["weight_hh"])
+        into.b_ih = hold_weight(w, own["bias_ih"], gates * H, -1, op, labels["bias_ih"])
+        into.b_hh = hold_weight(w, own["bias_hh"], gates * H, -1, op, labels["bias_hh"])
+        into.w_hr = hold_weight(w, own["weight_hr"], P, H, op, labels["weight_hr"])
+        into.peephole = hold_weight(w, own["peephole"], 2 if cell == "lstm_coupled" else 3, H, op, labels["peephole"])
         w.lane[i].reverse = i % directions
     return w
 
