@@ -1,6 +1,7 @@
 """The BERT encoder against its published architecture in NumPy and float64, and where it is installed a real model."""
 
 import importlib
+import importlib.util
 import json
 import math
 import shutil
@@ -335,6 +336,21 @@ def test_rates_are_of_the_same_embeddings_whatever_the_order(minilm):
     rows = embed_rates.measure(minilm, ids, "float32", 1)
     assert [row["order"] for row in rows] == ["as they come", "sorted"]
     assert all(row.get("cosine", 1) > 0.99999 for row in rows)
+
+
+def test_int8_is_measured_beside_onnxruntime(minilm):
+    rows = embed_rates.measure(minilm, minilm.ids([one for one in SENTENCES if one]), "int8", 1)
+    assert all(row["cosine"] >= 0.999 for row in rows)
+    if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnx"):
+        assert all(0.9 < row["peer_cosine"] < row["cosine"] for row in rows)
+
+
+def test_onnxruntime_embeds_as_the_published_architecture(rng):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    made, ids = model(), sequences(rng, [5, 12, 1])
+    peer = importlib.import_module("benchmarks.kernels.peers.onnxruntime_bert").OnnxRuntimeBert(made, "float32", 1)
+    assert np.abs(made.embed(ids) - peer.embed(ids)).max() <= 1e-5
 
 
 def test_multiply_adds_are_those_of_the_products():
