@@ -78,26 +78,21 @@ void KERNEL(attention_product_nt)(const score_block *b, const real *q, fa_index 
     const vreal scale = v_set1(D ? b->scale : 1); /* scores of no dimensions are +0 */
     fa_index part_of_next = 0;
     for (fa_index t0 = 0, r0 = 0; t0 < split.tiles; t0 += PANEL_TILES) {
-        /* A panel passes PANEL_TILES tiles while it is in the first-level cache. */
-        const fa_index tiles = fa_min(PANEL_TILES, split.tiles - t0);
-        fa_index row[PANEL_TILES + 1] = {r0};
-        key_range range[PANEL_TILES];
-        for (fa_index t = 0; t < tiles; t++) {
-            row[t + 1] = row[t] + tile_height(split, t0 + t);
-            range[t] = tile_keys(b->begin + row[t], b->end + row[t], row[t + 1] - row[t]);
-        }
-        r0 = row[tiles];
+        tile_run run;
+        take_tiles(&run, split, t0, r0, b);
+        r0 = run.row[run.tiles];
         for (fa_index first = 0; first < keys; first += PANEL) {
             const fa_index nv = panel_vectors(keys, first);
-            for (fa_index t = 0; t < tiles; t++) {
+            for (fa_index t = 0; t < run.tiles; t++) {
+                const fa_index r = run.row[t], mr = run.row[t + 1] - r;
+                const key_range range = run.range[t];
                 prefetch_part(next, part_of_next++, ahead);
-                if (range[t].end <= first || range[t].begin >= first + PANEL) continue;
-                const fa_index mr = row[t + 1] - row[t];
+                if (range.end <= first || range.begin >= first + PANEL) continue;
                 /* Of a whole panel only the vectors that the tile attends to: under a causal mask that is half of its last one. */
-                const fa_index before = nv == FA_NV ? fa_max(0, range[t].begin - first) / VL : 0, column = first + before * VL;
-                const fa_index part = nv == FA_NV ? fa_min(FA_NV, fa_ceil_div(range[t].end - first, VL)) - before : FA_NV;
-                const score_tile tile = {b->s + row[t] * ATTENTION_STRIDE + column,
-                                         q + row[t] * QUERY_STRIDE,
+                const fa_index before = nv == FA_NV ? fa_max(0, range.begin - first) / VL : 0, column = first + before * VL;
+                const fa_index part = nv == FA_NV ? fa_min(FA_NV, fa_ceil_div(range.end - first, VL)) - before : FA_NV;
+                const score_tile tile = {b->s + r * ATTENTION_STRIDE + column,
+                                         q + r * QUERY_STRIDE,
                                          k + first * padded + before * VL,
                                          slice,
                                          padded,

@@ -38,9 +38,10 @@ typedef struct {
 } natural_state;
 
 /* Rows in memory that are needed next: a kernel prefetches some of them with each tile. */
-typedef struct {
+typedef struct prefetch_rows {
     const void *first;
-    fa_index step, bytes, count; /* from row to row; of a row; rows */
+    fa_index step, bytes, count;      /* from row to row; of a row; rows */
+    const struct prefetch_rows *then; /* those that follow, or NULL */
 } prefetch_rows;
 
 #endif

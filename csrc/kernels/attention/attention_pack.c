@@ -101,7 +101,9 @@ FA_INLINE vreal packed_values(const stored *v, fa_index ldv, fa_index keys, fa_i
 FA_INLINE int copy_panels(real *dst, const stored *v, fa_index ldv, fa_index keys, fa_index D, const int second_pass)
 {
     const fa_index filled = fa_ceil_div(keys, FA_PACKED), padded = packed_size(keys);
-    value_check check = {v_zero(), v_zero()};
+    value_check check[FA_NV]; /* of the vectors of a panel: one chain of sums takes longer than the copies */
+    FA_UNROLL
+    for (int u = 0; u < FA_NV; u++) check[u] = (value_check){v_zero(), v_zero()};
     for (fa_index first = 0; first < D; first += PANEL) {
         const fa_index nv = panel_vectors(D, first);
         real *panel = dst + first * padded;
@@ -111,17 +113,20 @@ FA_INLINE int copy_panels(real *dst, const stored *v, fa_index ldv, fa_index key
                 FA_UNROLL
                 for (int u = 0; u < FA_NV; u++)
                     v_store(panel + (j * FA_NV + u) * VL,
-                            packed_values(row + u * VL, ldv, keys - FA_PACKED * j, VL, second_pass, &check));
+                            packed_values(row + u * VL, ldv, keys - FA_PACKED * j, VL, second_pass, &check[second_pass ? 0 : u]));
             }
         } else {
             for (fa_index j = 0; j < filled; j++, row += FA_PACKED * ldv)
                 for (fa_index u = 0; u < nv; u++)
                     v_store(panel + (j * nv + u) * VL,
-                            packed_values(row + u * VL, ldv, keys - FA_PACKED * j, D - first - u * VL, second_pass, &check));
+                            packed_values(row + u * VL, ldv, keys - FA_PACKED * j, D - first - u * VL, second_pass, &check[0]));
         }
         for (fa_index i = filled * nv; i < padded * nv; i++) v_store(panel + i * VL, v_zero());
     }
-    return second_pass ? what_is_found(&check) : anything_found(&check);
+    if (second_pass) return what_is_found(&check[0]);
+    FA_UNROLL
+    for (int u = 1; u < FA_NV; u++) check[0].large = v_add(check[0].large, check[u].large);
+    return anything_found(&check[0]);
 }
 
 /* Values that are not finite are stored as 0 and reported: 0 * NaN would reach rows that do not attend to them.

@@ -9,7 +9,7 @@
 #define TILE TILE_ROWS(FA_NV)
 #define ATTENTION_ROWS (FA_AMX ? TILE / 2 : TILE) /* of which a group has two: with FA_AMX, together one tile */
 #define PANEL (FA_NV * VL)
-#define PANEL_TILES 4 /* tiles that a panel of keys passes in a row */
+#define PANEL_TILES 4
 /* Rounding by V_MAGIC, and V_MAGIC - R, are exact below this; larger rows have R taken off first. */
 #define SHIFT_LIMIT REAL_POWER(REAL_MANTISSA_BITS - 2)
 #define REAL_POWER(n) ((real)((int64_t)1 << (n)))
@@ -39,6 +39,13 @@ FA_INLINE key_range keys_of_rows(const fa_index *begin, const fa_index *end, fa_
     return range.end == 0 ? (key_range){0, 0} : range;
 }
 
+/* The same widened to whole packed elements. */
+FA_INLINE key_range packed_keys(const fa_index *begin, const fa_index *end, fa_index rows)
+{
+    const key_range range = keys_of_rows(begin, end, rows);
+    return (key_range){range.begin / FA_PACKED * FA_PACKED, fa_round_up(range.end, FA_PACKED)};
+}
+
 /* The same widened to whole steps. */
 FA_INLINE key_range tile_keys(const fa_index *begin, const fa_index *end, fa_index rows)
 {
@@ -46,18 +53,39 @@ FA_INLINE key_range tile_keys(const fa_index *begin, const fa_index *end, fa_ind
     return (key_range){range.begin / TILE_STEP * TILE_STEP, fa_round_up(range.end, TILE_STEP)};
 }
 
+/* Tiles that a panel passes in a row, while it is in the first-level cache, and the keys of each. */
+typedef struct {
+    fa_index tiles, row[PANEL_TILES + 1];
+    key_range range[PANEL_TILES];
+} tile_run;
+
+/* Those from tile t0 and row r0 on. */
+FA_INLINE void take_tiles(tile_run *run, row_split split, fa_index t0, fa_index r0, const score_block *b)
+{
+    run->tiles = fa_min(PANEL_TILES, split.tiles - t0);
+    run->row[0] = r0;
+    for (fa_index t = 0, r = r0; t < run->tiles; t++) {
+        const fa_index rows = tile_height(split, t0 + t);
+        run->range[t] = packed_keys(b->begin + r, b->end + r, rows);
+        run->row[t + 1] = r += rows;
+    }
+}
+
 /* Rows to be prefetched with each of so many tiles. */
 FA_INLINE fa_index rows_per_tile(const prefetch_rows *x, fa_index tiles)
 {
-    return x ? fa_ceil_div(x->count, fa_max(1, tiles)) : 0;
+    fa_index rows = 0;
+    for (; x; x = x->then) rows += x->count;
+    return fa_ceil_div(rows, fa_max(1, tiles));
 }
 
 /* Prefetches the rows of tile i: a few at a time, spread over a product, where all at once would stand in its way. */
 FA_INLINE void prefetch_part(const prefetch_rows *x, fa_index i, fa_index per_tile)
 {
     if (per_tile == 0) return;
-    for (fa_index r = i * per_tile; r < fa_min(x->count, (i + 1) * per_tile); r++)
-        for (fa_index at = 0; at < x->bytes; at += FA_CACHE_LINE) FA_PREFETCH_FAR((const char *)x->first + r * x->step + at);
+    for (fa_index begin = i * per_tile, end = begin + per_tile; x && end > 0; begin -= x->count, end -= x->count, x = x->then)
+        for (fa_index r = fa_max(0, begin); r < fa_min(x->count, end); r++)
+            for (fa_index at = 0; at < x->bytes; at += FA_CACHE_LINE) FA_PREFETCH_FAR((const char *)x->first + r * x->step + at);
 }
 
 FA_INLINE vreal finite_or_zero(vreal x) { return v_select(v_is_nan(v_sub(x, x)), v_zero(), x); }

@@ -52,8 +52,8 @@ FA_INLINE void multiply_values(const void *tile, const int mr, const int nv)
             keep_part(part, acc, mr, nv);
             next = fa_min(j + CHAIN_KEYS, end);
         }
-        tile_product(acc, mr, nv, t->p + (j - begin) / FA_PACKED, ATTENTION_STRIDE, 1, t->panel + j / FA_PACKED * nv * VL,
-                     (next - j) / FA_PACKED);
+        tile_product_any(acc, mr, nv, t->p + (j - begin) / FA_PACKED, ATTENTION_STRIDE, 1, t->panel + j / FA_PACKED * nv * VL,
+                         (next - j) / FA_PACKED);
         if (more) add_part(acc, part, mr, nv);
         if (next == end) break;
     }
@@ -68,22 +68,27 @@ void KERNEL(attention_values)(const value_rows *to, const score_block *p, const 
     const row_split split = split_rows(p->rows, TILE);
     const fa_index ahead = rows_per_tile(next, fa_ceil_div(D, PANEL) * split.tiles);
     fa_index part_of_next = 0;
-    for (fa_index first = 0; first < D; first += PANEL) {
-        const fa_index nv = panel_vectors(D, first);
-        for (fa_index t = 0, r = 0, mr; t < split.tiles; t++, r += mr) {
-            mr = tile_height(split, t);
-            const key_range range = tile_keys(p->begin + r, p->end + r, mr);
-            prefetch_part(next, part_of_next++, ahead);
-            if (range.end == 0 && to->o && !to->sum) continue;
-            const value_tile tile = {values_from(to, r, first), p->s + r * ATTENTION_STRIDE + range.begin / FA_PACKED,
-                                     v + first * padded, range, D - first};
-            switch (nv) {
-            case 1: tile_dispatch(multiply_values, &tile, mr, TILE, 1); break;
+    for (fa_index t0 = 0, r0 = 0; t0 < split.tiles; t0 += PANEL_TILES) {
+        tile_run run;
+        take_tiles(&run, split, t0, r0, p);
+        r0 = run.row[run.tiles];
+        for (fa_index first = 0; first < D; first += PANEL) {
+            const fa_index nv = panel_vectors(D, first);
+            for (fa_index t = 0; t < run.tiles; t++) {
+                const fa_index r = run.row[t], mr = run.row[t + 1] - r;
+                const key_range range = run.range[t];
+                prefetch_part(next, part_of_next++, ahead);
+                if (range.end == 0 && to->o && !to->sum) continue;
+                const value_tile tile = {values_from(to, r, first), p->s + r * ATTENTION_STRIDE + range.begin / FA_PACKED,
+                                         v + first * padded, range, D - first};
+                switch (nv) {
+                case 1: tile_dispatch(multiply_values, &tile, mr, TILE, 1); break;
 #if FA_NV == 4
-            case 2: tile_dispatch(multiply_values, &tile, mr, TILE, 2); break;
-            case 3: tile_dispatch(multiply_values, &tile, mr, TILE, 3); break;
+                case 2: tile_dispatch(multiply_values, &tile, mr, TILE, 2); break;
+                case 3: tile_dispatch(multiply_values, &tile, mr, TILE, 3); break;
 #endif
-            default: tile_dispatch(multiply_values, &tile, mr, TILE, FA_NV); break;
+                default: tile_dispatch(multiply_values, &tile, mr, TILE, FA_NV); break;
+                }
             }
         }
     }

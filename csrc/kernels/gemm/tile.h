@@ -39,12 +39,12 @@
 
 typedef vreal tile_acc[TILE_MAX_ROWS][TILE_MAX_VECTORS];
 
-/* acc += the products of TILE_K k. */
-FA_INLINE void tile_step(tile_acc acc, const int mr, const int nv, const int width, const real *restrict a,
-                         const fa_index row_step, const fa_index k_step, const real *restrict b)
+/* acc += the products of `steps` k, a constant. */
+FA_INLINE void tile_steps(tile_acc acc, const int mr, const int nv, const int width, const int steps, const real *restrict a,
+                          const fa_index row_step, const fa_index k_step, const real *restrict b)
 {
     FA_UNROLL
-    for (int k = 0; k < TILE_K; k++) {
+    for (int k = 0; k < steps; k++) {
         vreal bv[TILE_MAX_VECTORS];
         FA_UNROLL
         for (int v = 0; v < nv; v++) bv[v] = v_load(b + k * width * VL + v * VL);
@@ -55,6 +55,13 @@ FA_INLINE void tile_step(tile_acc acc, const int mr, const int nv, const int wid
             for (int v = 0; v < nv; v++) acc[r][v] = v_multiply_add(x, bv[v], acc[r][v]);
         }
     }
+}
+
+/* Of TILE_K. */
+FA_INLINE void tile_step(tile_acc acc, const int mr, const int nv, const int width, const real *restrict a,
+                         const fa_index row_step, const fa_index k_step, const real *restrict b)
+{
+    tile_steps(acc, mr, nv, width, TILE_K, a, row_step, k_step, b);
 }
 
 /* acc += the product with the first nv of the `width` vectors of a panel. */
@@ -81,7 +88,16 @@ FA_INLINE void tile_product(tile_acc acc, const int mr, const int nv, const real
     tile_product_part(acc, mr, nv, nv, a, row_step, k_step, b, k_size);
 }
 
-/* The same, and each step prefetches `lines` cache lines from `ahead` on: what is multiplied next, and far away. Spread over
+/* The same of any k_size: an operand that is zeros from there to its padding is not multiplied. */
+FA_INLINE void tile_product_any(tile_acc acc, const int mr, const int nv, const real *restrict a, const fa_index row_step,
+                                const fa_index k_step, const real *restrict b, fa_index k_size)
+{
+    const fa_index whole = k_size / TILE_K * TILE_K;
+    tile_product(acc, mr, nv, a, row_step, k_step, b, whole);
+    for (fa_index k = whole; k < k_size; k++) tile_steps(acc, mr, nv, nv, 1, a + k * k_step, row_step, k_step, b + k * nv * VL);
+}
+
+/* tile_product, and each step prefetches `lines` cache lines from `ahead` on: what is multiplied next, and far away. Spread over
    the steps they cost nothing; all at once they stand in the way of the operands. */
 FA_INLINE void tile_product_ahead(tile_acc acc, const int mr, const int nv, const real *restrict a, const fa_index row_step,
                                   const fa_index k_step, const real *restrict b, fa_index k_size, const char *ahead,

@@ -43,12 +43,12 @@ static upcoming_rows next_task(const attention_call *c, fa_index i, fa_index cal
     if (i >= a->B * a->Hk) return next;
     const fa_index b = c->order[i / a->Hk].batch, hk = i % a->Hk, first_keys = fa_min(c->block, key_length(a, b));
     const fa_index size = (fa_index)sizeof(stored);
-    next.rows[0] = (prefetch_rows){query_row(a, b, hk * c->group, 0), a->q_stride[2] * size, a->D * size, query_rows(a, b)};
-    next.rows[1] = (prefetch_rows){key_row(a, b, hk, 0), a->k_stride[2] * size, a->D * size, first_keys};
-    next.rows[2] = (prefetch_rows){value_row(a, b, hk, 0), a->v_stride[2] * size, a->Dv * size, first_keys};
+    next.rows[0] = (prefetch_rows){query_row(a, b, hk * c->group, 0), a->q_stride[2] * size, a->D * size, query_rows(a, b), NULL};
+    next.rows[1] = (prefetch_rows){key_row(a, b, hk, 0), a->k_stride[2] * size, a->D * size, first_keys, NULL};
+    next.rows[2] = (prefetch_rows){value_row(a, b, hk, 0), a->v_stride[2] * size, a->Dv * size, first_keys, NULL};
     fa_index rows = 0;
-    for (int n = 0; n < 3; n++) rows += next.rows[n].count;
-    next.share = fa_ceil_div(rows, fa_max(1, calls - 2)); /* two calls may reach the end of an array */
+    for (int n = 0; n < UPCOMING; n++) rows += next.rows[n].count;
+    next.share = fa_ceil_div(rows, fa_max(1, calls));
     return next;
 }
 
@@ -246,6 +246,16 @@ static int only_excludes(const fa_attention_arguments *a)
     return !(a->softcap > 0) && !a->alibi_slopes && a->mask_kind != FA_MASK_ADD;
 }
 
+/* GROUP_TILES register tiles for a whole block of keys. With few keys more of them, whose scores take half as much room: the panels of
+   keys and values share the first-level cache with them. A query block is whole groups. */
+static fa_index rows_of_group(const fa_kernels *k, fa_index block, fa_index keys)
+{
+    const fa_index rows = GROUP_TILES * k->sizes.attention_rows, most = QUERY_BLOCK / rows;
+    fa_index times = fa_min(most, fa_max(1, block / 2 / fa_max(1, keys)));
+    while (most % times) times--;
+    return times * rows;
+}
+
 double OP(attention_scale)(fa_index D) { return D ? 1 / sqrt((double)D) : 1; }
 
 fa_status OP(attention_forward)(const fa_attention_arguments *a)
@@ -263,7 +273,7 @@ fa_status OP(attention_forward)(const fa_attention_arguments *a)
     c.block = k->sizes.attention_keys / (fa_max(a->D, a->Dv) > WIDE_HEAD ? 2 : 1);
     c.blocks = fa_ceil_div(a->Lk, c.block);
     c.tiles = fa_ceil_div(a->Lq, QUERY_BLOCK);
-    c.group_rows = a->strategy == FA_ATTENTION_BLAS ? QUERY_BLOCK : GROUP_TILES * k->sizes.attention_rows;
+    c.group_rows = a->strategy == FA_ATTENTION_BLAS ? QUERY_BLOCK : rows_of_group(k, c.block, a->Lk);
     c.ldo = fa_max(lanes, fa_round_up(a->Dv, lanes));
     c.query_slice = QUERY_BLOCK * k->sizes.query_stride;
     c.key_size = c.block * padded;

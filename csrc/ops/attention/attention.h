@@ -76,6 +76,15 @@ FA_INLINE fa_index block_ranges(const fa_attention_arguments *a, fa_index b, fa_
 {
     const fa_index keys = x->keys;
     fa_index *begin = x->begin, *end = x->end, attended = 0;
+    if (a->left == FA_UNBOUNDED && a->right == FA_UNBOUNDED) {
+        const fa_index within = fa_max(0, fa_min(x->rows, query_length(a, b) - i0)),
+                       all = fa_max(0, fa_min(keys, key_length(a, b) - j0));
+        for (fa_index r = 0; r < x->rows; r++) {
+            begin[r] = 0;
+            end[r] = r < within ? all : 0;
+        }
+        return within * all;
+    }
     for (fa_index r = 0; r < x->rows; r++) {
         keys_by_position(a, b, i0 + r, &begin[r], &end[r]);
         begin[r] = fa_min(keys, fa_max(0, begin[r] - j0));

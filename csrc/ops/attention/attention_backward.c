@@ -184,10 +184,10 @@ static tile_ahead step_ahead(const backward_call *c, fa_index b, fa_index hk, fa
     tile_ahead ahead = {0};
     fa_index ld;
     if (rows <= 0) return ahead;
-    ahead.q = (prefetch_rows){query_row(a, b, h, i0), a->q_stride[2] * size, a->D * size, rows};
-    ahead.dout = (prefetch_rows){gradient_row(g, b, h, i0), g->dout_stride[2] * size, a->Dv * size, rows};
+    ahead.q = (prefetch_rows){query_row(a, b, h, i0), a->q_stride[2] * size, a->D * size, rows, NULL};
+    ahead.dout = (prefetch_rows){gradient_row(g, b, h, i0), g->dout_stride[2] * size, a->Dv * size, rows, NULL};
     const real *dq = summed_row(c, b, h, i0, &ld);
-    ahead.dq = (prefetch_rows){dq, ld * (fa_index)sizeof(real), a->D * (fa_index)sizeof(real), rows};
+    ahead.dq = (prefetch_rows){dq, ld * (fa_index)sizeof(real), a->D * (fa_index)sizeof(real), rows, NULL};
     return ahead;
 }
 

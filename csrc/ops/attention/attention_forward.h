@@ -29,8 +29,9 @@ typedef struct {
 } worker_scratch;
 
 /* What a thread needs next, and how much of it is prefetched in each call of a kernel. */
+#define UPCOMING 3 /* arrays: queries, keys, values */
 typedef struct {
-    prefetch_rows rows[3];
+    prefetch_rows rows[UPCOMING];
     fa_index share;
 } upcoming_rows;
 

@@ -75,18 +75,22 @@ void OP(attention_finish_tile)(const attention_call *c, const tile_state *s, fa_
         *s->overflowed |= ROWS_UNSETTLED;
 }
 
-/* The share of one call of a kernel. */
-static prefetch_rows take_share(upcoming_rows *next)
+/* The share of one call of a kernel: parts of as many arrays as it takes. */
+static const prefetch_rows *take_share(prefetch_rows part[UPCOMING], upcoming_rows *next)
 {
-    prefetch_rows part = {.count = 0};
-    for (int i = 0; next && i < 3 && part.count == 0; i++) {
+    fa_index left = next ? next->share : 0;
+    prefetch_rows *to = NULL;
+    for (int i = 0; left > 0 && i < UPCOMING; i++) {
         prefetch_rows *rows = &next->rows[i];
-        part = *rows;
-        part.count = fa_min(rows->count, next->share);
-        rows->first = (const char *)rows->first + part.count * rows->step;
-        rows->count -= part.count;
+        part[i] = *rows;
+        part[i].count = fa_min(rows->count, left);
+        part[i].then = to;
+        rows->first = (const char *)rows->first + part[i].count * rows->step;
+        rows->count -= part[i].count;
+        left -= part[i].count;
+        to = &part[i];
     }
-    return part;
+    return to;
 }
 
 /* One tile and one key block, the `last` one of the tile or another. */
@@ -103,6 +107,7 @@ void OP(attention_attend)(const attention_call *c, const worker_scratch *w, tile
     for (fa_index g = 0; g * c->group_rows < tile_rows; g++) {
         fa_index begin[QUERY_BLOCK], end[QUERY_BLOCK], first, rows;
         real alpha[QUERY_BLOCK];
+        prefetch_rows ahead[UPCOMING];
         split_evenly(tile_rows, c->group_rows, g, &first, &rows);
         score_block x = {w->scores, rows, keys, begin, end, c->scale_high};
         if (!block_ranges(a, b, tile_first + first, j0, &x)) continue;
@@ -114,8 +119,8 @@ void OP(attention_attend)(const attention_call *c, const worker_scratch *w, tile
                       w->scores, stride);
             k->attention_plain_scores(&x, c->scale_high == 0 ? 0 : c->scale_low / c->scale_high);
         } else {
-            const prefetch_rows ahead = take_share(next);
-            k->attention_product_nt(&x, s->queries + first * k->sizes.query_stride, c->query_slice, block->keys, a->D, &ahead);
+            k->attention_product_nt(&x, s->queries + first * k->sizes.query_stride, c->query_slice, block->keys, a->D,
+                                    take_share(ahead, next));
         }
         OP(attention_adjust_scores)(a, k, &x, w->mask, b, h, tile_first + first, j0);
         if (nonfinite) memcpy(w->unmasked, w->scores, (size_t)(rows * stride) * sizeof(real));
@@ -128,14 +133,13 @@ void OP(attention_attend)(const attention_call *c, const worker_scratch *w, tile
             s->progress[g] = BEGUN;
         } else {
             const int finish = last && !nonfinite;
-            const prefetch_rows ahead = take_share(next);
             const value_rows to = {.dst = finish ? (void *)output_row(a, b, h, tile_first + first) : o,
                                    .o = s->progress[g] == NOT_BEGUN ? NULL : o,
                                    .lddst = finish ? a->out_stride[2] : c->ldo,
                                    .ldo = c->ldo,
                                    .alpha = alpha,
                                    .sum = finish ? s->sum + first : NULL};
-            k->attention_values(&to, &x, block->values, a->Dv, &ahead);
+            k->attention_values(&to, &x, block->values, a->Dv, take_share(ahead, next));
             s->progress[g] = finish ? FINISHED : BEGUN;
         }
         if (nonfinite)
