@@ -101,3 +101,14 @@ def test_other_wrong_arguments_are_named():
         fa.embedding_backward(np.ones((1, 3)), saved)
     with pytest.raises(TypeError, match=r"embedding_backward: saved must be what embedding_forward returned"):
         fa.embedding_backward(np.ones((1, 2)), ([1], (3, 2)))
+
+
+@pytest.mark.usefixtures("isa", "threads")
+@pytest.mark.parametrize("columns", [16, 48, 50, 4096])
+def test_results_larger_than_caches_have_the_rows_too(rng, columns):
+    table = rng.standard_normal((300, columns), np.float32)
+    ids = rng.integers(0, 300, (17 << 20) // (4 * columns))
+    assert same_bits(fa.embedding(ids, table), table[ids])
+    halves = table.view(np.float16)
+    assert same_bits(fa.embedding(ids, halves).view(np.uint16), halves.view(np.uint16)[ids])
+    assert same_bits(fa.embedding(ids[::2], table.astype(np.float64)), table.astype(np.float64)[ids[::2]])

@@ -17,6 +17,8 @@
 static const int32_t v_lane_table[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
                                          0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0};
 
+FA_INLINE void v_end_stream(void) { _mm_sfence(); }
+
 #if defined(FA_REAL_F32)
 #define VL 8
 typedef __m256 vreal;
@@ -29,6 +31,7 @@ FA_INLINE vmask v_first(fa_index n)
 }
 FA_INLINE vreal v_load(const real *p) { return _mm256_loadu_ps(p); }
 FA_INLINE void v_store(real *p, vreal a) { _mm256_storeu_ps(p, a); }
+FA_INLINE void v_stream(real *p, vreal a) { _mm256_stream_ps(p, a); }
 FA_INLINE vreal v_load_n(const real *p, fa_index n) { return _mm256_maskload_ps(p, _mm256_castps_si256(v_first(n))); }
 FA_INLINE void v_store_n(real *p, vreal a, fa_index n) { _mm256_maskstore_ps(p, _mm256_castps_si256(v_first(n)), a); }
 FA_INLINE vreal v_broadcast(const real *p) { return _mm256_broadcast_ss(p); }
@@ -245,6 +248,7 @@ FA_INLINE vmask v_first(fa_index n)
 }
 FA_INLINE vreal v_load(const real *p) { return _mm256_loadu_pd(p); }
 FA_INLINE void v_store(real *p, vreal a) { _mm256_storeu_pd(p, a); }
+FA_INLINE void v_stream(real *p, vreal a) { _mm256_stream_pd(p, a); }
 FA_INLINE vreal v_load_n(const real *p, fa_index n) { return _mm256_maskload_pd(p, _mm256_castpd_si256(v_first(n))); }
 FA_INLINE void v_store_n(real *p, vreal a, fa_index n) { _mm256_maskstore_pd(p, _mm256_castpd_si256(v_first(n)), a); }
 FA_INLINE vreal v_broadcast(const real *p) { return _mm256_broadcast_sd(p); }

@@ -32,6 +32,8 @@
 #define FA_BYTE_TILES 0
 #endif
 
+FA_INLINE void v_end_stream(void) { _mm_sfence(); }
+
 #if defined(FA_REAL_F32)
 #define VL 16
 typedef __m512 vreal;
@@ -44,6 +46,7 @@ FA_INLINE vmask v_first(fa_index n)
 }
 FA_INLINE vreal v_load(const real *p) { return _mm512_loadu_ps(p); }
 FA_INLINE void v_store(real *p, vreal a) { _mm512_storeu_ps(p, a); }
+FA_INLINE void v_stream(real *p, vreal a) { _mm512_stream_ps(p, a); }
 FA_INLINE vreal v_load_n(const real *p, fa_index n) { return _mm512_maskz_loadu_ps(v_first(n), p); }
 FA_INLINE void v_store_n(real *p, vreal a, fa_index n) { _mm512_mask_storeu_ps(p, v_first(n), a); }
 FA_INLINE vreal v_broadcast(const real *p) { return _mm512_set1_ps(*p); }
@@ -330,6 +333,7 @@ FA_INLINE vmask v_first(fa_index n)
 }
 FA_INLINE vreal v_load(const real *p) { return _mm512_loadu_pd(p); }
 FA_INLINE void v_store(real *p, vreal a) { _mm512_storeu_pd(p, a); }
+FA_INLINE void v_stream(real *p, vreal a) { _mm512_stream_pd(p, a); }
 FA_INLINE vreal v_load_n(const real *p, fa_index n) { return _mm512_maskz_loadu_pd(v_first(n), p); }
 FA_INLINE void v_store_n(real *p, vreal a, fa_index n) { _mm512_mask_storeu_pd(p, v_first(n), a); }
 FA_INLINE vreal v_broadcast(const real *p) { return _mm512_set1_pd(*p); }

@@ -63,6 +63,8 @@ FA_INLINE vreal v_load(const real *p)
     return a;
 }
 FA_INLINE void v_store(real *p, vreal a) { memcpy(p, &a, sizeof a); }
+FA_INLINE void v_stream(real *p, vreal a) { v_store(p, a); }
+FA_INLINE void v_end_stream(void) {}
 FA_INLINE vreal v_load_n(const real *p, fa_index n)
 {
     vreal a = v_zero();

@@ -21,6 +21,8 @@
    memory      v_load(p) v_store(p, a)           any alignment
                v_load_n(p, n) v_store_n(p, a, n) first n lanes, 0 <= n <= VL; touches no byte beyond them; the rest reads as 0
                v_broadcast(p) v_set1(x) v_zero()
+               v_stream(p, a) v_end_stream()     past the caches where there is such a store, for p aligned to a vector; before
+                                                 another thread reads, the end
    storage     v_load_stored v_store_stored v_load_stored_n v_store_stored_n: the same for arrays of `stored`;
                real_of(x) stored_of(x) for one number. Also by type, for float only: v_load_bf16, v_store_f16_n, ...
                v_load_i8(p): VL signed bytes; v_load_bf16_pairs(p, &even, &odd): 2 VL numbers, lane i from p[2 i], p[2 i + 1].

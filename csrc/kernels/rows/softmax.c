@@ -125,10 +125,19 @@ FA_INLINE real sum_row(const real *x, fa_index n, const row_frame *f, const real
     for (fa_index first = 0; first < n; first += SUM_BLOCK * VL) {
         const fa_index end = fa_min(n, first + SUM_BLOCK * VL);
         vreal block = v_zero();
-        for (fa_index j = first; j < end; j += VL) {
-            FA_PREFETCH(next + j);
-            block = v_add(block, exp_some(x + j, end - j, f));
+        fa_index j = first;
+        for (; j + EXP_GROUP * VL <= end; j += EXP_GROUP * VL) {
+            vreal e[EXP_GROUP];
+            FA_UNROLL
+            for (int i = 0; i < EXP_GROUP; i++) {
+                FA_PREFETCH(next + j + i * VL);
+                e[i] = v_load(x + j + i * VL);
+            }
+            exp_vectors(e, EXP_GROUP, f);
+            FA_UNROLL
+            for (int i = 0; i < EXP_GROUP; i++) block = v_add(block, e[i]);
         }
+        for (; j < end; j += VL) block = v_add(block, exp_some(x + j, end - j, f));
         add_block(&total, block);
     }
     return long_total(&total);

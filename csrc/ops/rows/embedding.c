@@ -3,11 +3,13 @@
    Several ids may be the same, so the gradient is split by columns: each task adds the rows in ascending i. */
 #include "../ops.h"
 
+#include <stdint.h>
 #include <string.h>
 
 #define BLOCK 16384 /* elements per task of the forward, in whole rows */
 #define COLUMNS 64  /* per task of the backward: several cache lines, so that no two tasks share one for long */
 #define WORK_PER_ELEMENT 1.0
+#define STREAM_LEAST 0x1p24 /* bytes of a result that goes past the caches */
 
 typedef struct {
     const fa_kernels *kernels;
@@ -15,21 +17,40 @@ typedef struct {
     const stored *x;
     const fa_index *id;
     fa_index rows, n, step, table_rows;
+    int streams;
 } embedding_call;
 
-static void gather_rows(void *context, fa_index i, int worker)
+static void gather_block(void *context, fa_index i, int worker)
 {
     const embedding_call *c = context;
-    const fa_index end = fa_min(c->rows, (i + 1) * c->step);
+    const fa_index first = i * c->step, end = fa_min(c->rows, first + c->step), bytes = c->n * (fa_index)sizeof(stored);
     (void)worker;
-    for (fa_index r = i * c->step; r < end; r++) memcpy(c->y + r * c->n, c->x + c->id[r] * c->n, (size_t)c->n * sizeof(stored));
+    if (c->streams)
+        c->kernels->gather_rows(c->y + first * c->n, c->x, c->id + first, end - first, bytes);
+    else
+        for (fa_index r = first; r < end; r++) memcpy(c->y + r * c->n, c->x + c->id[r] * c->n, (size_t)bytes);
+}
+
+/* Whether a result is larger than caches, and what gather_rows takes. */
+static int past_caches(const fa_kernels *k, const void *y, fa_index rows, fa_index n)
+{
+    const uintptr_t vector = (uintptr_t)k->sizes.lanes * sizeof(real), bytes = (uintptr_t)n * sizeof(stored);
+    return (double)rows * (double)bytes >= STREAM_LEAST && (uintptr_t)y % vector == 0 && bytes % vector == 0;
 }
 
 fa_status OP(embedding_forward)(void *y, const void *w, const fa_index *id, fa_index rows, fa_index n)
 {
-    embedding_call call = {.y = y, .x = w, .id = id, .rows = rows, .n = n, .step = fa_max(1, BLOCK / fa_max(1, n))};
+    const fa_kernels *k = current_kernels();
+    embedding_call call = {.kernels = k,
+                           .y = y,
+                           .x = w,
+                           .id = id,
+                           .rows = rows,
+                           .n = n,
+                           .step = fa_max(1, BLOCK / fa_max(1, n)),
+                           .streams = past_caches(k, y, rows, n)};
     if (n == 0) return FA_OK;
-    fa_parallel_for(fa_ceil_div(rows, call.step), fa_threads_for(WORK_PER_ELEMENT * (double)rows * (double)n), gather_rows,
+    fa_parallel_for(fa_ceil_div(rows, call.step), fa_threads_for(WORK_PER_ELEMENT * (double)rows * (double)n), gather_block,
                     &call);
     return FA_OK;
 }
