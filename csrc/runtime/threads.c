@@ -14,8 +14,7 @@
 /* Spins after which a thread that others wait for is taken to have lost its processor, unless its work takes longer. */
 #define PATIENCE (8 * SPIN_ROUNDS)
 
-#define MICROSECOND INT64_C(1000)
-#define MILLISECOND (1000 * MICROSECOND)
+#define MILLISECOND INT64_C(1000000) /* nanoseconds */
 
 /* IDLE -> CALLED by the caller, who holds pool.busy, when all workers are idle; CALLED -> JOINED by the worker; CALLED -> IDLE
    by the caller who does without it; JOINED -> IDLE by the worker when it leaves. */
