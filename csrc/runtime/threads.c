@@ -11,7 +11,7 @@
 /* Spins before sleeping, about 20 microseconds: long enough to catch the next call of a loop, short enough that an idle
    process is seen idle. */
 #define SPIN_ROUNDS 1000
-/* Spins after which a thread that others wait for is taken to have lost its processor, unless its work takes longer. */
+/* Spins after which a wait for another thread is timed: that may have lost its processor. */
 #define PATIENCE (8 * SPIN_ROUNDS)
 
 #define MILLISECOND INT64_C(1000000) /* nanoseconds */
@@ -159,6 +159,8 @@ static void add_wait(int64_t waited, int64_t time)
     atomic_store(&contention.began, time);
 }
 
+static int64_t longer_pause(void) { return fa_min(2 * contention.pause, LONGEST_PAUSE); }
+
 /* Teams of half as many threads from now on. The caller holds pool.busy. */
 static void make_smaller(void)
 {
@@ -166,7 +168,7 @@ static void make_smaller(void)
     const int threads = (int)fa_min(fa_get_num_threads(), atomic_load(&contention.limit));
     if (!atomic_load(&adapts)) return;
     const int again = contention.pause && time - contention.raised < PAUSES_TO_FORGET * contention.pause;
-    contention.pause = !again ? FIRST_PAUSE : 2 * contention.pause < LONGEST_PAUSE ? 2 * contention.pause : LONGEST_PAUSE;
+    contention.pause = again ? longer_pause() : FIRST_PAUSE;
     was_preempted(time);
     atomic_store(&contention.total, 0);
     atomic_store(&contention.waited, 0);
@@ -180,14 +182,12 @@ static int retry_limit(void)
 {
     const int64_t time = fa_nanoseconds();
     if (time >= atomic_load(&contention.retry) && fa_mutex_try(&pool.busy)) {
-        if (time < atomic_load(&contention.retry)) {
-            /* another thread was faster */
-        } else if (was_preempted(time)) {
-            contention.pause = 2 * contention.pause < LONGEST_PAUSE ? 2 * contention.pause : LONGEST_PAUSE;
-        } else {
-            const int limit = atomic_load(&contention.limit);
+        const int64_t retry = atomic_load(&contention.retry); /* later, if another thread was faster */
+        if (time >= retry && was_preempted(time)) {
+            contention.pause = longer_pause();
+        } else if (time >= retry) {
             contention.raised = time;
-            atomic_store(&contention.limit, 2 * limit < FA_MAX_THREADS ? 2 * limit : FA_MAX_THREADS);
+            atomic_store(&contention.limit, (int)fa_min(2 * atomic_load(&contention.limit), FA_MAX_THREADS));
         }
         atomic_store(&contention.retry, time + contention.pause);
         fa_mutex_unlock(&pool.busy);
