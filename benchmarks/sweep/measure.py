@@ -1,16 +1,14 @@
 """The libraries in turns, on one case."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import median
 from time import perf_counter, thread_time
 from typing import Any
 
-import fastattn as fa
 from benchmarks.faces import difference
+from benchmarks.faces.measure import thread_limit
 from benchmarks.sweep import Calls, Operation, Run
-from benchmarks.sweep.operations import torch
 
 SIZES = (*(64 << 3 * i for i in range(7)), 64 << 20)  # bytes of x in float32: 64 B to 16 MB, and 64 MB
 SPECIFIED = 1 << 16  # elements up to which the specification, in float64, is quick
@@ -77,19 +75,6 @@ def cases(operations: list[Operation], sizes: list[int], dtypes: list[str], thre
                                 case = Case(operation, (elements // n, n), dtype, used, count)
                                 found[case.name, count] = case
     return list(found.values())
-
-
-@contextmanager
-def thread_limit(count: int) -> Iterator[None]:
-    before = torch.get_num_threads() if torch else 0
-    if torch:
-        torch.set_num_threads(count)
-    try:
-        with fa.num_threads(count):
-            yield
-    finally:
-        if torch:
-            torch.set_num_threads(before)
 
 
 def measure(case: Case, rounds: int, turn_seconds: float, of_processor: bool = False) -> Row:
