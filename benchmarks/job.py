@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     """The whole job; the exit code."""
     started = perf_counter()
     quick, only = arguments.quick, arguments.only
-    console = Console() if Console().is_terminal else Console(width=terminal.WIDTH)
+    console = terminal.console()
     libraries, missing = contenders(arguments.peers)
     most = arguments.threads or config.get_num_threads()
     settings = replace(SETTINGS[quick], rounds=arguments.rounds or SETTINGS[quick].rounds)

@@ -40,8 +40,6 @@ def main(argv: list[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from importlib import import_module  # noqa: PLC0415 (after the check of packages)
 
-    from rich.console import Console  # noqa: PLC0415
-
     from benchmarks.claims import LeftOut, Part, Settings, page  # noqa: PLC0415
     from benchmarks.job import Steps  # noqa: PLC0415
     from benchmarks.kernels import machine  # noqa: PLC0415
@@ -49,7 +47,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from fastattn import config  # noqa: PLC0415
 
     started = perf_counter()
-    console = Console() if Console().is_terminal else Console(width=terminal.WIDTH)
+    console = terminal.console()
     settings = Settings(arguments.quick, arguments.seed, config.get_num_threads())
     parts: dict[str, Part] = {}
     missing: list[str] = []

@@ -54,9 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from rich.console import Console  # noqa: PLC0415 (after the check of packages)
-
-    from benchmarks.contention.measure import CASES, BusyProcesses, measure  # noqa: PLC0415
+    from benchmarks.contention.measure import CASES, BusyProcesses, measure  # noqa: PLC0415 (after the check of packages)
     from benchmarks.job import Steps  # noqa: PLC0415
     from benchmarks.kernels import machine, peers  # noqa: PLC0415
     from benchmarks.kernels.runner import WorkerError  # noqa: PLC0415
@@ -64,7 +62,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from fastattn import config  # noqa: PLC0415
 
     started = perf_counter()
-    console = Console() if Console().is_terminal else Console(width=terminal.WIDTH)
+    console = terminal.console()
     cases = [case for case in CASES if not arguments.only or re.search(arguments.only, case.name, re.IGNORECASE)]
     if not cases:
         raise SystemExit(f"--only: no case is named like {arguments.only!r}")

@@ -41,9 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from rich.console import Console  # noqa: PLC0415 (after the check of packages)
-
-    from benchmarks.faces import page  # noqa: PLC0415
+    from benchmarks.faces import page  # noqa: PLC0415 (after the check of packages)
     from benchmarks.faces.measure import measure  # noqa: PLC0415
     from benchmarks.job import Steps  # noqa: PLC0415
     from benchmarks.kernels import machine  # noqa: PLC0415
@@ -51,7 +49,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from fastattn import config  # noqa: PLC0415
 
     started = perf_counter()
-    console = Console() if Console().is_terminal else Console(width=terminal.WIDTH)
+    console = terminal.console()
     programs: list[Program] = []
     missing: dict[str, str] = {}
     versions: dict[str, str] = {}

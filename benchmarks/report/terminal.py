@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -57,6 +58,12 @@ def _letters(rows: Sequence[Row]) -> str:
 
 
 WIDTH = 100  # characters that the tables need
+
+
+def console() -> Console:
+    """The terminal, or where there is none an output wide enough for the tables."""
+    found = Console()
+    return found if found.is_terminal else Console(width=WIDTH)
 
 
 def case_table(rows: Sequence[Row]) -> Table:

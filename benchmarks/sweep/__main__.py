@@ -50,9 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from rich.console import Console  # noqa: PLC0415 (after the check of packages)
-
-    from benchmarks.job import Steps  # noqa: PLC0415
+    from benchmarks.job import Steps  # noqa: PLC0415 (after the check of packages)
     from benchmarks.kernels import machine  # noqa: PLC0415
     from benchmarks.report import terminal  # noqa: PLC0415
     from benchmarks.sweep.measure import SIZES, cases, measure  # noqa: PLC0415
@@ -60,7 +58,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from fastattn import config  # noqa: PLC0415
 
     started = perf_counter()
-    console = Console() if Console().is_terminal else Console(width=terminal.WIDTH)
+    console = terminal.console()
     chosen = [o for o in OPERATIONS if re.search(arguments.only or "", o.name)]
     if not chosen:
         raise SystemExit(f"--only: no function is named like {arguments.only!r}")
